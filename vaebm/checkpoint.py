@@ -1,0 +1,123 @@
+"""Files that are whole or not there: models, training checkpoints, JSON, and the hashes of their contents."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from vaebm.config import UserError
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary stream whose bytes appear at `path` all at once: temporary name, sync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON, whole or not at all."""
+    with writing(path) as stream:
+        stream.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def hash_tensors(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values: two files of the same tensors may differ, their hash may not."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str, Tensor], **more: Any) -> None:
+    """Write a model file: weights and configuration, nothing else.
+
+    Args:
+        kind: what it is, "nvae", "energy" or "classifier".
+        network: the settings that its module is built from.
+        more: further plain values, as the shape of the images.
+    """
+    state = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    with writing(path) as stream:
+        torch.save({"kind": kind, "network": network, "weights": state, "hash": hash_tensors(state), **more}, stream)
+
+
+def load_model(path: Path | str, kind: str) -> dict[str, Any]:
+    """What `save_model` wrote, on the CPU.
+
+    Raises:
+        UserError: no such file, not a model of this project, or a model of another kind.
+    """
+    path = Path(path)
+    content = _load(path, f"a model of kind {kind!r}")
+    if not isinstance(content, dict) or "kind" not in content:
+        raise UserError(f"{path}: expected a model of kind {kind!r}, found another kind of file")
+    if content["kind"] != kind:
+        raise UserError(f"{path}: expected a model of kind {kind!r}, found one of kind {content['kind']!r}")
+    return content
+
+
+def _load(path: Path, expected: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected {expected}, found no file") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
+        raise UserError(f"{path}: expected {expected}, found a damaged file or one of another kind") from None
+
+
+class Checkpoints:
+    """Training checkpoints in one folder: the newest and the one before, each with its checksum.
+
+    The folder is keyed by the fingerprint of what the training depends on, so that a checkpoint of other settings is
+    never taken for one of these.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write `state` (tensors and plain values); the checkpoint before it is kept."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        newest, before = self.folder / "newest.pt", self.folder / "before.pt"
+        if self._whole(newest):
+            newest.with_suffix(".sha256").replace(before.with_suffix(".sha256"))
+            newest.replace(before)
+        with writing(newest) as stream:
+            stream.write(buffer.getbuffer())
+        with writing(newest.with_suffix(".sha256")) as stream:
+            stream.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, or None where there is none."""
+        for path in (self.folder / "newest.pt", self.folder / "before.pt"):
+            if self._whole(path):
+                state: dict[str, Any] = _load(path, "a training checkpoint")
+                return state
+        return None
+
+    @staticmethod
+    def _whole(path: Path) -> bool:
+        checksum = path.with_suffix(".sha256")
+        return path.is_file() and checksum.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == checksum.read_text()

@@ -1,0 +1,116 @@
+"""The one format that images are kept in: uint8 arrays, memory-mapped, described by a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaebm.checkpoint import write_json, writing
+from vaebm.config import UserError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A prepared data set.
+
+    Attributes:
+        name: of the data set.
+        images: (N, H, W, C) uint8, a memory map.
+        labels: (N,) int64.
+        splits: name of a split → (first, last + 1) in `images`.
+        hash: of the manifest, which holds the hashes of the arrays' bytes.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    splits: dict[str, tuple[int, int]]
+    hash: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) uint8 and labels (n,) int64 of one split."""
+        first, last = self.splits[name]
+        images = torch.from_numpy(np.array(self.images[first:last])).permute(0, 3, 1, 2).contiguous()
+        return images, torch.from_numpy(np.array(self.labels[first:last]))
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_images(
+    folder: Path,
+    name: str,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    splits: dict[str, tuple[int, int]],
+    source: dict[str, Any],
+) -> None:
+    """Write a prepared data set; the manifest comes last, so that a folder without one is never taken for a data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, array in (("images.npy", images), ("labels.npy", labels)):
+        with writing(folder / file) as stream:
+            np.save(stream, np.ascontiguousarray(array))
+    manifest = {
+        "dataset": name,
+        "images": len(images),
+        "shape": list(images.shape[1:]),
+        "splits": {split: list(bounds) for split, bounds in splits.items()},
+        "source": source,
+        "sha256": {file: _checksum(folder / file) for file in ("images.npy", "labels.npy")},
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def open_images(manifest: Path) -> ImageSet:
+    """The data set that `manifest` describes, its arrays checked against it.
+
+    Raises:
+        UserError: a file is missing, has another form than the manifest says, or its bytes were changed.
+    """
+    if not manifest.is_file():
+        raise UserError(f"{manifest}: expected the manifest of a prepared data set, found none; `vaebm data NAME --folder {manifest.parent}` makes it")
+    try:
+        content = json.loads(manifest.read_text())
+        shape, count = tuple(content["shape"]), content["images"]
+        splits = {name: (int(first), int(last)) for name, (first, last) in content["splits"].items()}
+        checksums = content["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {error}); remove the folder and prepare it again") from None
+    images = _open(manifest.parent / "images.npy", (count, *shape), np.uint8, checksums)
+    labels = _open(manifest.parent / "labels.npy", (count,), np.int64, checksums)
+    return ImageSet(content["dataset"], images, labels, splits, hashlib.sha256(manifest.read_bytes()).hexdigest())
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, str]) -> NDArray[Any]:
+    expected = f"({', '.join(map(str, shape))}) {np.dtype(dtype).name}"
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected {expected}, found no file; remove the folder and prepare it again") from None
+    except (ValueError, EOFError, OSError):
+        raise UserError(f"{path}: expected {expected}, found a file that is not a whole .npy array; remove the folder and prepare it again") from None
+    if array.shape != shape or array.dtype != dtype:
+        found = f"({', '.join(map(str, array.shape))}) {array.dtype.name}"
+        raise UserError(f"{path}: expected {expected}, found {found}; remove the folder and prepare it again")
+    if _checksum(path) != checksums[path.name]:
+        raise UserError(f"{path}: expected the bytes that manifest.json names, found others (damaged or edited); remove the folder and prepare it again")
+    return array
