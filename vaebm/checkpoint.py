@@ -87,37 +87,39 @@ def _load(path: Path, expected: str) -> Any:
 
 
 class Checkpoints:
-    """Training checkpoints in one folder: the newest and the one before, each with its checksum.
+    """Training checkpoints in one folder: two slots, written in turn, each with its checksum.
 
     The folder is keyed by the fingerprint of what the training depends on, so that a checkpoint of other settings is
-    never taken for one of these.
+    never taken for one of these. A death in the middle of a write leaves the other slot as it was.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.slots = (folder / "a.pt", folder / "b.pt")
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write `state` (tensors and plain values); the checkpoint before it is kept."""
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write `state` (tensors and plain values) over the older of the two checkpoints."""
+        slot = min(self.slots, key=lambda path: -1 if (step := self._step(path)) is None else step)
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        newest, before = self.folder / "newest.pt", self.folder / "before.pt"
-        if self._whole(newest):
-            newest.with_suffix(".sha256").replace(before.with_suffix(".sha256"))
-            newest.replace(before)
-        with writing(newest) as stream:
+        with writing(slot) as stream:
             stream.write(buffer.getbuffer())
-        with writing(newest.with_suffix(".sha256")) as stream:
-            stream.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+        write_json(slot.with_suffix(".json"), {"step": step, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()})
 
     def load(self) -> dict[str, Any] | None:
         """The newest whole checkpoint, or None where there is none."""
-        for path in (self.folder / "newest.pt", self.folder / "before.pt"):
-            if self._whole(path):
-                state: dict[str, Any] = _load(path, "a training checkpoint")
-                return state
-        return None
+        whole = [(step, path) for path in self.slots if (step := self._step(path)) is not None]
+        if not whole:
+            return None
+        state: dict[str, Any] = _load(max(whole)[1], "a training checkpoint")
+        return state
 
     @staticmethod
-    def _whole(path: Path) -> bool:
-        checksum = path.with_suffix(".sha256")
-        return path.is_file() and checksum.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == checksum.read_text()
+    def _step(path: Path) -> int | None:
+        """Step of a checkpoint, None where it is not whole."""
+        try:
+            beside = json.loads(path.with_suffix(".json").read_text())
+            whole = hashlib.sha256(path.read_bytes()).hexdigest() == beside["sha256"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return int(beside["step"]) if whole else None

@@ -29,6 +29,9 @@ BASELINE = "nvae"
 
 VARIANTS = (BASELINE, "vaebm")
 
+DATASET_NAMES = ("digits",)
+"""Data sets in the registry of `vaebm.data`, which imports torch and so cannot be asked here; a test compares the two."""
+
 
 class UserError(ValueError):
     """A mistake of the user's: one line that says where, what was expected, what was found and what to do."""
@@ -53,6 +56,13 @@ class DataSettings(Settings):
 
     dataset: str
     """Name in the registry of `vaebm.data`; prepared under data/<dataset>."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_registered(cls, name: str) -> str:
+        if name not in DATASET_NAMES:
+            raise ValueError(f"there is no data set {name!r}; data sets that exist: {', '.join(DATASET_NAMES)}")
+        return name
 
 
 # ----------------------------------------------------------------------------------------------------------------- nvae

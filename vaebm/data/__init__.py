@@ -4,10 +4,27 @@ A prepared data set is a folder with `images.npy` (N, H, W, C) uint8, `labels.np
 memory maps) and `manifest.json` (counts, shape, splits, checksums; no times, no paths).
 """
 
+from pathlib import Path
+
+from vaebm.config import UserError
 from vaebm.data.digits import prepare_digits
 from vaebm.data.prepared import ImageSet, open_images, write_images
 
 DATASETS = {"digits": prepare_digits}
 """Name of a data set → the function that makes its images, labels, splits and source."""
 
-__all__ = ["DATASETS", "ImageSet", "open_images", "write_images"]
+
+
+def prepare(dataset: str, folder: Path) -> None:
+    """Prepare the data set of that name in `folder`.
+
+    Raises:
+        UserError: there is no data set of that name.
+    """
+    if dataset not in DATASETS:
+        raise UserError(f"unknown data set {dataset!r}; data sets that exist: {', '.join(sorted(DATASETS))}")
+    images, labels, splits, source = DATASETS[dataset]()
+    write_images(folder, dataset, images, labels, splits, source)
+
+
+__all__ = ["DATASETS", "ImageSet", "open_images", "prepare", "write_images"]

@@ -1,0 +1,216 @@
+"""The command line: one command per stage. Arguments are paths and facts of the machine; settings live in the files."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vaebm.config import UserError
+from vaebm.logfile import mirrored
+
+app = typer.Typer(
+    help="VAEBM: an energy-based model on a hierarchical VAE. The pipeline's stages, each as a command.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Settings = Annotated[Path, typer.Argument(help="The stage's settings file.")]
+Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
+NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.pt of the NVAE.")]
+EnergyModel = Annotated[Path | None, typer.Option("--energy", help="model.pt of the energy network; none: the NVAE alone.")]
+ClassifierModel = Annotated[Path, typer.Option("--classifier", help="model.pt of the classifier.")]
+Model = Annotated[Path, typer.Option(help="Where the model goes.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+GPUs = Annotated[int, typer.Option(min=0, help="GPUs; 0: the CPU.")]
+TimeLimit = Annotated[float | None, typer.Option(min=0, help="Minutes after which to save and stop; the same command goes on.")]
+CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")]
+Log = Annotated[Path | None, typer.Option(help="File that gets a copy of everything printed.")]
+
+
+@app.callback()
+def _main(context: typer.Context) -> None:
+    """Keep a copy of what the command prints in the file named by --log."""
+
+
+def _example(command: str) -> str:
+    return f"Example: `vaebm {command}`"
+
+
+RUN = "results/digits/vaebm/seed0"
+
+
+@app.command(epilog=_example("data digits --folder data/digits"))
+def data(dataset: Annotated[str, typer.Argument(help="Name of the data set.")], folder: Annotated[Path, typer.Option(help="Where it goes.")], log: Log = None) -> None:
+    """Prepare a data set: images.npy, labels.npy, manifest.json."""
+    from vaebm.data import prepare
+
+    prepare(dataset, folder)
+
+
+@app.command(epilog=_example("pin data/digits --pins data.dvc"))
+def pin(folder: Annotated[Path, typer.Argument(help="A prepared data set.")], pins: Annotated[Path, typer.Option(help="The file that pins its bytes.")], log: Log = None) -> None:
+    """Compare a prepared data set with the bytes that data.dvc pins."""
+    from vaebm.data.pin import run
+
+    run(folder, pins)
+
+
+@app.command(epilog=_example("classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt"))
+def classifier(settings: Settings, data: Data, model: Model, threads: Threads = 1, log: Log = None) -> None:
+    """Train the classifier whose features measure image quality."""
+    from vaebm.evaluation.classifier import run
+
+    _threads(threads)
+    run(settings, data, model)
+
+
+@app.command(epilog=_example("reference --data data/digits/manifest.json --classifier results/digits/classifier/model.pt --output reference.npz"))
+def reference(data: Data, classifier: ClassifierModel, output: Annotated[Path, typer.Option(help="Where the statistics go.")], threads: Threads = 1, log: Log = None) -> None:
+    """Compute the statistics of the training and held-out images."""
+    from vaebm.evaluation.fidelity import reference as run
+
+    _threads(threads)
+    run(data, classifier, output)
+
+
+@app.command(epilog=_example("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.pt"))
+def nvae(
+    settings: Settings,
+    data: Data,
+    model: Model,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+    time_limit: TimeLimit = None,
+    checkpoint_every: CheckpointEvery = 60.0,
+    log: Log = None,
+) -> None:
+    """Train the NVAE."""
+    from vaebm.nvae.train import run
+    from vaebm.training import Limits
+
+    run(settings, data, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
+
+
+@app.command(epilog=_example(f"ebm {RUN}/ebm.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt --model model.pt"))
+def ebm(
+    settings: Settings,
+    data: Data,
+    nvae: NVAEModel,
+    model: Model,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+    time_limit: TimeLimit = None,
+    checkpoint_every: CheckpointEvery = 60.0,
+    log: Log = None,
+) -> None:
+    """Train the energy network on a frozen NVAE."""
+    from vaebm.ebm.train import run
+    from vaebm.training import Limits
+
+    run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
+
+
+@app.command(epilog=_example(f"samples {RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.pt --energy {RUN}/model.pt --shard 0 --output shard.npy"))
+def samples(
+    settings: Settings,
+    nvae: NVAEModel,
+    shard: Annotated[int, typer.Option(min=0, help="Which part of the images.")],
+    output: Annotated[Path, typer.Option(help="Where the images go.")],
+    energy: EnergyModel = None,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+    log: Log = None,
+) -> None:
+    """Draw one shard of samples: decoder means after the test chain."""
+    from vaebm.samples import run
+
+    run(settings, nvae, energy, shard, output, threads=threads, gpus=gpus)
+
+
+@app.command(
+    epilog=_example(
+        f"evaluation {RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt "
+        f"--energy {RUN}/model.pt --classifier results/digits/classifier/model.pt --reference results/digits/reference/classifier.npz "
+        f"--metrics {RUN}/evaluation/metrics.json {RUN}/samples/shard-000.npy {RUN}/samples/shard-001.npy"
+    )
+)
+def evaluation(
+    settings: Settings,
+    shards: Annotated[list[Path], typer.Argument(help="The samples.")],
+    data: Data,
+    nvae: NVAEModel,
+    classifier: ClassifierModel,
+    reference: Annotated[Path, typer.Option(help="Statistics of the real images.")],
+    metrics: Annotated[Path, typer.Option(help="Where the figures go: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")],
+    energy: EnergyModel = None,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+    log: Log = None,
+) -> None:
+    """Measure samples and models."""
+    from vaebm.evaluation.stage import run
+
+    _threads(threads, gpus)
+    run(settings, data, nvae, energy, classifier, reference, shards, metrics)
+
+
+@app.command(epilog=_example("benchmarks results/digits/*/seed0/evaluation/metrics.json --paper config/paper.yaml --experiments config/experiments --results results"))
+def benchmarks(
+    metrics: Annotated[list[Path], typer.Argument(help="metrics.json of every run.")],
+    paper: Annotated[Path, typer.Option(help="The paper's figures.")],
+    experiments: Annotated[Path, typer.Option(help="Folder of the experiment files.")],
+    results: Annotated[Path, typer.Option(help="Folder of the results.")],
+    log: Log = None,
+) -> None:
+    """Set the figures beside the paper's: table and report."""
+    from vaebm.benchmarks import run
+
+    run(metrics, paper, experiments, results)
+
+
+@app.command(epilog=_example("track results/digits"))
+def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")], log: Log = None) -> None:
+    """Mirror an experiment's results to MLflow; what is there already is not written twice."""
+    from vaebm.tracking import run
+
+    run(results)
+
+
+def _threads(threads: int, gpus: int = 0) -> None:
+    from vaebm.runtime import prepare
+
+    prepare(threads, gpus)
+
+
+def _log_file(arguments: list[str]) -> Path | None:
+    """The value of --log, read before anything else can fail."""
+    for number, argument in enumerate(arguments):
+        if argument == "--log" and number + 1 < len(arguments):
+            return Path(arguments[number + 1])
+        if argument.startswith("--log="):
+            return Path(argument.removeprefix("--log="))
+    return None
+
+
+def main() -> Any:
+    """Run the command line; the last line of the log of a failed command is its message, without a trace for a user's mistake."""
+    with mirrored(_log_file(sys.argv[1:])):
+        try:
+            app()
+        except UserError as error:
+            print(error, file=sys.stderr)
+            sys.exit(1)
+        except Exception as error:
+            from vaebm.runtime import Interrupted
+
+            if isinstance(error, Interrupted):
+                print(error, file=sys.stderr)
+                sys.exit(error.status)
+            traceback.print_exc()
+            sys.exit(1)

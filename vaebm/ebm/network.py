@@ -1,0 +1,101 @@
+"""The energy network: weight-normalised residual blocks without batch norm (VAEBM appendix E)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vaebm.checkpoint import load_model
+from vaebm.config import EnergyNetworkSettings
+from vaebm.nvae.cells import NormalizedConv2d
+
+INITIAL_STD = 0.2
+"""Standard deviation of every channel of every convolution after the data-dependent initialisation."""
+
+
+def lipswish(x: Tensor) -> Tensor:
+    """swish(x) / 1.1, which has a Lipschitz constant below 1."""
+    return F.silu(x) / 1.1
+
+
+class EnergyConv2d(NormalizedConv2d):
+    """Normalised convolution that can set its scale and bias from the data that it sees."""
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> Tensor:
+        """Choose L and the bias so that each output channel has mean 0 and standard deviation 0.2 on the batch `x`.
+
+        Without a bias only the standard deviation is set. Returns the output with the new values.
+        """
+        direction = self.weight / (self._norm() + 1e-5)
+        out = self._conv_forward(x, direction, None)
+        mean, scale = out.mean(dim=(0, 2, 3)), out.std(dim=(0, 2, 3)) / INITIAL_STD
+        self.log_weight_norm.copy_(-torch.log(scale + 1e-5)[:, None, None, None])
+        if self.bias is not None:
+            self.bias.copy_(-mean / (scale + 1e-5))
+        return self(x)
+
+
+class EnergyBlock(nn.Module):
+    """Two 3×3 convolutions beside a skip connection, then a 2×2 mean pool where `down`."""
+
+    def __init__(self, channels_in: int, channels_out: int, down: bool):
+        super().__init__()
+        self.first = EnergyConv2d(channels_in, channels_out, 3)
+        self.second = EnergyConv2d(channels_out, channels_out, 3)
+        self.skip = EnergyConv2d(channels_in, channels_out, 1, bias=False) if down or channels_in != channels_out else None
+        self.down = down
+
+    def forward(self, x: Tensor, *, initialize: bool = False) -> Tensor:
+        """(B, in, H, W) → (B, out, H', W'); `initialize`: each convolution is first set by its input."""
+        apply = EnergyConv2d.initialize if initialize else EnergyConv2d.__call__
+        hidden = apply(self.second, lipswish(apply(self.first, x)))
+        out = hidden + (x if self.skip is None else apply(self.skip, x))
+        return lipswish(F.avg_pool2d(out, 2) if self.down else out)
+
+
+class EnergyNetwork(nn.Module):
+    """E(x): low for images that look like data.
+
+    Args:
+        settings: the architecture.
+        channels: C of the images.
+    """
+
+    def __init__(self, settings: EnergyNetworkSettings, channels: int):
+        super().__init__()
+        self.settings, self.channels = settings, channels
+        widths = [settings.channels, *(settings.channels * width for width in settings.widths)]
+        self.stem = EnergyConv2d(channels, settings.channels, 3)
+        self.blocks = nn.ModuleList(
+            EnergyBlock(width_in, width_out, block in settings.down) for block, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False))
+        )
+        self.head = nn.Linear(widths[-1], 1)
+
+    def forward(self, x: Tensor, *, initialize: bool = False) -> Tensor:
+        """Energies (B,) of images (B, C, H, W) in [0, 1]."""
+        x = lipswish(self.stem.initialize(x) if initialize else self.stem(x))
+        for block in self.blocks:
+            x = block(x, initialize=initialize)
+        energy: Tensor = self.head(x.sum(dim=(2, 3)))[:, 0]
+        return energy
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor) -> None:
+        """Data-dependent initialisation: every convolution is set, in the order of the forward pass, by a batch of images (B, C, H, W) in [0, 1]."""
+        self(images, initialize=True)
+
+
+def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyNetwork:
+    """The trained energy network in a model file: frozen.
+
+    Raises:
+        UserError: no such file, or not an energy network.
+    """
+    content = load_model(path, "energy")
+    energy = EnergyNetwork(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
+    energy.load_state_dict(content["weights"])
+    return energy.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)

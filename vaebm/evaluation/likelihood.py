@@ -1,0 +1,52 @@
+"""Estimates of log p(x) under the NVAE: the ELBO and the importance-weighted bound (NVAE eq. 1; Burda et al., 2016).
+
+The Gaussian decoder gives a density of y = 2x − 1 on [−1, 1], in nats; it may be positive, and no bits per dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaebm.evaluation.classifier import to_float
+from vaebm.noise import NoiseSource
+from vaebm.nvae.model import NVAE
+
+BATCH = 250
+"""Images at once; fixed, since the last bits of a figure may depend on it."""
+
+
+class Likelihood(NamedTuple):
+    """Estimates of log p(x), nats per image, each (N,)."""
+
+    elbo: Tensor
+    """E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)), the expectation as a mean over the draws."""
+    importance: Tensor
+    """ln of the mean over the draws of p(x|z) p(z) / q(z|x): never below the ELBO but for chance."""
+
+
+@torch.no_grad()
+def estimate(nvae: NVAE, images: Tensor, seed: int, purpose: str, samples: int) -> Likelihood:
+    """Both bounds for uint8 images (N, C, H, W), from the same draws of the posterior.
+
+    Args:
+        nvae: frozen, in eval mode.
+        seed, purpose: of the noise; the draws of an image depend on these, its place in `images`, and nothing else.
+        samples: draws per image.
+    """
+    elbos, bounds = [], []
+    for start, batch in zip(range(0, len(images), BATCH), images.split(BATCH), strict=True):
+        x = to_float(batch)
+        noise = NoiseSource(seed, purpose, range(start, start + len(x)))
+        elbo, weights = torch.zeros(len(x), dtype=torch.float64), []
+        for draw in range(samples):
+            out = nvae(x, noise=noise, step=draw)
+            reconstruction = out.pixels.log_prob(x).double().sum(dim=(1, 2, 3))
+            elbo += (reconstruction - out.kl.double().sum(dim=1)) / samples
+            weights.append(reconstruction + out.log_p.double() - out.log_q.double())
+        elbos.append(elbo)
+        bounds.append(torch.stack(weights).logsumexp(dim=0) - math.log(samples))
+    return Likelihood(torch.cat(elbos), torch.cat(bounds))

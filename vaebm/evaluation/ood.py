@@ -1,0 +1,72 @@
+"""Telling the digits from other pictures by log p(x) − E(x) (VAEBM section 5.4): the other pictures, and the AUROC.
+
+Every set is made from integers alone and ends at the digits' own 8×8 pixels and 17 levels: a difference in how pictures
+were brought to size would tell them apart better than any model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaebm.config import UserError
+from vaebm.data.digits import reduce, to_counts, to_uint8
+
+Pictures = NDArray[np.uint8]
+
+CROP = 32
+"""Side of the patches that the digits' own reduction makes 8×8 of."""
+
+
+def interpolation(digits: Pictures) -> Pictures:
+    """The mean of each digit and another one, a third of the set further on; halves go to the even level."""
+    counts = to_counts(digits)
+    total = counts + np.roll(counts, -max(len(digits) // 3, 1), axis=0)
+    low = total // 2
+    return to_uint8(low + total % 2 * (low % 2))
+
+
+def turned(digits: Pictures) -> Pictures:
+    """Each digit upside-down: turned by 180°."""
+    return np.ascontiguousarray(digits[:, ::-1, ::-1])
+
+
+def photographs(digits: Pictures) -> Pictures:
+    """As many patches of the photographs that scikit-learn ships, in grey, at places given by a hash."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [photo.astype(np.int64) @ (299, 587, 114) // 1000 for photo in load_sample_images().images]
+    patches = []
+    for index in range(len(digits)):
+        photo = photos[index % len(photos)]
+        words = np.frombuffer(sha256(f"photographs/{index}".encode()).digest(), dtype="<u4")
+        top, left = (int(word) % (side - CROP + 1) for word, side in zip(words[:2], photo.shape, strict=True))
+        patches.append(photo[top : top + CROP, left : left + CROP])
+    return reduce(np.stack(patches).astype(np.uint8))
+
+
+SETS: dict[str, Callable[[Pictures], Pictures]] = {"interpolation": interpolation, "turned": turned, "photographs": photographs}
+"""Name of a set → what makes it from the held-out digits (n, 8, 8) uint8; as many pictures, of the same form."""
+
+
+def make(name: str, held_out: Pictures) -> Pictures:
+    """The pictures (n, 8, 8, 1) of set `name` for held-out digits of that form.
+
+    Raises:
+        UserError: the images are not the digits' size, or too few.
+    """
+    if held_out.shape[1:] != (8, 8, 1) or len(held_out) < 2:
+        found = "×".join(map(str, held_out.shape))
+        raise UserError(f"evaluation: ood: {name} is made from at least two digits of 8×8×1, found images of {found}; leave it out for this data set")
+    return SETS[name](held_out[..., 0])[..., None]
+
+
+def auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
+    """Area under the ROC curve: how often an in-distribution image has the higher score (n,) than another one (m,)."""
+    from sklearn.metrics import roc_auc_score
+
+    labels = np.repeat([1, 0], [len(inside), len(outside)])
+    return float(roc_auc_score(labels, np.concatenate([inside, outside])))

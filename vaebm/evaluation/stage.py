@@ -1,0 +1,217 @@
+"""Stage `evaluation`: every figure and every picture of one variant with one seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaebm import VAEBM, load_energy, load_nvae, plots, provenance
+from vaebm.checkpoint import load_model, write_json
+from vaebm.config import BASELINE, ChainSettings, EBMSettings, EvaluationSettings, SamplesSettings, UserError, read_settings
+from vaebm.data import ImageSet, open_images
+from vaebm.evaluation import fidelity, ood
+from vaebm.evaluation.classifier import to_float
+from vaebm.evaluation.likelihood import Likelihood, estimate
+from vaebm.noise import derive
+
+GRID, CHAINS = 160, 10
+"""Images of a grid of samples; chains that are shown step by step."""
+
+Energy = Callable[[Tensor], Tensor]
+Figures = dict[str, dict[str, Any]]
+Scores = dict[str, NDArray[np.float64]]
+
+
+class Run(NamedTuple):
+    """Where a run stands: results/<experiment>/<variant>/seed<k>."""
+
+    experiment: str
+    variant: str
+    folder: Path
+
+    @classmethod
+    def of(cls, metrics: Path) -> Run:
+        """The run that the file results/<experiment>/<variant>/seed<k>/evaluation/metrics.json belongs to."""
+        folder = metrics.absolute().parent.parent
+        if not folder.name.startswith("seed") or metrics.parent.name != "evaluation":
+            raise UserError(f"{metrics}: expected a path results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json, found another")
+        return cls(folder.parent.parent.name, folder.parent.name, folder)
+
+
+def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) -> Tensor:
+    """The samples (N, C, H, W) uint8 in the order of the shards.
+
+    Args:
+        shards: .npy files (n, H, W, C) uint8.
+        shape: (C, H, W) that they must have.
+        count: N that they must have together.
+
+    Raises:
+        UserError: a missing or damaged file, images of another form, or another number of them.
+    """
+    channels, height, width = shape
+    parts = []
+    for path in shards:
+        expected = f"(n, {height}, {width}, {channels}) uint8"
+        try:
+            part = np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError(f"{path}: expected samples {expected}, found no file; `vaebm samples` makes it") from None
+        except (ValueError, EOFError, OSError):
+            raise UserError(f"{path}: expected samples {expected}, found a file that is not a whole .npy array; remove it and sample again") from None
+        if part.dtype != np.uint8 or part.shape[1:] != (height, width, channels):
+            raise UserError(f"{path}: expected samples {expected}, found {part.shape} {part.dtype}; remove it and sample again")
+        parts.append(part)
+    samples = np.concatenate(parts)
+    if len(samples) != count:
+        raise UserError(f"{shards[0].parent}: expected {count} samples, as samples.yaml says, found {len(samples)} in {len(shards)} shards")
+    return torch.from_numpy(samples).permute(0, 3, 1, 2).contiguous()
+
+
+def fidelity_figures(samples: Tensor, reference: fidelity.Reference, extractor: fidelity.Extractor, settings: EvaluationSettings, seed: int) -> Figures:
+    """Fréchet distances to training and to held-out images, and KID to training images."""
+    features = extractor.features(samples)
+    statistics = fidelity.Statistics.of(features)
+    mean, spread = fidelity.kid(features, reference.train_features, settings.kid_subsets, settings.kid_subset_size, derive(seed, "kid"))
+    kid = {"value": mean, "samples": len(samples), "subsets": settings.kid_subsets, "subset_size": settings.kid_subset_size, "spread_over_subsets": spread}
+    return {
+        "FD-classifier": {"value": fidelity.frechet_distance(statistics, reference.train), "samples": len(samples)},
+        "FD-classifier-heldout": {"value": fidelity.frechet_distance(statistics, reference.heldout), "samples": len(samples)},
+        "KID-classifier": kid,
+    }
+
+
+@torch.no_grad()
+def scores(likelihood: Likelihood, images: Tensor, energy: Energy | None) -> Scores:
+    """Scores of images (N, C, H, W) uint8, higher for what looks in-distribution.
+
+    Returns:
+        "" → log p(x) − E(x) (the NVAE alone: log p(x)); with an energy also "energy" → −E(x), "likelihood" → log p(x).
+    """
+    log_p = likelihood.importance.numpy()
+    if energy is None:
+        return {"": log_p}
+    energies = torch.cat([energy(to_float(batch)) for batch in images.split(fidelity.BATCH)]).double().numpy()
+    return {"": log_p - energies, "energy": -energies, "likelihood": log_p}
+
+
+def ood_figures(inside: Scores, outside: dict[str, Scores], samples: int) -> Figures:
+    """AUROC of every score for held-out images against every set: AUROC-<set>, and -energy and -likelihood beside it."""
+    return {
+        "-".join(filter(None, ("AUROC", name, kind))): {"value": ood.auroc(inside[kind], found[kind]), "samples": samples}
+        for name, found in outside.items()
+        for kind in inside
+    }
+
+
+def _ood_pictures(inside: Scores, outside: dict[str, Scores], figures: Figures, folder: Path) -> None:
+    whole = "log p(x) − E(x)" if len(inside) > 1 else "log p(x)"
+    names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)"}
+    panels = {}
+    for name, found in outside.items():
+        for kind in inside:
+            area = figures["-".join(filter(None, ("AUROC", name, kind)))]["value"]
+            panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out digits": inside[kind], name: found[kind]}
+    plots.histograms(panels, folder / "ood.png", "score")
+
+
+def _chain_pictures(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
+    steps = model.chain(GRID, seed=seed, steps=chain.steps, step_size=chain.step_size)
+    plots.image_grid(steps[0], folder / "before.png")
+    plots.image_grid(steps[-1], folder / "after.png")
+    plots.chain_strip([images[:CHAINS] for images in steps], folder / "chain.png")
+
+
+def _elbo_figures(data: ImageSet, held_out: Likelihood, train: Likelihood, draws: int) -> Figures:
+    """ELBO in nats per pixel and channel, of the density of y = 2x − 1 (NVAE eq. 1), on held-out and on training images."""
+    size = int(np.prod(data.shape))
+    return {
+        name: {"value": float(found.elbo.mean()) / size, "samples": len(found.elbo), "draws": draws, "unit": "nats per dimension, density on [-1, 1]"}
+        for name, found in (("ELBO", held_out), ("ELBO-train", train))
+    }
+
+
+def _training(model: Path) -> dict[str, Any]:
+    """What the stage that made `model` says of itself, but for its settings, which stand in their own file."""
+    path = model.with_name("training.json")
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{path}: expected the record of the training, found none or a damaged file; run the training again") from None
+    return {key: value for key, value in content.items() if key not in {"settings", "data"}}
+
+
+def run(
+    settings: Path, data: Path, nvae: Path, energy: Path | None, classifier: Path, reference: Path, shards: list[Path], metrics: Path
+) -> None:
+    """Measure the samples and the models of one run; write `metrics`, and pictures/ beside it.
+
+    Args:
+        settings: evaluation.yaml.
+        data: manifest of the images.
+        nvae: model file of the NVAE; energy: of the energy, None for the variant `nvae`.
+        classifier: model file of the classifier; reference: what `fidelity.reference` wrote.
+        shards: the samples; samples.yaml stands beside them.
+        metrics: results/<experiment>/<variant>/seed<k>/evaluation/metrics.json.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not belong to the others.
+    """
+    where = Run.of(metrics)
+    if (energy is None) != (where.variant == BASELINE):
+        raise UserError(f"{metrics}: expected {'no energy' if where.variant == BASELINE else 'an energy'} for the variant {where.variant}, found {energy}")
+    seed, chosen = read_settings(settings, EvaluationSettings)
+    sampling_seed, sampling = read_settings(shards[0].with_name("samples.yaml"), SamplesSettings)
+    images, extractor = open_images(data), fidelity.Extractor.of(classifier)
+    statistics = fidelity.read_reference(reference, images.hash, extractor.weights)
+    samples = read_samples(shards, images.shape, sampling.count)
+    network, pictures = load_nvae(nvae), metrics.parent / "pictures"
+    energies = None if energy is None else load_energy(energy)
+
+    train, held_out = images.split("train")[0], images.split("heldout")[0]
+    draws = chosen.elbo_samples
+    likelihoods = {name: estimate(network, split, seed, f"evaluation/{name}", draws) for name, split in (("train", train), ("heldout", held_out))}
+    inside, outside, shown = scores(likelihoods["heldout"], held_out, energies), {}, [held_out[:16]]
+    for name in chosen.ood:
+        pixels = torch.from_numpy(ood.make(name, held_out.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
+        outside[name] = scores(estimate(network, pixels, seed, f"evaluation/{name}", draws), pixels, energies)
+        shown.append(pixels[:16])
+    figures = {
+        **fidelity_figures(samples, statistics, extractor, chosen, seed),
+        **_elbo_figures(images, likelihoods["heldout"], likelihoods["train"], draws),
+        **ood_figures(inside, outside, len(held_out)),
+    }
+
+    plots.image_grid(to_float(samples[:GRID]), pictures / "samples.png")
+    if outside:
+        plots.image_grid(to_float(torch.cat(shown)), pictures / "sets.png", columns=16)
+        _ood_pictures(inside, outside, figures, pictures)
+    models = {"nvae": load_model(nvae, "nvae")["hash"], "classifier": extractor.weights}
+    training = {"nvae": _training(nvae)}
+    potential = None
+    if energies is not None and energy is not None:
+        potential = read_settings(energy.with_name("ebm.yaml"), EBMSettings)[1].potential
+        _chain_pictures(VAEBM(network, energies, potential=potential), sampling_seed, sampling.chain, pictures)
+        models["energy"], training["ebm"] = load_model(energy, "energy")["hash"], _training(energy)
+    record = {
+        "experiment": where.experiment,
+        "variant": where.variant,
+        "seed": seed,
+        "metrics": figures,
+        "real": {"FD-classifier": {"value": statistics.real, "samples": len(held_out)}},
+        "extractor": extractor.describe(),
+        "chain": {**sampling.chain.model_dump(), "potential": potential},
+        "data": images.hash,
+        **provenance.commit(),
+        "versions": provenance.versions(),
+        "models": models,
+        "training": training,
+    }
+    write_json(metrics, record)

@@ -1,0 +1,154 @@
+"""VAEBM: the pair of a frozen NVAE and an energy network, p(x, z) ∝ p(x, z) exp(−E(x)) (VAEBM eq. 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vaebm.config import BASELINE, EBMSettings, SamplesSettings, UserError, read_settings
+from vaebm.ebm.langevin import langevin
+from vaebm.ebm.network import load_energy
+from vaebm.noise import NoiseSource
+from vaebm.nvae.model import NVAE, load_nvae
+
+
+class VAEBM:
+    """A frozen NVAE, an energy, and the law that they define together.
+
+    Args:
+        nvae: the VAE, frozen.
+        energy: E(x) → (B,) for images x in [0, 1]; None: the NVAE alone.
+        potential: the chain's U(ε). `noise`: E(x) + ½‖ε_z‖² + ½‖ε_x‖², the exact law of the model in noise space.
+            `density`: E(x) − log p(z) − log p(x|z), the published program's.
+        steps, step_size: of the test chain, where `sample` is not given others.
+    """
+
+    def __init__(
+        self,
+        nvae: NVAE,
+        energy: nn.Module | None,
+        potential: Literal["noise", "density"] = "noise",
+        steps: int = 0,
+        step_size: float = 1.0,
+    ):
+        self.nvae, self.energy, self.kind = nvae, energy, potential
+        self.steps, self.step_size = steps, step_size
+
+    @classmethod
+    def from_results(cls, folder: Path | str, device: torch.device | str = "cpu") -> VAEBM:
+        """The model of a run: results/<experiment>/<variant>, its first seed, or …/seed<k>.
+
+        Raises:
+            UserError: there is no finished run in `folder`.
+        """
+        folder = Path(folder)
+        if not folder.name.startswith("seed"):
+            seeds = sorted(folder.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
+            if not seeds:
+                raise UserError(f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no seed folder in it")
+            folder = seeds[0]
+        nvae = load_nvae(folder.parent.parent / BASELINE / folder.name / "model.pt", device)
+        chain = read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1].chain
+        if folder.parent.name == BASELINE:
+            return cls(nvae, None)
+        stage = read_settings(folder / "ebm.yaml", EBMSettings)[1]
+        return cls(nvae, load_energy(folder / "model.pt", device), stage.potential, chain.steps, chain.step_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.nvae.prior_constant.device
+
+    def potential(self, eps_z: Sequence[Tensor], eps_x: Tensor) -> Tensor:
+        """The chain's U(ε), (B,), differentiable in both.
+
+        Args:
+            eps_z: one (B, latents, h, w) per latent group, decoding order.
+            eps_x: noise of the pixels, (B, C, H, W).
+        """
+        pixels, log_p = self.nvae.decode(eps_z)
+        x = pixels.sample(eps_x)
+        energy = self._energy(x)
+        if self.kind == "density":
+            return energy - log_p - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
+        return energy + 0.5 * torch.stack([eps.square().flatten(1).sum(1) for eps in (*eps_z, eps_x)]).sum(0)
+
+    def _energy(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x)) if self.energy is None else self.energy(x)
+
+    def noise_like_prior(self, noise: NoiseSource, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
+        """The start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W), all standard normal."""
+        *eps_z, eps_x = noise.normal([*self.nvae.latent_shapes, self.nvae.shape], device=self.device, dtype=dtype)
+        return eps_z, eps_x
+
+    def refine(self, eps_z: Sequence[Tensor], eps_x: Tensor, *, steps: int, step_size: float, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
+        """Move noise by `steps` Langevin steps: (eps_z, eps_x) → (eps_z, eps_x)."""
+        *moved, moved_x = langevin(lambda eps: self.potential(eps[:-1], eps[-1]), [*eps_z, eps_x], steps=steps, step_size=step_size, noise=noise)
+        return moved, moved_x
+
+    @torch.no_grad()
+    def images(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
+        """Decoder means, clamped to [0, 1], after the test chain; one image per index of `noise`, (B, C, H, W) float32."""
+        eps_z, _ = self.refine(*self.noise_like_prior(noise), noise=noise, **self._chain(steps, step_size))
+        return self.nvae.decode(eps_z)[0].mean.clamp(0.0, 1.0)
+
+    def sample(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500) -> Tensor:
+        """Draw images (count, C, H, W) float32 in [0, 1].
+
+        Args:
+            count: number of images.
+            seed: of their noise; image k depends on the seed and on k alone.
+            steps, step_size: other settings of the chain.
+            batch: images computed at once; changes nothing but speed and rounding.
+        """
+        chunks = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+        return torch.cat([self.images(sample_noise(seed, chunk), steps=steps, step_size=step_size) for chunk in chunks])
+
+    @torch.no_grad()
+    def chain(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None) -> list[Tensor]:
+        """Decoder means (count, C, H, W) in [0, 1] at the start of `count` chains and after each step; the noise of `sample`."""
+        noise = sample_noise(seed, range(count))
+        eps_z, eps_x = self.noise_like_prior(noise)
+        states = [eps_z]
+        langevin(
+            lambda eps: self.potential(eps[:-1], eps[-1]),
+            [*eps_z, eps_x],
+            noise=noise,
+            watch=lambda eps: states.append([part.detach() for part in eps[:-1]]),
+            **self._chain(steps, step_size),
+        )
+        return [self.nvae.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
+
+    def _chain(self, steps: int | None, step_size: float | None) -> dict[str, float]:
+        return {"steps": self.steps if steps is None else steps, "step_size": self.step_size if step_size is None else step_size}
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
+        """Estimate of the NVAE's log p(x), (B,): the importance-weighted bound (with one sample the ELBO, KL by draw).
+
+        Args:
+            x: images (B, C, H, W) in [0, 1]; the density is that of 2x − 1.
+            seed: of the draws; image k of the call takes noise k.
+            importance_samples: draws of the posterior.
+        """
+        noise = NoiseSource(seed, "score", range(len(x)))
+        weights = []
+        for draw in range(importance_samples):
+            output = self.nvae(x, noise=noise, step=draw)
+            weights.append(output.pixels.log_prob(x).sum(dim=(1, 2, 3)) + output.log_p - output.log_q)
+        return torch.logsumexp(torch.stack(weights), 0) - math.log(importance_samples)
+
+    @torch.no_grad()
+    def score(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
+        """Estimate of log p(x) − E(x), (B,): log-likelihood of the pair up to log Z; higher is more in-distribution."""
+        return self.log_likelihood(images, seed, importance_samples) - self._energy(images)
+
+
+def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:
+    """Noise of the samples with these global indices: the same for every variant of a seed."""
+    return NoiseSource(seed, "samples", index)

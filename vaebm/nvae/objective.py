@@ -1,0 +1,70 @@
+"""The NVAE's loss: negative ELBO with KL warm-up and balancing, and two regularisers (NVAE sections 2.2, 3.3, appendix A)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaebm.nvae.cells import BatchNorm
+from vaebm.nvae.model import NVAEOutput
+
+
+class NegativeELBO(NamedTuple):
+    """Parts of the loss, averaged over the batch, in nats per image."""
+
+    loss: Tensor
+    """reconstruction + β Σ γ_j KL_j, a scalar with gradient."""
+    reconstruction: Tensor
+    """−log p(x|z), a scalar."""
+    kl: Tensor
+    """KL of each group, (groups,)."""
+
+
+def kl_coefficient(step: int, total: int, warmup: float, smallest: float) -> float:
+    """β after `step` of `total` steps: `smallest` for that part of the training, then linear to 1 over the part `warmup`."""
+    if warmup == 0:
+        return 1.0
+    return max(min((step - smallest * total) / (warmup * total), 1.0), smallest)
+
+
+def group_sizes(groups: Sequence[int]) -> list[float]:
+    """α_j of the KL balancing, in decoding order: 4^i / (groups of the scale) for the i-th scale from the coarsest, over the smallest.
+
+    Args:
+        groups: latent groups of each scale, finest first.
+    """
+    sizes = [4.0**i / count for i, count in enumerate(reversed(groups)) for _ in range(count)]
+    return [size / min(sizes) for size in sizes]
+
+
+def kl_balance(kl: Tensor, sizes: Tensor) -> Tensor:
+    """γ_j: each group's mean KL over its size, relative to the mean of these (no gradient).
+
+    Args:
+        kl: (B, groups), nats.
+        sizes: α, (groups,).
+    """
+    strength = (kl.detach().abs().mean(0) + 0.01) / sizes
+    return strength / strength.mean()
+
+
+def nelbo(output: NVAEOutput, x: Tensor, beta: float = 1.0, sizes: Tensor | None = None) -> NegativeELBO:
+    """Negative ELBO of images `x` (B, C, H, W) in [0, 1].
+
+    Args:
+        beta: KL coefficient.
+        sizes: α of the KL balancing, used while β < 1; None for no balancing.
+    """
+    reconstruction = -output.pixels.log_prob(x).sum(dim=(1, 2, 3)).mean()
+    kl = output.kl
+    weighted = kl if sizes is None or beta >= 1.0 else kl * kl_balance(kl, sizes)
+    loss = reconstruction + beta * weighted.sum(1).mean()
+    return NegativeELBO(loss, reconstruction.detach(), kl.detach().mean(0))
+
+
+def batch_norm_penalty(module: nn.Module) -> Tensor:
+    """Σ over batch norms of max |γ|."""
+    return torch.stack([layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]).sum()

@@ -1,0 +1,210 @@
+"""Every picture: grids of images, training curves, histograms. Colours hold for colour-blind eyes (Okabe and Ito).
+
+A picture is a function of what it shows: no times and no paths are written into the files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vaebm.checkpoint import writing
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8F98"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+
+TILE = 40
+"""Pixels that a small image is enlarged to, at least, by whole factors."""
+
+BACKGROUND = 214
+"""Grey between the images of a grid, told from black and from white."""
+
+STYLE = {
+    "font.size": 9,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#5b616b",
+    "axes.labelcolor": "#30343b",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8eb",
+    "xtick.color": "#5b616b",
+    "ytick.color": "#5b616b",
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, height: float = 2.7) -> Iterator[list[Axes]]:
+    """Axes of `panels` panels, written to `path` as PNG when the block ends without an error."""
+    with matplotlib.rc_context(STYLE):
+        columns = min(columns, panels)
+        rows = -(-panels // columns)
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
+        yield axes
+        with writing(path) as stream:
+            figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
+
+
+def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
+    """A grid of images, each pixel enlarged by a whole factor (nearest neighbour), read row by row.
+
+    Args:
+        images: (N, C, H, W) with values in [0, 1] (others are clamped), one channel or three.
+        columns: images in a row.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    count, channels, height, width = images.shape
+    levels = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
+    if channels == 1:
+        levels = levels.repeat(3, axis=1)
+    factor = max(1, -(-TILE // max(height, width)))
+    levels = levels.repeat(factor, axis=2).repeat(factor, axis=3)
+    gap = max(2, factor // 2)
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    height, width = height * factor, width * factor
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), BACKGROUND, dtype=np.uint8)
+    for index, image in enumerate(levels):
+        top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return canvas
+
+
+def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
+    """Write a grid of images (N, C, H, W) in [0, 1] as PNG, small ones enlarged (see `tile`)."""
+    with writing(path) as stream:
+        Image.fromarray(tile(images, columns)).save(stream, format="png", optimize=True)
+
+
+def read_history(history: Path) -> list[dict[str, float]]:
+    """The records of a history.jsonl: one JSON object a line. A last line cut off by a crash is left out."""
+    records = []
+    for line in history.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred moving mean over about a fiftieth of the curve; the ends have a shorter window. Gaps are left out."""
+    half = len(values) // 100
+    sums, counts = np.cumsum([0.0, *np.nan_to_num(values)]), np.cumsum([0, *np.isfinite(values)])
+    first, last = np.maximum(np.arange(len(values)) - half, 0), np.minimum(np.arange(len(values)) + half + 1, len(values))
+    seen = counts[last] - counts[first]
+    return np.divide(sums[last] - sums[first], seen, out=np.full(len(values), np.nan), where=seen > 0)
+
+
+def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> None:
+    """Write the curves of a training as PNG: the values, faint, and their moving mean.
+
+    Args:
+        history: history.jsonl, one JSON object a line with "step" and numbers; a key may be missing in some lines.
+        path: picture to write.
+        panels: title of a panel → the keys that it shows, in one scale; "kl_" stands for all keys that begin so.
+    """
+    records = read_history(history)
+    known = list(dict.fromkeys(key for record in records for key in record))
+    with _figure(path, len(panels)) as axes:
+        for axis, (title, wanted) in zip(axes, panels.items(), strict=True):
+            keys = [key for name in wanted for key in ([k for k in known if k.startswith(name)] if name.endswith("_") else [name])]
+            for key, colour in zip(keys, itertools.cycle(COLOURS)):
+                points = [(record["step"], record[key]) for record in records if isinstance(record.get(key), int | float)]
+                if not points:
+                    continue
+                steps, values = np.array(points, dtype=np.float64).T
+                values[~np.isfinite(values)] = np.nan
+                smooth = _smooth(values)
+                if len(points) >= 200:
+                    axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
+                axis.plot(steps, smooth, color=colour, linewidth=1.5, label=key.replace("_", " "), marker="o" if len(points) == 1 else "")
+                _limit(axis, smooth if len(points) >= 200 else values)
+            axis.set_title(title)
+            axis.set_xlabel("step")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if len(keys) > 1 and axis.lines:
+                axis.legend(fontsize=8)
+
+
+def _limit(axis: Axes, values: NDArray[np.float64]) -> None:
+    """Widen the vertical limits to `values` but for a few in a hundred, so that one spike does not flatten the rest."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return
+    low, high = np.percentile(finite, (1, 99)) if len(finite) >= 200 else (finite.min(), finite.max())
+    margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
+    wanted = (low - margin, high + margin)
+    known = getattr(axis, "wanted_limits", wanted)
+    both = (min(wanted[0], known[0]), max(wanted[1], known[1]))
+    axis.wanted_limits = both  # type: ignore[attr-defined]
+    axis.set_ylim(*both)
+
+
+def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str, columns: int = 3) -> None:
+    """Write overlaid histograms as PNG, all curves of a panel in the same bins.
+
+    Args:
+        panels: title → name of a sample → its values (n,). The first sample is drawn first, in blue.
+        path: picture to write.
+        label: of the horizontal axes.
+        columns: panels in a row.
+    """
+    with _figure(path, len(panels), columns) as axes:
+        for axis, (title, samples) in zip(axes, panels.items(), strict=True):
+            together = np.concatenate(list(samples.values()))
+            # a long tail would leave the rest in one bin: what lies beyond is counted in the outermost bins
+            low, high = np.percentile(together, (0.5, 99.5))
+            edges = np.linspace(low, high if high > low else low + 1, 41)
+            for (name, values), colour in zip(samples.items(), COLOURS, strict=False):
+                weights = np.full(len(values), 1 / len(values))
+                axis.hist(np.clip(values, edges[0], edges[-1]), edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.3)
+                axis.hist(np.clip(values, edges[0], edges[-1]), edges, weights=weights, histtype="step", color=colour, linewidth=1.2, label=name)
+            axis.set_title(title)
+            axis.set_xlabel(label)
+            axis.set_ylabel("part of the images")
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.legend(fontsize=8)
+
+
+def confusion(counts: NDArray[np.int64], path: Path) -> None:
+    """Write a confusion matrix (labels, predictions) as PNG, its counts written in the cells."""
+    with _figure(path, 1, width=4.2, height=3.9) as (axis,):
+        axis.imshow(counts, cmap="Blues", vmin=0)
+        for row, column in zip(*counts.nonzero(), strict=True):
+            value = counts[row, column]
+            axis.text(column, row, str(value), ha="center", va="center", fontsize=8, color="white" if 2 * value > counts.max() else "#30343b")
+        axis.set(title="Held-out images", xlabel="predicted", ylabel="label", xticks=range(len(counts)), yticks=range(len(counts)))
+        axis.grid(False)
+
+
+def chain_strip(steps: Sequence[Tensor], path: Path) -> None:
+    """Write chains as PNG: one chain a row, one step a column, the first column before the chain.
+
+    Args:
+        steps: images (N, C, H, W) in [0, 1] after each step, the start first.
+    """
+    count, chains = len(steps), len(steps[0])
+    image_grid(torch.stack(list(steps), dim=1).reshape(chains * count, *steps[0].shape[1:]), path, columns=count)

@@ -1,0 +1,124 @@
+"""The machine: device, threads, seeds of modules, progress, time limits and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+from tqdm import tqdm
+
+RESUME = 75
+"""Exit status of a training that saved its state and wants to be run again (EX_TEMPFAIL)."""
+
+LINE_EVERY = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+RESERVE = 90.0
+"""Seconds before its time limit at which a training saves and stops; at most a tenth of the limit."""
+
+
+class Interrupted(Exception):
+    """A training stopped in time; its state is saved, and the same command goes on with it."""
+
+    def __init__(self, reason: str, status: int = RESUME):
+        super().__init__(f"{reason}: state saved; run the same command again to go on")
+        self.status = status
+
+
+def prepare(threads: int, gpus: int) -> torch.device:
+    """Set torch's threads and choose the device: a GPU if the experiment asks for one and there is one.
+
+    A job that asks for GPUs on a machine without any runs on the CPU and says so.
+    """
+    torch.set_num_threads(threads)
+    if gpus and torch.cuda.is_available():
+        return torch.device("cuda")
+    if gpus:
+        print(f"{gpus} GPU asked for, none found: running on the CPU", file=sys.stderr)
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Build modules under `seed`; torch's global generator is as before afterwards."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+class StopSignals:
+    """Within this context SIGTERM and SIGINT only set `received`, so that the loop can save its state."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """A bar on a terminal, otherwise a line every 30 seconds, with the latest figures and the time left.
+
+    Args:
+        name: of what is going on.
+        total: steps in all.
+        start: steps done before.
+        unit: of a step.
+    """
+
+    def __init__(self, name: str, total: int, start: int = 0, unit: str = "step"):
+        self.name, self.total, self.unit = name, total, unit
+        self.start = self.done = start
+        self._began = self._told = time.monotonic()
+        self._bar = tqdm(total=total, initial=start, desc=name, unit=unit, disable=not sys.stderr.isatty())
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        """Count `steps`; `figures` replace those shown."""
+        self.done += steps
+        self._bar.update(steps)
+        now = time.monotonic()
+        if figures:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
+        if self._bar.disable and now - self._told >= LINE_EVERY:
+            self._told = now
+            left = (now - self._began) / max(self.done - self.start, 1) * (self.total - self.done)
+            shown = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+            print(f"{self.name}: {self.unit} {self.done} of {self.total}{shown}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+
+def deadline(minutes: float | None) -> float:
+    """When to stop, on `time.monotonic`'s clock, for a limit in minutes from the start of this process; None: never."""
+    if minutes is None:
+        return float("inf")
+    limit = 60.0 * minutes
+    return time.monotonic() - _age() + limit - min(RESERVE, 0.1 * limit)
+
+
+def _age() -> float:
+    """Seconds since this process started, imports included."""
+    try:
+        started = float(open(f"/proc/{os.getpid()}/stat").read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(open("/proc/uptime").read().split()[0]) - started
+    except OSError:
+        return 0.0

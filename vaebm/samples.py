@@ -1,0 +1,55 @@
+"""Stage `samples`: decoder means after the test chain, in shards (VAEBM section 3.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaebm.checkpoint import writing
+from vaebm.config import EBMSettings, SamplesSettings, UserError, read_settings
+from vaebm.ebm.network import load_energy
+from vaebm.model import VAEBM, sample_noise
+from vaebm.nvae.model import load_nvae
+from vaebm.runtime import Progress, prepare
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] as grey levels (B, H, W, C) uint8, to the nearest."""
+    return images.mul(255.0).round_().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Path, *, threads: int, gpus: int) -> None:
+    """Draw shard `shard` of the samples: `output` holds (n, H, W, C) uint8.
+
+    Image k depends on the seed and on k alone; the shards are whole batches, so their number changes no bit.
+
+    Args:
+        settings: samples.yaml; with an energy, ebm.yaml stands in the folder above it and names the potential.
+        energy: model of the energy, None for the NVAE alone.
+
+    Raises:
+        UserError: there is no such shard, or a model is missing.
+    """
+    device = prepare(threads, gpus)
+    seed, stage = read_settings(settings, SamplesSettings)
+    if shard >= stage.shards:
+        raise UserError(f"{settings}: samples.shards: expected more than {shard}, the shard asked for, found {stage.shards}")
+    if energy is None:
+        model = VAEBM(load_nvae(nvae, device), None)
+    else:
+        potential = read_settings(settings.parent.parent / "ebm.yaml", EBMSettings)[1].potential
+        model = VAEBM(load_nvae(nvae, device), load_energy(energy, device), potential)
+    index = stage.shard(shard)
+    progress = Progress(f"samples, shard {shard}", len(index), unit="image")
+    batches = []
+    for first in range(index.start, index.stop, stage.batch):
+        chunk = range(first, min(first + stage.batch, index.stop))
+        images = model.images(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
+        batches.append(to_uint8(images).cpu())
+        progress.advance(len(chunk))
+    progress.close()
+    with writing(output) as stream:
+        np.save(stream, torch.cat(batches).contiguous().numpy())

@@ -1,0 +1,161 @@
+"""What every training needs beside its equations: resume, history, snapshots, progress, time limit, signals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaebm.checkpoint import Checkpoints, write_json, writing
+from vaebm.config import fingerprint
+from vaebm.noise import derive
+from vaebm.provenance import commit
+from vaebm.runtime import Interrupted, Progress, StopSignals, deadline
+
+
+def batch_indices(step: int, batch: int, images: int, seed: int) -> Tensor:
+    """Which images step `step` takes: a function of (seed, epoch, position); the last, incomplete batch is dropped."""
+    epoch, position = divmod(step, images // batch)
+    order = np.random.Generator(np.random.Philox(key=derive(seed, "order", epoch))).permutation(images)
+    return torch.from_numpy(order[position * batch : (position + 1) * batch])
+
+
+class Stateful(Protocol):
+    """A module, an optimiser, or whatever else has a state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
+        """Go on from a saved state."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Machine facts of a training, outside its fingerprint.
+
+    Attributes:
+        minutes: the job's time limit; the training saves and stops before it. None: no limit.
+        checkpoint_every: seconds between two checkpoints.
+    """
+
+    minutes: float | None = None
+    checkpoint_every: float = 60.0
+
+
+class Training:
+    """One training run in the folder of its model: iterate over `steps`, `record` figures, `finish`.
+
+    "To resume, run the same command again": the state is saved in checkpoints/<fingerprint>/ at intervals, on SIGTERM and
+    SIGINT, and before the time limit. What is saved at step k and continued ends in the same bits as what was never cut.
+
+    Args:
+        stage: name of the stage.
+        folder: where the model will stand.
+        depends_on: plain values that the result depends on: settings, seed, data hash, hashes of models.
+        total: steps in all.
+        state: named objects whose state makes up the training's.
+        limits: machine facts.
+    """
+
+    def __init__(self, stage: str, folder: Path, depends_on: dict[str, Any], total: int, state: dict[str, Stateful], limits: Limits):
+        self.stage, self.folder, self.total, self.state, self.limits = stage, folder, total, state, limits
+        self.fingerprint = fingerprint({"stage": stage, **depends_on})
+        self.depends_on = depends_on
+        self.scratch = folder / "checkpoints" / self.fingerprint[:16]
+        self.checkpoints = Checkpoints(self.scratch)
+        self.history = folder / "history.jsonl"
+        self._deadline = deadline(limits.minutes)
+        self.step = 0
+        self.seconds = 0.0
+        self.extra: dict[str, Any] = {}
+        self._records: list[str] = []
+        self._resume()
+
+    def _resume(self) -> None:
+        saved = self.checkpoints.load()
+        if saved is None:
+            return
+        for name, part in self.state.items():
+            part.load_state_dict(saved["state"][name])
+        self.step, self.seconds, self.extra, self._records = saved["step"], saved["seconds"], saved["extra"], saved["records"]
+        print(f"{self.stage}: going on at step {self.step} of {self.total}", flush=True)
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left; between two of them the state may be saved.
+
+        Raises:
+            Interrupted: on a signal or before the time limit, after the state was saved.
+        """
+        began = saved = time.monotonic()
+        before = self.seconds
+        self._progress = Progress(self.stage, self.total, self.step)
+        with StopSignals() as signals:
+            while self.step < self.total:
+                yield self.step
+                self.step += 1
+                self._progress.advance(**self._latest())
+                now = time.monotonic()
+                self.seconds = before + now - began
+                if signals.received is not None:
+                    self.save()
+                    raise Interrupted(f"{self.stage} stopped at step {self.step} by a signal", 128 + signals.received)
+                if now > self._deadline and self.step < self.total:
+                    self.save()
+                    raise Interrupted(f"{self.stage} stopped at step {self.step} before its time limit of {self.limits.minutes:g} minutes")
+                if now - saved >= self.limits.checkpoint_every:
+                    self.save()
+                    saved = now
+        self._progress.close()
+
+    def _latest(self) -> dict[str, float]:
+        latest = json.loads(self._records[-1]) if self._records else {}
+        return {name: latest[name] for name in list(latest)[1:4]}
+
+    def record(self, **figures: float) -> None:
+        """Add one line to the history: the present step and `figures`."""
+        self._records.append(json.dumps({"step": self.step, **figures}))
+
+    def save(self) -> None:
+        """Save the whole state, and bring history.jsonl up to it."""
+        self.checkpoints.save(
+            self.step,
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "extra": self.extra,
+                "records": self._records,
+                "fingerprint": self.fingerprint,
+                "depends_on": json.dumps(self.depends_on),
+                "state": {name: part.state_dict() for name, part in self.state.items()},
+            },
+        )
+        self.write_history()
+
+    def write_history(self) -> None:
+        """Write history.jsonl as it stands now."""
+        with writing(self.history) as stream:
+            stream.write("".join(f"{line}\n" for line in self._records).encode())
+
+    def finish(self, **facts: Any) -> None:
+        """Write the whole history and training.json with `facts`, the time taken and where it all came from."""
+        self.write_history()
+        write_json(
+            self.folder / "training.json",
+            {
+                "stage": self.stage,
+                "steps": self.step,
+                "seconds": round(self.seconds, 1),
+                "fingerprint": self.fingerprint,
+                **self.depends_on,
+                **facts,
+                **commit(),
+            },
+        )

@@ -1,0 +1,39 @@
+rule benchmarks:
+    input:
+        metrics=expand(
+            "results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",
+            experiment=EXPERIMENTS,
+            variant=VARIANTS,
+            seed=SEEDS,
+        ),
+        paper="config/paper.yaml",
+    output:
+        over_seeds=expand("results/{experiment}/{variant}/metrics.json", experiment=EXPERIMENTS, variant=VARIANTS),
+        json="results/benchmarks.json",
+        markdown="results/benchmarks.md",
+        csv=report("results/benchmarks.csv", caption="../report/benchmarks.rst", category="Results"),
+        page=report("results/report.html", caption="../report/page.rst", category="Results"),
+    log:
+        "results/benchmarks.log",
+    conda:
+        "../../environment.yml"
+    threads: need("benchmarks", "threads")
+    resources:
+        mem_mb=need("benchmarks", "mem_mb"),
+        runtime=need("benchmarks", "runtime"),
+    shell:
+        "python -m vaebm benchmarks {input.metrics} --paper {input.paper} --experiments config/experiments --results results --log {log}"
+
+
+# Mirrors what is there to MLflow. Comes last and feeds nothing: no figure waits for it, and its failure stops nothing.
+rule track:
+    input:
+        "results/benchmarks.json",
+    output:
+        update("results/{experiment}/tracking.json"),
+    log:
+        "results/{experiment}/tracking.log",
+    conda:
+        "../../environment.yml"
+    shell:
+        "python -m vaebm track results/{wildcards.experiment} --log {log}"

@@ -1,0 +1,86 @@
+"""What the rules share: the experiments, their settings files, and functions that look things up in them."""
+
+import sys
+from pathlib import Path
+
+from vaebm.config import BASELINE, VARIANTS, UserError, read_experiment, read_yaml, write_settings
+
+CONFIG = "config/config.yaml"
+TRAINED = [variant for variant in VARIANTS if variant != BASELINE]
+
+
+def chosen(content, overrides):
+    """Names of the experiments, and the seeds, that config.yaml and the command line ask for; anything else there is an error."""
+    if not isinstance(content, dict):
+        raise UserError(f"{CONFIG}: expected the keys experiments and seeds, found {content!r}")
+    config = {**content, **overrides}
+    if unknown := sorted(set(config) - {"experiments", "seeds"}):
+        raise UserError(f"{CONFIG}: {unknown[0]}: unknown key; keys that exist: experiments, seeds")
+    names, seeds = config.get("experiments"), config.get("seeds")
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
+        raise UserError(f"{CONFIG}: experiments: expected a list of different names, as [digits], found {names!r}")
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds) and len(set(seeds)) == len(seeds)):
+        raise UserError(f"{CONFIG}: seeds: expected a list of different integers from 0, as [0, 1, 2], found {seeds!r}")
+    return names, seeds
+
+
+# A mistake in any of these files ends here, in one line, before anything starts; that is why no `configfile:` reads the first.
+try:
+    names, SEEDS = chosen(read_yaml(Path(CONFIG)), config)
+    EXPERIMENTS = {name: read_experiment(Path(f"config/experiments/{name}.yaml")) for name in names}
+except UserError as error:
+    sys.exit(str(error))
+
+# Every job reads this file again; only the run that starts them may say what they do.
+if workflow.is_main_process:
+    for name, experiment in EXPERIMENTS.items():
+        write_settings(experiment, Path("results", name), SEEDS)
+
+
+wildcard_constraints:
+    dataset=r"\w+",
+    experiment=r"[^/]+",
+    variant="|".join(VARIANTS),
+    seed=r"\d+",
+    shard=r"\d{3}",
+
+
+def need(stage, what):
+    """Function of the wildcards: `what` a job of `stage` may use; one for several experiments, the most that one of them allows."""
+
+    def of(wildcards):
+        name, dataset = wildcards.get("experiment"), wildcards.get("dataset")
+        asking = [one for key, one in EXPERIMENTS.items() if name in (None, key) and dataset in (None, one.data.dataset)]
+        return max(getattr(getattr(one.resources, stage), what) for one in asking)
+
+    return of
+
+
+def data_of(wildcards):
+    """The prepared images of an experiment. That they were compared with their pin comes first, but never makes anything anew."""
+    dataset = EXPERIMENTS[wildcards.experiment].data.dataset
+    return {
+        "data": f"data/{dataset}/manifest.json",
+        "arrays": [f"data/{dataset}/images.npy", f"data/{dataset}/labels.npy"],
+        "pinned": ancient(f"results/data/{dataset}.pinned"),
+    }
+
+
+def models_of(wildcards):
+    """The frozen models that a variant's samples come from."""
+    seed = f"seed{wildcards.seed}"
+    models = {"nvae": f"results/{wildcards.experiment}/{BASELINE}/{seed}/model.pt"}
+    if wildcards.variant != BASELINE:
+        models["energy"] = f"results/{wildcards.experiment}/{wildcards.variant}/{seed}/model.pt"
+    return models
+
+
+def energy_option(wildcards, input):
+    """The option that names the energy, for the variants that have one."""
+    return f"--energy {input.energy}" if "energy" in input.keys() else ""
+
+
+def shards_of(wildcards):
+    """The files that hold a variant's samples."""
+    shards = EXPERIMENTS[wildcards.experiment].samples.shards
+    return [f"results/{wildcards.experiment}/{wildcards.variant}/seed{wildcards.seed}/samples/shard-{index:03}.npy" for index in range(shards)]

@@ -1,0 +1,32 @@
+rule data:
+    output:
+        images="data/{dataset}/images.npy",
+        labels="data/{dataset}/labels.npy",
+        manifest="data/{dataset}/manifest.json",
+    log:
+        "results/data/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    threads: need("data", "threads")
+    resources:
+        mem_mb=need("data", "mem_mb"),
+        runtime=need("data", "runtime"),
+    shell:
+        "python -m vaebm data {wildcards.dataset} --folder data/{wildcards.dataset} --log {log}"
+
+
+# Compares the bytes with data.dvc: nothing is trained on others than were pinned.
+rule pin:
+    input:
+        images="data/{dataset}/images.npy",
+        labels="data/{dataset}/labels.npy",
+        manifest="data/{dataset}/manifest.json",
+        pins="data.dvc",
+    output:
+        touch("results/data/{dataset}.pinned"),
+    log:
+        "results/data/{dataset}.pin.log",
+    conda:
+        "../../environment.yml"
+    shell:
+        "python -m vaebm pin data/{wildcards.dataset} --pins {input.pins} --log {log}"

@@ -1,0 +1,21 @@
+rule samples:
+    input:
+        unpack(models_of),
+        settings="results/{experiment}/{variant}/seed{seed}/samples/samples.yaml",
+    output:
+        "results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.npy",
+    log:
+        "results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.log",
+    conda:
+        "../../environment.yml"
+    threads: need("samples", "threads")
+    resources:
+        torch_threads=need("samples", "threads"),
+        gpu=need("samples", "gpu"),
+        mem_mb=need("samples", "mem_mb"),
+        runtime=need("samples", "runtime"),
+    params:
+        energy=energy_option,
+    shell:
+        "python -m vaebm samples {input.settings} --nvae {input.nvae} {params.energy} --shard {wildcards.shard} --output {output}"
+        " --threads {resources.torch_threads} --gpus {resources.gpu} --log {log}"
