@@ -22,6 +22,7 @@ include: "workflow/rules/benchmarks.smk"
 localrules:
     all,
     pin,
+    tracking,
     track,
 
 
@@ -29,4 +30,4 @@ rule all:
     default_target: True
     input:
         "results/benchmarks.json",
-        expand("results/{experiment}/tracking.json", experiment=EXPERIMENTS),
+        expand("results/{experiment}/mirrored", experiment=EXPERIMENTS),

@@ -1,9 +1,9 @@
 """VAEBM: an energy-based model on a hierarchical VAE (Xiao, Kreis, Kautz, Vahdat, ICLR 2021).
 
-    from vaebm import VAEBM
-    model = VAEBM.from_results("results/digits/vaebm")
-    images = model.sample(64, seed=0)       # (64, C, H, W) in [0, 1]
-    scores = model.score(images)            # (64,), higher is more in-distribution
+from vaebm import VAEBM
+model = VAEBM.from_results("results/digits/vaebm")
+images = model.sample(64, seed=0)       # (64, C, H, W) in [0, 1]
+scores = model.score(images)            # (64,), higher is more in-distribution
 """
 
 from __future__ import annotations

@@ -33,11 +33,6 @@ CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between two
 Log = Annotated[Path | None, typer.Option(help="File that gets a copy of everything printed.")]
 
 
-@app.callback()
-def _main(context: typer.Context) -> None:
-    """Keep a copy of what the command prints in the file named by --log."""
-
-
 def _example(command: str) -> str:
     return f"Example: `vaebm {command}`"
 
@@ -46,7 +41,9 @@ RUN = "results/digits/vaebm/seed0"
 
 
 @app.command(epilog=_example("data digits --folder data/digits"))
-def data(dataset: Annotated[str, typer.Argument(help="Name of the data set.")], folder: Annotated[Path, typer.Option(help="Where it goes.")], log: Log = None) -> None:
+def data(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set.")], folder: Annotated[Path, typer.Option(help="Where it goes.")], log: Log = None
+) -> None:
     """Prepare a data set: images.npy, labels.npy, manifest.json."""
     from vaebm.data import prepare
 
@@ -54,7 +51,11 @@ def data(dataset: Annotated[str, typer.Argument(help="Name of the data set.")], 
 
 
 @app.command(epilog=_example("pin data/digits --pins data.dvc"))
-def pin(folder: Annotated[Path, typer.Argument(help="A prepared data set.")], pins: Annotated[Path, typer.Option(help="The file that pins its bytes.")], log: Log = None) -> None:
+def pin(
+    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    pins: Annotated[Path, typer.Option(help="The file that pins its bytes.")],
+    log: Log = None,
+) -> None:
     """Compare a prepared data set with the bytes that data.dvc pins."""
     from vaebm.data.pin import run
 
@@ -71,7 +72,9 @@ def classifier(settings: Settings, data: Data, model: Model, threads: Threads = 
 
 
 @app.command(epilog=_example("reference --data data/digits/manifest.json --classifier results/digits/classifier/model.pt --output reference.npz"))
-def reference(data: Data, classifier: ClassifierModel, output: Annotated[Path, typer.Option(help="Where the statistics go.")], threads: Threads = 1, log: Log = None) -> None:
+def reference(
+    data: Data, classifier: ClassifierModel, output: Annotated[Path, typer.Option(help="Where the statistics go.")], threads: Threads = 1, log: Log = None
+) -> None:
     """Compute the statistics of the training and held-out images."""
     from vaebm.evaluation.fidelity import reference as run
 
@@ -116,7 +119,9 @@ def ebm(
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
-@app.command(epilog=_example(f"samples {RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.pt --energy {RUN}/model.pt --shard 0 --output shard.npy"))
+@app.command(
+    epilog=_example(f"samples {RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.pt --energy {RUN}/model.pt --shard 0 --output shard.npy")
+)
 def samples(
     settings: Settings,
     nvae: NVAEModel,
@@ -160,7 +165,9 @@ def evaluation(
     run(settings, data, nvae, energy, classifier, reference, shards, metrics)
 
 
-@app.command(epilog=_example("benchmarks results/digits/*/seed0/evaluation/metrics.json --paper config/paper.yaml --experiments config/experiments --results results"))
+@app.command(
+    epilog=_example("benchmarks results/digits/*/seed0/evaluation/metrics.json --paper config/paper.yaml --experiments config/experiments --results results")
+)
 def benchmarks(
     metrics: Annotated[list[Path], typer.Argument(help="metrics.json of every run.")],
     paper: Annotated[Path, typer.Option(help="The paper's figures.")],

@@ -34,7 +34,7 @@ def mirrored(path: Path | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     out, err = sys.stdout, sys.stderr
     with path.open("w") as file:
-        sys.stdout, sys.stderr = _Both(out, file), _Both(err, file)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = _Both(out, file), _Both(err, file)
         try:
             yield
         finally:

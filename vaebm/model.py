@@ -94,7 +94,8 @@ class VAEBM:
     @torch.no_grad()
     def images(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
         """Decoder means, clamped to [0, 1], after the test chain; one image per index of `noise`, (B, C, H, W) float32."""
-        eps_z, _ = self.refine(*self.noise_like_prior(noise), noise=noise, **self._chain(steps, step_size))
+        steps, step_size = self._chain(steps, step_size)
+        eps_z, _ = self.refine(*self.noise_like_prior(noise), steps=steps, step_size=step_size, noise=noise)
         return self.nvae.decode(eps_z)[0].mean.clamp(0.0, 1.0)
 
     def sample(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500) -> Tensor:
@@ -112,20 +113,21 @@ class VAEBM:
     @torch.no_grad()
     def chain(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None) -> list[Tensor]:
         """Decoder means (count, C, H, W) in [0, 1] at the start of `count` chains and after each step; the noise of `sample`."""
-        noise = sample_noise(seed, range(count))
+        noise, (steps, step_size) = sample_noise(seed, range(count)), self._chain(steps, step_size)
         eps_z, eps_x = self.noise_like_prior(noise)
         states = [eps_z]
         langevin(
             lambda eps: self.potential(eps[:-1], eps[-1]),
             [*eps_z, eps_x],
+            steps=steps,
+            step_size=step_size,
             noise=noise,
-            watch=lambda eps: states.append([part.detach() for part in eps[:-1]]),
-            **self._chain(steps, step_size),
+            watch=lambda eps: states.append(eps[:-1]),
         )
         return [self.nvae.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
-    def _chain(self, steps: int | None, step_size: float | None) -> dict[str, float]:
-        return {"steps": self.steps if steps is None else steps, "step_size": self.step_size if step_size is None else step_size}
+    def _chain(self, steps: int | None, step_size: float | None) -> tuple[int, float]:
+        return self.steps if steps is None else steps, self.step_size if step_size is None else step_size
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:

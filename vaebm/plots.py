@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -33,7 +34,7 @@ TILE = 40
 BACKGROUND = 214
 """Grey between the images of a grid, told from black and from white."""
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -115,7 +116,8 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     sums, counts = np.cumsum([0.0, *np.nan_to_num(values)]), np.cumsum([0, *np.isfinite(values)])
     first, last = np.maximum(np.arange(len(values)) - half, 0), np.minimum(np.arange(len(values)) + half + 1, len(values))
     seen = counts[last] - counts[first]
-    return np.divide(sums[last] - sums[first], seen, out=np.full(len(values), np.nan), where=seen > 0)
+    means: NDArray[np.float64] = np.divide(sums[last] - sums[first], seen, out=np.full(len(values), np.nan), where=seen > 0)
+    return means
 
 
 def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> None:
@@ -128,9 +130,10 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
     """
     records = read_history(history)
     known = list(dict.fromkeys(key for record in records for key in record))
-    with _figure(path, len(panels)) as axes:
+    with _figure(path, len(panels), columns=4 if len(panels) == 4 else 3) as axes:
         for axis, (title, wanted) in zip(axes, panels.items(), strict=True):
             keys = [key for name in wanted for key in ([k for k in known if k.startswith(name)] if name.endswith("_") else [name])]
+            shown = [np.empty(0)]
             for key, colour in zip(keys, itertools.cycle(COLOURS)):
                 points = [(record["step"], record[key]) for record in records if isinstance(record.get(key), int | float)]
                 if not points:
@@ -141,7 +144,8 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
                 if len(points) >= 200:
                     axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
                 axis.plot(steps, smooth, color=colour, linewidth=1.5, label=key.replace("_", " "), marker="o" if len(points) == 1 else "")
-                _limit(axis, smooth if len(points) >= 200 else values)
+                shown.append(smooth)
+            axis.set_ylim(_limits(np.concatenate(shown)))
             axis.set_title(title)
             axis.set_xlabel("step")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -149,22 +153,18 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
                 axis.legend(fontsize=8)
 
 
-def _limit(axis: Axes, values: NDArray[np.float64]) -> None:
-    """Widen the vertical limits to `values` but for a few in a hundred, so that one spike does not flatten the rest."""
+def _limits(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Vertical limits for `values`; of a long curve its extreme hundredths are left out, so that no spike flattens the rest."""
     finite = values[np.isfinite(values)]
     if not len(finite):
-        return
+        return None
     low, high = np.percentile(finite, (1, 99)) if len(finite) >= 200 else (finite.min(), finite.max())
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
-    wanted = (low - margin, high + margin)
-    known = getattr(axis, "wanted_limits", wanted)
-    both = (min(wanted[0], known[0]), max(wanted[1], known[1]))
-    axis.wanted_limits = both  # type: ignore[attr-defined]
-    axis.set_ylim(*both)
+    return float(low - margin), float(high + margin)
 
 
 def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str, columns: int = 3) -> None:
-    """Write overlaid histograms as PNG, all curves of a panel in the same bins.
+    """Write overlaid histograms as PNG, all curves of a panel in the same bins, which follow its first sample.
 
     Args:
         panels: title → name of a sample → its values (n,). The first sample is drawn first, in blue.
@@ -174,10 +174,12 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
     """
     with _figure(path, len(panels), columns) as axes:
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
-            together = np.concatenate(list(samples.values()))
+            together, first = np.concatenate(list(samples.values())), next(iter(samples.values()))
+            low, high = np.percentile(first, (0.5, 99.5))
+            width = high - low
             # a long tail would leave the rest in one bin: what lies beyond is counted in the outermost bins
-            low, high = np.percentile(together, (0.5, 99.5))
-            edges = np.linspace(low, high if high > low else low + 1, 41)
+            low, high = max(low - 2 * width, together.min()), min(high + 2 * width, together.max())
+            edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
             for (name, values), colour in zip(samples.items(), COLOURS, strict=False):
                 weights = np.full(len(values), 1 / len(values))
                 axis.hist(np.clip(values, edges[0], edges[-1]), edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.3)

@@ -8,10 +8,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 RESUME = 75
 """Exit status of a training that saved its state and wants to be run again (EX_TEMPFAIL)."""
@@ -42,6 +46,11 @@ def prepare(threads: int, gpus: int) -> torch.device:
     if gpus:
         print(f"{gpus} GPU asked for, none found: running on the CPU", file=sys.stderr)
     return torch.device("cpu")
+
+
+def place(module: M, device: torch.device) -> M:
+    """`module` on `device`, its weights in the layout in which convolutions are fastest."""
+    return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors only
 
 
 @contextlib.contextmanager
@@ -89,8 +98,9 @@ class Progress:
         self._began = self._told = time.monotonic()
         self._bar = tqdm(total=total, initial=start, desc=name, unit=unit, disable=not sys.stderr.isatty())
 
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        """Count `steps`; `figures` replace those shown."""
+    def advance(self, figures: dict[str, float] | None = None, steps: int = 1) -> None:
+        """Count `steps`; `figures` are shown beside."""
+        figures = figures or {}
         self.done += steps
         self._bar.update(steps)
         now = time.monotonic()
@@ -118,7 +128,7 @@ def deadline(minutes: float | None) -> float:
 def _age() -> float:
     """Seconds since this process started, imports included."""
     try:
-        started = float(open(f"/proc/{os.getpid()}/stat").read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
-        return float(open("/proc/uptime").read().split()[0]) - started
+        started = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(Path("/proc/uptime").read_text().split()[0]) - started
     except OSError:
         return 0.0

@@ -49,7 +49,7 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
         chunk = range(first, min(first + stage.batch, index.stop))
         images = model.images(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
         batches.append(to_uint8(images).cpu())
-        progress.advance(len(chunk))
+        progress.advance(steps=len(chunk))
     progress.close()
     with writing(output) as stream:
         np.save(stream, torch.cat(batches).contiguous().numpy())

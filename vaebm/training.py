@@ -101,7 +101,7 @@ class Training:
             while self.step < self.total:
                 yield self.step
                 self.step += 1
-                self._progress.advance(**self._latest())
+                self._progress.advance(self._latest())
                 now = time.monotonic()
                 self.seconds = before + now - began
                 if signals.received is not None:

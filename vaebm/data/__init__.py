@@ -14,7 +14,6 @@ DATASETS = {"digits": prepare_digits}
 """Name of a data set → the function that makes its images, labels, splits and source."""
 
 
-
 def prepare(dataset: str, folder: Path) -> None:
     """Prepare the data set of that name in `folder`.
 

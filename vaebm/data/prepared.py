@@ -94,7 +94,9 @@ def open_images(manifest: Path) -> ImageSet:
         splits = {name: (int(first), int(last)) for name, (first, last) in content["splits"].items()}
         checksums = content["sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {error}); remove the folder and prepare it again") from None
+        raise UserError(
+            f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {error}); remove the folder and prepare it again"
+        ) from None
     images = _open(manifest.parent / "images.npy", (count, *shape), np.uint8, checksums)
     labels = _open(manifest.parent / "labels.npy", (count,), np.int64, checksums)
     return ImageSet(content["dataset"], images, labels, splits, hashlib.sha256(manifest.read_bytes()).hexdigest())

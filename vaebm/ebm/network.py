@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from vaebm.checkpoint import load_model
 from vaebm.config import EnergyNetworkSettings
 from vaebm.nvae.cells import NormalizedConv2d
+from vaebm.runtime import place
 
 INITIAL_STD = 0.2
 """Standard deviation of every channel of every convolution after the data-dependent initialisation."""
@@ -98,4 +99,4 @@ def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyN
     content = load_model(path, "energy")
     energy = EnergyNetwork(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
     energy.load_state_dict(content["weights"])
-    return energy.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    return place(energy.requires_grad_(False).eval(), torch.device(device))

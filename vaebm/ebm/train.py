@@ -20,7 +20,7 @@ from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.cells import convolution_weights
 from vaebm.nvae.model import load_nvae
-from vaebm.runtime import prepare, seeded
+from vaebm.runtime import place, prepare, seeded
 from vaebm.spectral import SpectralPenalty
 from vaebm.training import Limits, Training, batch_indices
 
@@ -81,7 +81,7 @@ class Snapshots:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with those that were kept."""
-        self.waiting, self.good = [tuple(snapshot) for snapshot in state["waiting"]], state["good"]  # type: ignore[misc]
+        self.waiting, self.good = [tuple(snapshot) for snapshot in state["waiting"]], state["good"]
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
@@ -116,7 +116,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
 
     with seeded(derive(seed, "energy")):
         energy = EnergyNetwork(stage.network, dataset.shape[0])
-    energy.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(energy, device)
     energy.initialize(torch.cat([batch_of(step) for step in range(min(INITIAL_BATCHES, len(images) // training.batch))]))
     vaebm = VAEBM(vae, energy, stage.potential)
     spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(device)
@@ -146,7 +146,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         penalty = spectral()
         optimizer.param_groups[0]["lr"] = rate = learning_rate(step, training)
         optimizer.zero_grad(set_to_none=True)
-        (parts.loss + training.spectral_weight * penalty).backward()  # type: ignore[no-untyped-call]
+        (parts.loss + training.spectral_weight * penalty).backward()
         gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in energy.parameters() if p.grad is not None])
         loss, gap, spread, norm = torch.stack([parts.loss.detach(), parts.gap, parts.spread, gradient_norm]).tolist()
         guard.watch(loss, gap, spread, norm)
@@ -204,9 +204,11 @@ def save_pictures(vaebm: VAEBM, dataset: ImageSet, run_state: Training, steps: i
     eps_z, eps_x = vaebm.noise_like_prior(noise)
     moved_z, moved_x = vaebm.refine(eps_z, eps_x, steps=steps, step_size=step_size, noise=noise)
     assert vaebm.energy is not None
-    energies = {
-        name: vaebm.energy(dataset.split(split)[0][:500].to(device, torch.float32).div_(255.0)) for name, split in (("training images", "train"), ("held-out images", "heldout"))
+    images = {
+        "training images": dataset.split("train")[0][:500].to(device, torch.float32).div_(255.0),
+        "held-out images": dataset.split("heldout")[0][:500].to(device, torch.float32).div_(255.0),
+        "start of the chains": negatives(vaebm, eps_z, eps_x, "sample"),
+        "end of the chains": negatives(vaebm, moved_z, moved_x, "sample"),
     }
-    energies["start of the chains"] = vaebm.energy(negatives(vaebm, eps_z, eps_x, "sample"))
-    energies["end of the chains"] = vaebm.energy(negatives(vaebm, moved_z, moved_x, "sample"))
-    plots.histograms({"": {name: values.cpu().double().numpy() for name, values in energies.items()}}, folder / "energies.png", "energy E(x)", columns=1)
+    energies = {name: vaebm.energy(x).cpu().double().numpy() for name, x in images.items()}
+    plots.histograms({"": energies}, folder / "energies.png", "energy E(x)", columns=1)

@@ -90,7 +90,7 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def predict(model: Classifier, images: Tensor) -> Tensor:
     """Labels (N,) of uint8 images (N, C, H, W)."""
-    return torch.cat([model(to_float(batch)).argmax(1) for batch in images.split(500)])
+    return torch.cat([model(to_float(batch)).argmax(1) for batch in torch.split(images, 500)])
 
 
 def train(images: ImageSet, settings: ClassifierSettings, seed: int) -> tuple[Classifier, list[dict[str, float]]]:
@@ -114,16 +114,16 @@ def train(images: ImageSet, settings: ClassifierSettings, seed: int) -> tuple[Cl
     for epoch in range(settings.epochs):
         model.train()
         total = torch.zeros(())
-        for chosen in torch.randperm(len(inputs), generator=generator).split(settings.batch)[:steps]:
+        for chosen in torch.split(torch.randperm(len(inputs), generator=generator), settings.batch)[:steps]:
             loss = F.cross_entropy(model(_shift(inputs[chosen], generator)), labels[chosen])
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
             total += loss.detach()
         accuracy = (predict(model.eval(), held_out) == held_out_labels).float().mean()
         history.append({"step": float((epoch + 1) * steps), "loss": float(total) / steps, "accuracy": float(accuracy)})
-        progress.advance(loss=history[-1]["loss"], accuracy=history[-1]["accuracy"])
+        progress.advance({name: history[-1][name] for name in ("loss", "accuracy")})
     progress.close()
     return model.requires_grad_(False), history
 

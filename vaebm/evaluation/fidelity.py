@@ -43,19 +43,23 @@ class ClassifierExtractor(FeatureExtractorBase):  # type: ignore[misc]
         self.classifier = load_classifier(feature_extractor_weights_path)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
+        """The features of a batch."""
         # in double precision, since numpy takes the mean in the precision of the features
         return (self.classifier.features(to_float(images)).double(),)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str]:
+        """The one layer that there is."""
         return (LAYER,)
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
+        """The same layer for every metric."""
         return LAYER
 
     @staticmethod
     def can_be_compiled() -> bool:
+        """No: compiling takes longer than all that there is to do."""
         return False
 
 
@@ -138,9 +142,7 @@ def kid(a: NDArray[np.float64], b: NDArray[np.float64], subsets: int, size: int,
     """
     if size > min(len(a), len(b)):
         raise UserError(f"evaluation: kid_subset_size: expected at most {min(len(a), len(b))}, the images there are, found {size}")
-    found = kid_features_to_metric(
-        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=subsets, kid_subset_size=size, rng_seed=seed % 2**32, verbose=False
-    )
+    found = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), kid_subsets=subsets, kid_subset_size=size, rng_seed=seed % 2**32, verbose=False)
     return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
 
 
@@ -150,7 +152,6 @@ class Reference(NamedTuple):
     train_features: NDArray[np.float64]
     train: Statistics
     heldout: Statistics
-    heldout_features: NDArray[np.float64]
     real: float
     """Fréchet distance of held-out to training images: what real images score."""
 
@@ -169,16 +170,15 @@ def reference(data: Path, classifier: Path, output: Path) -> None:
     images, extractor = open_images(data), Extractor.of(classifier)
     features = {split: extractor.features(images.split(split)[0]) for split in ("train", "heldout")}
     statistics = {split: Statistics.of(found) for split, found in features.items()}
+    content: dict[str, NDArray[Any]] = {
+        "data": np.array(images.hash),
+        "weights": np.array(extractor.weights),
+        "real": np.array(frechet_distance(statistics["heldout"], statistics["train"])),
+    }
+    for split in features:
+        content |= {f"{split}_features": features[split], f"{split}_mean": statistics[split].mean, f"{split}_covariance": statistics[split].covariance}
     with writing(output) as stream:
-        np.savez(
-            stream,
-            data=np.array(images.hash),
-            weights=np.array(extractor.weights),
-            real=np.array(frechet_distance(statistics["heldout"], statistics["train"])),
-            **{f"{split}_features": found for split, found in features.items()},
-            **{f"{split}_mean": found.mean for split, found in statistics.items()},
-            **{f"{split}_covariance": found.covariance for split, found in statistics.items()},
-        )
+        np.savez(stream, allow_pickle=False, **content)
 
 
 def read_reference(path: Path, data: str, weights: str) -> Reference:
@@ -198,7 +198,6 @@ def read_reference(path: Path, data: str, weights: str) -> Reference:
             content["train_features"],
             Statistics(content["train_mean"], content["train_covariance"]),
             Statistics(content["heldout_mean"], content["heldout_covariance"]),
-            content["heldout_features"],
             float(content["real"]),
         )
         hashes = {"data": str(content["data"]), "weights": str(content["weights"])}

@@ -29,18 +29,20 @@ class Likelihood(NamedTuple):
 
 
 @torch.no_grad()
-def estimate(nvae: NVAE, images: Tensor, seed: int, purpose: str, samples: int) -> Likelihood:
+def estimate(nvae: NVAE, images: Tensor, seed: int, samples: int) -> Likelihood:
     """Both bounds for uint8 images (N, C, H, W), from the same draws of the posterior.
+
+    The draws are those of `VAEBM.log_likelihood`, so that its values are the importance-weighted ones here.
 
     Args:
         nvae: frozen, in eval mode.
-        seed, purpose: of the noise; the draws of an image depend on these, its place in `images`, and nothing else.
+        seed: of the noise; the draws of an image depend on it, on the image's place in `images`, and on nothing else.
         samples: draws per image.
     """
     elbos, bounds = [], []
-    for start, batch in zip(range(0, len(images), BATCH), images.split(BATCH), strict=True):
+    for start, batch in zip(range(0, len(images), BATCH), torch.split(images, BATCH), strict=True):
         x = to_float(batch)
-        noise = NoiseSource(seed, purpose, range(start, start + len(x)))
+        noise = NoiseSource(seed, "score", range(start, start + len(x)))
         elbo, weights = torch.zeros(len(x), dtype=torch.float64), []
         for draw in range(samples):
             out = nvae(x, noise=noise, step=draw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +36,20 @@ def turned(digits: Pictures) -> Pictures:
 
 
 def photographs(digits: Pictures) -> Pictures:
-    """As many patches of the photographs that scikit-learn ships, in grey, at places given by a hash."""
+    """As many different patches of the photographs that scikit-learn ships, in grey, at places given by a hash."""
     from sklearn.datasets import load_sample_images
 
     photos = [photo.astype(np.int64) @ (299, 587, 114) // 1000 for photo in load_sample_images().images]
-    patches = []
-    for index in range(len(digits)):
+    found: dict[bytes, Pictures] = {}
+    for index in count():
+        if len(found) == len(digits):
+            break
         photo = photos[index % len(photos)]
         words = np.frombuffer(sha256(f"photographs/{index}".encode()).digest(), dtype="<u4")
         top, left = (int(word) % (side - CROP + 1) for word, side in zip(words[:2], photo.shape, strict=True))
-        patches.append(photo[top : top + CROP, left : left + CROP])
-    return reduce(np.stack(patches).astype(np.uint8))
+        patch = reduce(photo[None, top : top + CROP, left : left + CROP].astype(np.uint8))[0]
+        found.setdefault(patch.tobytes(), patch)  # plain sky and shade would otherwise stand there again and again
+    return np.stack(list(found.values()))
 
 
 SETS: dict[str, Callable[[Pictures], Pictures]] = {"interpolation": interpolation, "turned": turned, "photographs": photographs}

@@ -94,11 +94,16 @@ def scores(likelihood: Likelihood, images: Tensor, energy: Energy | None) -> Sco
 
     Returns:
         "" → log p(x) − E(x) (the NVAE alone: log p(x)); with an energy also "energy" → −E(x), "likelihood" → log p(x).
+
+    Raises:
+        UserError: a score is not finite.
     """
     log_p = likelihood.importance.numpy()
     if energy is None:
         return {"": log_p}
-    energies = torch.cat([energy(to_float(batch)) for batch in images.split(fidelity.BATCH)]).double().numpy()
+    energies = torch.cat([energy(to_float(batch)) for batch in torch.split(images, fidelity.BATCH)]).double().numpy()
+    if not np.isfinite(log_p - energies).all():
+        raise UserError(f"evaluation: expected finite energies, found {np.sum(~np.isfinite(energies))} others: the training of the energy diverged")
     return {"": log_p - energies, "energy": -energies, "likelihood": log_p}
 
 
@@ -148,9 +153,7 @@ def _training(model: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in {"settings", "data"}}
 
 
-def run(
-    settings: Path, data: Path, nvae: Path, energy: Path | None, classifier: Path, reference: Path, shards: list[Path], metrics: Path
-) -> None:
+def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier: Path, reference: Path, shards: list[Path], metrics: Path) -> None:
     """Measure the samples and the models of one run; write `metrics`, and pictures/ beside it.
 
     Args:
@@ -177,11 +180,13 @@ def run(
 
     train, held_out = images.split("train")[0], images.split("heldout")[0]
     draws = chosen.elbo_samples
-    likelihoods = {name: estimate(network, split, seed, f"evaluation/{name}", draws) for name, split in (("train", train), ("heldout", held_out))}
-    inside, outside, shown = scores(likelihoods["heldout"], held_out, energies), {}, [held_out[:16]]
+    likelihoods = {name: estimate(network, split, seed, draws) for name, split in (("train", train), ("heldout", held_out))}
+    inside = scores(likelihoods["heldout"], held_out, energies)
+    outside: dict[str, Scores] = {}
+    shown = [held_out[:16]]
     for name in chosen.ood:
         pixels = torch.from_numpy(ood.make(name, held_out.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
-        outside[name] = scores(estimate(network, pixels, seed, f"evaluation/{name}", draws), pixels, energies)
+        outside[name] = scores(estimate(network, pixels, seed, draws), pixels, energies)
         shown.append(pixels[:16])
     figures = {
         **fidelity_figures(samples, statistics, extractor, chosen, seed),

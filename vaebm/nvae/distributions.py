@@ -22,13 +22,13 @@ class Normal:
     """N(μ, σ²) with μ = soft_clamp(m) and σ = (exp(soft_clamp(ℓ)) + 0.01) · t.
 
     Args:
-        m, l: raw parameters, any shape.
+        m, ell: raw parameters, any shape.
         temperature: t, scales σ.
         log_sigma_floor: smallest value of soft_clamp(ℓ), none if None.
     """
 
-    def __init__(self, m: Tensor, l: Tensor, temperature: float = 1.0, log_sigma_floor: float | None = None):
-        log_sigma = soft_clamp(l)
+    def __init__(self, m: Tensor, ell: Tensor, temperature: float = 1.0, log_sigma_floor: float | None = None):
+        log_sigma = soft_clamp(ell)
         if log_sigma_floor is not None:
             log_sigma = log_sigma.clamp(min=log_sigma_floor)
         self.mean = soft_clamp(m)
@@ -58,8 +58,8 @@ class PixelNormal:
     """
 
     def __init__(self, logits: Tensor, log_sigma_floor: float | None = None):
-        self.m, self.l = logits.chunk(2, dim=1)
-        self.normal = Normal(self.m, self.l, log_sigma_floor=log_sigma_floor)
+        self.m, self.ell = logits.chunk(2, dim=1)
+        self.normal = Normal(self.m, self.ell, log_sigma_floor=log_sigma_floor)
 
     @property
     def mean(self) -> Tensor:
@@ -76,4 +76,4 @@ class PixelNormal:
 
     def chain_log_prob(self, x: Tensor) -> Tensor:
         """As `log_prob` with log σ ≥ −2: what the published program's chain uses, in the potential `density` only."""
-        return Normal(self.m, self.l, log_sigma_floor=CHAIN_LOG_SIGMA_FLOOR).log_prob(2.0 * x - 1.0)
+        return Normal(self.m, self.ell, log_sigma_floor=CHAIN_LOG_SIGMA_FLOOR).log_prob(2.0 * x - 1.0)

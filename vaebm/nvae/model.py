@@ -19,6 +19,7 @@ from vaebm.config import NVAENetworkSettings
 from vaebm.noise import NoiseSource
 from vaebm.nvae.cells import NormalizedConv2d, Resample, ResidualCell
 from vaebm.nvae.distributions import Normal, PixelNormal
+from vaebm.runtime import place
 
 
 class Draw(NamedTuple):
@@ -72,17 +73,17 @@ class LatentGroup(nn.Module):
         if self.first:
             zeros = state.new_zeros(len(state), self.posterior_parameters.out_channels // 2, *state.shape[2:])
             return zeros, zeros
-        m, l = self.prior_parameters(state).chunk(2, dim=1)
-        return m, l
+        m, ell = self.prior_parameters(state).chunk(2, dim=1)
+        return m, ell
 
     def posterior(self, features: Tensor, state: Tensor, prior: tuple[Tensor, Tensor]) -> Normal:
         """q(z_j | x, z_<j) from the encoder's features; offsets of the prior's parameters if residual."""
         if not self.first:
             features = features + self.combine_encoder(state)
-        m, l = self.posterior_parameters(features).chunk(2, dim=1)
+        m, ell = self.posterior_parameters(features).chunk(2, dim=1)
         if self.residual_posterior and not self.first:
-            m, l = m + prior[0], l + prior[1]
-        return Normal(m, l)
+            m, ell = m + prior[0], ell + prior[1]
+        return Normal(m, ell)
 
     def combine(self, state: Tensor, z: Tensor) -> Tensor:
         """The decoder's state with z mixed in."""
@@ -101,10 +102,15 @@ class NVAE(nn.Module):
         ValueError: the images are too small for the architecture.
     """
 
+    groups: Sequence[LatentGroup]
+    """Latent groups in decoding order."""
+    latent_shapes: list[tuple[int, int, int]]
+    """(latents, h, w) of each group, in decoding order."""
+
     def __init__(self, settings: NVAENetworkSettings, shape: Sequence[int]):
         super().__init__()
-        self.settings, self.shape = settings, tuple(shape)
-        channels, height, width = self.shape
+        channels, height, width = shape
+        self.settings, self.shape = settings, (channels, height, width)
         scales, blocks = len(settings.groups), settings.preprocess_blocks
         halvings = blocks + scales - 1
         if height % 2**halvings or width % 2**halvings:
@@ -133,20 +139,22 @@ class NVAE(nn.Module):
 
         # Down: coarsest scale first.
         self.prior_constant = nn.Parameter(torch.rand(decoder[-1], height // 2**halvings, width // 2**halvings))
-        self.groups = nn.ModuleList()
-        self.latent_shapes: list[tuple[int, int, int]] = []
+        top_down: list[LatentGroup] = []
+        self.latent_shapes = []
         for scale in reversed(range(scales)):
             for group in range(settings.groups[scale]):
-                first = not self.groups
+                first = not top_down
                 cells = nn.Sequential()
                 if group == 0 and not first:
                     cells.append(self._cell(decoder[scale + 1], decoder[scale], "up", expansion=6))
                 if not first:
                     cells.extend(self._cell(decoder[scale], decoder[scale], "none", expansion=6) for _ in range(settings.cells_decoder))
-                self.groups.append(
+                top_down.append(
                     LatentGroup(encoder[scale], decoder[scale], settings.latents, first=first, cells=cells, residual_posterior=settings.residual_posterior)
                 )
                 self.latent_shapes.append((settings.latents, height // 2 ** (blocks + scale), width // 2 ** (blocks + scale)))
+
+        self.groups = nn.ModuleList(top_down)  # type: ignore[assignment]  # torch's lists know no type of element
 
         self.postprocess = nn.Sequential()
         for block in reversed(range(blocks)):
@@ -231,4 +239,4 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
     content = load_model(path, "nvae")
     nvae = NVAE(NVAENetworkSettings.model_validate(content["network"]), content["shape"])
     nvae.load_state_dict(content["weights"])
-    return nvae.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    return place(nvae.requires_grad_(False).eval(), torch.device(device))

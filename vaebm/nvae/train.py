@@ -15,7 +15,7 @@ from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.cells import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo
-from vaebm.runtime import prepare, seeded
+from vaebm.runtime import place, prepare, seeded
 from vaebm.spectral import SpectralPenalty
 from vaebm.training import Limits, Training, batch_indices
 
@@ -73,7 +73,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
         except ValueError as error:
             raise UserError(f"{settings}: nvae.network: {error}; choose fewer scales or another data set") from None
     spectral = SpectralPenalty(convolution_weights(nvae), derive(seed, "spectral")).to(device)
-    nvae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(nvae, device)
     optimizer = torch.optim.Adamax(nvae.parameters(), lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-3, weight_decay=training.weight_decay)
     sizes = torch.tensor(group_sizes(stage.network.groups), device=device)
     run_state = Training(
@@ -102,7 +102,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
         rate = learning_rate(step, steps_per_epoch, training)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in nvae.parameters() if p.grad is not None])
         if torch.isfinite(loss) and torch.isfinite(norm):
             optimizer.step()

@@ -25,14 +25,28 @@ rule benchmarks:
         "python -m vaebm benchmarks {input.metrics} --paper {input.paper} --experiments config/experiments --results results --log {log}"
 
 
-# Mirrors what is there to MLflow. Comes last and feeds nothing: no figure waits for it, and its failure stops nothing.
-rule track:
-    input:
-        "results/benchmarks.json",
+# The parent run in MLflow comes first, so that the table can name it. Nothing waits for it, and its failure stops nothing.
+rule tracking:
     output:
         update("results/{experiment}/tracking.json"),
     log:
         "results/{experiment}/tracking.log",
+    priority: 1
+    conda:
+        "../../environment.yml"
+    shell:
+        "python -m vaebm track results/{wildcards.experiment} --log {log}"
+
+
+# Mirrors to MLflow what is there, last of all.
+rule track:
+    input:
+        ancient("results/{experiment}/tracking.json"),
+        "results/benchmarks.json",
+    output:
+        touch("results/{experiment}/mirrored"),
+    log:
+        "results/{experiment}/track.log",
     conda:
         "../../environment.yml"
     shell:

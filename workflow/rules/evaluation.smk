@@ -33,8 +33,7 @@ rule reference:
         mem_mb=need("classifier", "mem_mb"),
         runtime=need("classifier", "runtime"),
     shell:
-        "python -m vaebm reference --data {input.data} --classifier {input.classifier} --output {output}"
-        " --threads {resources.torch_threads} --log {log}"
+        "python -m vaebm reference --data {input.data} --classifier {input.classifier} --output {output}" " --threads {resources.torch_threads} --log {log}"
 
 
 rule evaluation:

@@ -1,0 +1,145 @@
+"""Fréchet distance and KID in the classifier's features, against computations that share no code with them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from vaebm import torchvision_operators
+from vaebm.checkpoint import save_model
+from vaebm.config import UserError
+from vaebm.data import open_images, write_images
+from vaebm.evaluation import fidelity
+from vaebm.evaluation.classifier import Classifier, load_classifier
+from vaebm.evaluation.fidelity import Extractor, Statistics, frechet_distance, kid
+from vaebm.runtime import seeded
+
+
+def classifier_file(path, seed):
+    """An untrained classifier: any fixed features will do here."""
+    with seeded(seed):
+        model = Classifier(4, (1, 8, 8), 10)
+    save_model(path, "classifier", {"channels": 4, "shape": [1, 8, 8], "classes": 10}, model.state_dict())
+    return path
+
+
+def data_set(folder, seed):
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (160, 8, 8, 1), dtype=np.uint8)
+    write_images(folder, "noise", images, generator.integers(0, 10, 160), {"train": (0, 100), "heldout": (100, 160)}, {})
+    return folder / "manifest.json"
+
+
+def features(seed, count=400, size=64, scale=1.0):
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(count, size)) @ generator.normal(size=(size, size)) * scale / 8 + generator.normal(size=size)
+
+
+@pytest.mark.parametrize("count", [400, 30])
+def test_distance_agrees_with_the_matrix_square_root(count):
+    """Against ‖Δμ‖² + tr(A + B − 2 (AB)^½) by scipy's sqrtm; with 30 images of 64 features the covariances are singular."""
+    a, b = features(0, count), features(1, count)
+    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = sqrtm(covariance_a @ covariance_b).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariance_a + covariance_b - 2 * root)
+    # eigenvalues of a singular product that should be 0 come out near 1e-15; their roots are near 3e-8, for up to 64 of them
+    assert frechet_distance(Statistics.of(a), Statistics.of(b)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_distance_in_closed_form():
+    a = features(0)
+    shift = np.linspace(-1, 1, 64)
+    same, moved, wider = Statistics.of(a), Statistics.of(a + shift), Statistics.of(3 * (a - a.mean(0)) + a.mean(0))
+    assert frechet_distance(same, same) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(same, moved) == pytest.approx((shift**2).sum(), rel=1e-6)
+    # covariances Σ and 9 Σ commute: tr(Σ + 9 Σ − 2 · 3 Σ) = 4 tr Σ
+    assert frechet_distance(same, wider) == pytest.approx(4 * np.trace(same.covariance), rel=1e-6)
+
+
+def test_kid_agrees_with_brute_force_on_whole_sets():
+    """Subsets as large as the sets hold every image, so that each gives the unbiased estimate of the whole."""
+    a, b = features(0, 40), features(1, 40)
+
+    def kernel(x, y):
+        return (x @ y / 64 + 1) ** 3
+
+    within = sum(kernel(s[i], s[j]) for s in (a, b) for i in range(40) for j in range(40) if i != j) / (40 * 39)
+    across = sum(kernel(x, y) for x in a for y in b) / 40**2
+    mean, spread = kid(a, b, subsets=3, size=40, seed=1)
+    assert mean == pytest.approx(within - 2 * across, rel=1e-10)
+    assert spread == pytest.approx(0, abs=1e-9 * abs(mean))
+
+
+def test_kid_uses_the_subsets_that_it_is_told_to():
+    """torch-fidelity ignores a misspelt keyword: so each setting must be seen to work."""
+    a, b = features(0), features(1)
+    base = kid(a, b, subsets=5, size=100, seed=0)
+    assert kid(a, b, subsets=5, size=100, seed=0) == base
+    assert kid(a, b, subsets=5, size=100, seed=7) != base
+    assert kid(a, b, subsets=6, size=100, seed=0) != base
+    # the estimate from larger subsets is steadier
+    assert kid(a, b, subsets=20, size=350, seed=0)[1] < kid(a, b, subsets=20, size=20, seed=0)[1] / 2
+    with pytest.raises(UserError, match="kid_subset_size: expected at most 400, .* found 401"):
+        kid(a, b, subsets=5, size=401, seed=0)
+
+
+def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeypatch):
+    """The published torchvision on a CPU-only torch is the one case; its import, above, has then worked by the declarations."""
+    tried = []
+    monkeypatch.setattr(torch.ops, "load_library", tried.append)
+    assert torchvision_operators._declare() is None and [path.name.startswith("_C") for path in tried] == [True]
+
+    def fail(path):
+        raise OSError("libcudart.so: cannot open shared object file")
+
+    monkeypatch.setattr(torch.ops, "load_library", fail)
+    assert not torchvision_operators._compiled_operators_load()
+
+
+def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
+    first, second = (Extractor.of(classifier_file(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (fidelity.BATCH + 7, 1, 8, 8), dtype=np.uint8))
+    expected = load_classifier(first.path).features(images / 255).numpy()
+    found = first.features(images)
+    # whole batches against batches of another size: float32 rounding
+    assert found.dtype == np.float64 and np.allclose(found, expected, atol=1e-5)
+    assert first.name != second.name and first.weights[:12] in first.name
+    assert not np.allclose(second.features(images), expected, atol=1e-2)
+    assert Extractor.of(first.path).name == first.name, "registered twice without harm"
+
+
+def test_reference_holds_what_real_images_score(tmp_path):
+    manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
+    fidelity.reference(manifest, model, tmp_path / "reference.npz")
+    images, extractor = open_images(manifest), Extractor.of(model)
+    found = fidelity.read_reference(tmp_path / "reference.npz", images.hash, extractor.weights)
+    train, held_out = (extractor.features(images.split(split)[0]) for split in ("train", "heldout"))
+    assert np.array_equal(found.train_features, train)
+    assert np.array_equal(found.train.mean, train.mean(0)) and np.array_equal(found.heldout.covariance, np.cov(held_out, rowvar=False))
+    assert found.real == frechet_distance(Statistics.of(held_out), Statistics.of(train)) > 0
+
+
+def test_reference_of_other_data_or_weights_is_refused(tmp_path):
+    manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
+    path = tmp_path / "reference.npz"
+    fidelity.reference(manifest, model, path)
+    data, weights = open_images(manifest).hash, Extractor.of(model).weights
+    other = open_images(data_set(tmp_path / "other", 1)).hash
+    with pytest.raises(UserError, match=f"statistics of data {other[:12]}, found those of {data[:12]}"):
+        fidelity.read_reference(path, other, weights)
+    other_weights = Extractor.of(classifier_file(tmp_path / "other.pt", 1)).weights
+    with pytest.raises(UserError, match=f"statistics of weights {other_weights[:12]}, found those of {weights[:12]}"):
+        fidelity.read_reference(path, data, other_weights)
+
+
+def test_a_missing_or_damaged_reference_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="found no file"):
+        fidelity.read_reference(tmp_path / "none.npz", "a", "b")
+    manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
+    fidelity.reference(manifest, model, tmp_path / "whole.npz")
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for name, content in {"text": b"no statistics", "empty": b"", "half": whole[: len(whole) // 2]}.items():
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(UserError, match="damaged") as error:
+            fidelity.read_reference(tmp_path / f"{name}.npz", "a", "b")
+        assert "\n" not in str(error.value)

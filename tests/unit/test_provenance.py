@@ -1,0 +1,70 @@
+"""Where a figure comes from."""
+
+import subprocess
+import sys
+
+from vaebm import provenance
+
+
+def git(folder, *arguments):
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def repository(folder):
+    """A repository that looks like this project's, with one commit."""
+    (folder / "vaebm").mkdir(parents=True)
+    (folder / "vaebm" / "config.py").write_text("x = 1\n")
+    (folder / "README.md").write_text("text\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "first")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def test_commit_and_changes_of_the_program(tmp_path):
+    head = repository(tmp_path)
+    assert provenance.commit((tmp_path,)) == {"commit": head, "changed": False}
+    (tmp_path / "README.md").write_text("other text\n")
+    assert provenance.commit((tmp_path,))["changed"] is False, "the README changes no figure"
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "new.yaml").write_text("a: 1\n")
+    assert provenance.commit((tmp_path,))["changed"] is True, "a new experiment file is a change"
+
+
+def test_unknown_outside_a_repository_of_this_project(tmp_path):
+    assert provenance.commit((tmp_path,)) == {"commit": "unknown", "changed": "unknown"}
+    # installed into the environment of another project, which is a repository too
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "main.py").write_text("\n")
+    git(other, "init", "-q")
+    git(other, "add", ".")
+    git(other, "commit", "-q", "-m", "first")
+    (other / "site-packages" / "vaebm").mkdir(parents=True)
+    (other / "site-packages" / "vaebm" / "config.py").write_text("x = 1\n")
+    assert provenance.commit((other / "site-packages",))["commit"] == "unknown"
+
+
+def test_the_first_folder_that_knows_counts(tmp_path):
+    head = repository(tmp_path / "clone")
+    assert provenance.commit((tmp_path, tmp_path / "clone"))["commit"] == head
+
+
+def test_unknown_without_git(tmp_path, monkeypatch):
+    repository(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert provenance.commit((tmp_path,)) == {"commit": "unknown", "changed": "unknown"}
+
+
+def test_versions_are_those_of_the_running_libraries():
+    import torch
+
+    assert provenance.versions()["torch"] == torch.__version__
+    assert set(provenance.versions()) == {"python", *provenance.LIBRARIES}
+
+
+def test_import_needs_no_torch():
+    """Every job that only reads settings would pay seconds for it."""
+    script = "import sys, vaebm.provenance; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,57 @@
+"""A training that is killed at any moment and run again ends in the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+
+COMMANDS = {
+    "nvae": ["nvae", "results/tiny/nvae/seed0/nvae.yaml", "--data", "data/digits/manifest.json"],
+    "ebm": ["ebm", "results/tiny/vaebm/seed0/ebm.yaml", "--data", "data/digits/manifest.json", "--nvae", "results/tiny/nvae/seed0/model.pt"],
+}
+UNCUT = {"nvae": "results/tiny/nvae/seed0", "ebm": "results/tiny/vaebm/seed0"}
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, python, stage):
+    """Killed with -9 as soon as it has saved its state; the one of the shared run was never cut."""
+    command = python(*COMMANDS[stage], "--model", str(tmp_path / "model.pt"), "--checkpoint-every", "0")
+    with subprocess.Popen(command, cwd=tiny_run.folder, env=tiny_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("checkpoints/*/*.json")):
+            assert process.poll() is None, "the training ended before its state was saved once"
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "model.pt").exists()
+
+    assert f"{stage}: going on at step " in tiny_run.run(*command)
+    uncut = tiny_run.folder / UNCUT[stage]
+    assert (tmp_path / "history.jsonl").read_text() == (uncut / "history.jsonl").read_text()
+    found, expected = (json.loads((folder / "training.json").read_text()) for folder in (tmp_path, uncut))
+    assert found["model"] == expected["model"] and found["steps"] == expected["steps"]
+
+
+def test_snakemake_killed_in_the_middle_takes_nothing_half_written(finished):
+    """Killed with -9, jobs and all; after `--unlock` the same command ends in the same model."""
+    run = finished.folder / "results" / "tiny" / "vaebm" / "seed0"
+    expected = json.loads((run / "training.json").read_text())["model"]
+    (run / "model.pt").unlink()
+    target = "results/tiny/vaebm/seed0/model.pt"
+    command = ["snakemake", "--cores", "1", target]
+    with subprocess.Popen(
+        command, cwd=finished.folder, env=finished.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "rule ebm:" in line:
+                break
+        time.sleep(1)
+        subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
+    assert not (run / "model.pt").exists()
+    finished.snakemake("--unlock")
+    finished.snakemake(target)
+    assert json.loads((run / "training.json").read_text())["model"] == expected
