@@ -1,0 +1,122 @@
+"""Files are whole or not there; checkpoints survive a death at any moment; a training resumed ends in the same bits."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaebm.checkpoint import Checkpoints, hash_tensors, load_model, save_model, write_json, writing
+from vaebm.config import UserError
+from vaebm.runtime import RESUME, Interrupted
+from vaebm.training import Limits, Training, batch_indices
+
+
+def test_nothing_appears_when_the_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), writing(path) as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_no_values_that_are_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "file.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hash_is_of_values_types_shapes_and_names() -> None:
+    state = {"a": torch.arange(4.0), "b": torch.ones(2, dtype=torch.int64)}
+    assert hash_tensors(state) == hash_tensors(dict(reversed(state.items())))
+    others = [
+        {**state, "a": state["a"].reshape(2, 2)},
+        {**state, "a": state["a"].double()},
+        {**state, "a": state["a"] + 1e-7},
+        {"a": state["a"], "c": state["b"]},
+    ]
+    assert len({hash_tensors(other) for other in [state, *others]}) == 5
+    channels_last = torch.rand(2, 3, 4, 4)
+    assert hash_tensors({"w": channels_last}) == hash_tensors({"w": channels_last.to(memory_format=torch.channels_last)})
+
+
+def test_models_are_known_by_their_kind(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save_model(path, "nvae", {"groups": [1]}, {"w": torch.ones(2)}, shape=[1, 8, 8])
+    content = load_model(path, "nvae")
+    assert content["network"] == {"groups": [1]} and content["shape"] == [1, 8, 8] and content["hash"] == hash_tensors({"w": torch.ones(2)})
+    with pytest.raises(UserError, match="expected a model of kind 'energy', found one of kind 'nvae'"):
+        load_model(path, "energy")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="damaged"):
+        load_model(path, "nvae")
+    with pytest.raises(UserError, match="found no file"):
+        load_model(tmp_path / "none.pt", "nvae")
+
+
+def test_the_checkpoint_before_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step})
+    assert checkpoints.load() == {"step": 3}
+    newest = max(checkpoints.slots, key=lambda path: json.loads(path.with_suffix(".json").read_text())["step"])
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert checkpoints.load() == {"step": 2}
+    checkpoints.save(4, {"step": 4})  # over the damaged one, never over the good one
+    assert checkpoints.load() == {"step": 4} and len(list(tmp_path.glob("*.pt"))) == 2
+
+
+def train(folder: Path, stop_at: int | None = None, number: int = signal.SIGTERM, **limits: float) -> Training:
+    """Twenty steps of a small regression; optionally a signal at one of them."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    run = Training("test", folder, {"seed": 0}, 20, {"model": model, "optimizer": optimizer}, Limits(**limits))
+    for step in run.steps():
+        if step == stop_at:
+            os.kill(os.getpid(), number)
+        loss = model(torch.arange(3.0) + step).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        run.record(loss=float(loss.detach()), weight=float(model.weight.detach().sum()))
+    run.finish(status="finished")
+    return run
+
+
+def test_a_training_that_was_stopped_goes_on_in_the_same_bits(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    for stop in (3, 11):
+        with pytest.raises(Interrupted) as stopped:
+            train(tmp_path / "cut", stop)
+        assert stopped.value.status == 128 + signal.SIGTERM
+        assert len((tmp_path / "cut" / "history.jsonl").read_text().splitlines()) == stop + 1
+    train(tmp_path / "cut")
+    assert (tmp_path / "cut" / "history.jsonl").read_bytes() == (tmp_path / "whole" / "history.jsonl").read_bytes()
+
+
+def test_a_training_stops_before_its_time_limit(tmp_path: Path) -> None:
+    """A limit that is over already: one step, then saved, with the exit status that asks for another run."""
+    with pytest.raises(Interrupted, match="time limit") as stopped:
+        train(tmp_path, minutes=1e-9)
+    assert stopped.value.status == RESUME
+    assert train(tmp_path).step == 20
+
+
+def test_checkpoints_of_other_settings_are_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, 5)
+    other = Training("test", tmp_path, {"seed": 1}, 20, {"model": torch.nn.Linear(3, 1)}, Limits())
+    assert other.step == 0
+
+
+def test_every_epoch_takes_every_image_once() -> None:
+    epoch = torch.cat([batch_indices(step, 4, 10, seed=0) for step in range(2)])
+    assert len(set(epoch.tolist())) == 8
+    again = torch.cat([batch_indices(step, 4, 10, seed=0) for step in (2, 3)])
+    assert not torch.equal(epoch, again)
+    assert torch.equal(batch_indices(3, 4, 10, seed=0), again[4:])

@@ -1,0 +1,106 @@
+"""Prepared data: the digits, the manifest, and what is said of damaged files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from vaebm.config import DATASET_NAMES, UserError
+from vaebm.data import DATASETS, open_images, prepare
+from vaebm.data.digits import reduce, to_counts, to_uint8
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    prepare("digits", tmp_path)
+    return tmp_path / "manifest.json"
+
+
+def test_names_known_without_torch_are_those_of_the_registry() -> None:
+    assert tuple(sorted(DATASETS)) == tuple(sorted(DATASET_NAMES))
+
+
+def test_digits_are_split_once_and_complete(digits: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    images = open_images(digits)
+    assert images.shape == (1, 8, 8) and images.splits == {"train": (0, 1500), "heldout": (1500, 1797)}
+    everything = sorted((to_counts(image[..., 0]).tobytes(), int(label)) for image, label in zip(images.images, images.labels, strict=True))
+    raw = load_digits()
+    assert everything == sorted((image.astype(np.int64).tobytes(), int(label)) for image, label in zip(raw.images, raw.target, strict=True))
+    assert images.split("heldout")[0].shape == (297, 1, 8, 8)
+
+
+def test_preparation_gives_the_same_bytes_again(digits: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in digits.parent.iterdir()}
+    prepare("digits", tmp_path)
+    assert {path.name: path.read_bytes() for path in digits.parent.iterdir()} == before
+
+
+def test_the_bytes_are_those_that_are_pinned(digits: Path) -> None:
+    """data.dvc names three files and their size."""
+    pins = yaml.safe_load((Path(__file__).parents[2] / "data.dvc").read_text())["outs"]
+    pinned = next(out for out in pins if out["path"] == "data/digits")
+    assert pinned["nfiles"] == 3 and pinned["size"] == sum(path.stat().st_size for path in digits.parent.iterdir())
+
+
+def test_grey_levels_and_counts_are_inverse() -> None:
+    counts = np.arange(17)
+    assert to_uint8(counts).tolist()[::16] == [0, 255]
+    assert np.array_equal(to_counts(to_uint8(counts)), counts)
+
+
+def test_reduction_makes_digits_of_bitmaps() -> None:
+    """A bitmap of zeros and ones counts its ink in 4×4 blocks, as the digits were made."""
+    bitmap = np.random.RandomState(0).randint(0, 2, (3, 32, 32))
+    expected = bitmap.reshape(3, 8, 4, 8, 4).sum((2, 4))
+    assert np.array_equal(to_counts(reduce((bitmap * 255).astype(np.uint8))), expected)
+
+
+def test_unknown_data_set(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown data set 'digitz'; data sets that exist: digits"):
+        prepare("digitz", tmp_path)
+
+
+def damage_bytes(folder: Path) -> str:
+    path = folder / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return "expected the bytes that manifest.json names"
+
+
+def cut(folder: Path) -> str:
+    path = folder / "images.npy"
+    path.write_bytes(path.read_bytes()[:1000])
+    return r"images.npy: expected \(1797, 8, 8, 1\) uint8, found a file that is not a whole"
+
+
+def other_form(folder: Path) -> str:
+    np.save(folder / "images.npy", np.zeros((5, 8, 8)))
+    return r"images.npy: expected \(1797, 8, 8, 1\) uint8, found \(5, 8, 8\) float64"
+
+
+def missing(folder: Path) -> str:
+    (folder / "labels.npy").unlink()
+    return r"labels.npy: expected \(1797\) int64, found no file"
+
+
+def broken_manifest(folder: Path) -> str:
+    (folder / "manifest.json").write_text(json.dumps({"images": 3}))
+    return "manifest.json: not a manifest"
+
+
+def no_manifest(folder: Path) -> str:
+    (folder / "manifest.json").unlink()
+    return "manifest.json: expected the manifest of a prepared data set, found none"
+
+
+@pytest.mark.parametrize("harm", [damage_bytes, cut, other_form, missing, broken_manifest, no_manifest])
+def test_damage_is_named_in_one_line(digits: Path, harm) -> None:  # type: ignore[no-untyped-def]
+    expected = harm(digits.parent)
+    with pytest.raises(UserError, match=expected) as error:
+        open_images(digits)
+    assert "\n" not in str(error.value)

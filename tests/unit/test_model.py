@@ -1,0 +1,181 @@
+"""The pair of NVAE and energy: the chain's law, the samples, the score."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings
+from vaebm.ebm.network import EnergyNetwork
+from vaebm.model import VAEBM, sample_noise
+from vaebm.noise import NoiseSource
+from vaebm.nvae.distributions import PixelNormal
+from vaebm.nvae.model import NVAE
+
+
+class LinearVAE(nn.Module):
+    """x = ½ + ½ (A z + s ε_x) with z = ε_z: a decoder whose chain has a stationary law in closed form.
+
+    The mean may be anything and no pixel saturates: soft clamps are inverted, and A and s are small.
+    """
+
+    sigma = 0.02
+
+    def __init__(self, matrix: Tensor):
+        super().__init__()
+        self.matrix = nn.Parameter(matrix, requires_grad=False)
+        self.prior_constant = self.matrix
+        self.latent_shapes = [(matrix.shape[1], 1, 1)]
+        self.shape = (1, matrix.shape[0], 1)
+
+    def decode(self, eps: list[Tensor], temperature: float = 1.0) -> tuple[PixelNormal, Tensor]:
+        mean = torch.einsum("pk,bk->bp", self.matrix, eps[0][:, :, 0, 0])[:, None, :, None]
+        m = 5 * torch.atanh(mean / 5)
+        ell = torch.full_like(m, 5 * math.atanh(math.log(self.sigma - 0.01) / 5))
+        return PixelNormal(torch.cat([m, ell], dim=1)), -0.5 * eps[0].square().flatten(1).sum(1)
+
+
+class Quadratic(nn.Module):
+    """E(x) = ½ λ ‖2x − 1 − c‖²."""
+
+    def __init__(self, strength: float, centre: Tensor):
+        super().__init__()
+        self.strength, self.centre = strength, centre
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * self.strength * (2 * x - 1 - self.centre).square().sum(dim=(1, 2, 3))
+
+
+def small(architecture: str = "res_bnswish") -> VAEBM:
+    """A random pair for 8×8 greyscale images."""
+    torch.manual_seed(0)
+    network = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1}
+    nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "architecture": architecture}), (1, 8, 8))
+    energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[0]), 1)
+    return VAEBM(nvae.eval().requires_grad_(False), energy.requires_grad_(False), steps=3, step_size=0.01)
+
+
+def test_chain_reaches_the_gaussian_law_of_the_model() -> None:
+    """Linear decoder, quadratic energy, potential `noise`: U is quadratic in ε = (ε_z, ε_x) with a known Hessian H and
+    minimum μ. Unadjusted Langevin steps have the stationary mean μ and the covariance (H (1 − η H / 4))⁻¹.
+    """
+    torch.manual_seed(1)
+    matrix = 0.1 * torch.randn(3, 2, dtype=torch.float64)
+    centre = torch.tensor([0.15, -0.1, 0.05], dtype=torch.float64)
+    model = VAEBM(LinearVAE(matrix), Quadratic(100.0, centre[:, None]))  # type: ignore[arg-type]
+    onto_pixels = torch.cat([matrix, LinearVAE.sigma * torch.eye(3, dtype=torch.float64)], dim=1)  # 2x − 1 as a function of ε
+    hessian = torch.eye(5, dtype=torch.float64) + 100.0 * onto_pixels.T @ onto_pixels
+    mean = torch.linalg.solve(hessian, 100.0 * onto_pixels.T @ centre)
+    step_size, chains = 0.2, 4000
+    covariance = torch.linalg.inv(hessian @ (torch.eye(5, dtype=torch.float64) - 0.25 * step_size * hessian))
+
+    noise = NoiseSource(0, "test", range(chains))
+    start = model.noise_like_prior(noise, torch.float64)
+    eps_z, eps_x = model.refine(*start, steps=100, step_size=step_size, noise=noise)
+    eps = torch.cat([eps_z[0].flatten(1), eps_x.flatten(1)], dim=1)
+    scale = covariance.diagonal().sqrt()
+    error = 5 / math.sqrt(chains)  # five standard errors of a mean, and at least three and a half of a covariance, in units of the scales
+    assert ((eps.mean(0) - mean).abs() / scale).max() < error
+    assert ((torch.cov(eps.T) - covariance).abs() / torch.outer(scale, scale)).max() < error
+    assert (mean.abs() / scale).max() > 3 * error  # a chain that ignored the energy would be seen
+
+
+def test_potentials_differ_by_the_terms_of_the_specification() -> None:
+    """`density` is E − log p(z) − log p(x|z); −log p(z) = ½‖ε_z‖² + Σ ln σ_p + const."""
+    model = small()
+    eps_z, eps_x = model.noise_like_prior(NoiseSource(0, "test", range(5)))
+    pixels, log_p = model.nvae.decode(eps_z)
+    x = pixels.sample(eps_x)
+    assert model.energy is not None
+    noise = model.energy(x) + 0.5 * (sum(eps.square().flatten(1).sum(1) for eps in eps_z) + eps_x.square().flatten(1).sum(1))
+    torch.testing.assert_close(model.potential(eps_z, eps_x), noise)
+    density = model.energy(x) - log_p - pixels.chain_log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(VAEBM(model.nvae, model.energy, "density").potential(eps_z, eps_x), density)
+
+
+def test_each_chain_has_a_gradient_of_its_own() -> None:
+    """∂ΣU/∂ε of a batch is each chain's own gradient: nothing in the networks mixes the batch in eval mode."""
+    model = small()
+    eps_z, eps_x = model.noise_like_prior(NoiseSource(0, "test", range(4)), torch.float32)
+
+    def gradient(rows: slice) -> Tensor:
+        leaf = eps_x[rows].clone().requires_grad_()
+        (found,) = torch.autograd.grad(model.potential([eps[rows] for eps in eps_z], leaf).sum(), leaf)
+        return found
+
+    torch.testing.assert_close(gradient(slice(None)), torch.cat([gradient(slice(k, k + 1)) for k in range(4)]), rtol=1e-4, atol=1e-5)
+
+
+def test_no_step_of_the_chain_is_the_nvae() -> None:
+    """The baseline: the same ε, no chain, the same images as the pair with zero steps."""
+    model = small()
+    torch.testing.assert_close(model.sample(6, seed=3, steps=0), VAEBM(model.nvae, None).sample(6, seed=3), rtol=0, atol=0)
+    assert not torch.equal(model.sample(6, seed=3, steps=0), model.sample(6, seed=3))
+
+
+def test_samples_do_not_depend_on_the_batch() -> None:
+    """Image k is a function of the seed and of k; another batch size moves it by rounding alone."""
+    model = small()
+    together, apart = model.sample(7, seed=1), model.sample(7, seed=1, batch=2)
+    assert (together - apart).abs().max() < 0.5 / 255
+    assert together.shape == (7, 1, 8, 8) and together.min() >= 0 and together.max() <= 1
+    assert not torch.equal(together, model.sample(7, seed=2))
+
+
+def test_shards_are_whole_batches() -> None:
+    """Any number of shards covers every image once, in the same batches: not a bit can change."""
+    for shards in range(1, 5):
+        stage = SamplesSettings.model_validate({"count": 17, "batch": 5, "shards": shards, "chain": {"steps": 0, "step_size": 1.0}})
+        ranges = [stage.shard(index) for index in range(shards)]
+        assert [index for part in ranges for index in part] == list(range(17))
+        assert all(part.start % 5 == 0 and len(part) for part in ranges)
+
+
+def test_chain_shows_the_way_of_the_samples() -> None:
+    model = small()
+    images = model.chain(4, seed=0)
+    assert len(images) == model.steps + 1
+    torch.testing.assert_close(images[0], model.sample(4, seed=0, steps=0), rtol=0, atol=0)
+    torch.testing.assert_close(images[-1], model.sample(4, seed=0), rtol=0, atol=0)
+
+
+def test_score_is_the_likelihood_less_the_energy() -> None:
+    model, images = small(), torch.rand(5, 1, 8, 8)
+    assert model.energy is not None
+    torch.testing.assert_close(model.score(images), model.log_likelihood(images) - model.energy(images))
+    with torch.no_grad():
+        output = model.nvae(images, noise=NoiseSource(0, "score", range(5)))
+        bound = output.pixels.log_prob(images).flatten(1).sum(1) + output.log_p - output.log_q
+    torch.testing.assert_close(model.log_likelihood(images), bound)
+    assert (model.log_likelihood(images, importance_samples=20) >= model.log_likelihood(images)).float().mean() > 0.5
+
+
+def test_public_stochastic_calls_repeat_and_leave_the_global_generator_alone() -> None:
+    model, images = small(), torch.rand(3, 1, 8, 8)
+    noise = sample_noise(0, range(3))
+    start = model.noise_like_prior(noise)
+    calls = [
+        lambda: model.sample(3, seed=0),
+        lambda: model.score(images, seed=0),
+        lambda: model.refine(*start, steps=2, step_size=0.1, noise=noise)[1],
+        lambda: model.nvae(images, noise=noise).pixels.mean,
+    ]
+    for call in calls:
+        before = torch.get_rng_state()
+        assert torch.equal(call(), call())
+        assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("potential", ["noise", "density"])
+def test_gpu_agrees_with_cpu_from_the_same_noise(potential: str) -> None:
+    model = small("res_mbconv")
+    host = VAEBM(model.nvae, model.energy, potential)  # type: ignore[arg-type]
+    eps_z, eps_x = host.noise_like_prior(NoiseSource(0, "test", range(4)))
+    expected = host.potential(eps_z, eps_x)
+    assert model.energy is not None
+    device = VAEBM(model.nvae.cuda(), model.energy.cuda(), potential)  # type: ignore[arg-type]
+    found = device.potential([eps.cuda() for eps in eps_z], eps_x.cuda())
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
