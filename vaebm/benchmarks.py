@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from vaebm.checkpoint import write_json, writing
-from vaebm.config import UserError, read_experiment
+from vaebm.config import UserError
 from vaebm.paper import read_paper
 from vaebm.report import page
+from vaebm.settings import read_experiment
 from vaebm.table import COLUMNS, Measured, Record, lines, markdown
 
 SAME = ("data", "extractor", "chain", "versions")

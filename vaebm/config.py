@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -335,118 +331,3 @@ STAGES: dict[str, type[Settings]] = {
 def fingerprint(value: Any) -> str:
     """SHA-256 of a plain value, by its canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------- reading, writing
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's reading of `1e-2` as a number, and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
-        return mapping
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file.
-
-    Raises:
-        UserError: there is no such file, or it is no YAML.
-    """
-    try:
-        return yaml.load(path.read_text(), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected a YAML file, found none") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise UserError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-def validate(model: type[S], value: Any, where: str) -> S:
-    """`value` as `model`; every error in it becomes one line that starts with `where`.
-
-    Raises:
-        UserError: unknown keys, missing keys, values of another type or out of range.
-    """
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_line(model, problem)}" for problem in error.errors())) from None
-
-
-def _line(model: type[Settings], problem: Any) -> str:
-    """One validation error in words: key, what was expected, what was found."""
-    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    key = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key; keys that exist: {', '.join(_fields(model, location[:-1]))}"
-    if problem["type"] == "missing":
-        return f"{key}: expected a value, found none"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-    return f"{key}: {message}{found}" if key else message
-
-
-def _fields(model: type[Settings], location: list[Any]) -> list[str]:
-    """Names of the fields of the group of settings at `location`."""
-    for part in location:
-        model = model.model_fields[part].annotation  # type: ignore[assignment]
-    return list(model.model_fields)
-
-
-def read_experiment(path: Path) -> Experiment:
-    """An experiment file.
-
-    Raises:
-        UserError: the file is missing, no YAML, or not an experiment.
-    """
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: there is no experiment {path.stem!r}; experiments that exist: {known}")
-    return validate(Experiment, read_yaml(path), str(path))
-
-
-def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> None:
-    """Write one settings file per stage and seed under `folder` (results/<experiment>), every default written out.
-
-    A file with the same content is left untouched, so that nothing that reads it runs again.
-    """
-    _write(folder / "classifier" / "classifier.yaml", 0, "classifier", experiment.evaluation.classifier)
-    baseline = experiment.samples.model_copy(update={"chain": experiment.samples.chain.model_copy(update={"steps": 0, "step_size": 1.0})})
-    for seed in seeds:
-        _write(folder / BASELINE / f"seed{seed}" / "nvae.yaml", seed, "nvae", experiment.nvae)
-        for variant in VARIANTS:
-            run = folder / variant / f"seed{seed}"
-            if variant != BASELINE:
-                _write(run / "ebm.yaml", seed, "ebm", experiment.ebm)
-            _write(run / "samples" / "samples.yaml", seed, "samples", baseline if variant == BASELINE else experiment.samples)
-            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", experiment.evaluation)
-
-
-def _write(path: Path, seed: int, section: str, settings: Settings) -> None:
-    text = yaml.safe_dump({"seed": seed, section: settings.model_dump()}, sort_keys=False)
-    if not path.is_file() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".yaml.tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
-
-
-def read_settings(path: Path, model: type[S]) -> tuple[int, S]:
-    """Seed and settings in a stage's settings file, as `write_settings` wrote it.
-
-    Raises:
-        UserError: the file is missing, or belongs to another stage.
-    """
-    section = next(name for name, known in STAGES.items() if known is model)
-    content = read_yaml(path)
-    if not isinstance(content, dict) or set(content) != {"seed", section}:
-        raise UserError(f"{path}: expected the keys 'seed' and {section!r}, found {sorted(content) if isinstance(content, dict) else content!r}")
-    return int(content["seed"]), validate(model, content[section], f"{path}: {section}")

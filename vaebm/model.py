@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vaebm.config import BASELINE, EBMSettings, SamplesSettings, UserError, read_settings
+from vaebm.config import BASELINE, EBMSettings, SamplesSettings, UserError
 from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import load_energy
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
+from vaebm.settings import read_settings
 
 
 class VAEBM:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from vaebm.config import Settings, read_yaml, validate
+from vaebm.config import Settings
+from vaebm.settings import read_yaml, validate
 
 
 class Figure(Settings):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from vaebm.checkpoint import writing
-from vaebm.config import EBMSettings, SamplesSettings, UserError, read_settings
+from vaebm.config import EBMSettings, SamplesSettings, UserError
 from vaebm.ebm.network import load_energy
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import load_nvae
 from vaebm.runtime import Progress, prepare
+from vaebm.settings import read_settings
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaebm.config import UserError, fingerprint, read_experiment, read_yaml
+from vaebm.config import UserError, fingerprint
+from vaebm.settings import read_experiment, read_yaml
 
 DATABASE = "mlflow.db"
 """Where bare `mlflow ui` in the same folder looks, as sqlite:///mlflow.db; MLFLOW_TRACKING_URI is respected."""

@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from vaebm import benchmarks, plots, table
-from vaebm.config import UserError, read_experiment
+from vaebm.config import UserError
 from vaebm.paper import read_paper
+from vaebm.settings import read_experiment
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config" / "paper.yaml"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vaebm.config import EBMSettings, Experiment, UserError, read_experiment, read_settings, write_settings
+from vaebm.config import EBMSettings, Experiment, UserError
+from vaebm.settings import read_experiment, read_settings, write_settings
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 
@@ -26,7 +27,11 @@ def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> N
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("latents: 4", "latents: 4\n    latentz: 4", "nvae.network.latentz: unknown key; keys that exist: channels_encoder, channels_decoder, groups, latents,"),
+        (
+            "latents: 4",
+            "latents: 4\n    latentz: 4",
+            "nvae.network.latentz: unknown key; keys that exist: channels_encoder, channels_decoder, groups,",
+        ),
         ("latents: 4", "latents: -4", "nvae.network.latents: Input should be greater than 0, found -4"),
         ("latents: 4", "latents: '4'", "nvae.network.latents: Input should be a valid integer, found '4'"),
         ("latents: 4", "latents: 4\n    latents: 5", "not YAML: key 'latents' stands twice"),
@@ -95,5 +100,5 @@ def test_hash_leaves_resources_out() -> None:
 
 
 def test_configuration_imports_neither_torch_nor_mlflow() -> None:
-    code = "import sys, vaebm.config; print([name for name in ('torch', 'mlflow', 'sklearn') if name in sys.modules])"
+    code = "import sys, vaebm.settings; print([name for name in ('torch', 'mlflow', 'sklearn') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -50,7 +50,15 @@ class Quadratic(nn.Module):
 def small(architecture: str = "res_bnswish") -> VAEBM:
     """A random pair for 8×8 greyscale images."""
     torch.manual_seed(0)
-    network = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1}
+    network = {
+        "channels_encoder": 4,
+        "channels_decoder": 4,
+        "groups": [1, 1],
+        "latents": 2,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 1,
+        "postprocess_cells": 1,
+    }
     nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "architecture": architecture}), (1, 8, 8))
     energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[0]), 1)
     return VAEBM(nvae.eval().requires_grad_(False), energy.requires_grad_(False), steps=3, step_size=0.01)

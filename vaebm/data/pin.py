@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaebm.config import UserError, read_yaml
+from vaebm.config import UserError
+from vaebm.settings import read_yaml
 
 
 def run(folder: Path, pins: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaebm import plots
 from vaebm.checkpoint import hash_tensors, load_model, save_model
-from vaebm.config import EBMSettings, EBMTrainingSettings, UserError, read_settings
+from vaebm.config import EBMSettings, EBMTrainingSettings, UserError
 from vaebm.data import ImageSet, open_images
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.objective import Guard, WeightAverage, adaptive_clip, contrastive_divergence
@@ -21,6 +21,7 @@ from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.cells import convolution_weights
 from vaebm.nvae.model import load_nvae
 from vaebm.runtime import place, prepare, seeded
+from vaebm.settings import read_settings
 from vaebm.spectral import SpectralPenalty
 from vaebm.training import Limits, Training, batch_indices
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from vaebm import plots
 from vaebm.checkpoint import hash_tensors, load_model, save_model, write_json, writing
-from vaebm.config import ClassifierSettings, UserError, read_settings
+from vaebm.config import ClassifierSettings, UserError
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import derive
 from vaebm.runtime import Progress, seeded
+from vaebm.settings import read_settings
 
 FEATURES = 64
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from vaebm import VAEBM, load_energy, load_nvae, plots, provenance
 from vaebm.checkpoint import load_model, write_json
-from vaebm.config import BASELINE, ChainSettings, EBMSettings, EvaluationSettings, SamplesSettings, UserError, read_settings
+from vaebm.config import BASELINE, ChainSettings, EBMSettings, EvaluationSettings, SamplesSettings, UserError
 from vaebm.data import ImageSet, open_images
 from vaebm.evaluation import fidelity, ood
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.likelihood import Likelihood, estimate
 from vaebm.noise import derive
+from vaebm.settings import read_settings
 
 GRID, CHAINS = 160, 10
 """Images of a grid of samples; chains that are shown step by step."""

@@ -9,13 +9,14 @@ import torch
 
 from vaebm import plots
 from vaebm.checkpoint import hash_tensors, save_model
-from vaebm.config import NVAESettings, NVAETrainingSettings, UserError, read_settings
+from vaebm.config import NVAESettings, NVAETrainingSettings, UserError
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.cells import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo
 from vaebm.runtime import place, prepare, seeded
+from vaebm.settings import read_settings
 from vaebm.spectral import SpectralPenalty
 from vaebm.training import Limits, Training, batch_indices
 

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from vaebm.config import BASELINE, VARIANTS, UserError, read_experiment, read_yaml, write_settings
+from vaebm.config import BASELINE, VARIANTS, UserError
+from vaebm.settings import read_experiment, read_yaml, write_settings
 
 CONFIG = "config/config.yaml"
 TRAINED = [variant for variant in VARIANTS if variant != BASELINE]
