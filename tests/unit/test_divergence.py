@@ -1,0 +1,68 @@
+"""A training that explodes stops in time, keeps its last good state, and says what to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import vaebm.ebm.train
+import vaebm.nvae.train
+from vaebm import load_energy
+from vaebm.config import EBMTrainingSettings, GuardSettings, UserError
+from vaebm.data import prepare
+from vaebm.settings import read_experiment, write_settings
+from vaebm.training import Limits
+
+EXPERIMENT = Path(__file__).parents[2] / "config" / "experiments" / "tiny.yaml"
+MACHINE = {"threads": 1, "gpus": 0, "limits": Limits()}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Data, and the settings files of `tiny` with a guard that acts fast."""
+    prepare("digits", tmp_path / "data")
+    experiment = read_experiment(EXPERIMENT)
+    training = EBMTrainingSettings.model_validate(experiment.ebm.training.model_dump() | {"iterations": 40, "snapshot_every": 2})
+    ebm = experiment.ebm.model_copy(update={"training": training, "guard": GuardSettings(patience=3)})
+    write_settings(experiment.model_copy(update={"ebm": ebm}), tmp_path, [0])
+    return tmp_path
+
+
+def train_nvae(results: Path) -> Path:
+    folder = results / "nvae" / "seed0"
+    vaebm.nvae.train.run(folder / "nvae.yaml", results / "data" / "manifest.json", folder / "model.pt", **MACHINE)  # type: ignore[arg-type]
+    return folder / "model.pt"
+
+
+def train_ebm(results: Path, nvae: Path) -> Path:
+    folder = results / "vaebm" / "seed0"
+    vaebm.ebm.train.run(folder / "ebm.yaml", results / "data" / "manifest.json", nvae, folder / "model.pt", **MACHINE)  # type: ignore[arg-type]
+    return folder / "model.pt"
+
+
+def test_energy_that_explodes_leaves_its_last_good_snapshot(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten iterations as usual, then steps of a thousand: the guard stops a few iterations later."""
+    nvae = train_nvae(results)
+    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e-4 if step < 10 else 1e3)
+    model = train_ebm(results, nvae)
+    facts = json.loads(model.with_name("training.json").read_text())
+    assert facts["status"].startswith("diverged at iteration") and facts["steps"] < 20
+    assert facts["snapshot"] in (6, 8)  # the latest that three good iterations followed
+    assert torch.isfinite(load_energy(model)(torch.rand(4, 1, 8, 8))).all()
+
+
+def test_energy_that_explodes_at_once_is_no_model(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvae = train_nvae(results)
+    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e3)
+    with pytest.raises(UserError, match="diverged at iteration .* before its first good snapshot.*choose a smaller ebm.training.learning_rate"):
+        train_ebm(results, nvae)
+    assert not (results / "vaebm" / "seed0" / "model.pt").exists()
+
+
+def test_nvae_whose_weights_are_lost_stops_with_advice(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step into the void, and every loss after it is not finite: they are skipped, and too many end the run."""
+    monkeypatch.setattr(vaebm.nvae.train, "learning_rate", lambda step, *_: float("nan") if step == 5 else 1e-3)
+    with pytest.raises(vaebm.nvae.train.Diverged, match="21 steps in a row .* larger nvae.training.norm_weight"):
+        train_nvae(results)
+    assert not (results / "nvae" / "seed0" / "model.pt").exists()
