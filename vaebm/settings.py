@@ -11,6 +11,9 @@ from pydantic import ValidationError
 
 from vaebm.config import BASELINE, STAGES, VARIANTS, Experiment, S, Settings, UserError
 
+RESERVED = ("data",)
+"""Names under results/ that no experiment can have."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's reading of `1e-2` as a number, and no key twice."""
@@ -81,6 +84,8 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         UserError: the file is missing, no YAML, or not an experiment.
     """
+    if path.stem in RESERVED:
+        raise UserError(f"{path}: an experiment cannot be called {path.stem!r}: results/{path.stem}/ holds something else; rename the file")
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"{path}: there is no experiment {path.stem!r}; experiments that exist: {known}")

@@ -62,6 +62,11 @@ def test_unknown_experiment_names_those_that_exist() -> None:
         read_experiment(EXPERIMENTS / "digitz.yaml")
 
 
+def test_an_experiment_cannot_take_the_place_of_something_else() -> None:
+    with pytest.raises(UserError, match="an experiment cannot be called 'data'"):
+        read_experiment(EXPERIMENTS / "data.yaml")
+
+
 def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text((EXPERIMENTS / "digits.yaml").read_text().replace("step_size: 0.04", "step_size: 4e-2"))

@@ -75,7 +75,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
             raise UserError(f"{settings}: nvae.network: {error}; choose fewer scales or another data set") from None
     spectral = SpectralPenalty(convolution_weights(nvae), derive(seed, "spectral")).to(device)
     place(nvae, device)
-    optimizer = torch.optim.Adamax(nvae.parameters(), lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-3, weight_decay=training.weight_decay)
+    optimizer = torch.optim.Adamax(nvae.parameters(), lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-3, weight_decay=training.weight_decay, foreach=True)
     sizes = torch.tensor(group_sizes(stage.network.groups), device=device)
     run_state = Training(
         "nvae",
