@@ -70,7 +70,7 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
         "metrics": figures,
         "real": first["real"],
         **{key: first[key] for key in SAME},
-        "commit": sorted({run["commit"] for run in runs}),
+        "commit": sorted({commit for run in runs for commit in run["commit"]}),
         "changed": "unknown" if "unknown" in changed else any(changed),
         "tracking": tracking,
         "runs": [{"seed": run["seed"], "models": run["models"], "training": run["training"]} for run in runs],

@@ -22,6 +22,8 @@ from vaebm.config import UserError
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream whose bytes appear at `path` all at once: temporary name, sync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+        left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:

@@ -155,13 +155,12 @@ def evaluation(
     metrics: Annotated[Path, typer.Option(help="Where the figures go: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")],
     energy: EnergyModel = None,
     threads: Threads = 1,
-    gpus: GPUs = 0,
     log: Log = None,
 ) -> None:
     """Measure samples and models."""
     from vaebm.evaluation.stage import run
 
-    _threads(threads, gpus)
+    _threads(threads)
     run(settings, data, nvae, energy, classifier, reference, shards, metrics)
 
 
@@ -189,10 +188,10 @@ def track(results: Annotated[Path, typer.Argument(help="An experiment's results.
     run(results)
 
 
-def _threads(threads: int, gpus: int = 0) -> None:
+def _threads(threads: int) -> None:
     from vaebm.runtime import prepare
 
-    prepare(threads, gpus)
+    prepare(threads, gpus=0)
 
 
 def _log_file(arguments: list[str]) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -25,8 +25,20 @@ BASELINE = "nvae"
 
 VARIANTS = (BASELINE, "vaebm")
 
-DATASET_NAMES = ("digits",)
-"""Data sets in the registry of `vaebm.data`, which imports torch and so cannot be asked here; a test compares the two."""
+
+class DatasetFacts(NamedTuple):
+    """What the settings of an experiment have to fit."""
+
+    side: int
+    """Height and width of the images."""
+    train: int
+    """Training images."""
+    heldout: int
+    """Held-out images."""
+
+
+DATASETS = {"digits": DatasetFacts(side=8, train=1500, heldout=297)}
+"""The registry of `vaebm.data`, which imports torch and so cannot be asked here; a test compares the two."""
 
 
 class UserError(ValueError):
@@ -36,6 +48,8 @@ class UserError(ValueError):
 S = TypeVar("S", bound="Settings")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Several = Annotated[int, Field(ge=2)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -56,8 +70,8 @@ class DataSettings(Settings):
     @field_validator("dataset")
     @classmethod
     def _is_registered(cls, name: str) -> str:
-        if name not in DATASET_NAMES:
-            raise ValueError(f"there is no data set {name!r}; data sets that exist: {', '.join(DATASET_NAMES)}")
+        if name not in DATASETS:
+            raise ValueError(f"there is no data set {name!r}; data sets that exist: {', '.join(DATASETS)}")
         return name
 
 
@@ -65,9 +79,9 @@ class DataSettings(Settings):
 class NVAENetworkSettings(Settings):
     """Architecture of the hierarchical VAE (NVAE section 3)."""
 
-    channels_encoder: PositiveInt
+    channels_encoder: Several
     """Channels of the encoder after its stem; doubled at every down-sampling."""
-    channels_decoder: PositiveInt
+    channels_decoder: Several
     """Channels of the decoder at the resolution of the images; doubled at every down-sampling."""
     groups: Annotated[list[PositiveInt], Field(min_length=1)]
     """Latent groups at each scale, finest scale first."""
@@ -98,7 +112,7 @@ class NVAETrainingSettings(Settings):
 
     epochs: PositiveInt
     """Passes over the training images."""
-    batch: PositiveInt
+    batch: Several
     """Images per step, over all processes."""
     learning_rate: PositiveFloat = 1e-2
     """Of Adamax, after the warm-up."""
@@ -167,15 +181,15 @@ class EBMTrainingSettings(Settings):
 
     iterations: PositiveInt
     """Updates of the energy's weights."""
-    batch: PositiveInt
+    batch: Several
     """Positive images, and chains, per update, over all processes."""
     learning_rate: PositiveFloat
     """Of Adam."""
     learning_rate_decay: Literal["none", "cosine"] = "none"
     """Constant as published, or a cosine to zero."""
-    beta1: Fraction = 0.99
+    beta1: Decay = 0.99
     """Adam's decay of the mean gradient."""
-    beta2: Fraction = 0.999
+    beta2: Decay = 0.999
     """Adam's decay of the squared gradient."""
     weight_decay: NonNegativeFloat = 3e-5
     """L2 term added to the gradient."""
@@ -185,7 +199,7 @@ class EBMTrainingSettings(Settings):
     """Clip each gradient at three standard deviations of its own history."""
     energy_penalty: NonNegativeFloat = 0.0
     """Of the mean squared energy of positives and negatives; none in the paper."""
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average_decay: Decay = 0.0
     """Decay of the moving average of the weights that is published; 0: the raw weights, as in the paper."""
     snapshot_every: PositiveInt = 500
     """Iterations between two snapshots."""
@@ -218,7 +232,7 @@ class EBMSettings(Settings):
 class SamplesSettings(Settings):
     """Stage `samples`: decoder means after the test chain."""
 
-    count: PositiveInt
+    count: Several
     """Images."""
     batch: PositiveInt
     """Images computed at once."""
@@ -251,7 +265,7 @@ class ClassifierSettings(Settings):
     """Channels of its first layer; it has 64 features."""
     epochs: PositiveInt
     """Passes over the training images."""
-    batch: PositiveInt
+    batch: Several
     """Images per step."""
     learning_rate: PositiveFloat
     """Of Adam, at the top of one cycle."""
@@ -263,7 +277,7 @@ class EvaluationSettings(Settings):
     classifier: ClassifierSettings
     kid_subsets: PositiveInt = 100
     """Subsets that KID is averaged over."""
-    kid_subset_size: PositiveInt = 1000
+    kid_subset_size: Several = 1000
     """Images in each of them."""
     elbo_samples: PositiveInt = 10
     """Draws of the posterior per held-out image."""
@@ -279,29 +293,34 @@ class EvaluationSettings(Settings):
 
 
 # ------------------------------------------------------------------------------------------------------------ resources
-class StageResources(Settings):
+class CPUResources(Settings):
     """What one job of a stage may use; outside the settings files, so that changing it reruns nothing."""
 
     threads: PositiveInt = 1
     """CPU threads."""
-    gpu: NonNegativeInt = 0
-    """GPUs, and processes; 0: one CPU process."""
     mem_mb: PositiveInt = 2000
     """Memory, in MB."""
     runtime: PositiveInt = 60
     """Time, in minutes; trainings stop themselves before it and are resumed."""
 
 
+class GPUResources(CPUResources):
+    """The same, for stages that can use a GPU."""
+
+    gpu: NonNegativeInt = 0
+    """GPUs; 0: the CPU."""
+
+
 class Resources(Settings):
     """Resources of the jobs of each stage."""
 
-    data: StageResources = StageResources()
-    classifier: StageResources = StageResources()
-    nvae: StageResources = StageResources()
-    ebm: StageResources = StageResources()
-    samples: StageResources = StageResources()
-    evaluation: StageResources = StageResources()
-    benchmarks: StageResources = StageResources()
+    data: CPUResources = CPUResources()
+    classifier: CPUResources = CPUResources()
+    nvae: GPUResources = GPUResources()
+    ebm: GPUResources = GPUResources()
+    samples: GPUResources = GPUResources()
+    evaluation: CPUResources = CPUResources()
+    benchmarks: CPUResources = CPUResources()
 
 
 class Experiment(Settings):
@@ -313,6 +332,28 @@ class Experiment(Settings):
     samples: SamplesSettings
     evaluation: EvaluationSettings
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _fits_the_images(self) -> Experiment:
+        """What would otherwise end a run in the middle."""
+        facts, network = DATASETS[self.data.dataset], self.nvae.network
+        halvings = network.preprocess_blocks + len(network.groups) - 1
+        if facts.side % 2**halvings:
+            raise ValueError(f"nvae.network: {facts.side}×{facts.side} images cannot be halved {halvings} times (preprocess_blocks and scales of groups)")
+        if facts.side < 2 ** len(set(self.ebm.network.down)):
+            raise ValueError(f"ebm.network.down: {facts.side}×{facts.side} images cannot be halved {len(set(self.ebm.network.down))} times")
+        batches = {
+            "nvae.training": self.nvae.training.batch,
+            "ebm.training": self.ebm.training.batch,
+            "evaluation.classifier": self.evaluation.classifier.batch,
+        }
+        for where, batch in batches.items():
+            if batch > facts.train:
+                raise ValueError(f"{where}.batch: expected at most the {facts.train} training images, found {batch}")
+        smaller, subset = min(self.samples.count, facts.train), self.evaluation.kid_subset_size
+        if subset > smaller:
+            raise ValueError(f"evaluation.kid_subset_size: expected at most the smaller of samples and training images, {smaller}, found {subset}")
+        return self
 
     def hash(self) -> str:
         """Hash of every setting that a figure depends on; `resources` are left out."""

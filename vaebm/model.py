@@ -1,4 +1,4 @@
-"""VAEBM: the pair of a frozen NVAE and an energy network, p(x, z) ∝ p(x, z) exp(−E(x)) (VAEBM eq. 4)."""
+"""VAEBM: the pair of a frozen NVAE and an energy network, h(x, z) ∝ p(x, z) exp(−E(x)) (VAEBM eq. 4)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vaebm.config import BASELINE, EBMSettings, SamplesSettings, UserError
+from vaebm.checkpoint import load_model
+from vaebm.config import BASELINE, SamplesSettings, UserError
 from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import load_energy
 from vaebm.noise import NoiseSource
@@ -49,16 +50,28 @@ class VAEBM:
         """
         folder = Path(folder)
         if not folder.name.startswith("seed"):
-            seeds = sorted(folder.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
+            seeds = sorted((path.parent for path in folder.glob("seed*/model.pt")), key=lambda path: (len(path.name), path.name))
             if not seeds:
-                raise UserError(f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no seed folder in it")
+                raise UserError(f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it")
             folder = seeds[0]
-        nvae = load_nvae(folder.parent.parent / BASELINE / folder.name / "model.pt", device)
-        chain = read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1].chain
+        nvae = folder.parent.parent / BASELINE / folder.name / "model.pt"
         if folder.parent.name == BASELINE:
-            return cls(nvae, None)
-        stage = read_settings(folder / "ebm.yaml", EBMSettings)[1]
-        return cls(nvae, load_energy(folder / "model.pt", device), stage.potential, chain.steps, chain.step_size)
+            return cls.load(nvae, None, device)
+        model = cls.load(nvae, folder / "model.pt", device)
+        chain = read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1].chain
+        model.steps, model.step_size = chain.steps, chain.step_size
+        return model
+
+    @classmethod
+    def load(cls, nvae: Path, energy: Path | None, device: torch.device | str = "cpu") -> VAEBM:
+        """The pair in two model files, with the potential that the energy was trained with; no energy: the NVAE alone.
+
+        Raises:
+            UserError: a file is missing, or no model of its kind.
+        """
+        if energy is None:
+            return cls(load_nvae(nvae, device), None)
+        return cls(load_nvae(nvae, device), load_energy(energy, device), load_model(energy, "energy")["potential"])
 
     @property
     def device(self) -> torch.device:

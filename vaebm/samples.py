@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from vaebm.checkpoint import writing
-from vaebm.config import EBMSettings, SamplesSettings, UserError
-from vaebm.ebm.network import load_energy
+from vaebm.config import SamplesSettings, UserError
 from vaebm.model import VAEBM, sample_noise
-from vaebm.nvae.model import load_nvae
 from vaebm.runtime import Progress, prepare
 from vaebm.settings import read_settings
 
@@ -28,7 +26,8 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     Image k depends on the seed and on k alone; the shards are whole batches, so their number changes no bit.
 
     Args:
-        settings: samples.yaml; with an energy, ebm.yaml stands in the folder above it and names the potential.
+        settings: samples.yaml.
+        nvae: model of the NVAE.
         energy: model of the energy, None for the NVAE alone.
 
     Raises:
@@ -38,11 +37,7 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     seed, stage = read_settings(settings, SamplesSettings)
     if shard >= stage.shards:
         raise UserError(f"{settings}: samples.shards: expected more than {shard}, the shard asked for, found {stage.shards}")
-    if energy is None:
-        model = VAEBM(load_nvae(nvae, device), None)
-    else:
-        potential = read_settings(settings.parent.parent / "ebm.yaml", EBMSettings)[1].potential
-        model = VAEBM(load_nvae(nvae, device), load_energy(energy, device), potential)
+    model = VAEBM.load(nvae, energy, device)
     index = stage.shard(shard)
     progress = Progress(f"samples, shard {shard}", len(index), unit="image")
     batches = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -19,12 +19,11 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's reading of `1e-2` as a number, and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            keys = [self.construct_object(key) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands twice", node.start_mark)
-        return mapping
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
@@ -40,6 +39,8 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: expected a YAML file, found none") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a YAML file, found something unreadable ({type(error).__name__})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
@@ -73,9 +74,13 @@ def _line(model: type[Settings], problem: Any) -> str:
 
 def _fields(model: type[Settings], location: list[Any]) -> list[str]:
     """Names of the fields of the group of settings at `location`."""
+    annotation: Any = model
     for part in location:
-        model = model.model_fields[part].annotation  # type: ignore[assignment]
-    return list(model.model_fields)
+        if isinstance(part, str) and hasattr(annotation, "model_fields"):
+            annotation = annotation.model_fields[part].annotation
+        elif get_args(annotation):  # an element of a list, a value of a dict
+            annotation = get_args(annotation)[-1]
+    return list(getattr(annotation, "model_fields", ()))
 
 
 def read_experiment(path: Path) -> Experiment:

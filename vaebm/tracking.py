@@ -125,7 +125,8 @@ def _evaluation(folder: Path) -> Stage:
 def whole(results: Path) -> Stage:
     """The experiment: the table's figures, the table and the report."""
     name, table = results.name, results.parent / "benchmarks.json"
-    tags = {"stage": "experiment", "experiment": name, "status": "finished" if table.is_file() else "unfinished"}
+    variants = _read_json(table).get(name, {}) if table.is_file() else {}
+    tags = {"stage": "experiment", "experiment": name, "status": "finished" if variants else "unfinished"}
     settings = Path("config", "experiments", f"{name}.yaml")
     if settings.is_file():
         tags["configuration"] = read_experiment(settings).hash()
@@ -133,7 +134,6 @@ def whole(results: Path) -> Stage:
         facts = _read_json(path)
         tags |= {"data": str(facts["data"]), "commit": " ".join(facts["commit"]), "changed": str(facts["changed"]).lower()}
         tags["seeds"] = " ".join(str(one["seed"]) for one in facts["runs"])
-    variants = _read_json(table).get(name, {}) if table.is_file() else {}
     figures = {f"{variant}/{metric}": float(value) for variant, metrics in variants.items() for metric, value in metrics.items() if value is not None}
     files = [results.parent / file for file in TABLE if (results.parent / file).is_file()]
     return Stage(name, tags=tags, figures=figures, files={"": files} if variants else {})
@@ -152,6 +152,8 @@ def _tags(stage: str, variant: str, settings: dict[str, Any], facts: dict[str, A
     if variant:
         tags["variant"] = variant
     # booleans as JSON writes them, like the table
+    commits = facts.get("commit")
+    facts = facts | {"commit": " ".join(commits)} if isinstance(commits, list) else facts
     return tags | {name: str(facts[name]).lower() for name in ("status", "data", "commit", "changed") if name in facts}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -145,7 +146,10 @@ class Training:
             stream.write("".join(f"{line}\n" for line in self._records).encode())
 
     def finish(self, **facts: Any) -> None:
-        """Write the whole history and training.json with `facts`, the time taken and where it all came from."""
+        """Write the whole history and training.json with `facts`, the time taken and where it all came from.
+
+        The checkpoints are removed: run again, a finished training is a new one, of the program as it is then.
+        """
         self.write_history()
         write_json(
             self.folder / "training.json",
@@ -159,3 +163,4 @@ class Training:
                 **commit(),
             },
         )
+        shutil.rmtree(self.scratch, ignore_errors=True)

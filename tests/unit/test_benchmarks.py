@@ -28,7 +28,7 @@ RECORD = {
     "extractor": {"name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
     "chain": {"steps": 10, "step_size": 0.04, "potential": "noise"},
     "data": "d" * 64,
-    "commit": "c" * 40,
+    "commit": ["c" * 40],
     "changed": False,
     "versions": {"torch": "2.13.0"},
     "models": {"nvae": "n" * 64},
@@ -87,7 +87,7 @@ def test_mean_and_spread_over_the_seeds(project):
 def test_a_measured_row_says_where_it_comes_from(project):
     (project.results / "digits").mkdir(parents=True)
     (project.results / "digits" / "tracking.json").write_text(json.dumps({"run": "f00d", "uri": "sqlite:///mlflow.db"}))
-    frame = project.run(project.metrics(), project.metrics(seed=1, commit="b" * 40, changed=True))
+    frame = project.run(project.metrics(), project.metrics(seed=1, commit=["b" * 40], changed=True))
     row = frame[frame.metric == "FD-classifier"].iloc[0]
     assert row.extractor == "classifier-0123, torch-fidelity 0.4.0"
     assert row.chain == "10 steps of 0.04, potential noise"

@@ -41,7 +41,12 @@ def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> N
         ("warmup_epochs: 2", "warmup_epochs: 2000", "nvae: training.warmup_epochs must be below training.epochs"),
         ("potential: noise", "potential: loud", "ebm.potential: Input should be 'noise' or 'density', found 'loud'"),
         ("    - turned", "    - interpolation", "evaluation.ood: each set at most once"),
-        ("dataset: digits", "dataset: digitz", "data.dataset: "),
+        ("dataset: digits", "dataset: digitz", "data.dataset: there is no data set 'digitz'; data sets that exist: digits"),
+        ("beta1: 0.99", "beta1: 1.0", "ebm.training.beta1: Input should be less than 1, found 1.0"),
+        ("preprocess_blocks: 1", "preprocess_blocks: 3", "nvae.network: 8×8 images cannot be halved 4 times"),
+        ("      - 0\n      - 2\n", "      - 0\n      - 1\n      - 2\n      - 3\n", "ebm.network.down: 8×8 images cannot be halved 4 times"),
+        ("batch: 32", "batch: 2000", "ebm.training.batch: expected at most the 1500 training images, found 2000"),
+        ("kid_subset_size: 1000", "kid_subset_size: 20000", "evaluation.kid_subset_size: expected at most the smaller of samples and training images, 1500"),
         ("\nebm:", "\nebn:", "ebn: unknown key; keys that exist: data, nvae, ebm, samples, evaluation, resources"),
     ],
 )

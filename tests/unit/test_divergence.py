@@ -52,12 +52,37 @@ def test_energy_that_explodes_leaves_its_last_good_snapshot(results: Path, monke
     assert torch.isfinite(load_energy(model)(torch.rand(4, 1, 8, 8))).all()
 
 
+def test_energy_that_explodes_at_the_very_end_is_noticed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer bad iterations than the guard's patience are left: the model is the last good snapshot all the same."""
+    nvae = train_nvae(results)
+    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e-4 if step < 37 else 1e6)
+    model = train_ebm(results, nvae)
+    facts = json.loads(model.with_name("training.json").read_text())
+    assert facts["status"].startswith("diverged at iteration 40") and facts["snapshot"] in (34, 36)
+    assert torch.isfinite(load_energy(model)(torch.rand(4, 1, 8, 8))).all()
+
+
 def test_energy_that_explodes_at_once_is_no_model(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvae = train_nvae(results)
     monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e3)
     with pytest.raises(UserError, match="diverged at iteration .* before its first good snapshot.*choose a smaller ebm.training.learning_rate"):
         train_ebm(results, nvae)
     assert not (results / "vaebm" / "seed0" / "model.pt").exists()
+
+
+def test_a_skipped_step_leaves_nothing_behind(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch of values that are not numbers: skipped and counted, and not in the batch norms' statistics either."""
+    calls: list[int] = []
+
+    class OnceNotANumber(vaebm.nvae.train.NVAE):
+        def forward(self, x, *arguments, **more):  # type: ignore[no-untyped-def]
+            calls.append(len(x))
+            return super().forward(x * float("nan") if len(calls) == 8 else x, *arguments, **more)
+
+    monkeypatch.setattr(vaebm.nvae.train, "NVAE", OnceNotANumber)
+    model = train_nvae(results)
+    assert json.loads(model.with_name("training.json").read_text())["skipped_steps"] == 1
+    assert all(torch.isfinite(value).all() for value in torch.load(model, weights_only=True)["weights"].values() if value.is_floating_point())
 
 
 def test_nvae_whose_weights_are_lost_stops_with_advice(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

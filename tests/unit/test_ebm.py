@@ -136,6 +136,6 @@ def test_snapshots_become_good_only_after_the_patience() -> None:
 
 
 def test_learning_rate_decay() -> None:
-    settings = EBMTrainingSettings(iterations=100, batch=1, learning_rate=1.0, learning_rate_decay="cosine")
+    settings = EBMTrainingSettings(iterations=100, batch=2, learning_rate=1.0, learning_rate_decay="cosine")
     assert [learning_rate(step, settings) for step in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0], abs=1e-12)
     assert learning_rate(50, settings.model_copy(update={"learning_rate_decay": "none"})) == 1.0

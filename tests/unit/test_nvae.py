@@ -164,7 +164,7 @@ def test_batch_norm_penalty_counts_every_layer_once() -> None:
 
 def test_learning_rate_as_published() -> None:
     """Linear from 0, then the scheduler of torch, stepped by epochs and started from the last value of the warm-up."""
-    training = NVAETrainingSettings(epochs=12, batch=1, learning_rate=1e-2, warmup_epochs=3)
+    training = NVAETrainingSettings(epochs=12, batch=2, learning_rate=1e-2, warmup_epochs=3)
     ours = [learning_rate(step, 10, training) for step in range(120)]
     assert ours[:30] == pytest.approx([1e-2 * step / 30 for step in range(30)])
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=ours[29])

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from vaebm.config import DATASET_NAMES
-from vaebm.data import DATASETS
-
 TINY = "config/experiments/tiny.yaml"
 MISTAKES = {
     "unknown key": (TINY, "warmup_epochs: 1", "warmup_epoch: 1", ["tiny.yaml", "nvae.training.warmup_epoch:", "warmup_epochs,"]),
@@ -40,11 +37,6 @@ def test_experiments_are_a_list_of_different_names(clone, found):
     """A name alone, as one might type it, gets told the form."""
     printed = clone.run("snakemake", "-n", "--config", f"experiments={found}", fails=True)
     assert "experiments: expected a list of different names, as [digits]" in printed
-
-
-def test_data_set_names_are_those_of_the_registry():
-    """The settings cannot import the registry, which needs torch."""
-    assert set(DATASET_NAMES) == set(DATASETS)
 
 
 def test_damaged_data_stops_before_any_training(finished):

@@ -171,7 +171,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
             average.update()
         snapshots.offer(step + 1, averaged, healthy=guard.bad == 0)
 
-    if not guard.diverged:
+    if guard.bad == 0:
         chosen, weights = run_state.step, averaged()
     elif snapshots.good is not None:
         chosen, weights = snapshots.good
@@ -180,11 +180,11 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
             f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: {guard.reason}; "
             "choose a smaller ebm.training.learning_rate or snapshot_every, or a larger spectral_weight or energy_penalty"
         )
-    status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.diverged else "finished"
+    status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.bad else "finished"
     print(f"ebm: {status}; the model is the snapshot of iteration {chosen}", flush=True)
     energy.load_state_dict(weights)
     save_pictures(vaebm, dataset, run_state, chain.steps, chain.step_size, seed)
-    save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape))
+    save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), potential=stage.potential)
     run_state.finish(
         status=status,
         snapshot=chosen,

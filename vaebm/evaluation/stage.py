@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaebm import VAEBM, load_energy, load_nvae, plots, provenance
 from vaebm.checkpoint import load_model, write_json
-from vaebm.config import BASELINE, ChainSettings, EBMSettings, EvaluationSettings, SamplesSettings, UserError
+from vaebm.config import BASELINE, ChainSettings, EBMSettings, EvaluationSettings, NVAESettings, SamplesSettings, Settings, UserError
 from vaebm.data import ImageSet, open_images
 from vaebm.evaluation import fidelity, ood
 from vaebm.evaluation.classifier import to_float
@@ -144,14 +144,27 @@ def _elbo_figures(data: ImageSet, held_out: Likelihood, train: Likelihood, draws
     }
 
 
-def _training(model: Path) -> dict[str, Any]:
-    """What the stage that made `model` says of itself, but for its settings, which stand in their own file."""
+def _training(model: Path, settings: Path, stage: type[Settings]) -> dict[str, Any]:
+    """What the stage that made `model` says of itself, but for its settings, which stand in their own file.
+
+    Raises:
+        UserError: there is no such record, or the settings were changed while the training ran.
+    """
     path = model.with_name("training.json")
     try:
         content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        trained = content["settings"]
+    except (FileNotFoundError, ValueError, KeyError):
         raise UserError(f"{path}: expected the record of the training, found none or a damaged file; run the training again") from None
+    if trained != read_settings(settings, stage)[1].model_dump():
+        raise UserError(f"{model}: expected a model trained with {settings}, found one trained with other settings; remove it and run again")
     return {key: value for key, value in content.items() if key not in {"settings", "data"}}
+
+
+def _origin(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The commits that the models and their figures come from, and whether any of the programs was changed since its commit."""
+    changed = [part["changed"] for part in parts]
+    return {"commit": sorted({part["commit"] for part in parts}), "changed": "unknown" if "unknown" in changed else any(changed)}
 
 
 def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier: Path, reference: Path, shards: list[Path], metrics: Path) -> None:
@@ -200,12 +213,13 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         plots.image_grid(to_float(torch.cat(shown)), pictures / "sets.png", columns=16)
         _ood_pictures(inside, outside, figures, pictures)
     models = {"nvae": load_model(nvae, "nvae")["hash"], "classifier": extractor.weights}
-    training = {"nvae": _training(nvae)}
+    training = {"nvae": _training(nvae, nvae.with_name("nvae.yaml"), NVAESettings)}
     potential = None
     if energies is not None and energy is not None:
-        potential = read_settings(energy.with_name("ebm.yaml"), EBMSettings)[1].potential
+        content = load_model(energy, "energy")
+        potential, models["energy"] = content["potential"], content["hash"]
+        training["ebm"] = _training(energy, energy.with_name("ebm.yaml"), EBMSettings)
         _chain_pictures(VAEBM(network, energies, potential=potential), sampling_seed, sampling.chain, pictures)
-        models["energy"], training["ebm"] = load_model(energy, "energy")["hash"], _training(energy)
     record = {
         "experiment": where.experiment,
         "variant": where.variant,
@@ -215,7 +229,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         "extractor": extractor.describe(),
         "chain": {**sampling.chain.model_dump(), "potential": potential},
         "data": images.hash,
-        **provenance.commit(),
+        **_origin([*training.values(), provenance.commit()]),
         "versions": provenance.versions(),
         "models": models,
         "training": training,

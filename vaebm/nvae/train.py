@@ -88,8 +88,10 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     skipped = run_state.extra.setdefault("skipped", {"in_a_row": 0, "in_all": 0})
     heldout_every = max(training.epochs // 20, 1)
 
+    statistics = [buffer for buffer in nvae.buffers() if buffer.is_floating_point()]
     nvae.train()
     for step in run_state.steps():
+        before = [buffer.clone() for buffer in statistics]
         x = images[batch_indices(step, training.batch, len(images), seed)].to(torch.float32).div_(255.0)
         noise = NoiseSource(seed, "posterior", range(step * training.batch, (step + 1) * training.batch))
         beta = kl_coefficient(step, total, training.kl_warmup, training.kl_coefficient_min)
@@ -109,6 +111,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
             optimizer.step()
             skipped["in_a_row"] = 0
         else:
+            torch._foreach_copy_(statistics, before)  # the forward pass has written into the batch norms
             skipped["in_a_row"] += 1
             skipped["in_all"] += 1
             if skipped["in_a_row"] > training.max_skipped:
@@ -127,13 +130,14 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
 
     nvae.eval()
     weights = nvae.state_dict()
+    heldout = heldout_nelbo(nvae, dataset, seed)
     save_pictures(nvae, dataset, run_state, seed)
     save_model(model, "nvae", stage.network.model_dump(), weights, shape=list(dataset.shape))
     run_state.finish(
         status="finished",
         parameters=sum(p.numel() for p in nvae.parameters()),
         skipped_steps=skipped["in_all"],
-        heldout=heldout_nelbo(nvae, dataset, seed),
+        heldout=heldout,
         model=hash_tensors(weights),
         device=str(device),
         threads=threads,
@@ -163,6 +167,6 @@ def save_pictures(nvae: NVAE, dataset: ImageSet, run_state: Training, seed: int)
     pixels, _ = nvae.decode(NoiseSource(seed, "pictures", range(128)).normal(nvae.latent_shapes, device=device))
     plots.image_grid(pixels.mean.clamp(0, 1).cpu(), folder / "samples.png")
     x = dataset.split("heldout")[0][:64].to(device, torch.float32).div_(255.0)
-    again = nvae(x, noise=NoiseSource(seed, "pictures", range(len(x)))).pixels.mean.clamp(0, 1)
+    again = nvae(x, noise=NoiseSource(seed, "reconstructions", range(len(x)))).pixels.mean.clamp(0, 1)
     rows = [row for pair in zip(x.split(16), again.split(16), strict=True) for row in pair]
     plots.image_grid(torch.cat(rows).cpu(), folder / "reconstructions.png")

@@ -53,7 +53,6 @@ rule evaluation:
     threads: need("evaluation", "threads")
     resources:
         torch_threads=need("evaluation", "threads"),
-        gpu=need("evaluation", "gpu"),
         mem_mb=need("evaluation", "mem_mb"),
         runtime=need("evaluation", "runtime"),
     params:
@@ -61,4 +60,4 @@ rule evaluation:
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy}"
         " --classifier {input.classifier} --reference {input.reference} --metrics {output.metrics}"
-        " --threads {resources.torch_threads} --gpus {resources.gpu} --log {log} {input.shards}"
+        " --threads {resources.torch_threads} --log {log} {input.shards}"
