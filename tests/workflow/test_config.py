@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 TINY = "config/experiments/tiny.yaml"
@@ -58,3 +60,16 @@ def test_job_names_a_missing_data_file(finished, python):
     printed = finished.run(*python(*command.split()), fails=True)
     assert printed.splitlines()[-1].startswith("data/digits/images.npy: expected (1797, 8, 8, 1) uint8, found no file")
     assert "Traceback" not in printed
+
+
+def test_seeds_of_the_command_line(clone):
+    """As the README types it: everything for each of the seeds, one classifier, one table."""
+    printed = clone.run("snakemake", "-n", "--config", "seeds=[0,1,2]", "experiments=[tiny]")
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE)}
+    assert (jobs["nvae"], jobs["ebm"], jobs["evaluation"], jobs["classifier"], jobs["benchmarks"]) == (3, 3, 6, 1, 1)
+
+
+@pytest.mark.parametrize("found", ["1", "[]", "[0,0]", "[one]", "[-1]", "[1.5]"])
+def test_seeds_are_a_list_of_different_integers(clone, found):
+    """Anything else is told the form."""
+    assert "seeds: expected a list of different integers from 0, as [0, 1, 2]" in clone.run("snakemake", "-n", "--config", f"seeds={found}", fails=True)

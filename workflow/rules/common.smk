@@ -18,6 +18,8 @@ def chosen(content, overrides):
     if unknown := sorted(set(config) - {"experiments", "seeds"}):
         raise UserError(f"{CONFIG}: {unknown[0]}: unknown key; keys that exist: experiments, seeds")
     names, seeds = config.get("experiments"), config.get("seeds")
+    if isinstance(overrides.get("seeds"), list):  # on the command line Snakemake reads the numbers in a list as text
+        seeds = [int(seed) if isinstance(seed, str) and seed.isdecimal() else seed for seed in seeds]
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
         raise UserError(f"{CONFIG}: experiments: expected a list of different names, as [digits], found {names!r}")
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds) and len(set(seeds)) == len(seeds)):
