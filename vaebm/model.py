@@ -95,9 +95,9 @@ class VAEBM:
     def _energy(self, x: Tensor) -> Tensor:
         return x.new_zeros(len(x)) if self.energy is None else self.energy(x)
 
-    def noise_like_prior(self, noise: NoiseSource, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Tensor]:
-        """The start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W), all standard normal."""
-        *eps_z, eps_x = noise.normal([*self.nvae.latent_shapes, self.nvae.shape], device=self.device, dtype=dtype)
+    def noise_like_prior(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
+        """The start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W), all standard normal, of the weights' type."""
+        *eps_z, eps_x = noise.normal([*self.nvae.latent_shapes, self.nvae.shape], device=self.device, dtype=self.nvae.prior_constant.dtype)
         return eps_z, eps_x
 
     def refine(self, eps_z: Sequence[Tensor], eps_x: Tensor, *, steps: int, step_size: float, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:

@@ -79,7 +79,7 @@ def test_chain_reaches_the_gaussian_law_of_the_model() -> None:
     covariance = torch.linalg.inv(hessian @ (torch.eye(5, dtype=torch.float64) - 0.25 * step_size * hessian))
 
     noise = NoiseSource(0, "test", range(chains))
-    start = model.noise_like_prior(noise, torch.float64)
+    start = model.noise_like_prior(noise)
     eps_z, eps_x = model.refine(*start, steps=100, step_size=step_size, noise=noise)
     eps = torch.cat([eps_z[0].flatten(1), eps_x.flatten(1)], dim=1)
     scale = covariance.diagonal().sqrt()
@@ -105,7 +105,7 @@ def test_potentials_differ_by_the_terms_of_the_specification() -> None:
 def test_each_chain_has_a_gradient_of_its_own() -> None:
     """∂ΣU/∂ε of a batch is each chain's own gradient: nothing in the networks mixes the batch in eval mode."""
     model = small()
-    eps_z, eps_x = model.noise_like_prior(NoiseSource(0, "test", range(4)), torch.float32)
+    eps_z, eps_x = model.noise_like_prior(NoiseSource(0, "test", range(4)))
 
     def gradient(rows: slice) -> Tensor:
         leaf = eps_x[rows].clone().requires_grad_()
@@ -157,6 +157,17 @@ def test_score_is_the_likelihood_less_the_energy() -> None:
         bound = output.pixels.log_prob(images).flatten(1).sum(1) + output.log_p - output.log_q
     torch.testing.assert_close(model.log_likelihood(images), bound)
     assert (model.log_likelihood(images, importance_samples=20) >= model.log_likelihood(images)).float().mean() > 0.5
+
+
+def test_double_precision_agrees_with_single() -> None:
+    """The same noise, whatever the type of the weights: what differs is rounding, a grey level at most over three steps."""
+    single, double = small(), small()
+    double.nvae.double()
+    assert double.energy is not None
+    double.energy.double()
+    images = double.sample(5, seed=0)
+    assert images.dtype == torch.float64
+    assert (images - single.sample(5, seed=0)).abs().max() < 1 / 255
 
 
 def test_public_stochastic_calls_repeat_and_leave_the_global_generator_alone() -> None:
