@@ -192,7 +192,7 @@ def read_reference(path: Path, data: str, weights: str) -> Reference:
         UserError: no such file, no reference, or one of other data or weights.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:  # numpy leaves a damaged file open that it opened itself
             content = {name: file[name] for name in file.files}
         found = Reference(
             content["train_features"],
