@@ -42,20 +42,21 @@ def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, python, stage
 
 
 def test_snakemake_killed_in_the_middle_takes_nothing_half_written(finished):
-    """Killed with -9, jobs and all; after `--unlock` the same command ends in the same model."""
+    """Killed with -9, jobs and all, when the energy has drawn its curves and not yet written its model: after `--unlock` the
+    same command does not take those for the job's results, and ends in the same model.
+    """
     run = finished.folder / "results" / "tiny" / "vaebm" / "seed0"
     expected = json.loads((run / "training.json").read_text())["model"]
     (run / "model.pt").unlink()
-    target = "results/tiny/vaebm/seed0/model.pt"
+    target, curves = "results/tiny/vaebm/seed0/model.pt", run / "pictures" / "curves.png"
+    curves.unlink()
     command = ["snakemake", "--cores", "1", target]
     with subprocess.Popen(
-        command, cwd=finished.folder, env=finished.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, cwd=finished.folder, env=finished.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "rule ebm:" in line:
-                break
-        time.sleep(1)
+        while not curves.exists():
+            assert process.poll() is None, "the job ended before its curves were seen"
+            time.sleep(0.002)
         subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
     assert not (run / "model.pt").exists()
     finished.snakemake("--unlock")
