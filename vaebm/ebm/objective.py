@@ -68,7 +68,7 @@ class WeightAverage:
     """Exponential moving average of a module's parameters, warmed up so that the start does not linger in it.
 
     Args:
-        parameters: of the module, averaged in place of none: the module itself is never changed.
+        parameters: of the module; they are read, never changed.
         decay: of the average, in [0, 1).
     """
 

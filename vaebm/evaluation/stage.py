@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaebm import VAEBM, load_energy, load_nvae, plots, provenance
+from vaebm import VAEBM, plots, provenance
 from vaebm.checkpoint import load_model, write_json
 from vaebm.config import BASELINE, ChainSettings, EBMSettings, EvaluationSettings, NVAESettings, SamplesSettings, Settings, UserError
 from vaebm.data import ImageSet, open_images
@@ -189,8 +189,8 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
     images, extractor = open_images(data), fidelity.Extractor.of(classifier)
     statistics = fidelity.read_reference(reference, images.hash, extractor.weights)
     samples = read_samples(shards, images.shape, sampling.count)
-    network, pictures = load_nvae(nvae), metrics.parent / "pictures"
-    energies = None if energy is None else load_energy(energy)
+    model, pictures = VAEBM.load(nvae, energy), metrics.parent / "pictures"
+    network, energies = model.nvae, model.energy
 
     train, held_out = images.split("train")[0], images.split("heldout")[0]
     draws = chosen.elbo_samples
@@ -214,12 +214,10 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         _ood_pictures(inside, outside, figures, pictures)
     models = {"nvae": load_model(nvae, "nvae")["hash"], "classifier": extractor.weights}
     training = {"nvae": _training(nvae, nvae.with_name("nvae.yaml"), NVAESettings)}
-    potential = None
-    if energies is not None and energy is not None:
-        content = load_model(energy, "energy")
-        potential, models["energy"] = content["potential"], content["hash"]
+    if energy is not None:
+        models["energy"] = load_model(energy, "energy")["hash"]
         training["ebm"] = _training(energy, energy.with_name("ebm.yaml"), EBMSettings)
-        _chain_pictures(VAEBM(network, energies, potential=potential), sampling_seed, sampling.chain, pictures)
+        _chain_pictures(model, sampling_seed, sampling.chain, pictures)
     record = {
         "experiment": where.experiment,
         "variant": where.variant,
@@ -227,7 +225,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         "metrics": figures,
         "real": {"FD-classifier": {"value": statistics.real, "samples": len(held_out)}},
         "extractor": extractor.describe(),
-        "chain": {**sampling.chain.model_dump(), "potential": potential},
+        "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind},
         "data": images.hash,
         **_origin([*training.values(), provenance.commit()]),
         "versions": provenance.versions(),
