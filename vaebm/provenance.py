@@ -37,7 +37,7 @@ def commit(folders: tuple[Path, ...] | None = None) -> dict[str, str | bool]:
     """
     for folder in folders or (Path(__file__).parent.parent, Path.cwd()):
         # a package installed into another project's environment lies in that project's repository: not our commit
-        if not _git(folder, "ls-files", "--", "vaebm/config.py"):
+        if not _git(folder, "ls-files", "--", "vaebm/__init__.py"):
             continue
         head, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--", *PROGRAM)
         if head is not None and status is not None:

@@ -14,7 +14,7 @@ def git(folder, *arguments):
 def repository(folder):
     """A repository that looks like this project's, with one commit."""
     (folder / "vaebm").mkdir(parents=True)
-    (folder / "vaebm" / "config.py").write_text("x = 1\n")
+    (folder / "vaebm" / "__init__.py").write_text("x = 1\n")
     (folder / "README.md").write_text("text\n")
     git(folder, "init", "-q")
     git(folder, "add", ".")
@@ -42,7 +42,7 @@ def test_unknown_outside_a_repository_of_this_project(tmp_path):
     git(other, "add", ".")
     git(other, "commit", "-q", "-m", "first")
     (other / "site-packages" / "vaebm").mkdir(parents=True)
-    (other / "site-packages" / "vaebm" / "config.py").write_text("x = 1\n")
+    (other / "site-packages" / "vaebm" / "__init__.py").write_text("x = 1\n")
     assert provenance.commit((other / "site-packages",))["commit"] == "unknown"
 
 

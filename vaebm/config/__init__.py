@@ -1,0 +1,39 @@
+"""The experiment: one YAML file, validated once, one settings file per stage.
+
+Every setting of the pipeline is a field of one of these classes, with one sentence, its unit and its range. Nothing here
+imports torch or mlflow: the Snakefile reads this package in every job.
+"""
+
+from vaebm.config.base import S, Settings, UserError, fingerprint
+from vaebm.config.ebm import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
+from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, SamplesSettings
+from vaebm.config.experiment import BASELINE, DATASETS, STAGES, VARIANTS, CPUResources, DatasetFacts, DataSettings, Experiment, GPUResources, Resources
+from vaebm.config.nvae import NVAENetworkSettings, NVAESettings, NVAETrainingSettings
+
+__all__ = [
+    "BASELINE",
+    "CPUResources",
+    "ChainSettings",
+    "ClassifierSettings",
+    "DATASETS",
+    "DataSettings",
+    "DatasetFacts",
+    "EBMSettings",
+    "EBMTrainingSettings",
+    "EnergyNetworkSettings",
+    "EvaluationSettings",
+    "Experiment",
+    "GPUResources",
+    "GuardSettings",
+    "NVAENetworkSettings",
+    "NVAESettings",
+    "NVAETrainingSettings",
+    "Resources",
+    "S",
+    "STAGES",
+    "SamplesSettings",
+    "Settings",
+    "UserError",
+    "VARIANTS",
+    "fingerprint",
+]

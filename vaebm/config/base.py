@@ -1,0 +1,33 @@
+"""What all settings share: the frozen base class, the kinds of numbers, the error of a user's mistake, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line that says where, what was expected, what was found and what to do."""
+
+
+S = TypeVar("S", bound="Settings")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Several = Annotated[int, Field(ge=2)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings; unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a plain value, by its canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

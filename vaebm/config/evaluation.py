@@ -1,0 +1,73 @@
+"""Settings of the stages `samples` and `evaluation`, and of the classifier that the latter needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
+
+from vaebm.config.base import Settings, Several
+from vaebm.config.ebm import ChainSettings
+
+
+class SamplesSettings(Settings):
+    """Stage `samples`: decoder means after the test chain."""
+
+    count: Several
+    """Images."""
+    batch: PositiveInt
+    """Images computed at once."""
+    shards: PositiveInt = 1
+    """Files, and jobs, that the images are spread over."""
+    chain: ChainSettings
+    """The test chain; the variant `nvae` takes no step."""
+
+    @model_validator(mode="after")
+    def _every_shard_has_an_image(self) -> SamplesSettings:
+        if self.shards > self.batches:
+            raise ValueError(f"shards must be at most the {self.batches} batches that count and batch make, found {self.shards}")
+        return self
+
+    @property
+    def batches(self) -> int:
+        """Batches that make `count` images; the last one may be smaller."""
+        return -(-self.count // self.batch)
+
+    def shard(self, index: int) -> range:
+        """Global indices of the images of shard `index`; whole batches, so that the shards change no image."""
+        start, stop = (index * self.batches // self.shards, (index + 1) * self.batches // self.shards)
+        return range(start * self.batch, min(stop * self.batch, self.count))
+
+
+class ClassifierSettings(Settings):
+    """The classifier whose features measure image quality where there are no Inception weights."""
+
+    channels: PositiveInt
+    """Channels of its first layer; it has 64 features."""
+    epochs: PositiveInt
+    """Passes over the training images."""
+    batch: Several
+    """Images per step."""
+    learning_rate: PositiveFloat
+    """Of Adam, at the top of one cycle."""
+
+
+class EvaluationSettings(Settings):
+    """Stage `evaluation`."""
+
+    classifier: ClassifierSettings
+    kid_subsets: PositiveInt = 100
+    """Subsets that KID is averaged over."""
+    kid_subset_size: Several = 1000
+    """Images in each of them."""
+    elbo_samples: PositiveInt = 10
+    """Draws of the posterior per held-out image."""
+    ood: list[Literal["interpolation", "turned", "photographs"]]
+    """Sets that held-out images are told from by log p(x) − E(x)."""
+
+    @field_validator("ood")
+    @classmethod
+    def _no_set_twice(cls, sets: list[str]) -> list[str]:
+        if len(set(sets)) < len(sets):
+            raise ValueError(f"each set at most once, found {sets}")
+        return sets
