@@ -1,16 +1,32 @@
-"""The chain against closed forms: what unadjusted Langevin steps do to Gaussians is known exactly."""
+"""The chain against closed forms: what Langevin steps, with and without the Metropolis correction, do to Gaussians is known exactly."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
 
-from vaebm.ebm.langevin import langevin
+from vaebm.ebm.langevin import langevin, transitions
 from vaebm.noise import NoiseSource
+
+PRECISION = torch.tensor([[2.0, 0.8, -0.3], [0.8, 1.0, 0.4], [-0.3, 0.4, 3.0]], dtype=torch.float64)
 
 
 def quadratic(precision: float):  # type: ignore[no-untyped-def]
     return lambda eps: 0.5 * precision * sum(part.square().flatten(1).sum(1) for part in eps)
+
+
+def gaussian(eps: Sequence[Tensor]) -> Tensor:
+    """U = ½ εᵀ P ε over two groups of one and two variables."""
+    joined = torch.cat([part.flatten(1) for part in eps], dim=1)
+    return 0.5 * torch.einsum("bi,ij,bj->b", joined, PRECISION.to(joined.dtype), joined)
+
+
+def quartic(eps: Sequence[Tensor]) -> Tensor:
+    """A potential that is not quadratic and couples two groups."""
+    return sum(part.pow(4).flatten(1).sum(1) for part in eps) + eps[0].flatten(1).sum(1) * eps[1].flatten(1).sum(1)
 
 
 def test_one_step_is_the_formula() -> None:
@@ -21,24 +37,114 @@ def test_one_step_is_the_formula() -> None:
         torch.testing.assert_close(after, before - 0.05 * 3.0 * before + math.sqrt(0.1) * omega)
 
 
-def test_stationary_variance_has_the_predicted_bias() -> None:
-    """U = λ ε²/2: ε ← (1 − ηλ/2) ε + √η ω has the variance η / (1 − (1 − ηλ/2)²) = 1 / (λ (1 − ηλ/4))."""
-    precision, step_size, chains, dimensions = 2.0, 0.5, 500, 40
-    start = [torch.zeros(chains, dimensions)]
-    (end,) = langevin(quadratic(precision), start, steps=60, step_size=step_size, noise=NoiseSource(0, "chain", range(chains)))
-    expected = 1 / (precision * (1 - step_size * precision / 4))
-    error = expected * math.sqrt(2 / (chains * dimensions))  # standard error of a variance
-    assert end.var().item() == pytest.approx(expected, abs=4 * error)
-    assert abs(expected - 1 / precision) > 8 * error  # the test would see a chain without the bias
+@pytest.mark.parametrize("metropolis", [False, True])
+def test_stationary_covariance(metropolis: bool) -> None:
+    """U = ½ εᵀ P ε: ε ← A ε + √η ω with A = 1 − η/2 P, so the stationary Σ has Σ = A Σ A + η, that is Σ = (P − η/4 P²)⁻¹.
+
+    With the Metropolis correction it is P⁻¹. Each chain starts from the law of the other.
+    """
+    step_size, chains = 0.5, 8000
+    exact, biased = torch.linalg.inv(PRECISION), torch.linalg.inv(PRECISION - 0.25 * step_size * PRECISION @ PRECISION)
+    start, expected = (biased, exact) if metropolis else (exact, biased)
+    noise = NoiseSource(0, "chain", range(chains))
+    (normal,) = noise.normal([(3,)], dtype=torch.float64)
+    eps = normal @ torch.linalg.cholesky(start).T
+    moved = langevin(gaussian, [eps[:, :1], eps[:, 1:]], steps=40, step_size=step_size, noise=noise, metropolis=metropolis)
+
+    def deviation(covariance: Tensor) -> float:
+        """Largest element by which the chains' covariance, in units of another, differs from the identity."""
+        whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
+        return float((whiten @ torch.cov(torch.cat(moved, dim=1).T) @ whiten.T - torch.eye(3)).abs().max())
+
+    error = math.sqrt(2 / chains)  # standard error of a variance of one; the slowest direction has forgotten its start to 1e-2 of the bias
+    assert deviation(expected) < 4 * error
+    assert deviation(start) > 20 * error
 
 
-def test_chains_do_not_see_each_other() -> None:
-    """A batch of chains and each chain alone end in the same place."""
-    eps = [torch.randn(4, 3)]
-    energy = lambda parts: parts[0].pow(4).sum(1)  # noqa: E731
-    (together,) = langevin(energy, eps, steps=5, step_size=0.01, noise=NoiseSource(0, "chain", range(4)))
-    alone = [langevin(energy, [eps[0][k : k + 1]], steps=5, step_size=0.01, noise=NoiseSource(0, "chain", [k]))[0] for k in range(4)]
-    torch.testing.assert_close(together, torch.cat(alone))
+def test_acceptance_is_that_of_metropolis_and_hastings() -> None:
+    """Against the definition with the densities of the proposals, for a potential that is not quadratic and single chains."""
+    step_size, noise = 0.2, NoiseSource(0, "chain", range(50))
+    start = noise.normal([(2, 2), (3,)], dtype=torch.float64)
+    (unadjusted,) = transitions(quartic, start, steps=1, step_size=step_size, noise=noise)
+    (corrected,) = transitions(quartic, start, steps=1, step_size=step_size, noise=noise, metropolis=True)
+
+    def flat(eps: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.flatten(1) for part in eps], dim=1)
+
+    def proposal_from(eps: Sequence[Tensor]) -> MultivariateNormal:
+        leaves = [part.clone().requires_grad_() for part in eps]
+        gradient = torch.autograd.grad(quartic(leaves).sum(), leaves)
+        return MultivariateNormal(flat(eps) - 0.5 * step_size * flat(gradient), step_size * torch.eye(7, dtype=torch.float64))
+
+    end = unadjusted.state.eps
+    log_ratio = quartic(start) - quartic(end) + proposal_from(end).log_prob(flat(start)) - proposal_from(start).log_prob(flat(end))
+    expected = log_ratio.clamp(max=0).exp()
+    assert 0.1 < expected.mean() < 0.9
+    for transition in (unadjusted, corrected):
+        torch.testing.assert_close(transition.acceptance, expected, rtol=1e-10, atol=0)
+
+    moved = (flat(corrected.state.eps) == flat(end)).all(dim=1)
+    stayed = (flat(corrected.state.eps) == flat(start)).all(dim=1)
+    assert torch.equal(moved, ~stayed) and moved.any() and stayed.any()
+    torch.testing.assert_close(corrected.state.potential, quartic(corrected.state.eps), rtol=1e-14, atol=0)
+
+
+def test_steps_are_taken_as_often_as_their_probability_says() -> None:
+    chains = 5000
+    noise = NoiseSource(1, "chain", range(chains))
+    moves = probability = variance = 0.0
+    before = noise.normal([(4,)])
+    for transition in transitions(quadratic(1.0), before, steps=5, step_size=1.0, noise=noise, metropolis=True):
+        moves += float((transition.state.eps[0] != before[0]).any(dim=1).sum())
+        probability += float(transition.acceptance.sum())
+        variance += float((transition.acceptance * (1 - transition.acceptance)).sum())
+        before = transition.state.eps
+    assert abs(moves - probability) < 3 * math.sqrt(variance)
+    assert 5 * chains - moves > 20 * math.sqrt(variance)  # the test would see every step taken
+
+
+def test_a_step_out_of_the_support_is_never_taken() -> None:
+    """U = ½ ε² − ln ε, undefined for ε < 0: the corrected chain stays where the potential is a number."""
+    inside = lambda eps: (0.5 * eps[0].square() - eps[0].log()).sum(1)  # noqa: E731
+    noise, start = NoiseSource(0, "chain", range(200)), [torch.ones(200, 1)]
+    (first,) = transitions(inside, start, steps=1, step_size=0.5, noise=noise)
+    outside = first.state.eps[0][:, 0] < 0
+    assert 5 < outside.sum() < 50
+    assert (first.acceptance[outside] == 0).all() and (first.acceptance[~outside] > 0).all()
+    assert (langevin(inside, start, steps=10, step_size=0.5, noise=noise, metropolis=True)[0] > 0).all()
+
+
+@pytest.mark.parametrize("metropolis", [False, True])
+def test_chains_do_not_see_each_other(metropolis: bool) -> None:
+    """A batch of chains and each chain alone end in the same place, up to the rounding of a batched operation."""
+    noise = NoiseSource(0, "chain", range(4))
+    eps = noise.normal([(3,), (2,)], dtype=torch.float64)
+    together = langevin(quartic, eps, steps=5, step_size=0.2, noise=noise, metropolis=metropolis)
+    for k in range(4):
+        alone = langevin(quartic, [part[k : k + 1] for part in eps], steps=5, step_size=0.2, noise=noise.at([k]), metropolis=metropolis)
+        torch.testing.assert_close([part[k : k + 1] for part in together], alone, rtol=1e-12, atol=0)
+
+
+def test_transitions_are_the_chain_with_one_evaluation_more() -> None:
+    noise, count = NoiseSource(0, "chain", range(4)), 0
+    start = noise.normal([(3,), (2,)])
+
+    def counted(eps: Sequence[Tensor]) -> Tensor:
+        nonlocal count
+        count += 1
+        return quartic(eps)
+
+    for metropolis, evaluations in ((False, 6), (True, 7)):
+        states: list[list[Tensor]] = []
+        count = 0
+        end = langevin(counted, start, steps=6, step_size=0.02, noise=noise, metropolis=metropolis, watch=states.append)
+        assert count == evaluations
+        count = 0
+        steps = list(transitions(counted, start, steps=6, step_size=0.02, noise=noise, metropolis=metropolis))
+        assert count == 7 and len(states) == 6
+        for watched, step in zip(states, steps, strict=True):
+            assert all(torch.equal(*pair) for pair in zip(watched, step.state.eps, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(end, states[-1], strict=True))
 
 
 def test_input_is_left_alone_and_steps_are_watched() -> None:
