@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +28,24 @@ class _Both:
 
 @contextlib.contextmanager
 def mirrored(path: Path | None) -> Iterator[None]:
-    """Within this context what goes to stdout and stderr goes to `path` as well."""
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Within this context what goes to stdout and stderr goes to `path` as well.
+
+    Of several processes (torchrun) the first begins the file and the others only add their errors to it: their stdout goes
+    nowhere.
+    """
+    first = int(os.environ.get("WORLD_SIZE", 1)) == 1 or os.environ["RANK"] == "0"
     out, err = sys.stdout, sys.stderr
-    with path.open("w") as file:
-        sys.stdout, sys.stderr = _Both(out, file), _Both(err, file)
+    with contextlib.ExitStack() as files:
+        if not first:
+            sys.stdout = files.enter_context(open(os.devnull, "w"))
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if first:
+                path.write_text("")
+            file = files.enter_context(path.open("a"))
+            sys.stderr = _Both(err, file)
+            if first:
+                sys.stdout = _Both(out, file)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The machine: device, threads, seeds of modules, progress, time limits and signals."""
+"""The machine: device, threads, processes, seeds of modules, progress, time limits and signals."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from typing import TypeVar
 
 import torch
 from tqdm import tqdm
+
+from vaebm import distributed
+from vaebm.config import UserError
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -35,17 +38,35 @@ class Interrupted(Exception):
         self.status = status
 
 
-def prepare(threads: int, gpus: int) -> torch.device:
-    """Set torch's threads and choose the device: a GPU if the experiment asks for one and there is one.
+def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
+    """Set torch's threads and choose this process's device: a GPU if the experiment asks for any and there is one.
 
-    A job that asks for GPUs on a machine without any runs on the CPU and says so.
+    Under torchrun a training joins the other processes, and its threads are shared out to them. A job that asks for more GPUs
+    than it can use, or for some on a machine without any, says so.
+
+    Args:
+        threads: of the job.
+        gpus: of the job; 0: the CPU.
+        join: whether this is a training that several processes can share.
+
+    Raises:
+        UserError: several processes for what only one can do, or more than there are GPUs.
     """
-    torch.set_num_threads(threads)
-    if gpus and torch.cuda.is_available():
-        return torch.device("cuda")
-    if gpus:
-        print(f"{gpus} GPU asked for, none found: running on the CPU", file=sys.stderr)
-    return torch.device("cpu")
+    together, number = distributed.started(), int(os.environ.get("LOCAL_RANK", 0))
+    if together > 1 and not join:
+        raise UserError(f"expected one process for this stage, found {together} (WORLD_SIZE); run it without torchrun")
+    torch.set_num_threads(max(threads // together, 1))
+    found = torch.cuda.device_count() if gpus else 0
+    if number >= found > 0:
+        raise UserError(f"expected a GPU for each process, found {found} and a process {number} (from 0); start fewer with torchrun")
+    if together > 1:
+        distributed.join("cpu:gloo,cuda:nccl" if found else "gloo")
+    if distributed.rank() == 0 and gpus > (used := min(together, found)):
+        print(f"{gpus} GPU(s) asked for, {found} found: running on {used or 'the CPU'}", file=sys.stderr)
+    if not found:
+        return torch.device("cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def place(module: M, device: torch.device) -> M:
@@ -85,6 +106,8 @@ class StopSignals:
 class Progress:
     """A bar on a terminal, otherwise a line every 30 seconds, with the latest figures and the time left.
 
+    Of several processes only the first shows it.
+
     Args:
         name: of what is going on.
         total: steps in all.
@@ -96,7 +119,7 @@ class Progress:
         self.name, self.total, self.unit = name, total, unit
         self.start = self.done = start
         self._began = self._told = time.monotonic()
-        self._bar = tqdm(total=total, initial=start, desc=name, unit=unit, disable=not sys.stderr.isatty())
+        self._bar = tqdm(total=total, initial=start, desc=name, unit=unit, disable=distributed.rank() > 0 or not sys.stderr.isatty())
 
     def advance(self, figures: dict[str, float] | None = None, steps: int = 1) -> None:
         """Count `steps`; `figures` are shown beside."""
@@ -106,7 +129,7 @@ class Progress:
         now = time.monotonic()
         if figures:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
-        if self._bar.disable and now - self._told >= LINE_EVERY:
+        if self._bar.disable and distributed.rank() == 0 and now - self._told >= LINE_EVERY:
             self._told = now
             left = (now - self._began) / max(self.done - self.start, 1) * (self.total - self.done)
             shown = "".join(f", {name} {value:.4g}" for name, value in figures.items())
@@ -118,7 +141,7 @@ class Progress:
 
 
 def deadline(minutes: float | None) -> float:
-    """When to stop, on `time.monotonic`'s clock, for a limit in minutes from the start of this process; None: never."""
+    """When to stop, on `time.monotonic`'s clock, for a limit in minutes from the start of this process or its torchrun; None: never."""
     if minutes is None:
         return float("inf")
     limit = 60.0 * minutes
@@ -126,9 +149,10 @@ def deadline(minutes: float | None) -> float:
 
 
 def _age() -> float:
-    """Seconds since this process started, imports included."""
+    """Seconds since this process or its torchrun started, imports included."""
+    process = os.getppid() if torch.distributed.is_torchelastic_launched() else os.getpid()
     try:
-        started = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        started = float(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
         return float(Path("/proc/uptime").read_text().split()[0]) - started
     except OSError:
         return 0.0

@@ -14,11 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaebm import distributed
 from vaebm.checkpoint import Checkpoints, write_json, writing
-from vaebm.config import fingerprint
+from vaebm.config import UserError, fingerprint
 from vaebm.noise import derive
 from vaebm.provenance import commit
-from vaebm.runtime import Interrupted, Progress, StopSignals, deadline
+from vaebm.runtime import RESUME, Interrupted, Progress, StopSignals, deadline
+
+SAVE = 1
+"""What a process wants after a step, beside 0, to go on, and an exit status, to stop with: that the state is saved."""
 
 
 def batch_indices(step: int, batch: int, images: int, seed: int) -> Tensor:
@@ -26,6 +30,14 @@ def batch_indices(step: int, batch: int, images: int, seed: int) -> Tensor:
     epoch, position = divmod(step, images // batch)
     order = np.random.Generator(np.random.Philox(key=derive(seed, "order", epoch))).permutation(images)
     return torch.from_numpy(order[position * batch : (position + 1) * batch])
+
+
+def _finite(state: Any) -> bool:
+    """Whether every number in the tensors of nested dictionaries and lists is finite."""
+    if isinstance(state, Tensor):
+        return bool(torch.isfinite(state).all())
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return all(_finite(part) for part in parts)
 
 
 class Stateful(Protocol):
@@ -57,6 +69,9 @@ class Training:
     "To resume, run the same command again": the state is saved in checkpoints/<fingerprint>/ at intervals, on SIGTERM and
     SIGINT, and before the time limit. What is saved at step k and continued ends in the same bits as what was never cut.
 
+    Several processes go through the same steps: all read the checkpoint, the first alone writes files, and what makes one of
+    them stop, a signal or its time, stops them all after the same step.
+
     Args:
         stage: name of the stage.
         folder: where the model will stand.
@@ -64,6 +79,9 @@ class Training:
         total: steps in all.
         state: named objects whose state makes up the training's.
         limits: machine facts.
+
+    Raises:
+        UserError: processes that see different checkpoints.
     """
 
     def __init__(self, stage: str, folder: Path, depends_on: dict[str, Any], total: int, state: dict[str, Stateful], limits: Limits):
@@ -82,18 +100,20 @@ class Training:
 
     def _resume(self) -> None:
         saved = self.checkpoints.load()
-        if saved is None:
-            return
-        for name, part in self.state.items():
-            part.load_state_dict(saved["state"][name])
-        self.step, self.seconds, self.extra, self._records = saved["step"], saved["seconds"], saved["extra"], saved["records"]
-        print(f"{self.stage}: going on at step {self.step} of {self.total}", flush=True)
+        if saved is not None:
+            for name, part in self.state.items():
+                part.load_state_dict(saved["state"][name])
+            self.step, self.seconds, self.extra, self._records = saved["step"], saved["seconds"], saved["extra"], saved["records"]
+            print(f"{self.stage}: going on at step {self.step} of {self.total}", flush=True)
+        newest = distributed.agree(self.step)
+        if newest != self.step:
+            raise UserError(f"{self.scratch}: expected the checkpoint of step {newest}, as another process, found step {self.step}: all need the same folder")
 
     def steps(self) -> Iterator[int]:
         """The steps that are left; between two of them the state may be saved.
 
         Raises:
-            Interrupted: on a signal or before the time limit, after the state was saved.
+            Interrupted: on a signal or before the time limit, after the state was saved; in all processes after the same step.
         """
         began = saved = time.monotonic()
         before = self.seconds
@@ -105,16 +125,23 @@ class Training:
                 self._progress.advance(self._latest())
                 now = time.monotonic()
                 self.seconds = before + now - began
-                if signals.received is not None:
-                    self.save()
-                    raise Interrupted(f"{self.stage} stopped at step {self.step} by a signal", 128 + signals.received)
-                if now > self._deadline and self.step < self.total:
-                    self.save()
-                    raise Interrupted(f"{self.stage} stopped at step {self.step} before its time limit of {self.limits.minutes:g} minutes")
-                if now - saved >= self.limits.checkpoint_every:
+                decision = distributed.agree(self._wish(signals.received, now, now - saved))
+                if decision:
                     self.save()
                     saved = now
+                if decision > SAVE:
+                    distributed.agree(0)  # that the first process has saved: the first to end takes the others with it
+                    reason = f"before its time limit of {self.limits.minutes:g} minutes" if decision == RESUME else "by a signal"
+                    raise Interrupted(f"{self.stage} stopped at step {self.step} {reason}", decision)
         self._progress.close()
+
+    def _wish(self, signal: int | None, now: float, unsaved: float) -> int:
+        """What this process wants after a step; the largest of all processes' wishes is done."""
+        if signal is not None:
+            return 128 + signal
+        if now > self._deadline and self.step < self.total:
+            return RESUME
+        return SAVE if distributed.rank() == 0 and unsaved >= self.limits.checkpoint_every else 0
 
     def _latest(self) -> dict[str, float]:
         latest = json.loads(self._records[-1]) if self._records else {}
@@ -125,7 +152,12 @@ class Training:
         self._records.append(json.dumps({"step": self.step, **figures}))
 
     def save(self) -> None:
-        """Save the whole state, and bring history.jsonl up to it."""
+        """Save the whole state, and bring history.jsonl up to it; the first process does. What is not finite is not saved: the last good state stays."""
+        if distributed.rank() > 0:
+            return
+        state = {name: part.state_dict() for name, part in self.state.items()}
+        if not _finite(state):
+            return
         self.checkpoints.save(
             self.step,
             {
@@ -135,21 +167,25 @@ class Training:
                 "records": self._records,
                 "fingerprint": self.fingerprint,
                 "depends_on": json.dumps(self.depends_on),
-                "state": {name: part.state_dict() for name, part in self.state.items()},
+                "state": state,
             },
         )
         self.write_history()
 
     def write_history(self) -> None:
-        """Write history.jsonl as it stands now."""
+        """Write history.jsonl as it stands now; the first process does."""
+        if distributed.rank() > 0:
+            return
         with writing(self.history) as stream:
             stream.write("".join(f"{line}\n" for line in self._records).encode())
 
     def finish(self, **facts: Any) -> None:
-        """Write the whole history and training.json with `facts`, the time taken and where it all came from.
+        """Write the whole history and training.json with `facts`, the time taken and where it all came from; the first process does.
 
         The checkpoints are removed: run again, a finished training is a new one, of the program as it is then.
         """
+        if distributed.rank() > 0:
+            return
         self.write_history()
         write_json(
             self.folder / "training.json",
