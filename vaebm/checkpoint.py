@@ -8,7 +8,8 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,7 +72,7 @@ def load_model(path: Path | str, kind: str) -> dict[str, Any]:
         UserError: no such file, not a model of this project, or a model of another kind.
     """
     path = Path(path)
-    content = _load(path, f"a model of kind {kind!r}")
+    content = load_plain(path, f"a model of kind {kind!r}")
     if not isinstance(content, dict) or "kind" not in content:
         raise UserError(f"{path}: expected a model of kind {kind!r}, found another kind of file")
     if content["kind"] != kind:
@@ -79,13 +80,28 @@ def load_model(path: Path | str, kind: str) -> dict[str, Any]:
     return content
 
 
-def _load(path: Path, expected: str) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected {expected}, found no file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
-        raise UserError(f"{path}: expected {expected}, found a damaged file or one of another kind") from None
+def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) -> Any:
+    """The content of a file that torch saved, on the CPU: tensors, plain values and objects of the `allowed` classes alone.
+
+    Args:
+        expected: what the file should be, for the error.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that holds an object of another class: it is named, and never made.
+    """
+    path = Path(path)
+    with torch.serialization.safe_globals(list(allowed)):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if refused is None:
+                raise UserError(f"{path}: expected {expected}, found a damaged file or one of another kind") from None
+            raise UserError(f"{path}: expected {expected}, found an object of {refused[1]} in it, which is not read: it could run any program") from None
+        except FileNotFoundError:
+            raise UserError(f"{path}: expected {expected}, found no file") from None
+        except Exception:  # whatever torch's reader stumbles over in a file that is not one of its own
+            raise UserError(f"{path}: expected {expected}, found a damaged file or one of another kind") from None
 
 
 class Checkpoints:
@@ -113,7 +129,7 @@ class Checkpoints:
         whole = [(step, path) for path in self.slots if (step := self._step(path)) is not None]
         if not whole:
             return None
-        state: dict[str, Any] = _load(max(whole)[1], "a training checkpoint")
+        state: dict[str, Any] = load_plain(max(whole)[1], "a training checkpoint")
         return state
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import load_energy
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
+from vaebm.nvae.pixels import PixelNormal, quantize
 from vaebm.settings import read_settings
 
 
@@ -67,11 +68,14 @@ class VAEBM:
         """The pair in two model files, with the potential that the energy was trained with; no energy: the NVAE alone.
 
         Raises:
-            UserError: a file is missing, or no model of its kind.
+            UserError: a file is missing, no model of its kind, or the NVAE has no Gaussian decoder for an energy to act on.
         """
+        vae = load_nvae(nvae, device)
         if energy is None:
-            return cls(load_nvae(nvae, device), None)
-        return cls(load_nvae(nvae, device), load_energy(energy, device), load_model(energy, "energy")["potential"])
+            return cls(vae, None)
+        if vae.settings.decoder != "normal":
+            raise UserError(f"{nvae}: expected an NVAE with the decoder normal, which the chain needs, found {vae.settings.decoder}")
+        return cls(vae, load_energy(energy, device), load_model(energy, "energy")["potential"])
 
     @property
     def device(self) -> torch.device:
@@ -85,12 +89,16 @@ class VAEBM:
             eps_z: one (B, latents, h, w) per latent group, decoding order.
             eps_x: noise of the pixels, (B, C, H, W).
         """
-        pixels, log_p = self.nvae.decode(eps_z)
+        pixels, log_p = self.decode(eps_z)
         x = pixels.sample(eps_x)
         energy = self._energy(x)
         if self.kind == "density":
             return energy - log_p - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
         return energy + 0.5 * torch.stack([eps.square().flatten(1).sum(1) for eps in (*eps_z, eps_x)]).sum(0)
+
+    def decode(self, eps_z: Sequence[Tensor]) -> tuple[PixelNormal, Tensor]:
+        """The NVAE's Gaussian p(x|z) for z = T(ε_z), and log p(z) (B,)."""
+        return cast(tuple[PixelNormal, Tensor], self.nvae.decode(eps_z))
 
     def _energy(self, x: Tensor) -> Tensor:
         return x.new_zeros(len(x)) if self.energy is None else self.energy(x)
@@ -148,7 +156,7 @@ class VAEBM:
         """Estimate of the NVAE's log p(x), (B,): the importance-weighted bound (with one sample the ELBO, KL by draw).
 
         Args:
-            x: images (B, C, H, W) in [0, 1]; the density is that of 2x − 1.
+            x: images (B, C, H, W) in [0, 1], of the NVAE's depth; a Gaussian decoder's density is that of 2x − 1.
             seed: of the draws; image k of the call takes noise k.
             importance_samples: draws of the posterior.
         """
@@ -156,13 +164,20 @@ class VAEBM:
         weights = []
         for draw in range(importance_samples):
             output = self.nvae(x, noise=noise, step=draw)
-            weights.append(output.pixels.log_prob(x).sum(dim=(1, 2, 3)) + output.log_p - output.log_q)
+            weights.append(output.pixels.log_likelihood(x) + output.log_p - output.log_q)
         return torch.logsumexp(torch.stack(weights), 0) - math.log(importance_samples)
 
     @torch.no_grad()
     def score(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
-        """Estimate of log p(x) − E(x), (B,): log-likelihood of the pair up to log Z; higher is more in-distribution."""
-        return self.log_likelihood(images, seed, importance_samples) - self._energy(images)
+        """Estimate of log p(x) − E(x), (B,): log-likelihood of the pair up to log Z; higher is more in-distribution.
+
+        Args:
+            images: (B, C, H, W) in [0, 1]; their depth is reduced to the NVAE's.
+            seed: of the draws of the posterior.
+            importance_samples: draws of the posterior.
+        """
+        x = quantize(images, self.nvae.settings.bits)
+        return self.log_likelihood(x, seed, importance_samples) - self._energy(x)
 
 
 def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:

@@ -27,16 +27,18 @@ class SpectralPenalty(nn.Module):
         seed: of the first singular vectors.
     """
 
+    groups: dict[tuple[int, int], list[Callable[[], Tensor]]]
+    """Shape of a matrix → the weights of that shape; group k has the singular vectors u<k> (n, out) and v<k> (n, in · k · k)."""
     started: Tensor
 
     def __init__(self, weights: Sequence[Callable[[], Tensor]], seed: int):
         super().__init__()
-        self._weights: dict[tuple[int, int], list[Callable[[], Tensor]]] = {}
+        self.groups = {}
         for weight in weights:
             rows = weight()
-            self._weights.setdefault((rows.shape[0], rows[0].numel()), []).append(weight)
+            self.groups.setdefault((rows.shape[0], rows[0].numel()), []).append(weight)
         generator = torch.Generator().manual_seed(seed)
-        for number, ((out, size), group) in enumerate(self._weights.items()):
+        for number, ((out, size), group) in enumerate(self.groups.items()):
             for name, length in (("u", out), ("v", size)):
                 vectors = torch.randn(len(group), length, generator=generator)
                 self.register_buffer(f"{name}{number}", F.normalize(vectors, dim=1))
@@ -47,7 +49,7 @@ class SpectralPenalty(nn.Module):
         iterations = ITERATIONS if self.started else FIRST_ITERATIONS
         self.started.fill_(True)
         total = []
-        for number, group in enumerate(self._weights.values()):
+        for number, group in enumerate(self.groups.values()):
             matrices = torch.stack([weight().flatten(1) for weight in group])
             u, v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
             with torch.no_grad():

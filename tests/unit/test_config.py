@@ -15,13 +15,40 @@ EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> None:
-    assert yaml.safe_load(yaml.safe_dump(read_experiment(path).model_dump())) == read_experiment(path).model_dump()
+    """All settings of the sections that the file has, and `resources` of their stages."""
+    experiment = read_experiment(path)
+    assert yaml.safe_load(yaml.safe_dump(experiment.model_dump())) == experiment.model_dump()
     written = yaml.safe_load(path.read_text())
 
     def keys(value: object, prefix: str = "") -> set[str]:
         return {full for key, inner in value.items() for full in {prefix + key} | keys(inner, f"{prefix}{key}.")} if isinstance(value, dict) else set()
 
-    assert keys(written) == keys(read_experiment(path).model_dump())
+    resources = written.pop("resources")
+    assert keys(written) == keys({name: section for name, section in experiment.model_dump(exclude={"resources"}).items() if section is not None})
+    assert set(resources) >= set(written) - {"evaluation"}
+    stated = {name: keys(experiment.resources.model_dump()[name]) for name in resources}
+    assert {name: set(stage) for name, stage in resources.items()} == stated
+    lines = [line.split("#")[0] for line in path.read_text().splitlines()]
+    assert all(line.count(":") <= 1 and not set("[]{},") & set(line) for line in lines), "block style, a setting a line"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "training"),
+    [  # scales × groups, latents, flows, bits; epochs, batch, learning rate, warm-up, regulariser and where it starts
+        ("cifar10", ([30], 20, 1, 8), (400, 32 * 8, 1e-2, 5, 0.1, None)),
+        ("celeba64", ([5] * 3, 20, 1, 8), (50, 32 * 8, 1e-2, 1, 0.1, None)),
+        ("lsun_church64", ([5] * 3, 20, 1, 8), (60, 32 * 8, 1e-2, 1, 0.1, None)),
+        ("celebahq256", ([4] * 5, 20, 2, 5), (200, 8 * 8, 6e-3, 5, 0.01, 10.0)),
+        ("nvae_cifar10", ([30], 20, 1, 8), (400, 32 * 8, 1e-2, 5, 0.01, None)),
+        ("nvae_mnist", ([10, 5], 20, 0, 8), (400, 200 * 2, 1e-2, 5, 0.01, None)),
+    ],
+)
+def test_nvae_settings_are_the_published_ones(name: str, shape: tuple[object, ...], training: tuple[object, ...]) -> None:
+    stage = read_experiment(EXPERIMENTS / f"{name}.yaml").nvae
+    network, schedule = stage.network, stage.training
+    assert (network.groups, network.latents, network.flows, network.bits) == shape
+    weights = (schedule.norm_weight, schedule.norm_weight_initial)
+    assert (schedule.epochs, schedule.batch, schedule.learning_rate, schedule.warmup_epochs, *weights) == training
 
 
 @pytest.mark.parametrize(
@@ -62,8 +89,29 @@ def test_mistakes(tmp_path: Path, before: str, after: str, message: str) -> None
     assert any(message in line for line in lines), str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "chains", "training"),
+    [  # steps in training, in the test, step size, negatives; iterations, batch, learning rate, spectral weight
+        ("cifar10", (10, 16, 8e-5, "sample"), (30_000, 32, 4e-5, 0.2)),
+        ("celeba64", (10, 20, 5e-6, "mean"), (30_000, 32, 5e-5, 0.2)),
+        ("lsun_church64", (10, 20, 4e-6, "mean"), (30_000, 32, 4e-5, 0.2)),
+        ("celebahq256", (6, 24, 3e-6, "mean"), (9_000, 4 * 4, 4e-5, 0.3)),
+    ],
+)
+def test_settings_of_the_energy_are_the_published_ones(name: str, chains: tuple[object, ...], training: tuple[object, ...]) -> None:
+    experiment = read_experiment(EXPERIMENTS / f"{name}.yaml")
+    stage, samples = experiment.ebm, experiment.samples
+    assert stage is not None and samples is not None
+    assert (stage.chain.steps, samples.chain.steps, stage.chain.step_size, stage.negatives) == chains
+    assert samples.chain.step_size == stage.chain.step_size and samples.count == 50_000
+    schedule = stage.training
+    assert (schedule.iterations, schedule.batch, schedule.learning_rate, schedule.spectral_weight) == training
+    assert (schedule.beta1, schedule.beta2, schedule.weight_decay, schedule.adaptive_clip) == (0.99, 0.999, 3e-5, True)
+    assert (stage.potential, schedule.energy_penalty, schedule.average_decay, schedule.learning_rate_decay) == ("density", 0, 0, "none")
+
+
 def test_unknown_experiment_names_those_that_exist() -> None:
-    with pytest.raises(UserError, match=r"there is no experiment 'digitz'; experiments that exist: digits, tiny"):
+    with pytest.raises(UserError, match=r"there is no experiment 'digitz'; experiments that exist: .*, digits, .*, tiny$"):
         read_experiment(EXPERIMENTS / "digitz.yaml")
 
 
@@ -98,6 +146,18 @@ def test_a_change_touches_the_files_of_its_stage_alone(tmp_path: Path) -> None:
     samples = experiment.samples.model_copy(update={"chain": experiment.samples.chain.model_copy(update={"steps": 99, "step_size": 0.5})})
     write_settings(experiment.model_copy(update={"samples": samples}), tmp_path, [0])
     assert [path for path, text in before.items() if path.read_text() != text] == [tmp_path / "vaebm" / "seed0" / "samples" / "samples.yaml"]
+
+
+def test_an_incomplete_experiment_says_what_it_lacks_and_writes_what_it_has(tmp_path: Path) -> None:
+    """The original NVAE has no energy; its data set cannot be prepared yet."""
+    alone = read_experiment(EXPERIMENTS / "nvae_mnist.yaml")
+    assert alone.missing == ["a section ebm", "a section samples", "a section evaluation", "a way to prepare mnist"]
+    write_settings(alone, tmp_path, [0, 1])
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.yaml")) == ["nvae/seed0/nvae.yaml", "nvae/seed1/nvae.yaml"]
+    whole = read_experiment(EXPERIMENTS / "tiny.yaml")
+    assert whole.missing == []
+    write_settings(whole.model_copy(update={"ebm": None}), tmp_path / "no_energy", [0])
+    assert not (tmp_path / "no_energy" / "vaebm").exists() and (tmp_path / "no_energy" / "nvae" / "seed0" / "evaluation" / "evaluation.yaml").is_file()
 
 
 def test_hash_leaves_resources_out() -> None:

@@ -21,13 +21,13 @@ def digits(tmp_path: Path) -> Path:
 
 
 def test_names_known_without_torch_are_those_of_the_registry() -> None:
-    assert set(DATASETS) == set(config.DATASETS)
+    assert set(DATASETS) == {name for name, facts in config.DATASETS.items() if facts.preparable}
 
 
 def test_facts_known_without_torch_are_those_of_the_images(digits: Path) -> None:
     images = open_images(digits)
     sizes = {name: last - first for name, (first, last) in images.splits.items()}
-    assert config.DATASETS["digits"]._asdict() == {"side": images.shape[1], **sizes}
+    assert config.DATASETS["digits"]._asdict() == {"channels": images.shape[0], "side": images.shape[1], **sizes, "preparable": True}
 
 
 def test_digits_are_split_once_and_complete(digits: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 import vaebm.ebm.train
 import vaebm.nvae.train
 from vaebm import load_energy
+from vaebm.checkpoint import Checkpoints
 from vaebm.config import EBMTrainingSettings, GuardSettings, UserError
 from vaebm.data import prepare
 from vaebm.settings import read_experiment, write_settings
@@ -86,8 +87,14 @@ def test_a_skipped_step_leaves_nothing_behind(results: Path, monkeypatch: pytest
 
 
 def test_nvae_whose_weights_are_lost_stops_with_advice(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step into the void, and every loss after it is not finite: they are skipped, and too many end the run."""
+    """One step into the void, and every loss after it is not finite: they are skipped, too many end the run, and the state before stays."""
     monkeypatch.setattr(vaebm.nvae.train, "learning_rate", lambda step, *_: float("nan") if step == 5 else 1e-3)
-    with pytest.raises(vaebm.nvae.train.Diverged, match="21 steps in a row .* larger nvae.training.norm_weight"):
+    monkeypatch.setitem(MACHINE, "limits", Limits(checkpoint_every=0))
+    with pytest.raises(vaebm.nvae.train.Diverged, match="21 steps in a row .* last good state is in .* larger nvae.training.norm_weight"):
         train_nvae(results)
-    assert not (results / "nvae" / "seed0" / "model.pt").exists()
+    folder = results / "nvae" / "seed0"
+    assert not (folder / "model.pt").exists()
+    (kept,) = (folder / "checkpoints").iterdir()
+    last = Checkpoints(kept).load()
+    assert last is not None and last["step"] == 5
+    assert all(torch.isfinite(value).all() for value in last["state"]["nvae"].values())

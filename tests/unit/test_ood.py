@@ -84,8 +84,8 @@ def test_scores_are_higher_for_what_looks_in_distribution():
     bright, dark = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
 
     def energy(x):
-        assert x.min() >= 0 and x.max() <= 1
-        return -10 * x.mean(dim=(1, 2, 3))  # bright images are data here
+        assert x.dtype == torch.uint8
+        return -10 * (x / 255).mean(dim=(1, 2, 3))  # bright images are data here
 
     log_p = torch.arange(6, dtype=torch.float64)
     likelihood = Likelihood(elbo=log_p - 100, importance=log_p)

@@ -61,7 +61,7 @@ class EvaluationSettings(Settings):
     kid_subset_size: Several = 1000
     """Images in each of them."""
     elbo_samples: PositiveInt = 10
-    """Draws of the posterior per held-out image."""
+    """Draws of the posterior per image, for the ELBO and the importance-weighted log-likelihood."""
     ood: list[Literal["interpolation", "turned", "photographs"]]
     """Sets that held-out images are told from by log p(x) − E(x)."""
 

@@ -10,11 +10,8 @@ from torch.nn import functional as F
 
 from vaebm.checkpoint import load_model
 from vaebm.config import EnergyNetworkSettings
-from vaebm.nvae.cells import NormalizedConv2d
+from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.runtime import place
-
-INITIAL_STD = 0.2
-"""Standard deviation of every channel of every convolution after the data-dependent initialisation."""
 
 
 def lipswish(x: Tensor) -> Tensor:
@@ -22,39 +19,20 @@ def lipswish(x: Tensor) -> Tensor:
     return F.silu(x) / 1.1
 
 
-class EnergyConv2d(NormalizedConv2d):
-    """Normalised convolution that can set its scale and bias from the data that it sees."""
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> Tensor:
-        """Choose L and the bias so that each output channel has mean 0 and standard deviation 0.2 on the batch `x`.
-
-        Without a bias only the standard deviation is set. Returns the output with the new values.
-        """
-        direction = self.weight / (self._norm() + 1e-5)
-        out = self._conv_forward(x, direction, None)
-        mean, scale = out.mean(dim=(0, 2, 3)), out.std(dim=(0, 2, 3)) / INITIAL_STD
-        self.log_weight_norm.copy_(-torch.log(scale + 1e-5)[:, None, None, None])
-        if self.bias is not None:
-            self.bias.copy_(-mean / (scale + 1e-5))
-        return self(x)
-
-
 class EnergyBlock(nn.Module):
     """Two 3×3 convolutions beside a skip connection, then a 2×2 mean pool where `down`."""
 
     def __init__(self, channels_in: int, channels_out: int, down: bool):
         super().__init__()
-        self.first = EnergyConv2d(channels_in, channels_out, 3)
-        self.second = EnergyConv2d(channels_out, channels_out, 3)
-        self.skip = EnergyConv2d(channels_in, channels_out, 1, bias=False) if down or channels_in != channels_out else None
+        self.first = DataInitializedConv2d(channels_in, channels_out, 3)
+        self.second = DataInitializedConv2d(channels_out, channels_out, 3)
+        self.skip = DataInitializedConv2d(channels_in, channels_out, 1, bias=False) if down or channels_in != channels_out else None
         self.down = down
 
-    def forward(self, x: Tensor, *, initialize: bool = False) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W'); `initialize`: each convolution is first set by its input."""
-        apply = EnergyConv2d.initialize if initialize else EnergyConv2d.__call__
-        hidden = apply(self.second, lipswish(apply(self.first, x)))
-        out = hidden + (x if self.skip is None else apply(self.skip, x))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) → (B, out, H', W')."""
+        hidden = self.second(lipswish(self.first(x)))
+        out = hidden + (x if self.skip is None else self.skip(x))
         return lipswish(F.avg_pool2d(out, 2) if self.down else out)
 
 
@@ -70,24 +48,25 @@ class EnergyNetwork(nn.Module):
         super().__init__()
         self.settings, self.channels = settings, channels
         widths = [settings.channels, *(settings.channels * width for width in settings.widths)]
-        self.stem = EnergyConv2d(channels, settings.channels, 3)
+        self.stem = DataInitializedConv2d(channels, settings.channels, 3)
         self.blocks = nn.ModuleList(
             EnergyBlock(width_in, width_out, block in settings.down) for block, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False))
         )
         self.head = nn.Linear(widths[-1], 1)
 
-    def forward(self, x: Tensor, *, initialize: bool = False) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Energies (B,) of images (B, C, H, W) in [0, 1]."""
-        x = lipswish(self.stem.initialize(x) if initialize else self.stem(x))
+        x = lipswish(self.stem(x))
         for block in self.blocks:
-            x = block(x, initialize=initialize)
+            x = block(x)
         energy: Tensor = self.head(x.sum(dim=(2, 3)))[:, 0]
         return energy
 
     @torch.no_grad()
-    def initialize(self, images: Tensor) -> None:
-        """Data-dependent initialisation: every convolution is set, in the order of the forward pass, by a batch of images (B, C, H, W) in [0, 1]."""
-        self(images, initialize=True)
+    def initialize(self, images: Tensor) -> Tensor:
+        """Data-dependent initialisation by a batch of images (B, C, H, W) in [0, 1]; their energies (B,) afterwards."""
+        with data_initialization(self):
+            return self(images)
 
 
 def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyNetwork:

@@ -18,7 +18,7 @@ from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.objective import Guard, WeightAverage, adaptive_clip, contrastive_divergence
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, derive
-from vaebm.nvae.cells import convolution_weights
+from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import load_nvae
 from vaebm.runtime import place, prepare, seeded
 from vaebm.settings import read_settings
@@ -51,7 +51,7 @@ def learning_rate(step: int, training: EBMTrainingSettings) -> float:
 def negatives(model: VAEBM, eps_z: list[Tensor], eps_x: Tensor, kind: str) -> Tensor:
     """The chains' images (B, C, H, W): decoder samples in [0, 1], or decoder means, which may leave it."""
     with torch.no_grad():
-        pixels, _ = model.nvae.decode(eps_z)
+        pixels, _ = model.decode(eps_z)
         return pixels.mean if kind == "mean" else pixels.sample(eps_x)
 
 

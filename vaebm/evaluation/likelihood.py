@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaebm.evaluation.classifier import to_float
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 
@@ -41,12 +40,12 @@ def estimate(nvae: NVAE, images: Tensor, seed: int, samples: int) -> Likelihood:
     """
     elbos, bounds = [], []
     for start, batch in zip(range(0, len(images), BATCH), torch.split(images, BATCH), strict=True):
-        x = to_float(batch)
-        noise = NoiseSource(seed, "score", range(start, start + len(x)))
+        index = range(start, start + len(batch))
+        x, noise = nvae.as_input(batch, NoiseSource(seed, "score input", index)), NoiseSource(seed, "score", index)
         elbo, weights = torch.zeros(len(x), dtype=torch.float64), []
         for draw in range(samples):
             out = nvae(x, noise=noise, step=draw)
-            reconstruction = out.pixels.log_prob(x).double().sum(dim=(1, 2, 3))
+            reconstruction = out.pixels.log_likelihood(x).double()
             elbo += (reconstruction - out.kl.double().sum(dim=1)) / samples
             weights.append(reconstruction + out.log_p.double() - out.log_q.double())
         elbos.append(elbo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +16,19 @@ from torch import Tensor
 from vaebm import VAEBM, plots, provenance
 from vaebm.checkpoint import load_model, write_json
 from vaebm.config import BASELINE, ChainSettings, EBMSettings, EvaluationSettings, NVAESettings, SamplesSettings, Settings, UserError
-from vaebm.data import ImageSet, open_images
+from vaebm.data import open_images
 from vaebm.evaluation import fidelity, ood
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.likelihood import Likelihood, estimate
-from vaebm.noise import derive
+from vaebm.noise import NoiseSource, derive
+from vaebm.nvae.model import NVAE
 from vaebm.settings import read_settings
 
 GRID, CHAINS = 160, 10
 """Images of a grid of samples; chains that are shown step by step."""
 
 Energy = Callable[[Tensor], Tensor]
+"""Energies (B,) of images (B, C, H, W) uint8."""
 Figures = dict[str, dict[str, Any]]
 Scores = dict[str, NDArray[np.float64]]
 
@@ -102,7 +105,7 @@ def scores(likelihood: Likelihood, images: Tensor, energy: Energy | None) -> Sco
     log_p = likelihood.importance.numpy()
     if energy is None:
         return {"": log_p}
-    energies = torch.cat([energy(to_float(batch)) for batch in torch.split(images, fidelity.BATCH)]).double().numpy()
+    energies = torch.cat([energy(batch) for batch in torch.split(images, fidelity.BATCH)]).double().numpy()
     if not np.isfinite(log_p - energies).all():
         raise UserError(f"evaluation: expected finite energies, found {np.sum(~np.isfinite(energies))} others: the training of the energy diverged")
     return {"": log_p - energies, "energy": -energies, "likelihood": log_p}
@@ -135,13 +138,20 @@ def _chain_pictures(model: VAEBM, seed: int, chain: ChainSettings, folder: Path)
     plots.chain_strip([images[:CHAINS] for images in steps], folder / "chain.png")
 
 
-def _elbo_figures(data: ImageSet, held_out: Likelihood, train: Likelihood, draws: int) -> Figures:
-    """ELBO in nats per pixel and channel, of the density of y = 2x − 1 (NVAE eq. 1), on held-out and on training images."""
-    size = int(np.prod(data.shape))
-    return {
-        name: {"value": float(found.elbo.mean()) / size, "samples": len(found.elbo), "draws": draws, "unit": "nats per dimension, density on [-1, 1]"}
-        for name, found in (("ELBO", held_out), ("ELBO-train", train))
-    }
+def likelihood_figures(network: NVAE, held_out: Likelihood, train: Likelihood, draws: int) -> Figures:
+    """ELBO on held-out and training images (NVAE eq. 1) and the importance-weighted log-likelihood of held-out ones, per dimension.
+
+    In nats: for a discrete decoder of a probability, and then also in bits, lower is better; for the Gaussian one of the
+    density of y = 2x − 1, which makes no bits per dimension.
+    """
+    size, discrete = network.dimensions, network.settings.decoder != "normal"
+    unit = "nats per dimension" if discrete else "nats per dimension, density on [-1, 1]"
+    values = {"ELBO": held_out.elbo, "ELBO-train": train.elbo, "log-likelihood": held_out.importance}
+    means = {name: float(each.mean()) / size for name, each in values.items()}
+    figures: Figures = {name: {"value": means[name], "samples": len(each), "draws": draws, "unit": unit} for name, each in values.items()}
+    if discrete:
+        figures["bits-per-dimension"] = {**figures["log-likelihood"], "value": -means["log-likelihood"] / math.log(2), "unit": "bits per dimension"}
+    return figures
 
 
 def _training(model: Path, settings: Path, stage: type[Settings]) -> dict[str, Any]:
@@ -190,7 +200,8 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
     statistics = fidelity.read_reference(reference, images.hash, extractor.weights)
     samples = read_samples(shards, images.shape, sampling.count)
     model, pictures = VAEBM.load(nvae, energy), metrics.parent / "pictures"
-    network, energies = model.nvae, model.energy
+    network, network_energy = model.nvae, model.energy
+    energies = None if network_energy is None else lambda batch: network_energy(network.as_input(batch, NoiseSource(seed, "energy", range(len(batch)))))
 
     train, held_out = images.split("train")[0], images.split("heldout")[0]
     draws = chosen.elbo_samples
@@ -204,7 +215,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         shown.append(pixels[:16])
     figures = {
         **fidelity_figures(samples, statistics, extractor, chosen, seed),
-        **_elbo_figures(images, likelihoods["heldout"], likelihoods["train"], draws),
+        **likelihood_figures(network, likelihoods["heldout"], likelihoods["train"], draws),
         **ood_figures(inside, outside, len(held_out)),
     }
 

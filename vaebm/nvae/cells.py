@@ -1,13 +1,17 @@
-"""The layers and residual cells that the NVAE and the energy network are built from (NVAE section 3.1 and appendix)."""
+"""Residual cells: skip connections, the operations of their branches, and which cell uses which (NVAE section 3.1, appendix A)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vaebm.config.nvae import Architecture
+from vaebm.nvae.layers import BatchNorm, BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, PlainConv2d, SqueezeExcitation
 
 Resample = Literal["none", "down", "up"]
 
@@ -15,64 +19,7 @@ RESIDUAL_SCALE = 0.1
 """Weight of a residual branch."""
 
 
-class NormalizedConv2d(nn.Conv2d):
-    """Convolution with the weight exp(L) · w / ‖w‖, one norm and one L per output channel."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, bias: bool = True):
-        super().__init__(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=bias)
-        self.log_weight_norm = nn.Parameter(torch.log(self._norm().detach() + 1e-2))
-
-    def _norm(self) -> Tensor:
-        return torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
-
-    def effective_weight(self) -> Tensor:
-        """The weight that the convolution uses, (out, in, k, k)."""
-        return self.weight * (self.log_weight_norm.exp() / (self._norm() + 1e-5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W')."""
-        return self._conv_forward(x, self.effective_weight(), self.bias)
-
-
-class PlainConv2d(nn.Conv2d):
-    """Convolution without bias or weight normalisation, inside the inverted residuals."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, depthwise: bool = False):
-        super().__init__(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=channels_in if depthwise else 1, bias=False)
-
-    def effective_weight(self) -> Tensor:
-        """The weight that the convolution uses, (out, in / groups, k, k)."""
-        return self.weight
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm with the NVAE's momentum of 0.05."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=1e-5, momentum=0.05)
-
-
-class BatchNormSwish(BatchNorm):
-    """Batch norm, then swish."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), same shape."""
-        return F.silu(super().forward(x))
-
-
-class SqueezeExcitation(nn.Module):
-    """Gates each channel by a function of all channels' means."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        hidden = max(channels // 16, 4)
-        self.gate = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), same shape."""
-        return x * self.gate(x.mean(dim=(2, 3)))[:, :, None, None]
-
-
+# ------------------------------------------------------------------------------------------------------ skip connections
 class FactorizedReduce(nn.Module):
     """Skip connection that halves the resolution: four 1×1 convolutions, each on its own pixel of every 2×2 block."""
 
@@ -110,47 +57,107 @@ def skip(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
     return nn.Identity()
 
 
+# ------------------------------------------------------------------------------------------------------------ operations
+Operation = Callable[[int, int, Resample], nn.Module]
+"""(channels in, channels out, change of resolution) → one operation of a residual branch."""
+
+
+def _stride(resample: Resample) -> int:
+    return 2 if resample == "down" else 1
+
+
 def _nearest_up(resample: Resample) -> list[nn.Module]:
     return [nn.Upsample(scale_factor=2, mode="nearest")] if resample == "up" else []
 
 
-def bn_swish_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
-    """`res_bnswish`: batch norm, swish, 3×3 normalised convolution."""
-    stride = 2 if resample == "down" else 1
-    return nn.Sequential(BatchNormSwish(channels_in), *_nearest_up(resample), NormalizedConv2d(channels_in, channels_out, 3, stride=stride))
+def bn_swish_conv(channels_in: int, channels_out: int, resample: Resample, dilation: int = 1) -> nn.Module:
+    """`res_bnswish` (dilated: `res_bnswish5`): batch norm, swish, 3×3 normalised convolution."""
+    conv = NormalizedConv2d(channels_in, channels_out, 3, stride=_stride(resample), dilation=dilation)
+    return nn.Sequential(BatchNormSwish(channels_in), *_nearest_up(resample), conv)
 
 
-def inverted_residual(channels_in: int, channels_out: int, resample: Resample, expansion: int) -> nn.Module:
-    """`mconv_eXk5g0`: expansion 1×1, depthwise 5×5, projection 1×1, batch norm before, between and after."""
+def bn_elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
+    """`res_bnelu`: batch norm, ELU, 3×3 normalised convolution."""
+    return nn.Sequential(BatchNorm(channels_in), nn.ELU(), *_nearest_up(resample), NormalizedConv2d(channels_in, channels_out, 3, stride=_stride(resample)))
+
+
+def elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
+    """`res_elu`: ELU, 3×3 normalised convolution that the first batch initialises."""
+    return nn.Sequential(nn.ELU(), *_nearest_up(resample), DataInitializedConv2d(channels_in, channels_out, 3, stride=_stride(resample)))
+
+
+def inverted_residual(channels_in: int, channels_out: int, resample: Resample, expansion: int, kernel: int = 5, groups: int = 0) -> nn.Module:
+    """`mconv_e<expansion>k<kernel>g<groups>`: expansion 1×1, k×k, projection 1×1, batch norm before, between and after.
+
+    Args:
+        groups: of the k×k convolution; 0: depthwise.
+    """
     hidden = channels_in * expansion
-    stride = 2 if resample == "down" else 1
     return nn.Sequential(
         *_nearest_up(resample),
         BatchNorm(channels_in),
         PlainConv2d(channels_in, hidden, 1),
         BatchNormSwish(hidden),
-        PlainConv2d(hidden, hidden, 5, stride=stride, depthwise=True),
+        PlainConv2d(hidden, hidden, kernel, stride=_stride(resample), groups=groups or hidden),
         BatchNormSwish(hidden),
         PlainConv2d(hidden, channels_out, 1),
         BatchNorm(channels_out),
     )
 
 
+class Operations(NamedTuple):
+    """The branch of the cells in each part of the network."""
+
+    preprocess: Sequence[Operation]
+    encoder: Sequence[Operation]
+    decoder: Sequence[Operation]
+    postprocess: Sequence[Operation]
+
+
+def _everywhere(operation: Operation) -> Operations:
+    return Operations(*[[operation, operation]] * 4)
+
+
+_DILATED: Operation = partial(bn_swish_conv, dilation=2)
+_E3: Sequence[Operation] = [partial(inverted_residual, expansion=3)]
+_E6: Sequence[Operation] = [partial(inverted_residual, expansion=6)]
+_E3_GROUPED: Sequence[Operation] = [partial(inverted_residual, expansion=3, groups=8)]
+_E6_WIDE: Sequence[Operation] = [partial(inverted_residual, expansion=6, kernel=11)]
+_RESIDUAL: Sequence[Operation] = [bn_swish_conv, bn_swish_conv]
+
+
+def _depthwise_decoder(*residual: Operation) -> Operations:
+    return Operations(preprocess=residual, encoder=residual, decoder=_E6, postprocess=_E3)
+
+
+ARCHITECTURES: dict[Architecture, Operations] = {
+    "res_mbconv": _depthwise_decoder(bn_swish_conv, bn_swish_conv),
+    "res53_mbconv": _depthwise_decoder(_DILATED, bn_swish_conv),
+    "res35_mbconv": _depthwise_decoder(bn_swish_conv, _DILATED),
+    "res55_mbconv": _depthwise_decoder(_DILATED, _DILATED),
+    "mbconv_res": Operations(preprocess=_E3, encoder=_E6, decoder=_RESIDUAL, postprocess=_RESIDUAL),
+    "mbconv_sep": Operations(preprocess=_E3, encoder=_E6, decoder=_E6, postprocess=_E3),
+    "mbconv_sep11": Operations(preprocess=_E3, encoder=_E6_WIDE, decoder=_E6_WIDE, postprocess=_E3),
+    "mbconv_den": Operations(preprocess=_E3_GROUPED, encoder=_E6, decoder=_E6, postprocess=_E3_GROUPED),
+    "res_bnswish": _everywhere(bn_swish_conv),
+    "res_bnelu": _everywhere(bn_elu_conv),
+    "res_elu": _everywhere(elu_conv),
+}
+"""The published architectures by their names."""
+
+
 class ResidualCell(nn.Module):
     """skip(x) + 0.1 · SE(branch(x)).
 
     Args:
-        expansion: of the inverted residual that is the branch, or None for two `res_bnswish`.
+        operations: of the branch, one after the other; the first one changes channels and resolution.
         squeeze_excitation: gate the branch.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, resample: Resample, *, expansion: int | None, squeeze_excitation: bool):
+    def __init__(self, channels_in: int, channels_out: int, resample: Resample, operations: Sequence[Operation], *, squeeze_excitation: bool):
         super().__init__()
         self.skip = skip(channels_in, channels_out, resample)
-        if expansion is None:
-            branch = [bn_swish_conv(channels_in, channels_out, resample), bn_swish_conv(channels_out, channels_out, "none")]
-        else:
-            branch = [inverted_residual(channels_in, channels_out, resample, expansion)]
+        branch = [operations[0](channels_in, channels_out, resample), *(operation(channels_out, channels_out, "none") for operation in operations[1:])]
         if squeeze_excitation:
             branch.append(SqueezeExcitation(channels_out))
         self.branch = nn.Sequential(*branch)
@@ -158,8 +165,3 @@ class ResidualCell(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)
-
-
-def convolution_weights(module: nn.Module) -> list[Callable[[], Tensor]]:
-    """For each convolution of `module` the function that returns the weight that it uses now; for the spectral regulariser."""
-    return [layer.effective_weight for layer in module.modules() if isinstance(layer, NormalizedConv2d | PlainConv2d)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vaebm.nvae.cells import BatchNorm
+from vaebm import distributed
+from vaebm.nvae.layers import BatchNorm
 from vaebm.nvae.model import NVAEOutput
 
 
@@ -30,6 +32,11 @@ def kl_coefficient(step: int, total: int, warmup: float, smallest: float) -> flo
     return max(min((step - smallest * total) / (warmup * total), 1.0), smallest)
 
 
+def norm_weight(beta: float, initial: float | None, final: float) -> float:
+    """λ of the regularisers: constant, or from `initial` to `final` geometrically while β grows to 1."""
+    return final if initial is None else math.exp((1.0 - beta) * math.log(initial) + beta * math.log(final))
+
+
 def group_sizes(groups: Sequence[int]) -> list[float]:
     """α_j of the KL balancing, in decoding order: 4^i / (groups of the scale) for the i-th scale from the coarsest, over the smallest.
 
@@ -44,10 +51,10 @@ def kl_balance(kl: Tensor, sizes: Tensor) -> Tensor:
     """γ_j: each group's mean KL over its size, relative to the mean of these (no gradient).
 
     Args:
-        kl: (B, groups), nats.
+        kl: (B, groups), nats; the mean is over the batches of all processes.
         sizes: α, (groups,).
     """
-    strength = (kl.detach().abs().mean(0) + 0.01) / sizes
+    strength = (distributed.mean(kl.detach().abs().mean(0)) + 0.01) / sizes
     return strength / strength.mean()
 
 
@@ -58,7 +65,7 @@ def nelbo(output: NVAEOutput, x: Tensor, beta: float = 1.0, sizes: Tensor | None
         beta: KL coefficient.
         sizes: α of the KL balancing, used while β < 1; None for no balancing.
     """
-    reconstruction = -output.pixels.log_prob(x).sum(dim=(1, 2, 3)).mean()
+    reconstruction = -output.pixels.log_likelihood(x).mean()
     kl = output.kl
     weighted = kl if sizes is None or beta >= 1.0 else kl * kl_balance(kl, sizes)
     loss = reconstruction + beta * weighted.sum(1).mean()
@@ -66,5 +73,6 @@ def nelbo(output: NVAEOutput, x: Tensor, beta: float = 1.0, sizes: Tensor | None
 
 
 def batch_norm_penalty(module: nn.Module) -> Tensor:
-    """Σ over batch norms of max |γ|."""
-    return torch.stack([layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]).sum()
+    """Σ over batch norms of max |γ|; 0 where there are none."""
+    largest = [layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]
+    return torch.stack(largest).sum() if largest else torch.zeros(())

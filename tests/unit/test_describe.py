@@ -1,0 +1,199 @@
+"""What is told about an experiment: published counts, closed forms of the work, and the bytes that autograd really saves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, UserError
+from vaebm.describe import (
+    ENCODER,
+    Work,
+    blank,
+    build,
+    decoding,
+    describe,
+    duration,
+    encoder_parameters,
+    energy_update,
+    langevin_step,
+    measured,
+    nvae_training,
+    parameters,
+    quantity,
+    run,
+)
+from vaebm.ebm.network import EnergyNetwork
+from vaebm.model import VAEBM
+from vaebm.nvae.layers import BatchNorm
+from vaebm.nvae.model import NVAE
+from vaebm.settings import read_experiment
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "config" / "experiments"
+
+
+def networks(device: str, **changes: object) -> tuple[NVAE, EnergyNetwork]:
+    """A small NVAE of 3×16×16 images with everything in it, and an energy."""
+    base = {"channels_encoder": 8, "channels_decoder": 4, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 2, "postprocess_cells": 2}
+    settings = NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1, "flows": 1} | changes)
+    with torch.device(device):
+        return NVAE(settings, (3, 16, 16)), EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[1]), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "nvae", "energy"),
+    [
+        ("cifar10", 130_744_004, 5_137_921),
+        ("celeba64", 65_005_372, 4_337_537),
+        ("lsun_church64", 65_005_372, 5_813_633),
+        ("celebahq256", 365_372_032, 14_207_105),
+    ],
+)
+def test_parameters_are_those_of_the_published_models(name: str, nvae: int, energy: int) -> None:
+    """Counted on the published programs; the experiment files hold the architectures."""
+    vae, network = build(read_experiment(EXPERIMENTS / f"{name}.yaml"))
+    assert network is not None and (parameters(vae), parameters(network)) == (nvae, energy)
+    if name == "cifar10":
+        assert encoder_parameters(vae) == 79_025_144
+
+
+def test_the_decoder_side_is_what_decoding_uses() -> None:
+    """Nothing else gets a gradient from it."""
+    nvae, _ = networks("meta")
+    pixels, log_p = nvae.decode(blank(nvae, 1)[1])
+    gradients = torch.autograd.grad(pixels.mean.sum() + log_p.sum(), list(nvae.parameters()), allow_unused=True)
+    assert parameters(nvae) - encoder_parameters(nvae) == sum(gradient.numel() for gradient in gradients if gradient is not None)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_convolution_backwards_takes_twice_its_way_forwards(groups: int) -> None:
+    """Also where it is grouped or depthwise."""
+    conv = nn.Conv2d(8, 16, 5, stride=2, padding=2, groups=groups, device="meta")
+    with measured(conv) as work:
+        out = conv(torch.empty(3, 8, 12, 12, device="meta", requires_grad=True))
+        forward = work().flop
+        out.sum().backward()
+    assert forward == 2 * 3 * (6 * 6 * 16) * (8 // groups * 5 * 5)
+    assert work().flop == 3 * forward
+
+
+def test_work_of_the_energy_by_hand() -> None:
+    """Multiply-adds of stem, two blocks and head on 16×16; the update needs no gradient of the images."""
+    _, energy = networks("meta")
+    stem, first, head = 256 * 27 * 4, 256 * 2 * 36 * 4, 8
+    second = 256 * (36 + 72 + 4) * 8  # two 3×3 convolutions and the skip's 1×1
+    once, update = energy_update(energy, torch.empty(5, 3, 16, 16, device="meta"))
+    assert once == Work(5 * 2 * (stem + first + second + head), 0)
+    assert update.flop == 2 * (3 * once.flop - 5 * 2 * stem)
+
+
+@pytest.mark.parametrize("changes", [{}, {"groups": [1], "channels_encoder": 4}, {"architecture": "res_bnswish"}, {"flows": 0, "decoder": "logistic_mixture"}])
+def test_work_of_the_nvae_by_hand(changes: dict[str, object]) -> None:
+    """Every convolution and linear layer: size of its output times weights of one output channel, twice; backwards twice that."""
+    nvae, energy = networks("cpu", **changes)
+    flop = dict.fromkeys(nvae.modules(), 0)
+
+    def count(layer: nn.Module, inputs: object, out: torch.Tensor) -> None:
+        flop[layer] += 2 * out.numel() * layer.weight[0].numel()
+
+    for layer in nvae.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    x, eps = blank(nvae, 3)
+    nvae.eval()(x, eps=eps)
+    whole, stem = sum(flop.values()), flop[nvae.stem]
+    nvae.decode(eps)
+    decoded = sum(flop.values()) - whole
+
+    nvae, energy = networks("meta", **changes)
+    forward, step = nvae_training(nvae, 3)
+    assert forward.flop == whole
+    assert step.flop == 3 * whole - stem  # the images have no gradient
+    assert decoding(nvae, 3).flop == decoded
+    if nvae.settings.decoder == "normal":
+        assert langevin_step(VAEBM(nvae, energy), 3).flop == 2 * (decoded + energy_update(energy, blank(nvae, 3)[0])[0].flop)  # no weight has a gradient
+
+
+def test_activations_are_the_bytes_that_autograd_saves() -> None:
+    """The same on tensors with values: shapes alone tell the whole.
+
+    But for batch norms in eval mode: a GPU, and so the meta device, keeps two numbers per channel there, the CPU none.
+    """
+    found = []
+    for device in ("cpu", "meta"):
+        nvae, energy = networks(device)
+        training, update = nvae_training(nvae, 3), energy_update(energy, blank(nvae, 3)[0])
+        found.append((training, update, langevin_step(VAEBM(nvae, energy, "density"), 3)))
+    on_cpu, on_meta = found
+    norms = {name: layer.num_features for name, layer in nvae.named_modules() if isinstance(layer, BatchNorm)}
+    kept = sum(2 * channels for name, channels in norms.items() if not ENCODER & set(name.split(".")))
+    assert on_cpu[:2] == on_meta[:2]
+    assert on_meta[2] == on_cpu[2]._replace(activations=on_cpu[2].activations + 4 * kept)
+
+
+def test_activations_of_one_layer() -> None:
+    """A convolution saves its input, silu its own; the weight is none of them, and what is saved twice is held once."""
+    conv, x = nn.Conv2d(2, 4, 3, padding=1, device="meta"), torch.empty(5, 2, 6, 6, device="meta")
+    with measured(conv) as work:
+        out = conv(x)
+        saved = [work().activations]
+        nn.functional.silu(out)
+        saved.append(work().activations)
+        nn.functional.silu(out)
+        saved.append(work().activations)
+    assert saved == [4 * 5 * 2 * 36, 4 * 5 * (2 + 4) * 36, 4 * 5 * (2 + 4) * 36]
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_can_be_described(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scales, decoder, stages and resources of each file; with fewer groups and cells, since the largest take ten seconds."""
+    content = read_experiment(path).model_dump(exclude_none=True)
+    network = content["nvae"]["network"]
+    network.update(groups=[2] + [1] * (len(network["groups"]) - 1), cells_encoder=1, cells_decoder=1, preprocess_cells=1, postprocess_cells=1)
+    monkeypatch.chdir(tmp_path)  # there is no data
+    Path("small.yaml").write_text(yaml.safe_dump(content))
+    lines = describe(Path("small.yaml"), 10).splitlines()
+    assert list(Path().iterdir()) == [Path("small.yaml")], "nothing is written"
+    assert max(map(len, lines)) <= 100
+    assert lines[1] == f"stages    {', '.join(name for name in ('data', 'nvae', 'ebm', 'samples', 'evaluation') if name in content)}"
+    assert any(line.startswith("missing") for line in lines) == (content["data"]["dataset"] != "digits")
+    assert sum(" group" in line for line in lines) == len(network["groups"])
+    assert sum("Langevin step  " in line for line in lines) == (2 if "ebm" in content else 0), "its work and its memory"
+
+
+def test_time_is_work_over_throughput() -> None:
+    """1,500 images in batches of 50 for two epochs are 60 steps."""
+    tiny = EXPERIMENTS / "tiny.yaml"
+    _, step = nvae_training(build(read_experiment(tiny))[0], 50)
+    throughput = 60 * step.flop / 1e12 / (3600 * 55)
+    row = next(line for line in describe(tiny, throughput).splitlines() if line.startswith("  NVAE training  ") and "epochs" in line)
+    assert row.split("  ")[-1] == f"2 epochs, 60 steps, {quantity(60 * step.flop, 'FLOP')}" and " 55.0 h " in row
+
+
+def test_numbers_are_read_without_an_exponent() -> None:
+    assert [quantity(value, "B") for value in (12, 999.4, 999.6, 1.2345e9, 9.996e11, 4e18)] == ["12.0 B", "999 B", "1.00 kB", "1.23 GB", "1.00 TB", "4.00 EB"]
+    assert [duration(value) for value in (0.5, 5, 300, 3600 * 55, 86400 * 12)] == ["below 1 s", "5.00 s", "5.00 min", "55.0 h", "12.0 days"]
+
+
+def test_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    run(Path("tiny"), 10)
+    assert capsys.readouterr().out == describe(Path("config/experiments/tiny.yaml"), 10) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "throughput", "message"),
+    [
+        ("cifar11", 10, r"^config/experiments/cifar11.yaml: there is no experiment 'cifar11'; experiments that exist: celeba64, .*cifar10, .*$"),
+        ("elsewhere/mine.yaml", 10, r"^elsewhere/mine.yaml: there is no experiment 'mine'; experiments that exist: none$"),
+        ("tiny", 0, r"^--tflops: expected a number above 0, found 0$"),
+        ("tiny", float("nan"), r"^--tflops: expected a number above 0, found nan$"),
+    ],
+)
+def test_mistakes_are_one_line(experiment: str, throughput: float, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=message):
+        run(Path(experiment), throughput)

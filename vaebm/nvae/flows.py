@@ -1,0 +1,80 @@
+"""Volume-preserving autoregressive flows after the posterior (NVAE section 3.2; inverse autoregressive flow, Kingma et al., 2016)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vaebm.nvae.layers import NormalizedConv2d
+
+EXPANSION = 6
+"""Hidden channels of a flow cell per latent channel."""
+
+INITIAL_SHIFT = 0.1
+"""Factor of the shift's weights at the start: a flow cell begins near the identity."""
+
+
+def causal_mask(channels_in: int, channels_out: int, kernel: int, *, depthwise: bool = False, zero_diagonal: bool, mirror: bool) -> Tensor:
+    """Which weights of a convolution an autoregressive model may use, (out, in / groups, k, k), zeros and ones.
+
+    Positions are ordered row by row, channels within a position in blocks: an output sees the positions before its own,
+    and at its own the channels of the blocks up to its own (`zero_diagonal`: before its own).
+
+    Args:
+        channels_in, channels_out: one divides the other.
+        kernel: odd.
+        depthwise: each output channel sees one input channel.
+        mirror: the order of the positions is turned round; that of the channels is not.
+    """
+    centre = kernel // 2
+    mask = torch.zeros(channels_out, 1 if depthwise else channels_in, kernel, kernel)
+    mask[:, :, :centre] = 1.0
+    mask[:, :, centre, :centre] = 1.0
+    if mirror:
+        mask = mask.flip(2, 3)
+    if depthwise:
+        mask[:, :, centre, centre] = 0.0 if zero_diagonal else 1.0
+        return mask
+    blocks = min(channels_in, channels_out)
+    block_out = torch.arange(channels_out) * blocks // channels_out
+    block_in = torch.arange(channels_in) * blocks // channels_in
+    seen = block_in < block_out[:, None] if zero_diagonal else block_in <= block_out[:, None]
+    mask[:, :, centre, centre] = seen.float()
+    return mask
+
+
+class FlowCell(nn.Module):
+    """z − μ(z), where μ at a position and channel depends on those before alone: the Jacobian is triangular with ones.
+
+    Args:
+        latents: channels of z.
+        mirror: the order of the positions is turned round.
+    """
+
+    def __init__(self, latents: int, mirror: bool):
+        super().__init__()
+        hidden = EXPANSION * latents
+
+        def mask(channels_in: int, channels_out: int, kernel: int, depthwise: bool = False, zero_diagonal: bool = False) -> Tensor:
+            return causal_mask(channels_in, channels_out, kernel, depthwise=depthwise, zero_diagonal=zero_diagonal, mirror=mirror)
+
+        self.expand = NormalizedConv2d(latents, hidden, 3, bias=False, mask=mask(latents, hidden, 3, zero_diagonal=True))
+        self.depthwise = NormalizedConv2d(hidden, hidden, 5, groups=hidden, bias=False, mask=mask(hidden, hidden, 5, depthwise=True))
+        self.shift = NormalizedConv2d(hidden, latents, 1, mask=mask(hidden, latents, 1))
+        with torch.no_grad():
+            self.shift.log_weight_norm.add_(math.log(INITIAL_SHIFT))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, latents, h, w), same shape."""
+        hidden = F.elu(self.depthwise(F.elu(self.expand(z))))
+        return z - self.shift(F.elu(hidden))  # two ELUs in a row, as published
+
+
+class FlowPair(nn.Sequential):
+    """A flow cell and one with the order of the positions turned round; log-determinant 0."""
+
+    def __init__(self, latents: int):
+        super().__init__(FlowCell(latents, mirror=False), FlowCell(latents, mirror=True))

@@ -1,0 +1,160 @@
+"""The layers that the NVAE and the energy network are built from (NVAE section 3.3 and appendix A)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vaebm import distributed
+
+INITIAL_STD = 0.2
+"""Standard deviation of every channel of a convolution after its data-dependent initialisation."""
+
+
+class NormalizedConv2d(nn.Conv2d):
+    """Convolution with the weight exp(L) · w / ‖w‖, one norm and one L per output channel.
+
+    Args:
+        kernel: odd; the padding keeps the resolution at stride 1.
+        mask: zeros and ones of the weight's shape, taken into w before its norm; None: no mask.
+    """
+
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        mask: Tensor | None = None,
+    ):
+        super().__init__(channels_in, channels_out, kernel, stride=stride, padding=dilation * (kernel // 2), dilation=dilation, groups=groups, bias=bias)
+        self.register_buffer("mask", mask, persistent=False)
+        _, norm = self._masked()
+        self.log_weight_norm = nn.Parameter(torch.log(norm.detach() + 1e-2))
+
+    def _masked(self) -> tuple[Tensor, Tensor]:
+        """w under its mask, and the norm of each output channel, (out, 1, 1, 1)."""
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        return weight, torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the convolution uses, (out, in / groups, k, k)."""
+        weight, norm = self._masked()
+        return weight * (self.log_weight_norm.exp() / (norm + 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) → (B, out, H', W')."""
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+
+class DataInitializedConv2d(NormalizedConv2d):
+    """Normalised convolution that can set its scale and bias from the data that it sees: energy networks, architecture `res_elu`."""
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Choose L and the bias so that each output channel has mean 0 and standard deviation 0.2 on the batch `x` (B, in, H, W).
+
+        The moments are those of the batches of all processes together. Without a bias only the standard deviation is set.
+        """
+        weight, norm = self._masked()
+        out = self._conv_forward(x, weight / (norm + 1e-5), None)
+        count = out[:, 0].numel() * distributed.processes()
+        mean = distributed.mean(out.mean(dim=(0, 2, 3)))
+        squares = distributed.mean((out - mean[:, None, None]).square().sum(dim=(0, 2, 3))) * distributed.processes()
+        scale = (squares / (count - 1)).sqrt() / INITIAL_STD
+        self.log_weight_norm.copy_(-torch.log(scale + 1e-5)[:, None, None, None])
+        if self.bias is not None:
+            self.bias.copy_(-mean / (scale + 1e-5))
+
+
+@contextlib.contextmanager
+def data_initialization(module: nn.Module) -> Iterator[None]:
+    """Within this context every `DataInitializedConv2d` of `module` sets itself by what it sees before it computes.
+
+    So one pass sets all of them in the order of the pass, each on the outputs of those that are set already.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, DataInitializedConv2d)]
+    handles = [layer.register_forward_pre_hook(lambda layer, inputs: layer.initialize(inputs[0])) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class PlainConv2d(nn.Conv2d):
+    """Convolution without bias or weight normalisation, inside the inverted residuals."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, groups: int = 1):
+        super().__init__(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the convolution uses, (out, in / groups, k, k)."""
+        return self.weight
+
+
+def convolution_weights(module: nn.Module) -> list[Callable[[], Tensor]]:
+    """For each convolution of `module` the function that returns the weight that it uses now; for the spectral regulariser."""
+    return [layer.effective_weight for layer in module.modules() if isinstance(layer, NormalizedConv2d | PlainConv2d)]
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm with the NVAE's momentum of 0.05; in training over the batches of all processes together.
+
+    torch's own synchronised batch norm refuses tensors on the CPU.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=1e-5, momentum=0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), same shape; in training every process must give as many images."""
+        if not self.training or distributed.processes() == 1:
+            return super().forward(x)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        own_mean = wide.mean(dim=(0, 2, 3))
+        own_variance = (wide - own_mean[:, None, None]).square().mean(dim=(0, 2, 3))
+        means, variances = distributed.gather(torch.stack([own_mean, own_variance])).unbind(1)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        self._update_statistics(mean.detach(), variance.detach(), x[:, 0].numel() * distributed.processes())
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul((self.bias - mean * scale)[:, None, None], wide, scale[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _update_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+
+
+class BatchNormSwish(BatchNorm):
+    """Batch norm, then swish."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), same shape."""
+        return F.silu(super().forward(x))
+
+
+class SqueezeExcitation(nn.Module):
+    """Gates each channel by a function of all channels' means."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(channels // 16, 4)
+        self.gate = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), same shape."""
+        return x * self.gate(x.mean(dim=(2, 3)))[:, :, None, None]
