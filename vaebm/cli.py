@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -93,7 +94,8 @@ def nvae(
     checkpoint_every: CheckpointEvery = 60.0,
     log: Log = None,
 ) -> None:
-    """Train the NVAE."""
+    """Train the NVAE, on several GPUs with a process for each."""
+    _one_process_per_gpu(gpus)
     from vaebm.nvae.train import run
     from vaebm.training import Limits
 
@@ -180,12 +182,59 @@ def benchmarks(
     run(metrics, paper, experiments, results)
 
 
+@app.command(epilog=_example("describe cifar10 --tflops 20"))
+def describe(
+    experiment: Annotated[Path, typer.Argument(help="An experiment: a name in config/experiments, or a file.")],
+    tflops: Annotated[float, typer.Option(help="What all devices of a stage sustain together, in TFLOP/s.")] = 10.0,
+    log: Log = None,
+) -> None:
+    """Tell what an experiment takes: parameters, work, memory and time. Needs no data and trains nothing."""
+    from vaebm.describe import run
+
+    run(experiment, tflops)
+
+
+convert = typer.Typer(help="Read a published checkpoint and write it as a model of this project.", no_args_is_help=True)
+app.add_typer(convert, name="convert")
+
+Published = Annotated[Path, typer.Argument(help="The published checkpoint.", metavar="OFFICIAL")]
+Converted = Annotated[Path, typer.Argument(help="Where the model goes.", metavar="MODEL")]
+
+
+@convert.command("nvae", epilog=_example("convert nvae checkpoint.pt model.pt"))
+def convert_nvae(official: Published, model: Converted, log: Log = None) -> None:
+    """An NVAE with its own arguments: weights and settings, every key and shape checked."""
+    from vaebm.nvae.official import convert
+
+    convert(official, model)
+
+
+@convert.command("energy", epilog=_example("convert energy EBM_25000.pth model.pt"))
+def convert_energy(official: Published, model: Converted, log: Log = None) -> None:
+    """An energy network, recognised by its shapes."""
+    from vaebm.ebm.official import convert
+
+    convert(official, model)
+
+
 @app.command(epilog=_example("track results/digits"))
 def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")], log: Log = None) -> None:
     """Mirror an experiment's results to MLflow; what is there already is not written twice."""
     from vaebm.tracking import run
 
     run(results)
+
+
+def _one_process_per_gpu(gpus: int) -> None:
+    """Start this command again for each GPU that it asks for and that is there, unless this is one of those processes already."""
+    if gpus < 2:
+        return
+    import torch
+
+    from vaebm.distributed import launch, started
+
+    if started() == 1 and (found := min(gpus, torch.cuda.device_count())) > 1:
+        sys.exit(launch(found, ["-m", "vaebm", *sys.argv[1:]]))
 
 
 def _threads(threads: int) -> None:
@@ -204,19 +253,29 @@ def _log_file(arguments: list[str]) -> Path | None:
     return None
 
 
+def _tell(reason: str) -> None:
+    """Print why this command ends, unless another process of the same training has done so."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from vaebm.distributed import first_to_fail
+
+        if not first_to_fail():
+            return
+    print(reason, file=sys.stderr)
+
+
 def main() -> Any:
     """Run the command line; the last line of the log of a failed command is its message, without a trace for a user's mistake."""
     with mirrored(_log_file(sys.argv[1:])):
         try:
             app()
         except UserError as error:
-            print(error, file=sys.stderr)
+            _tell(str(error))
             sys.exit(1)
         except Exception as error:
             from vaebm.runtime import Interrupted
 
             if isinstance(error, Interrupted):
-                print(error, file=sys.stderr)
+                _tell(str(error))
                 sys.exit(error.status)
-            traceback.print_exc()
+            _tell(traceback.format_exc().rstrip())
             sys.exit(1)

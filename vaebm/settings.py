@@ -98,23 +98,26 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> None:
-    """Write one settings file per stage and seed under `folder` (results/<experiment>), every default written out.
+    """Write one settings file per stage that the experiment has, and seed, under `folder` (results/<experiment>), every default written out.
 
     A file with the same content is left untouched, so that nothing that reads it runs again.
     """
-    _write(folder / "classifier" / "classifier.yaml", 0, "classifier", experiment.evaluation.classifier)
-    baseline = experiment.samples.model_copy(update={"chain": experiment.samples.chain.model_copy(update={"steps": 0, "step_size": 1.0})})
+    evaluation, samples = experiment.evaluation, experiment.samples
+    baseline = samples and samples.model_copy(update={"chain": samples.chain.model_copy(update={"steps": 0, "step_size": 1.0})})
+    _write(folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation and evaluation.classifier)
     for seed in seeds:
         _write(folder / BASELINE / f"seed{seed}" / "nvae.yaml", seed, "nvae", experiment.nvae)
-        for variant in VARIANTS:
+        for variant in VARIANTS if experiment.ebm else (BASELINE,):
             run = folder / variant / f"seed{seed}"
             if variant != BASELINE:
                 _write(run / "ebm.yaml", seed, "ebm", experiment.ebm)
-            _write(run / "samples" / "samples.yaml", seed, "samples", baseline if variant == BASELINE else experiment.samples)
-            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", experiment.evaluation)
+            _write(run / "samples" / "samples.yaml", seed, "samples", baseline if variant == BASELINE else samples)
+            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", evaluation)
 
 
-def _write(path: Path, seed: int, section: str, settings: Settings) -> None:
+def _write(path: Path, seed: int, section: str, settings: Settings | None) -> None:
+    if settings is None:
+        return
     text = yaml.safe_dump({"seed": seed, section: settings.model_dump()}, sort_keys=False)
     if not path.is_file() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vaebm.config import VARIANTS
 from vaebm.paper import Paper, Row, Table
+from vaebm.settings import read_experiment
 
 COLUMNS = [
     "table", "model", "experiment", "variant", "metric", "measured", "spread", "samples", "seeds", "paper", "mark", "extractor",
@@ -93,6 +94,8 @@ def how_to_run(row: Row, metric: str, measured: Measured, experiments: Path) -> 
     command = f"`snakemake --config 'experiments=[{experiment}]'`"
     if not (experiments / f"{experiment}.yaml").is_file():
         return f"{command}, but {experiment} is not in config/experiments yet"
+    if lacking := read_experiment(experiments / f"{experiment}.yaml").missing:
+        return f"{command}, once it has {' and '.join(lacking)}"
     return command if variant in VARIANTS else f"{command}, but there is no variant {variant} yet"
 
 

@@ -39,6 +39,15 @@ if workflow.is_main_process:
     for name, experiment in EXPERIMENTS.items():
         write_settings(experiment, Path("results", name), SEEDS)
 
+# What the pipeline cannot run ends here too, after its settings files are there: whoever has its images can run its stages by hand.
+if lacking := [
+    f"config/experiments/{name}.yaml: expected an experiment that Snakemake can run, found one without {' and without '.join(experiment.missing)}; "
+    f"`vaebm describe {name}` says what it takes, and its stages run by hand with the settings files under results/{name}/ (`vaebm nvae --help`)"
+    for name, experiment in EXPERIMENTS.items()
+    if experiment.missing
+]:
+    sys.exit("\n".join(lacking))
+
 
 wildcard_constraints:
     dataset=r"\w+",

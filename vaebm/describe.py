@@ -1,0 +1,316 @@
+"""What an experiment takes in parameters, work, memory and time, told without its data and without training.
+
+The networks stand on torch's meta device, where tensors have shapes and no values: the largest take seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import groupby, zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from vaebm.config import DATASETS, Experiment, UserError
+from vaebm.ebm.network import EnergyNetwork
+from vaebm.ebm.objective import contrastive_divergence
+from vaebm.model import VAEBM
+from vaebm.nvae.model import NVAE
+from vaebm.nvae.objective import nelbo
+from vaebm.settings import read_experiment
+from vaebm.table import number
+
+EXPERIMENTS = Path("config/experiments")
+"""Where an experiment stands that is given by its name alone."""
+
+ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
+"""Parts of the NVAE that decoding does without; the others, the learned constant among them, are the decoder's side."""
+
+SINGLE = 4
+"""Bytes of a number in single precision."""
+
+MOMENTS = 2
+"""Running averages that Adam and Adamax keep of every parameter."""
+
+
+class Work(NamedTuple):
+    """What a pass takes."""
+
+    flop: int
+    """Floating-point operations of convolutions and matrix products; a multiply-add is two."""
+    activations: int
+    """Bytes held for the backward pass, parameters and buffers left out."""
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the FLOP of what happens within this context."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Called by torch with every operation on tensors, those of backward passes too."""
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.convolution_backward.default:
+            self.flop += _convolution_backward(*args)
+        elif formula := flop_registry.get(function.overloadpacket):
+            self.flop += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@contextmanager
+def measured(*modules: nn.Module) -> Iterator[Callable[[], Work]]:
+    """Measure what happens within this context, forward and backward.
+
+    Args:
+        modules: whose parameters and buffers are no activations.
+
+    Yields:
+        A function that gives the work so far.
+    """
+    own = {_storage(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        """Autograd saves `tensor`; views and repeated saves of a storage count once."""
+        if _storage(tensor) not in own:
+            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    counter = _Counter()  # type: ignore[no-untyped-call]  # torch's class declares no types
+    with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield lambda: Work(counter.flop, sum(saved.values()))
+
+
+def _storage(tensor: Tensor) -> int:
+    """Identity of a tensor's storage; on the meta device all data pointers are 0."""
+    return tensor.untyped_storage()._cdata
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
+    """FLOP of a convolution's backward pass: for the gradient of the input as many as forward, and for that of the weight again.
+
+    torch's own formula takes the weight's gradient of a grouped convolution for that of a dense one.
+    """
+    wanted = rest[-1]  # the gradient of input, weight, bias
+    return sum(wanted[:2]) * 2 * weight.numel() * gradient[:, 0].numel()
+
+
+def build(experiment: Experiment) -> tuple[NVAE, EnergyNetwork | None]:
+    """The experiment's networks on the meta device; None where it has no stage `ebm`."""
+    facts = DATASETS[experiment.data.dataset]
+    with torch.device("meta"):
+        nvae = NVAE(experiment.nvae.network, (facts.channels, facts.side, facts.side))
+        return nvae, None if experiment.ebm is None else EnergyNetwork(experiment.ebm.network, facts.channels)
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def encoder_parameters(nvae: NVAE) -> int:
+    """Number of parameters of the encoder's side: of all that only the posterior needs, flows included."""
+    return sum(parameter.numel() for name, parameter in nvae.named_parameters() if ENCODER & set(name.split(".")))
+
+
+def blank(nvae: NVAE, batch: int) -> tuple[Tensor, list[Tensor]]:
+    """Images and latent noise of the shapes that `nvae` takes, on its device, without values."""
+    x, *eps = (torch.empty(batch, *shape, device=nvae.prior_constant.device) for shape in (nvae.shape, *nvae.latent_shapes))
+    return x, eps
+
+
+def nvae_training(nvae: NVAE, batch: int) -> tuple[Work, Work]:
+    """Forward pass of the loss of `batch` images, and forward and backward pass together; without regularisers and optimiser."""
+    x, eps = blank(nvae.train(), batch)
+    with measured(nvae) as work:
+        loss = nelbo(nvae(x, eps=eps), x).loss
+        forward = work()
+        loss.backward()
+    return forward, work()
+
+
+def decoding(nvae: NVAE, batch: int) -> Work:
+    """`batch` images made of noise."""
+    with measured(nvae) as work, torch.no_grad():
+        nvae.eval().decode(blank(nvae, batch)[1])
+    return work()
+
+
+def langevin_step(vaebm: VAEBM, chains: int) -> Work:
+    """One step of `chains` chains: the potential and its gradient in the noise, the models frozen."""
+    assert vaebm.energy is not None
+    vaebm.nvae.requires_grad_(False).eval()
+    vaebm.energy.requires_grad_(False)
+    eps_x, eps_z = blank(vaebm.nvae, chains)
+    eps = [part.requires_grad_() for part in (*eps_z, eps_x)]
+    with measured(vaebm.nvae, vaebm.energy) as work:
+        torch.autograd.grad(vaebm.potential(eps[:-1], eps[-1]).sum(), eps)
+    return work()
+
+
+def energy_update(energy: EnergyNetwork, x: Tensor) -> tuple[Work, Work]:
+    """The energies of images `x`, and the loss of as many images and chains with its backward pass."""
+    energy.requires_grad_(True)
+    with measured(energy) as work, torch.no_grad():
+        energy(x)
+    with measured(energy) as update:
+        contrastive_divergence(energy, x, x.clone()).loss.backward()
+    return work(), update()
+
+
+def quantity(value: float, unit: str) -> str:
+    """Three digits and a decimal prefix: 12.3 GB."""
+    prefixes = iter(("", "k", "M", "G", "T", "P", "E", "Z"))
+    prefix = next(prefixes)
+    while value >= 999.5:
+        value, prefix = value / 1000, next(prefixes)
+    return f"{number(float(f'{value:.3g}'), 3)} {prefix}{unit}"  # rounded first: 0.9996 k is 1.00 k
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that it is read in best."""
+    for unit, length, least in (("days", 86400.0, 5), ("h", 3600.0, 2), ("min", 60.0, 2)):
+        if seconds >= least * length:
+            return f"{number(seconds / length, 3)} {unit}"
+    return f"{number(seconds, 3)} s" if seconds >= 1 else "below 1 s"
+
+
+Row = tuple[str, str, str]
+"""What, how much, a remark."""
+
+
+def _time(what: str, flop: float, throughput: float, remark: str) -> Row:
+    return what, duration(flop / (1e12 * throughput)), f"{remark}, {quantity(flop, 'FLOP')}"
+
+
+def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[Row]]:
+    """The NVAE's rows of each section; `decoded`: FLOP of a decoded image."""
+    training, every, side = experiment.nvae.training, parameters(nvae), encoder_parameters(nvae)
+    share = -(-(training.micro_batch or training.batch) // max(experiment.resources.nvae.gpu, 1))
+    forward, part = nvae_training(nvae, share)
+    step = training.batch * part.flop // share
+    steps = DATASETS[experiment.data.dataset].train // training.batch * training.epochs
+    weights = every * SINGLE
+    return {
+        "Parameters": [
+            ("NVAE, encoder side", f"{side:,}", ""),
+            ("NVAE, decoder side", f"{every - side:,}", "with the learned constant"),
+            ("NVAE", f"{every:,}", ""),
+        ],
+        "Work": [
+            ("NVAE, forward", quantity(forward.flop / share, "FLOP"), "an image"),
+            ("NVAE, decoder alone", quantity(decoded, "FLOP"), "an image"),
+            ("NVAE training step", quantity(step, "FLOP"), f"{training.batch} images, forward and backward, without regularisers"),
+        ],
+        "Memory": [
+            ("NVAE training", quantity((2 + MOMENTS) * weights + part.activations, "B"), f"{share} images at once"),
+            ("  weights", quantity(weights, "B"), ""),
+            ("  gradients", quantity(weights, "B"), ""),
+            ("  optimiser", quantity(MOMENTS * weights, "B"), ""),
+            ("  activations", quantity(part.activations, "B"), ""),
+        ],
+        "Time": [_time("NVAE training", step * steps, throughput, f"{training.epochs} epochs, {steps:,} steps")],
+    }
+
+
+def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[Row]]:
+    """The rows of energy and chain in each section; `decoded`: FLOP of a decoded image."""
+    assert isinstance(vaebm.energy, EnergyNetwork) and experiment.ebm is not None
+    training, steps, batch = experiment.ebm.training, experiment.ebm.chain.steps, experiment.ebm.training.batch
+    share = -(-batch // max(experiment.resources.ebm.gpu, 1))
+    energy, update = energy_update(vaebm.energy, blank(vaebm.nvae, share)[0])
+    step = langevin_step(vaebm, share)
+    a_step, an_update = step.flop // share, update.flop // share
+    both = parameters(vaebm.nvae) + parameters(vaebm.energy)
+    rows = {
+        "Parameters": [("energy", f"{parameters(vaebm.energy):,}", ""), ("both", f"{both:,}", "")],
+        "Work": [
+            ("energy", quantity(energy.flop / share, "FLOP"), "an image"),
+            ("Langevin step", quantity(batch * a_step, "FLOP"), f"{batch} chains"),
+            ("energy update", quantity(batch * an_update, "FLOP"), f"{batch} images and as many chains, forward and backward"),
+        ],
+        "Memory": [
+            ("Langevin step", quantity(both * SINGLE + step.activations, "B"), f"{share} chains at once"),
+            ("  weights of both", quantity(both * SINGLE, "B"), ""),
+            ("  activations", quantity(step.activations, "B"), ""),
+        ],
+        "Time": [
+            _time(
+                "energy training",
+                training.iterations * batch * (steps * a_step + decoded + an_update),
+                throughput,
+                f"{training.iterations:,} updates, {steps} Langevin steps before each",
+            )
+        ],
+    }
+    if experiment.samples is not None:
+        count, steps = experiment.samples.count, experiment.samples.chain.steps
+        rows["Time"].append(_time("samples", count * (steps * a_step + decoded), throughput, f"{count:,} images, {steps} Langevin steps each"))
+    return rows
+
+
+def _groups(count: int, shape: tuple[int, ...]) -> str:
+    return f"{count} group{'s' if count > 1 else ''} of {'×'.join(map(str, shape))}"
+
+
+def describe(path: Path, throughput: float) -> str:
+    """The text about an experiment file.
+
+    Args:
+        path: the file.
+        throughput: what all devices of a stage sustain together, TFLOP/s.
+
+    Raises:
+        UserError: no experiment there.
+    """
+    experiment = read_experiment(path)
+    facts = DATASETS[experiment.data.dataset]
+    nvae, energy = build(experiment)
+    stages = [name for name in ("data", "nvae", "ebm", "samples", "evaluation") if getattr(experiment, name) is not None]
+    head = {
+        "stages": [", ".join(stages)],
+        "missing": experiment.missing and [", ".join(experiment.missing), "so Snakemake cannot run it; its stages can be run by hand"],
+        "images": [f"{'×'.join(map(str, nvae.shape))}, {experiment.data.dataset}: {facts.train:,} to train on, {facts.heldout:,} held out"],
+        "latents": [_groups(len(list(same)), shape) for shape, same in groupby(nvae.latent_shapes)],
+    }
+    head["latents"].append(f"{sum(math.prod(shape) for shape in nvae.latent_shapes):,} dimensions in all")
+    lines = [str(path)]
+    for name, texts in head.items():
+        lines += [f"{title:<10}{text}" for title, text in zip_longest([name], texts, fillvalue="") if text]
+
+    decoded = decoding(nvae, 1).flop
+    sections = _nvae_rows(nvae, experiment, decoded, throughput)
+    if experiment.ebm is not None:
+        more = _ebm_rows(VAEBM(nvae, energy, experiment.ebm.potential), experiment, decoded, throughput)
+        sections = {title: rows + more[title] for title, rows in sections.items()}
+    remarks = {
+        "Work": ": floating-point operations of convolutions and matrix products, a multiply-add is two",
+        "Memory": " of each process in single precision, an estimate: without what the libraries take",
+        "Time": f" if all devices of a stage together sustain {throughput:g} TFLOP/s",
+    }
+    for title, rows in sections.items():
+        lines += ["", f"{title}{remarks.get(title, '')}", *(f"  {what:<20}{value:>14}  {remark}".rstrip() for what, value, remark in rows)]
+    return "\n".join(lines)
+
+
+def run(experiment: Path, throughput: float) -> None:
+    """Print what an experiment takes.
+
+    Args:
+        experiment: a name in config/experiments, or an experiment file.
+        throughput: what all devices of a stage sustain together, TFLOP/s.
+
+    Raises:
+        UserError: no such experiment, or a throughput that is none.
+    """
+    if not throughput > 0:
+        raise UserError(f"--tflops: expected a number above 0, found {throughput:g}")
+    named = len(experiment.parts) == 1 and not experiment.suffix
+    print(describe(EXPERIMENTS / f"{experiment}.yaml" if named else experiment, throughput))
