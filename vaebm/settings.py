@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from vaebm.config import BASELINE, STAGES, VARIANTS, Experiment, S, Settings, UserError
+from vaebm.config import BASELINE, STAGES, Experiment, S, Settings, UserError
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""
@@ -102,17 +102,15 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> No
 
     A file with the same content is left untouched, so that nothing that reads it runs again.
     """
-    evaluation, samples = experiment.evaluation, experiment.samples
-    baseline = samples and samples.model_copy(update={"chain": samples.chain.model_copy(update={"steps": 0, "step_size": 1.0})})
-    _write(folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation and evaluation.classifier)
+    _write(folder / "classifier" / "classifier.yaml", 0, "classifier", experiment.evaluation and experiment.evaluation.classifier)
     for seed in seeds:
         _write(folder / BASELINE / f"seed{seed}" / "nvae.yaml", seed, "nvae", experiment.nvae)
-        for variant in VARIANTS if experiment.ebm else (BASELINE,):
+        for variant in experiment.models:
             run = folder / variant / f"seed{seed}"
             if variant != BASELINE:
-                _write(run / "ebm.yaml", seed, "ebm", experiment.ebm)
-            _write(run / "samples" / "samples.yaml", seed, "samples", baseline if variant == BASELINE else samples)
-            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", evaluation)
+                _write(run / "ebm.yaml", seed, "ebm", experiment.ebm_of(variant))
+            _write(run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(variant))
+            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", experiment.evaluation)
 
 
 def _write(path: Path, seed: int, section: str, settings: Settings | None) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebm.config import VARIANTS
 from vaebm.paper import Paper, Row, Table
 from vaebm.settings import read_experiment
 
@@ -94,9 +93,10 @@ def how_to_run(row: Row, metric: str, measured: Measured, experiments: Path) -> 
     command = f"`snakemake --config 'experiments=[{experiment}]'`"
     if not (experiments / f"{experiment}.yaml").is_file():
         return f"{command}, but {experiment} is not in config/experiments yet"
-    if lacking := read_experiment(experiments / f"{experiment}.yaml").missing:
-        return f"{command}, once it has {' and '.join(lacking)}"
-    return command if variant in VARIANTS else f"{command}, but there is no variant {variant} yet"
+    settings = read_experiment(experiments / f"{experiment}.yaml")
+    if settings.missing:
+        return f"{command}, once it has {' and '.join(settings.missing)}"
+    return command if variant in settings.models else f"{command}, but there is no variant {variant} yet"
 
 
 def answer_of(row: Row, metric: str, measured: Measured) -> Record | None:

@@ -24,7 +24,8 @@ def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> N
         return {full for key, inner in value.items() for full in {prefix + key} | keys(inner, f"{prefix}{key}.")} if isinstance(value, dict) else set()
 
     resources = written.pop("resources")
-    assert keys(written) == keys({name: section for name, section in experiment.model_dump(exclude={"resources"}).items() if section is not None})
+    written.pop("variants", None)  # what differs, and no more
+    assert keys(written) == keys({name: section for name, section in experiment.model_dump(exclude={"resources", "variants"}).items() if section is not None})
     assert set(resources) >= set(written) - {"evaluation"}
     stated = {name: keys(experiment.resources.model_dump()[name]) for name in resources}
     assert {name: set(stage) for name, stage in resources.items()} == stated
@@ -74,7 +75,7 @@ def test_nvae_settings_are_the_published_ones(name: str, shape: tuple[object, ..
         ("      - 0\n      - 2\n", "      - 0\n      - 1\n      - 2\n      - 3\n", "ebm.network.down: 8×8 images cannot be halved 4 times"),
         ("batch: 32", "batch: 2000", "ebm.training.batch: expected at most the 1500 training images, found 2000"),
         ("kid_subset_size: 1000", "kid_subset_size: 20000", "evaluation.kid_subset_size: expected at most the smaller of samples and training images, 1500"),
-        ("\nebm:", "\nebn:", "ebn: unknown key; keys that exist: data, nvae, ebm, samples, evaluation, resources"),
+        ("\nebm:", "\nebn:", "ebn: unknown key; keys that exist: data, nvae, ebm, samples, evaluation, variants, resources"),
     ],
 )
 def test_mistakes(tmp_path: Path, before: str, after: str, message: str) -> None:
@@ -158,6 +159,40 @@ def test_an_incomplete_experiment_says_what_it_lacks_and_writes_what_it_has(tmp_
     assert whole.missing == []
     write_settings(whole.model_copy(update={"ebm": None}), tmp_path / "no_energy", [0])
     assert not (tmp_path / "no_energy" / "vaebm").exists() and (tmp_path / "no_energy" / "nvae" / "seed0" / "evaluation" / "evaluation.yaml").is_file()
+
+
+def variant(tmp_path: Path, text: str) -> Experiment:
+    """`tiny` with a section `variants`."""
+    path = tmp_path / "mine.yaml"
+    path.write_text((EXPERIMENTS / "tiny.yaml").read_text() + f"\nvariants:\n{text}")
+    return read_experiment(path)
+
+
+def test_a_variant_is_the_experiment_with_other_values(tmp_path: Path) -> None:
+    experiment = variant(tmp_path, "  vaebm:\n    ebm: {}\n  small_steps:\n    ebm:\n      chain:\n        step_size: 1e-3\n    samples:\n      count: 60\n")
+    plain, small = experiment.ebm_of("vaebm"), experiment.ebm_of("small_steps")
+    assert plain == experiment.ebm and plain is not None and small is not None
+    assert small.chain.step_size == 1e-3 and small.model_copy(update={"chain": plain.chain}) == plain
+    samples, alone = experiment.samples_of("small_steps"), experiment.samples_of("nvae")
+    assert samples is not None and alone is not None and (samples.count, alone.count, alone.chain.steps) == (60, 200, 0)
+    write_settings(experiment, tmp_path, [0])
+    assert read_settings(tmp_path / "small_steps" / "seed0" / "ebm.yaml", EBMSettings) == (0, small)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("  mine:\n    ebm:\n      chain:\n        step_size: -1.0\n", "variants.mine.ebm.chain.step_size: Input should be greater than 0, found -1.0"),
+        ("  mine:\n    ebm:\n      chian: 1\n", "variants.mine.ebm.chian: Extra inputs are not permitted, found 1"),
+        ("  mine:\n    samples:\n      count: 1\n", "variants.mine.samples.count: Input should be greater than or equal to 2, found 1"),
+        ("  nvae: {}\n", "variants.nvae: this name belongs to something else in the results; choose another"),
+        ("  a/b: {}\n", "variants.a/b.[key]: String should match pattern"),
+    ],
+)
+def test_mistakes_in_variants(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        variant(tmp_path, text)
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 def test_hash_leaves_resources_out() -> None:

@@ -7,7 +7,7 @@ imports torch or mlflow: the Snakefile reads this package in every job.
 from vaebm.config.base import S, Settings, UserError, fingerprint
 from vaebm.config.ebm import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, SamplesSettings
-from vaebm.config.experiment import BASELINE, DATASETS, STAGES, VARIANTS, CPUResources, DatasetFacts, DataSettings, Experiment, GPUResources, Resources
+from vaebm.config.experiment import BASELINE, DATASETS, STAGES, CPUResources, DatasetFacts, DataSettings, Experiment, GPUResources, Resources, Variant
 from vaebm.config.nvae import NVAENetworkSettings, NVAESettings, NVAETrainingSettings
 
 __all__ = [
@@ -34,6 +34,6 @@ __all__ = [
     "SamplesSettings",
     "Settings",
     "UserError",
-    "VARIANTS",
+    "Variant",
     "fingerprint",
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
-from vaebm.config.base import Settings, fingerprint
+from vaebm.config.base import S, Settings, fingerprint
 from vaebm.config.ebm import EBMSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, SamplesSettings
 from vaebm.config.nvae import NVAESettings
@@ -14,7 +14,8 @@ from vaebm.config.nvae import NVAESettings
 BASELINE = "nvae"
 """The variant that is the NVAE alone: the same noise as the others, no chain."""
 
-VARIANTS = (BASELINE, "vaebm")
+TAKEN = (BASELINE, "classifier", "reference")
+"""Names of folders in an experiment's results, which no variant can have."""
 
 
 class DatasetFacts(NamedTuple):
@@ -88,6 +89,15 @@ class Resources(Settings):
     benchmarks: CPUResources = CPUResources()
 
 
+class Variant(Settings):
+    """A model beside the NVAE: the experiment's sections, and what it has differently."""
+
+    ebm: dict[str, Any] = {}
+    """Settings of the section `ebm` with other values, under their names."""
+    samples: dict[str, Any] = {}
+    """Settings of the section `samples` with other values, under their names."""
+
+
 class Experiment(Settings):
     """An experiment file: one section per stage. The pipeline needs all of them (`missing`)."""
 
@@ -96,7 +106,35 @@ class Experiment(Settings):
     ebm: EBMSettings | None = None
     samples: SamplesSettings | None = None
     evaluation: EvaluationSettings | None = None
+    variants: dict[Annotated[str, Field(pattern=r"^\w+$")], Variant] = {"vaebm": Variant()}
+    """Name of each model beside the NVAE → what it has differently."""
     resources: Resources = Resources()
+
+    @property
+    def models(self) -> list[str]:
+        """Names of all models: the NVAE alone, and the variants where there is a section for their energies."""
+        return [BASELINE, *(self.variants if self.ebm is not None else ())]
+
+    def ebm_of(self, variant: str) -> EBMSettings | None:
+        """Stage `ebm` of a variant."""
+        return None if self.ebm is None else changed(self.ebm, self.variants[variant].ebm, f"variants.{variant}.ebm")
+
+    def samples_of(self, variant: str) -> SamplesSettings | None:
+        """Stage `samples` of a variant; for the NVAE alone without the chain."""
+        if self.samples is None:
+            return None
+        if variant == BASELINE:
+            return changed(self.samples, {"chain": {"steps": 0, "step_size": 1.0}}, BASELINE)
+        return changed(self.samples, self.variants[variant].samples, f"variants.{variant}.samples")
+
+    @model_validator(mode="after")
+    def _variants_fit(self) -> Experiment:
+        for name in self.variants:
+            if name in TAKEN:
+                raise ValueError(f"variants.{name}: this name belongs to something else in the results; choose another")
+            self.ebm_of(name)
+            self.samples_of(name)
+        return self
 
     @model_validator(mode="after")
     def _fits_the_images(self) -> Experiment:
@@ -111,21 +149,26 @@ class Experiment(Settings):
         if network.decoder == "logistic_mixture" and facts.channels != 3:
             raise ValueError(f"nvae.network.decoder: logistic_mixture is made for 3 colours, {self.data.dataset} has {facts.channels} channel(s)")
         batches = {"nvae.training": self.nvae.training.batch}
-        if self.ebm is not None:
-            if network.decoder != "normal":
-                raise ValueError(f"nvae.network.decoder: the chain of stage ebm needs the decoder normal, found {network.decoder}")
-            if facts.side < 2 ** len(set(self.ebm.network.down)):
-                raise ValueError(f"ebm.network.down: {facts.side}×{facts.side} images cannot be halved {len(set(self.ebm.network.down))} times")
-            batches["ebm.training"] = self.ebm.training.batch
+        if self.ebm is not None and network.decoder != "normal":
+            raise ValueError(f"nvae.network.decoder: the chain of stage ebm needs the decoder normal, found {network.decoder}")
+        sections = {"ebm": self.ebm, **{f"variants.{name}.ebm": self.ebm_of(name) for name in self.variants}}
+        for where, ebm in sections.items():
+            if ebm is None:
+                continue
+            halvings = len(set(ebm.network.down))
+            if facts.side < 2**halvings:
+                raise ValueError(f"{where}.network.down: {facts.side}×{facts.side} images cannot be halved {halvings} times")
+            batches[f"{where}.training"] = ebm.training.batch
         if self.evaluation is not None:
             batches["evaluation.classifier"] = self.evaluation.classifier.batch
         for where, batch in batches.items():
             if batch > facts.train:
                 raise ValueError(f"{where}.batch: expected at most the {facts.train} training images, found {batch}")
-        if self.samples is not None and self.evaluation is not None:
-            smaller, subset = min(self.samples.count, facts.train), self.evaluation.kid_subset_size
-            if subset > smaller:
-                raise ValueError(f"evaluation.kid_subset_size: expected at most the smaller of samples and training images, {smaller}, found {subset}")
+        for samples in map(self.samples_of, self.models):
+            if samples is not None and self.evaluation is not None:
+                smaller, subset = min(samples.count, facts.train), self.evaluation.kid_subset_size
+                if subset > smaller:
+                    raise ValueError(f"evaluation.kid_subset_size: expected at most the smaller of samples and training images, {smaller}, found {subset}")
         return self
 
     @property
@@ -139,6 +182,29 @@ class Experiment(Settings):
     def hash(self) -> str:
         """Hash of every setting that a figure depends on; `resources` are left out."""
         return fingerprint(self.model_dump(exclude={"resources"}))
+
+
+def changed(settings: S, changes: dict[str, Any], where: str) -> S:
+    """`settings` with other values for some of them.
+
+    Args:
+        changes: the values under the names of the settings, groups of settings as dictionaries again; lists are replaced.
+        where: key of `changes` in the file, for the error.
+
+    Raises:
+        ValueError: an unknown setting or a value that it cannot have.
+    """
+    try:
+        return type(settings).model_validate(_merged(settings.model_dump(), changes))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join([where, *(str(part) for part in problem["loc"])])
+        raise ValueError(f"{key}: {problem['msg'].removeprefix('Value error, ')}, found {problem['input']!r}") from None
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _merged(values[key], value) for key, value in changes.items() if isinstance(value, dict) and isinstance(values.get(key), dict)}
+    return {**values, **changes, **both}
 
 
 STAGES: dict[str, type[Settings]] = {

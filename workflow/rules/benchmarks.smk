@@ -1,14 +1,9 @@
 rule benchmarks:
     input:
-        metrics=expand(
-            "results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",
-            experiment=EXPERIMENTS,
-            variant=VARIANTS,
-            seed=SEEDS,
-        ),
+        metrics=runs("results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json"),
         paper="config/paper.yaml",
     output:
-        over_seeds=expand("results/{experiment}/{variant}/metrics.json", experiment=EXPERIMENTS, variant=VARIANTS),
+        over_seeds=sorted(set(runs("results/{experiment}/{variant}/metrics.json"))),
         json="results/benchmarks.json",
         markdown="results/benchmarks.md",
         csv=report("results/benchmarks.csv", caption="../report/benchmarks.rst", category="Results"),

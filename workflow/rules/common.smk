@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-from vaebm.config import BASELINE, VARIANTS, UserError
+from vaebm.config import BASELINE, UserError
 from vaebm.settings import read_experiment, read_yaml, write_settings
 
 CONFIG = "config/config.yaml"
-TRAINED = [variant for variant in VARIANTS if variant != BASELINE]
 
 
 def chosen(content, overrides):
@@ -49,12 +48,24 @@ if lacking := [
     sys.exit("\n".join(lacking))
 
 
+TRAINED = sorted({variant for experiment in EXPERIMENTS.values() for variant in experiment.variants})
+
+
 wildcard_constraints:
     dataset=r"\w+",
     experiment=r"[^/]+",
-    variant="|".join(VARIANTS),
+    variant="|".join([BASELINE, *TRAINED]),
     seed=r"\d+",
     shard=r"\d{3}",
+
+
+def runs(pattern):
+    """`pattern` for every experiment, variant and seed."""
+    return [
+        path
+        for name, experiment in EXPERIMENTS.items()
+        for path in expand(pattern, experiment=name, variant=experiment.models, seed=SEEDS, allow_missing=True)
+    ]
 
 
 def need(stage, what):
