@@ -30,9 +30,6 @@ from vaebm.table import number
 EXPERIMENTS = Path("config/experiments")
 """Where an experiment stands that is given by its name alone."""
 
-ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
-"""Parts of the NVAE that decoding does without; the others, the learned constant among them, are the decoder's side."""
-
 SINGLE = 4
 """Bytes of a number in single precision."""
 
@@ -115,11 +112,6 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def encoder_parameters(nvae: NVAE) -> int:
-    """Number of parameters of the encoder's side: of all that only the posterior needs, flows included."""
-    return sum(parameter.numel() for name, parameter in nvae.named_parameters() if ENCODER & set(name.split(".")))
-
-
 def blank(nvae: NVAE, batch: int) -> tuple[Tensor, list[Tensor]]:
     """Images and latent noise of the shapes that `nvae` takes, on its device, without values."""
     x, *eps = (torch.empty(batch, *shape, device=nvae.prior_constant.device) for shape in (nvae.shape, *nvae.latent_shapes))
@@ -192,7 +184,8 @@ def _time(what: str, flop: float, throughput: float, remark: str) -> Row:
 
 def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[Row]]:
     """The NVAE's rows of each section; `decoded`: FLOP of a decoded image."""
-    training, every, side = experiment.nvae.training, parameters(nvae), encoder_parameters(nvae)
+    training, every = experiment.nvae.training, parameters(nvae)
+    decoder = sum(parameter.numel() for parameter in nvae.decoder_parameters())
     share = -(-(training.micro_batch or training.batch) // max(experiment.resources.nvae.gpu, 1))
     forward, part = nvae_training(nvae, share)
     step = training.batch * part.flop // share
@@ -200,8 +193,8 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
     weights = every * SINGLE
     return {
         "Parameters": [
-            ("NVAE, encoder side", f"{side:,}", ""),
-            ("NVAE, decoder side", f"{every - side:,}", "with the learned constant"),
+            ("NVAE, encoder side", f"{every - decoder:,}", ""),
+            ("NVAE, decoder side", f"{decoder:,}", "with the learned constant"),
             ("NVAE", f"{every:,}", ""),
         ],
         "Work": [

@@ -26,6 +26,10 @@ from vaebm.nvae.pixels import Pixels, logit_channels, pixels_of, quantize
 from vaebm.runtime import place
 
 
+ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
+"""Parts that decoding does without; the others, the learned constant among them, are the decoder's side."""
+
+
 class Draw(NamedTuple):
     """One latent group of a pass: z ~ q(z_j | x, z_<j), and the prior there."""
 
@@ -238,6 +242,10 @@ class NVAE(nn.Module):
         """Channels × pixels of an image that the likelihood counts; the unit of bits per dimension."""
         channels, height, width = self.shape
         return channels * (height - 2 * self.settings.crop) * (width - 2 * self.settings.crop)
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters that `decode` uses."""
+        return [parameter for name, parameter in self.named_parameters() if not ENCODER & set(name.split("."))]
 
     def as_input(self, images: Tensor, noise: NoiseSource) -> Tensor:
         """Grey levels (B, C, H, W) uint8 as what the network sees, and its likelihood is of: (B, C, H, W) in [0, 1].
