@@ -1,17 +1,19 @@
 """The pair of NVAE and energy: the chain's law, the samples, the score."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings
+from vaebm.checkpoint import save_model
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings, UserError
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
-from vaebm.nvae.distributions import PixelNormal
 from vaebm.nvae.model import NVAE
+from vaebm.nvae.pixels import PixelNormal
 
 
 class LinearVAE(nn.Module):
@@ -47,7 +49,7 @@ class Quadratic(nn.Module):
         return 0.5 * self.strength * (2 * x - 1 - self.centre).square().sum(dim=(1, 2, 3))
 
 
-def small(architecture: str = "res_bnswish") -> VAEBM:
+def small(architecture: str = "res_bnswish", **changes: object) -> VAEBM:
     """A random pair for 8×8 greyscale images."""
     torch.manual_seed(0)
     network = {
@@ -59,7 +61,7 @@ def small(architecture: str = "res_bnswish") -> VAEBM:
         "preprocess_cells": 1,
         "postprocess_cells": 1,
     }
-    nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "architecture": architecture}), (1, 8, 8))
+    nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "architecture": architecture} | changes), (1, 8, 8))
     energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[0]), 1)
     return VAEBM(nvae.eval().requires_grad_(False), energy.requires_grad_(False), steps=3, step_size=0.01)
 
@@ -157,6 +159,26 @@ def test_score_is_the_likelihood_less_the_energy() -> None:
         bound = output.pixels.log_prob(images).flatten(1).sum(1) + output.log_p - output.log_q
     torch.testing.assert_close(model.log_likelihood(images), bound)
     assert (model.log_likelihood(images, importance_samples=20) >= model.log_likelihood(images)).float().mean() > 0.5
+
+
+def test_energy_and_likelihood_see_the_depth_of_the_nvae() -> None:
+    """Images that differ in the bits that the NVAE never saw have one score; those that differ in its own have not."""
+    model = small(bits=5)
+    levels = torch.randint(0, 32, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    low, high, own = (model.score(image / 255) for image in (8 * levels, 8 * levels + 7, 8 * levels.flip(3)))
+    assert torch.equal(low, high) and not torch.isclose(low, own).any()
+    assert model.energy is not None
+    torch.testing.assert_close(low, model.log_likelihood(levels / 31) - model.energy(levels / 31))
+
+
+def test_an_energy_needs_a_gaussian_decoder(tmp_path: Path) -> None:
+    """A chain moves the noise of the pixels; of the NVAE alone every decoder has samples and a likelihood."""
+    model = small(decoder="bernoulli")
+    save_model(tmp_path / "nvae.pt", "nvae", model.nvae.settings.model_dump(), model.nvae.state_dict(), shape=[1, 8, 8])
+    with pytest.raises(UserError, match="nvae.pt: expected an NVAE with the decoder normal, which the chain needs, found bernoulli"):
+        VAEBM.load(tmp_path / "nvae.pt", tmp_path / "energy.pt")
+    x = torch.rand(3, 1, 8, 8).round()
+    torch.testing.assert_close(VAEBM.load(tmp_path / "nvae.pt", None).score(x), model.log_likelihood(x))
 
 
 def test_double_precision_agrees_with_single() -> None:

@@ -1,4 +1,6 @@
-"""Noise is a function of (seed, purpose, step, index), and standard normal."""
+"""Noise is a function of (seed, purpose, step, index), and standard normal or uniform."""
+
+import math
 
 import pytest
 import torch
@@ -15,10 +17,11 @@ SHAPES = [(2, 3, 3), (5,)]
 def test_batches_do_not_matter(seed: int, first: int, size: int, cut: int, step: int) -> None:
     """Drawn at once or in two parts, each sample sees the same bits."""
     cut = min(cut, size)
-    whole = NoiseSource(seed, "samples", range(first, first + size)).normal(SHAPES, step=step)
-    parts = [NoiseSource(seed, "samples", index).normal(SHAPES, step=step) for index in (range(first, first + cut), range(first + cut, first + size))]
-    for number, tensor in enumerate(whole):
-        assert torch.equal(tensor, torch.cat([part[number] for part in parts]))
+    sources = [NoiseSource(seed, "samples", index) for index in (range(first, first + size), range(first, first + cut), range(first + cut, first + size))]
+    for law in (NoiseSource.normal, NoiseSource.uniform):
+        whole, *parts = [law(source, SHAPES, step=step) for source in sources]
+        for number, tensor in enumerate(whole):
+            assert torch.equal(tensor, torch.cat([part[number] for part in parts]))
 
 
 @pytest.mark.parametrize(
@@ -49,9 +52,26 @@ def test_values_are_standard_normal() -> None:
     assert kstest(values.flatten().numpy(), "norm").pvalue > 1e-3  # one seed: passes or fails for ever
 
 
+def test_uniform_values_fill_the_unit_interval() -> None:
+    """1 never comes, so that 1 − u has a logarithm; the places of an image are as independent as its images."""
+    values = NoiseSource(7, "test", range(200)).uniform([(100,)])[0]
+    assert values.min() >= 0 and values.max() < 1 and (values * 2**24).frac().eq(0).all()
+    assert kstest(values.flatten().numpy(), "uniform").pvalue > 1e-3  # one seed: passes or fails for ever
+    correlations = torch.corrcoef(values.T)[0, 1:]
+    assert correlations.abs().max() < 5 / math.sqrt(200)  # five standard errors of one correlation, of 99
+
+
+def test_another_step_or_index_is_other_uniform_noise() -> None:
+    source = NoiseSource(0, "samples", range(3))
+    first, second, again = (source.uniform([(64,)], step=step)[0] for step in (0, 1, 0))
+    assert torch.equal(first, again) and not torch.isclose(first, second).any(dim=1).all()
+    assert not torch.isclose(first[0], first[1]).all()
+
+
 def test_double_precision_sees_the_same_noise() -> None:
     source = NoiseSource(0, "samples", range(3))
-    assert torch.equal(source.normal(SHAPES)[0].double(), source.normal(SHAPES, dtype=torch.float64)[0])
+    for law in (source.normal, source.uniform):
+        assert torch.equal(law(SHAPES)[0].double(), law(SHAPES, dtype=torch.float64)[0])
 
 
 def test_like_takes_shapes_and_type() -> None:

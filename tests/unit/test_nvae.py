@@ -1,18 +1,26 @@
 """The NVAE: its architecture, objective and schedules."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from vaebm.checkpoint import Checkpoints, hash_tensors, save_model
 from vaebm.config import NVAENetworkSettings, NVAETrainingSettings
 from vaebm.noise import NoiseSource
-from vaebm.nvae.cells import BatchNorm, FactorizedReduce, NormalizedConv2d, SqueezeExcitation
-from vaebm.nvae.model import NVAE
-from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_balance, kl_coefficient, nelbo
-from vaebm.nvae.train import learning_rate
+from vaebm.nvae.distributions import soft_clamp
+from vaebm.nvae.flows import FlowCell
+from vaebm.nvae.layers import BatchNorm
+from vaebm.nvae.model import NVAE, load_nvae
+from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_balance, kl_coefficient, nelbo, norm_weight
+from vaebm.nvae.train import Trainer, learning_rate
+
+DOUBLE = torch.float64
 
 
 def network(**changes: object) -> NVAENetworkSettings:
@@ -21,10 +29,10 @@ def network(**changes: object) -> NVAENetworkSettings:
     return NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1, "architecture": "res_bnswish"} | changes)
 
 
-def build(**changes: object) -> NVAE:
+def build(shape: tuple[int, int, int] = (1, 8, 8), **changes: object) -> NVAE:
     """A small network in double precision and eval mode, with every parameter moved off its special initial value."""
     torch.manual_seed(0)
-    nvae = NVAE(network(**changes), (1, 8, 8)).double().eval()
+    nvae = NVAE(network(**changes), shape).double().eval()
     with torch.no_grad():
         for layer in nvae.modules():
             if isinstance(layer, BatchNorm):
@@ -32,111 +40,252 @@ def build(**changes: object) -> NVAE:
                 layer.running_var.uniform_(0.5, 2)
                 layer.weight.uniform_(0.5, 1.5)
                 layer.bias.normal_(0, 0.2)
+            if isinstance(layer, FlowCell):
+                layer.shift.log_weight_norm.add_(math.log(10))
+                layer.shift.bias.normal_(0, 0.2)
     return nvae
 
 
-@settings(max_examples=15, deadline=None)
+# ------------------------------------------------------------------------------------------------- the network as a whole
+ARCHITECTURE: dict[str, Any] = {
+    "groups": st.lists(st.integers(1, 3), min_size=1, max_size=3) | st.sampled_from([[1], [4, 2, 1], [5, 2, 2]]),  # the last two halve from scale to scale
+    "latents": st.integers(1, 3),
+    "preprocess_blocks": st.integers(1, 2),
+    "preprocess_cells": st.integers(1, 2),
+    "postprocess_cells": st.integers(1, 2),
+    "cells_encoder": st.integers(1, 2),
+    "cells_decoder": st.integers(1, 2),
+    "architecture": st.sampled_from(["res_bnswish", "res_mbconv"]),
+    "squeeze_excitation": st.booleans(),
+    "residual_posterior": st.booleans(),
+    "flows": st.integers(0, 2),
+    "decoder": st.sampled_from(["normal", "logistic_mixture", "bernoulli"]),
+    "mixtures": st.integers(2, 3),
+}
+
+
+@settings(max_examples=30, deadline=None)
 @given(
-    groups=st.lists(st.integers(1, 3), min_size=1, max_size=2),
-    latents=st.integers(1, 3),
-    encoder=st.sampled_from([4, 5]),
-    architecture=st.sampled_from(["res_bnswish", "res_mbconv"]),
-    channels=st.sampled_from([1, 3]),
+    st.fixed_dictionaries(ARCHITECTURE), st.sampled_from([2, 3, 5]), st.sampled_from([2, 3, 5]), st.integers(1, 2), st.integers(1, 2), st.sampled_from([1, 3])
 )
-def test_shapes(groups: list[int], latents: int, encoder: int, architecture: str, channels: int) -> None:
-    """Any number of scales, groups and channels; encoder and decoder need not be equally wide."""
-    nvae = NVAE(network(groups=groups, latents=latents, channels_encoder=encoder, architecture=architecture), (channels, 8, 8))
-    x = torch.rand(3, channels, 8, 8)
-    noise = NoiseSource(0, "test", range(3))
-    output = nvae(x, noise=noise)
-    assert output.pixels.mean.shape == x.shape
-    assert output.kl.shape == (3, sum(groups)) and len(nvae.latent_shapes) == sum(groups)
-    assert output.log_q.shape == output.log_p.shape == (3,)
-    pixels, log_p = nvae.decode(noise.normal(nvae.latent_shapes))
-    assert pixels.mean.shape == x.shape and log_p.shape == (3,)
-    assert [shape[1] for shape in nvae.latent_shapes] == [4 // 2**scale for scale in reversed(range(len(groups))) for _ in range(groups[scale])]
+def test_any_architecture(changes: dict[str, Any], encoder: int, decoder: int, rows: int, columns: int, colours: int) -> None:
+    """The decoder knows the image by z alone: the ε that the priors need for the posterior's z gives back pixels and log p(z).
 
-
-def test_images_that_cannot_be_halved_are_refused() -> None:
-    with pytest.raises(ValueError, match="cannot be halved 3 times"):
-        NVAE(network(groups=[1, 1, 1]), (1, 12, 12))
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_prior_is_the_noise_density_less_the_log_scales(temperature: float) -> None:
-    """log p(z) = Σ [−½ ε² − ½ ln 2π − ln(t σ)], an exact identity; with one group σ = 1.01."""
-    nvae = build(groups=[1])
-    eps = NoiseSource(0, "test", range(4)).normal(nvae.latent_shapes, dtype=torch.float64)
-    _, log_p = nvae.decode(eps, temperature)
-    size = math.prod(nvae.latent_shapes[0])
-    expected = -0.5 * eps[0].square().sum((1, 2, 3)) - size * (0.5 * math.log(2 * math.pi) + math.log(1.01 * temperature))
-    torch.testing.assert_close(log_p, expected)
-
-
-def test_kl_is_the_mean_of_log_q_less_log_p() -> None:
-    """The analytic KL of one group equals the average of its one-draw estimate."""
-    nvae = build(groups=[1])
-    x = torch.rand(1, 1, 8, 8, dtype=torch.float64).expand(4000, -1, -1, -1)
+    Every image of the batch is treated by itself, and each group's z has the resolution of its scale.
+    """
+    groups, side = changes["groups"], 2 ** (changes["preprocess_blocks"] + len(changes["groups"]) - 1)
+    colours = 3 if changes["decoder"] == "logistic_mixture" else colours
+    encoder = decoder if groups == [1] else encoder
+    shape = (colours, side * rows, side * columns)
+    nvae = build(shape, **changes, channels_encoder=encoder, channels_decoder=decoder)
+    assert nvae.latent_shapes == [
+        (changes["latents"], rows * 2**above, columns * 2**above) for above, count in enumerate(reversed(groups)) for _ in range(count)
+    ]
+    x, noise = torch.rand(2, *shape, dtype=DOUBLE).round(), NoiseSource(0, "test", range(2))
     with torch.no_grad():
-        output = nvae(x, noise=NoiseSource(0, "test", range(4000)))
-        estimate = output.log_q - output.log_p
-    error = estimate.std().item() / math.sqrt(len(estimate))
-    assert estimate.mean().item() == pytest.approx(output.kl[0].sum().item(), abs=4 * error)
+        out = nvae(x, noise=noise)
+        pixels, log_p = nvae.decode([(draw.z - draw.prior.mean) / draw.prior.sigma for draw in out.draws])
+        second = nvae(x[1:], noise=noise.at([1]))
+    assert out.pixels.mean.shape == x.shape and out.kl.shape == (2, sum(groups)) and out.log_q.shape == (2,)
+    assert out.log_q.isfinite().all() and out.pixels.log_likelihood(x).isfinite().all()
+    assert changes["flows"] or out.kl.min() >= -1e-12
+    torch.testing.assert_close(log_p, out.log_p, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(pixels.log_likelihood(x), out.pixels.log_likelihood(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(second.kl, out.kl[1:], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(second.pixels.mean, out.pixels.mean[1:], rtol=1e-9, atol=1e-9)
 
 
-def test_posterior_is_the_prior_when_the_residuals_vanish() -> None:
-    """Residual posteriors: with zero offsets every group after the first has no KL; absolute ones do."""
-    for residual, zero in ((True, True), (False, False)):
-        nvae = build(residual_posterior=residual)
-        with torch.no_grad():
-            for group in nvae.groups:
-                group.posterior_parameters.log_weight_norm.fill_(-50)
-                group.posterior_parameters.bias.zero_()
-            kl = nvae(torch.rand(2, 1, 8, 8, dtype=torch.float64), noise=NoiseSource(0, "test", range(2))).kl
-        assert (kl[:, 1:].abs().max().item() < 1e-12) is zero
+@pytest.mark.parametrize(
+    ("changes", "shape", "message"),
+    [
+        ({"groups": [1, 1, 1]}, (1, 12, 16), "12×16 cannot be halved 3 times"),
+        ({"groups": [1, 1, 1]}, (1, 16, 12), "16×12 cannot be halved 3 times"),
+        ({"decoder": "logistic_mixture"}, (1, 8, 8), "made for 3 colours, the images have 1"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(changes: dict[str, object], shape: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NVAE(network(**changes), shape)
 
 
 def test_noise_or_eps_is_needed() -> None:
     with pytest.raises(ValueError, match="NoiseSource"):
-        build()(torch.rand(1, 1, 8, 8, dtype=torch.float64))
+        build()(torch.rand(1, 1, 8, 8, dtype=DOUBLE))
 
 
 def test_eps_and_the_source_that_draws_it_agree() -> None:
-    nvae, x, noise = build(), torch.rand(2, 1, 8, 8, dtype=torch.float64), NoiseSource(0, "test", range(2))
-    given = nvae(x, eps=noise.normal(nvae.latent_shapes, step=3, dtype=torch.float64))
+    nvae, x, noise = build(), torch.rand(2, 1, 8, 8, dtype=DOUBLE), NoiseSource(0, "test", range(2))
+    given = nvae(x, eps=noise.normal(nvae.latent_shapes, step=3, dtype=DOUBLE))
     assert torch.equal(given.pixels.mean, nvae(x, noise=noise, step=3).pixels.mean)
 
 
-def test_normalized_convolution_has_the_norm_of_its_parameter() -> None:
-    conv = NormalizedConv2d(3, 5, 3).double()
-    norms = conv.effective_weight().flatten(1).norm(dim=1)
-    raw = conv.weight.flatten(1).norm(dim=1)
-    torch.testing.assert_close(norms, raw * (raw + 1e-2) / (raw + 1e-5))  # 1e-2 at the start, 1e-5 in use
+# --------------------------------------------------------------------------------------------------- prior and posterior
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("groups", [[1], [1, 1]])
+def test_log_prior_is_the_noise_density_less_the_log_scales(temperature: float, groups: list[int]) -> None:
+    """log p(z) = Σ [−½ ε² − ½ ln 2π − ln(t σ)], an exact identity; in the first group σ = 1.01."""
+    nvae = build(groups=groups)
+    eps = NoiseSource(0, "test", range(4)).normal(nvae.latent_shapes, dtype=DOUBLE)
+    _, log_p = nvae.decode(eps, temperature)
+    expected = torch.zeros(4, dtype=DOUBLE)
+    state = nvae.prior_constant.expand(4, -1, -1, -1)
+    for number, (group, each) in enumerate(zip(nvae.groups, eps, strict=True)):
+        state = group.cells(state)
+        m, ell = group.prior(state)
+        sigma = temperature * (soft_clamp(ell).exp() + 0.01)
+        if number == 0:
+            assert sigma.eq(temperature * 1.01).all() and m.eq(0).all()
+        expected += (-0.5 * each.square() - 0.5 * math.log(2 * math.pi) - sigma.log()).sum((1, 2, 3))
+        state = group.combine(state, soft_clamp(m) + sigma * each)
+    torch.testing.assert_close(log_p, expected)
+
+
+def without_shift(nvae: NVAE) -> NVAE:
+    """With flows that change nothing."""
     with torch.no_grad():
-        conv.weight.mul_(7)
-    torch.testing.assert_close(conv.effective_weight().flatten(1).norm(dim=1), norms, rtol=1e-3, atol=0)
+        for cell in nvae.modules():
+            if isinstance(cell, FlowCell):
+                cell.shift.log_weight_norm.fill_(-1e3)
+                cell.shift.bias.zero_()
+    return nvae
 
 
-def test_factorized_reduce_sees_each_pixel_of_a_block_once() -> None:
-    reduce = FactorizedReduce(1, 4).double()
-    x = torch.rand(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
-    for channel, (row, column) in enumerate(((0, 0), (1, 1), (0, 1), (1, 0))):
-        (gradient,) = torch.autograd.grad(reduce(x)[0, channel].sum(), x)
-        seen = torch.zeros(4, 4, dtype=torch.bool)
-        seen[row::2, column::2] = True
-        assert torch.equal(gradient[0, 0] != 0, seen)
+@pytest.mark.parametrize("residual", [True, False])
+def test_kl_is_the_mean_of_log_q_less_log_p(residual: bool) -> None:
+    """Group by group the analytic KL, which a network without flows gives, is the mean of the estimates of one with idle flows."""
+    draws = 3000
+    nvae = without_shift(build(flows=1, residual_posterior=residual))
+    x = torch.rand(1, 1, 8, 8, dtype=DOUBLE).expand(draws, -1, -1, -1)
+    with torch.no_grad():
+        out = nvae(x, noise=NoiseSource(0, "test", range(draws)))
+        analytic = torch.stack([draw.posterior.kl(draw.prior).sum((1, 2, 3)) for draw in out.draws], 1)
+    assert all(torch.equal(draw.z, draw.before) for draw in out.draws)
+    torch.testing.assert_close(out.kl.sum(1), out.log_q - out.log_p)
+    difference = out.kl - analytic
+    assert (difference.mean(0).abs() < 5 * difference.std(0) / math.sqrt(draws)).all() and difference.std(0).min() > 0.1
+    plain = build(residual_posterior=residual)
+    plain.load_state_dict({name: value for name, value in nvae.state_dict().items() if ".flows." not in name})
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x[:50], noise=NoiseSource(0, "test", range(50))).kl, analytic[:50])
 
 
-def test_squeeze_excitation_scales_whole_channels() -> None:
-    x = torch.rand(2, 32, 4, 4, dtype=torch.float64) + 1
-    ratio = SqueezeExcitation(32).double()(x) / x
-    assert (ratio.amax((2, 3)) - ratio.amin((2, 3))).max() < 1e-12 and ratio.min() > 0 and ratio.max() < 1
+def test_posterior_after_flows_is_a_density() -> None:
+    """∫ p(z) dz = 1 as a mean of p(z) / q(z) over draws of q: log q stays that of the draw before the flows, which keep the volume.
+
+    The posterior is made wider than the prior, so that the ratio is bounded but for the flows' shifts.
+    """
+    nvae, draws = build((1, 4, 4), groups=[1], flows=2, latents=1), 20_000
+    (group,) = nvae.groups
+    with torch.no_grad():
+        group.posterior_parameters.log_weight_norm.fill_(-3)
+        group.posterior_parameters.bias.copy_(torch.tensor([0.0, 0.6]))
+        for cell in (*group.flows[0], *group.flows[1]):
+            cell.shift.log_weight_norm.add_(2)
+        features = nvae.encode(torch.rand(1, 1, 4, 4, dtype=DOUBLE))[0]
+        (eps,) = NoiseSource(0, "test", range(draws)).normal(nvae.latent_shapes, dtype=DOUBLE)
+        draw = group.draw(features.expand(draws, -1, -1, -1), nvae.prior_constant.expand(draws, -1, -1, -1), eps)
+    ratio = (draw.log_p - draw.log_q).sum((1, 2, 3)).exp()
+    assert (draw.z - draw.before).std() > 0.2  # the flows do something
+    assert abs(ratio.mean().item() - 1) < 4 * ratio.std().item() / math.sqrt(draws) < 0.1
 
 
+def test_posterior_parameters_are_offsets_before_the_clamp() -> None:
+    """Residual: μ = 5 tanh((m_p + m_q) / 5); otherwise the encoder's own; the first group has no prior to start from."""
+    x, noise = torch.rand(2, 1, 8, 8, dtype=DOUBLE), NoiseSource(0, "test", range(2))
+    for residual in (True, False):
+        nvae = build(residual_posterior=residual)
+        own: list[Tensor] = []
+        for group in nvae.groups:
+            group.posterior_parameters.register_forward_hook(lambda layer, inputs, out, own=own: own.append(out))
+        for number, (draw, parameters) in enumerate(zip(nvae(x, noise=noise).draws, own, strict=True)):
+            m, ell = parameters.chunk(2, dim=1)
+            if residual and number:
+                m = m + 5 * torch.atanh(draw.prior.mean / 5)
+                ell = ell + 5 * torch.atanh((draw.prior.sigma - 0.01).log() / 5)
+            torch.testing.assert_close(draw.posterior.mean, soft_clamp(m), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(draw.posterior.sigma, soft_clamp(ell).exp() + 0.01, rtol=1e-9, atol=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------- images as the input
+@pytest.mark.parametrize("bits", [8, 5, 1])
+def test_input_has_the_depth_of_the_settings(bits: int) -> None:
+    images = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
+    x = build(bits=bits).as_input(images, NoiseSource(0, "test", range(4)))
+    assert x.dtype == DOUBLE
+    assert torch.equal(x, (images >> (8 - bits)).double() / (2**bits - 1))
+
+
+def test_binary_input_is_white_as_often_as_its_grey_level_says() -> None:
+    """Each image by its own index: the same in any batch, another one at every index."""
+    nvae, draws = build((1, 4, 4), groups=[1], decoder="bernoulli"), 4000
+    image = torch.tensor([0, 1, 20, 127, 128, 200, 254, 255], dtype=torch.uint8).repeat(2).reshape(1, 1, 4, 4)
+    noise = NoiseSource(0, "test", range(draws))
+    x = nvae.as_input(image.expand(draws, -1, -1, -1), noise)
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    p = image[0].double() / 255
+    assert ((x.mean(0) - p).abs() <= 4 * (p * (1 - p) / draws).sqrt()).all()  # so black and white are certain
+    again = nvae.as_input(image.expand(3, -1, -1, -1), noise.at([5, 7, 5]))
+    assert torch.equal(again, x[[5, 7, 5]])
+
+
+# ---------------------------------------------------------------------------------------------------------- single group
+def single(**changes: object) -> NVAE:
+    """One latent group in all, in double precision."""
+    return build(groups=[1], **changes)
+
+
+def test_single_group_has_no_towers_and_starts_from_z() -> None:
+    nvae = single(cells_encoder=2, cells_decoder=2)
+    assert not list(nvae.encoder_groups.parameters()) and not list(nvae.groups[0].cells.parameters())
+    assert nvae.prior_constant.shape == (0, 4, 4)
+    assert nvae.groups[0].combine_decoder.in_channels == 2 and nvae.latent_shapes == [(2, 4, 4)]
+    seen: list[Tensor] = []
+    nvae.groups[0].combine_decoder.register_forward_hook(lambda layer, inputs, out: seen.append(inputs[0]))
+    eps = NoiseSource(0, "test", range(3)).normal(nvae.latent_shapes, dtype=DOUBLE)
+    nvae.decode(eps)
+    assert torch.equal(seen[0], 1.01 * eps[0])
+
+
+@pytest.mark.parametrize("flows", [0, 1])
+def test_single_group_trains_and_is_kept(flows: int, tmp_path: Path) -> None:
+    """A parameter without elements is no trouble to the optimiser, the gradient's norm, a checkpoint, a hash or a model file."""
+    torch.manual_seed(0)
+    nvae = NVAE(network(groups=[1], flows=flows), (1, 8, 8)).train()
+    trainer = Trainer(nvae, NVAETrainingSettings(epochs=10, batch=16, warmup_epochs=0), total=60, seed=0)
+    images = torch.linspace(0, 255, 8).to(torch.uint8).expand(16, 1, 8, 8)
+    losses = []
+    for step in range(30):
+        done = trainer.step(images, step, 1e-2, penalise=step % 2 == 0)
+        assert done.finite and len(done.kl) == 1
+        losses.append(done.reconstruction)
+    assert losses[-1] < losses[0] - 64 * math.log(2)  # half the deviation at every pixel, at least
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(30, {"nvae": nvae.state_dict(), "optimizer": trainer.optimizer.state_dict()})
+    state = checkpoints.load()
+    assert state is not None and hash_tensors(state["nvae"]) == hash_tensors(nvae.state_dict())
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    save_model(tmp_path / "model.pt", "nvae", nvae.settings.model_dump(), nvae.state_dict(), shape=list(nvae.shape))
+    again = load_nvae(tmp_path / "model.pt")
+    assert again.prior_constant.shape == (0, 4, 4) and hash_tensors(again.state_dict()) == hash_tensors(nvae.state_dict())
+    x, noise = images.double() / 255, NoiseSource(0, "test", range(16))
+    with torch.no_grad():  # the layouts differ, and so the rounding
+        torch.testing.assert_close(again.double()(x, noise=noise).log_q, nvae.eval().double()(x, noise=noise).log_q, rtol=1e-9, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------------- objective
 def test_kl_coefficient_grows_once() -> None:
     beta = [kl_coefficient(step, 1000, 0.3, 1e-4) for step in range(1000)]
     assert beta[0] == 1e-4 and beta[150] == pytest.approx((150 - 0.1) / 300) and set(beta[301:]) == {1.0}
     assert kl_coefficient(0, 10, 0.0, 1e-4) == 1.0
+
+
+@given(beta=st.floats(0, 1), initial=st.floats(1e-3, 1e3), final=st.floats(1e-4, 1e2))
+def test_weight_of_the_regularisers_goes_by_factors(beta: float, initial: float, final: float) -> None:
+    """λ₀^(1 − β) λ₁^β: from λ₀ at β = 0 to λ₁ at β = 1, half way by their geometric mean; without λ₀ it is λ₁ throughout."""
+    assert norm_weight(beta, None, final) == final
+    assert norm_weight(beta, initial, final) == pytest.approx(initial ** (1 - beta) * final**beta, rel=1e-12)
+    assert norm_weight(0.0, initial, final) == pytest.approx(initial) and norm_weight(1.0, initial, final) == pytest.approx(final)
+    assert norm_weight(0.5, 10.0, 0.1) == pytest.approx(1.0)
 
 
 def test_group_sizes_are_those_of_the_specification() -> None:
@@ -146,9 +295,9 @@ def test_group_sizes_are_those_of_the_specification() -> None:
 
 
 def test_kl_balance_is_even_for_even_groups_and_off_at_full_weight() -> None:
-    sizes = torch.tensor([1.0, 4.0], dtype=torch.float64)
-    torch.testing.assert_close(kl_balance(torch.tensor([[0.99, 3.99]], dtype=torch.float64), sizes), torch.ones(2, dtype=torch.float64))
-    nvae, x = build(), torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    sizes = torch.tensor([1.0, 4.0], dtype=DOUBLE)
+    torch.testing.assert_close(kl_balance(torch.tensor([[0.99, 3.99]], dtype=DOUBLE), sizes), torch.ones(2, dtype=DOUBLE))
+    nvae, x = build(), torch.rand(2, 1, 8, 8, dtype=DOUBLE)
     output = nvae(x, noise=NoiseSource(0, "test", range(2)))
     plain, balanced = nelbo(output, x, 1.0), nelbo(output, x, 1.0, torch.tensor(group_sizes([2, 1])))
     assert plain.loss == balanced.loss == plain.reconstruction + plain.kl.sum()
@@ -159,7 +308,7 @@ def test_batch_norm_penalty_counts_every_layer_once() -> None:
     nvae = build()
     layers = [layer for layer in nvae.modules() if isinstance(layer, BatchNorm)]
     assert batch_norm_penalty(nvae).item() == pytest.approx(sum(layer.weight.abs().max().item() for layer in layers))
-    assert layers[0].momentum == 0.05
+    assert batch_norm_penalty(nvae.stem).item() == 0  # architecture res_elu has none
 
 
 def test_learning_rate_as_published() -> None:

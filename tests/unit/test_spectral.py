@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from vaebm.nvae.cells import NormalizedConv2d, PlainConv2d, convolution_weights
+from vaebm.nvae.layers import NormalizedConv2d, PlainConv2d, convolution_weights
 from vaebm.spectral import SpectralPenalty
 
 
 def modules() -> torch.nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(NormalizedConv2d(3, 8, 3), NormalizedConv2d(8, 8, 3), NormalizedConv2d(8, 8, 3), PlainConv2d(8, 8, 5, depthwise=True)).double()
+    return torch.nn.Sequential(NormalizedConv2d(3, 8, 3), NormalizedConv2d(8, 8, 3), NormalizedConv2d(8, 8, 3), PlainConv2d(8, 8, 5, groups=8)).double()
 
 
 def exact(module: torch.nn.Module) -> torch.Tensor:

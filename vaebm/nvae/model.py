@@ -25,7 +25,6 @@ from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.pixels import Pixels, logit_channels, pixels_of, quantize
 from vaebm.runtime import place
 
-
 ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
 """Parts that decoding does without; the others, the learned constant among them, are the decoder's side."""
 

@@ -2,13 +2,14 @@
 
 The published program saves a dictionary with its weights (`state_dict`) and its command line (`args`, an
 `argparse.Namespace`). Its modules are found here in the order in which it walks them; inside a residual cell the layers
-are matched in their order, which every architecture shares. Every key is used once or is known to be idle, and every
+are matched by their numbers, since their names differ between architectures. Every key is used once or is known to be idle, and every
 shape is compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,8 @@ from vaebm.nvae.model import NVAE
 PADDING = {"mnist": 2, "omniglot": 2, "stacked_mnist": 2}
 """Data sets whose 28×28 images are padded to 32×32, and the rows and columns at each border that do so."""
 
-FILLED = {"ada_groups": False, "min_groups_per_scale": 1, "num_nf": 0, "num_x_bits": 8, "use_se": False, "res_dist": False}
-"""Arguments that checkpoints of older versions lack, and the value that those versions had."""
+FILLED: dict[str, int | bool] = {"ada_groups": False, "min_groups_per_scale": 1, "num_nf": 0, "num_x_bits": 8}
+"""Arguments that checkpoints of older versions lack, and the value that those versions had; `num_mixture_dec` follows from the weights."""
 
 
 class Converted(NamedTuple):
@@ -74,13 +75,19 @@ def read(path: Path) -> Converted:
         UserError: as `convert`.
     """
     content = load_plain(path, "a published NVAE checkpoint", [argparse.Namespace])
-    if not (isinstance(content, dict) and isinstance(content.get("state_dict"), dict) and isinstance(content.get("args"), argparse.Namespace)):
-        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: expected a published NVAE checkpoint with the keys state_dict and args, found {found}")
-    state: dict[str, Tensor] = {name: value for name, value in content["state_dict"].items() if not name.endswith(".weight_normalized")}
-    settings, shape, filled = _settings(path, dict(vars(content["args"])), state)
-    with torch.device("meta"):
-        nvae = NVAE(settings, shape)
+    parts = content if isinstance(content, dict) else {}
+    for key, kind in (("state_dict", dict), ("args", argparse.Namespace)):
+        if not isinstance(parts.get(key), kind):
+            found = type(parts[key]).__name__ if key in parts else f"the keys {', '.join(map(str, parts))}" if parts else type(content).__name__
+            raise UserError(f"{path}: expected a published NVAE checkpoint with a {kind.__name__} under the key {key}, found {found}")
+    state: dict[str, Tensor] = {name: value for name, value in parts["state_dict"].items() if not str(name).endswith(".weight_normalized")}
+    _check(path, state)
+    settings, shape, filled = _settings(path, dict(vars(parts["args"])), state)
+    try:
+        with torch.device("meta"):
+            nvae = NVAE(settings, shape)
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{path}: args: expected arguments that describe a network, found some that do not ({error})") from None
     known = _Names(path, nvae, state).all()
     if idle := {"prior_ftr0"} & set(state) if settings.single_group else set():
         state = {name: value for name, value in state.items() if name not in idle}
@@ -97,21 +104,38 @@ def read(path: Path) -> Converted:
     return Converted(settings, shape, {name: weights[name] for name in expected}, filled, names)
 
 
+def _check(path: Path, state: dict[str, Tensor]) -> None:
+    """Every weight is a tensor of finite numbers in single or double precision; those that tell the images' shape are there."""
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name}: expected a tensor, found {type(value).__name__}")
+        if name.endswith("num_batches_tracked"):
+            continue
+        if value.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"{path}: {name}: expected the type float32, found {str(value.dtype).removeprefix('torch.')}")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: {name}: expected finite numbers, found others: the training had diverged")
+    for name, dimensions in (("stem.weight", 4), ("prior_ftr0", 3), ("image_conditional.1.weight", 4)):
+        if name not in state:
+            raise UserError(f"{path}: {name}: expected this weight of every published NVAE, found none")
+        if state[name].ndim != dimensions:
+            raise UserError(f"{path}: {name}: expected {dimensions} dimensions, found the shape {tuple(state[name].shape)}")
+
+
 def _settings(path: Path, args: dict[str, Any], state: dict[str, Tensor]) -> tuple[NVAENetworkSettings, tuple[int, int, int], dict[str, Any]]:
     """Settings, shape of the images, and the arguments that were filled in."""
-    needed = ("stem.weight", "prior_ftr0", "image_conditional.1.weight")
-    if missing := [name for name in needed if name not in state]:
-        raise UserError(f"{path}: {missing[0]}: expected this weight of every published NVAE, found none")
     defaults = {**FILLED, "num_mixture_dec": max(state["image_conditional.1.weight"].shape[0] // 10, 1)}
     filled = {name: value for name, value in defaults.items() if name not in args}
     args = {**defaults, **args}
 
-    def argument(name: str) -> Any:
+    def argument(name: str, kind: type = int) -> Any:
         if name not in args:
             raise UserError(f"{path}: args.{name}: expected this argument of the published program, found none")
+        if type(args[name]) is not kind:
+            raise UserError(f"{path}: args.{name}: expected a value of type {kind.__name__}, found {args[name]!r}")
         return args[name]
 
-    architecture, dataset = argument("arch_instance"), argument("dataset")
+    architecture, dataset = argument("arch_instance", str), argument("dataset", str)
     if architecture not in ARCHITECTURES:
         raise UserError(f"{path}: args.arch_instance: expected one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
     if argument("num_preprocess_blocks") != argument("num_postprocess_blocks"):
@@ -120,7 +144,9 @@ def _settings(path: Path, args: dict[str, Any], state: dict[str, Tensor]) -> tup
             f"so that the images keep their size, found {argument('num_postprocess_blocks')}"
         )
     scales, groups = argument("num_latent_scales"), argument("num_groups_per_scale")
-    smallest = argument("min_groups_per_scale") if argument("ada_groups") else groups
+    if not 1 <= scales <= 16:
+        raise UserError(f"{path}: args.num_latent_scales: expected 1 or more, as far as images can be halved, found {scales}")
+    smallest = argument("min_groups_per_scale") if argument("ada_groups", bool) else groups
     binary = dataset in ("mnist", "omniglot")
     mixtures = argument("num_mixture_dec")
     try:
@@ -135,8 +161,8 @@ def _settings(path: Path, args: dict[str, Any], state: dict[str, Tensor]) -> tup
             cells_encoder=argument("num_cell_per_cond_enc"),
             cells_decoder=argument("num_cell_per_cond_dec"),
             architecture=architecture,
-            squeeze_excitation=argument("use_se"),
-            residual_posterior=argument("res_dist"),
+            squeeze_excitation=argument("use_se", bool),
+            residual_posterior=argument("res_dist", bool),
             flows=argument("num_nf"),
             decoder="bernoulli" if binary else "logistic_mixture" if mixtures > 1 else "normal",
             **({"mixtures": mixtures} if mixtures > 1 and not binary else {}),
@@ -228,5 +254,6 @@ class _Names:
                 yield from self._layer(name, layer)
 
     def _layers(self, prefix: str) -> list[str]:
-        """Names of the published layers with weights under a prefix, in the file's order, which is that of their construction."""
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.state if name.startswith(prefix)))
+        """Names of the published layers with weights under a prefix, by their numbers, which are in the order of their construction."""
+        names = {name.rpartition(".")[0] for name in self.state if name.startswith(prefix)}
+        return sorted(names, key=lambda name: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[._]", name)])
