@@ -115,7 +115,27 @@ def ebm(
     log: Log = None,
 ) -> None:
     """Train the energy network on a frozen NVAE."""
+    _one_process_per_gpu(gpus)
     from vaebm.ebm.train import run
+    from vaebm.training import Limits
+
+    run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
+
+
+@app.command(epilog=_example("wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json --nvae nvae.pt --model model.pt"))
+def wgan(
+    settings: Settings,
+    data: Data,
+    nvae: NVAEModel,
+    model: Model,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+    time_limit: TimeLimit = None,
+    checkpoint_every: CheckpointEvery = 60.0,
+    log: Log = None,
+) -> None:
+    """Train the NVAE's decoder further as the generator of a GAN, for the ablation."""
+    from vaebm.ebm.wgan import run
     from vaebm.training import Limits
 
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixels import PixelNormal, quantize
 from vaebm.settings import read_settings
 
+Potential = Literal["noise", "density", "pixels"]
+
+Start = Literal["prior", "uniform"]
+
 
 class VAEBM:
     """A frozen NVAE, an energy, and the law that they define together.
@@ -31,11 +35,14 @@ class VAEBM:
         steps, step_size: of the test chain, where `sample` is not given others.
     """
 
+    without_likelihood = ""
+    """Why there is no estimate of log p(x); empty where there is one."""
+
     def __init__(
         self,
         nvae: NVAE,
         energy: nn.Module | None,
-        potential: Literal["noise", "density"] = "noise",
+        potential: Potential = "noise",
         steps: int = 0,
         step_size: float = 1.0,
     ):
@@ -58,6 +65,8 @@ class VAEBM:
         nvae = folder.parent.parent / BASELINE / folder.name / "model.pt"
         if folder.parent.name == BASELINE:
             return cls.load(nvae, None, device)
+        if (folder / "wgan.yaml").is_file():
+            return cls.load(folder / "model.pt", None, device)
         model = cls.load(nvae, folder / "model.pt", device)
         chain = read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1].chain
         model.steps, model.step_size = chain.steps, chain.step_size
@@ -75,7 +84,8 @@ class VAEBM:
             return cls(vae, None)
         if vae.settings.decoder != "normal":
             raise UserError(f"{nvae}: expected an NVAE with the decoder normal, which the chain needs, found {vae.settings.decoder}")
-        return cls(vae, load_energy(energy, device), load_model(energy, "energy")["potential"])
+        content = load_model(energy, "energy")
+        return pair(vae, load_energy(energy, device), content["potential"], content.get("start", "prior"))
 
     @property
     def device(self) -> torch.device:
@@ -178,6 +188,74 @@ class VAEBM:
         """
         x = quantize(images, self.nvae.settings.bits)
         return self.log_likelihood(x, seed, importance_samples) - self._energy(x)
+
+
+class PixelSpace:
+    """Stands for an NVAE where chains move images themselves: one "latent group" that is the image, and a decoder that returns it.
+
+    Args:
+        nvae: the NVAE whose images, device, type and encoder it shares.
+    """
+
+    def __init__(self, nvae: NVAE):
+        self.nvae = nvae
+        self.shape, self.settings, self.prior_constant = nvae.shape, nvae.settings, nvae.prior_constant
+        self.latent_shapes = [nvae.shape]
+        self.encode, self.as_input = nvae.encode, nvae.as_input
+
+    class Image(NamedTuple):
+        """An image as the distribution of its own pixels."""
+
+        mean: Tensor
+        """(B, C, H, W); may leave [0, 1]."""
+
+        def sample(self, eps: Tensor) -> Tensor:
+            """The image, (B, C, H, W); there is nothing to draw."""
+            return self.mean
+
+    def decode(self, eps: Sequence[Tensor]) -> tuple[PixelSpace.Image, Tensor]:
+        """The images eps[0] (B, C, H, W), and zeros (B,) where an NVAE has log p(z)."""
+        return PixelSpace.Image(eps[0]), eps[0].new_zeros(len(eps[0]))
+
+
+class PixelEBM(VAEBM):
+    """The ablation's energy on pixels, p(x) ∝ exp(−E(x)), without the NVAE but for where its chains may start (VAEBM table 4).
+
+    Chains move the images by Langevin steps; they are not held in [0, 1], as the energy is not, and samples are clamped.
+
+    Args:
+        nvae: what the chains start from with `start` "prior".
+        energy: E(x) → (B,).
+        start: `prior`: decoder means of the NVAE's prior, what its samples are everywhere; `uniform`: uniform noise.
+        steps, step_size: of the test chain.
+    """
+
+    without_likelihood = "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
+
+    def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, steps: int = 0, step_size: float = 1.0):
+        super().__init__(cast(NVAE, PixelSpace(nvae)), energy, "pixels", steps, step_size)
+        self.vae, self.start = nvae, start
+
+    def potential(self, eps_z: Sequence[Tensor], eps_x: Tensor) -> Tensor:
+        """U = E(x) for the images x = eps_z[0], (B,); `eps_x` goes its own way, as standard normal noise that nothing depends on."""
+        return self._energy(eps_z[0]) + 0.5 * eps_x.square().flatten(1).sum(1)
+
+    def noise_like_prior(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
+        """The images at the start of the chains, as a list of one, and noise of their shape."""
+        eps_z, eps_x = VAEBM(self.vae, None).noise_like_prior(noise)
+        if self.start == "prior":
+            return [self.vae.decode(eps_z)[0].mean], eps_x
+        return noise.uniform([self.nvae.shape], device=self.device, dtype=eps_x.dtype), eps_x
+
+    @torch.no_grad()
+    def score(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
+        """−E(x), (B,), for images (B, C, H, W) in [0, 1]; it takes no draws."""
+        return -self._energy(quantize(images, self.nvae.settings.bits))
+
+
+def pair(nvae: NVAE, energy: nn.Module, potential: Potential, start: Start = "prior") -> VAEBM:
+    """The model that an energy was trained in."""
+    return PixelEBM(nvae, energy, start) if potential == "pixels" else VAEBM(nvae, energy, potential)
 
 
 def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:

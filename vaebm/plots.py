@@ -163,6 +163,26 @@ def _limits(values: NDArray[np.float64]) -> tuple[float, float] | None:
     return float(low - margin), float(high + margin)
 
 
+def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> None:
+    """Write what chains do step by step as PNG.
+
+    Args:
+        panels: title → name of a curve, empty where it is the only one → its values, which end together: at the last step.
+        path: picture to write.
+    """
+    last = max(len(values) for curves in panels.values() for values in curves.values()) - 1
+    with _figure(path, len(panels)) as axes:
+        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+            for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
+                axis.plot(range(last + 1 - len(values), last + 1), values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
+            axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+            axis.set_title(title)
+            axis.set_xlabel("step")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if len(curves) > 1:
+                axis.legend(fontsize=8)
+
+
 def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str, columns: int = 3) -> None:
     """Write overlaid histograms as PNG, all curves of a panel in the same bins, which follow its first sample.
 

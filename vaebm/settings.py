@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from vaebm.config import BASELINE, STAGES, Experiment, S, Settings, UserError
+from vaebm.config import STAGES, Experiment, S, Settings, UserError
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""
@@ -104,12 +104,10 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> No
     """
     _write(folder / "classifier" / "classifier.yaml", 0, "classifier", experiment.evaluation and experiment.evaluation.classifier)
     for seed in seeds:
-        _write(folder / BASELINE / f"seed{seed}" / "nvae.yaml", seed, "nvae", experiment.nvae)
-        for variant in experiment.models:
-            run = folder / variant / f"seed{seed}"
-            if variant != BASELINE:
-                _write(run / "ebm.yaml", seed, "ebm", experiment.ebm_of(variant))
-            _write(run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(variant))
+        for model in experiment.models:
+            run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
+            _write(run / f"{stage.name}.yaml", seed, stage.name, stage.settings)
+            _write(run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model))
             _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", experiment.evaluation)
 
 

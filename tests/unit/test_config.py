@@ -67,7 +67,8 @@ def test_nvae_settings_are_the_published_ones(name: str, shape: tuple[object, ..
         ("    latents: 4\n", "", "nvae.network.latents: expected a value, found none"),
         ("shards: 2", "shards: 2000", "samples: shards must be at most the 20 batches that count and batch make, found 2000"),
         ("warmup_epochs: 2", "warmup_epochs: 2000", "nvae: training.warmup_epochs must be below training.epochs"),
-        ("potential: noise", "potential: loud", "ebm.potential: Input should be 'noise' or 'density', found 'loud'"),
+        ("potential: noise", "potential: loud", "ebm.potential: Input should be 'noise', 'density' or 'pixels', found 'loud'"),
+        ("start: prior", "start: uniform", "ebm: start uniform belongs to potential pixels, found potential noise"),
         ("    - turned", "    - interpolation", "evaluation.ood: each set at most once"),
         ("dataset: digits", "dataset: digitz", "data.dataset: there is no data set 'digitz'; data sets that exist: digits"),
         ("beta1: 0.99", "beta1: 1.0", "ebm.training.beta1: Input should be less than 1, found 1.0"),
@@ -170,8 +171,8 @@ def variant(tmp_path: Path, text: str) -> Experiment:
 
 def test_a_variant_is_the_experiment_with_other_values(tmp_path: Path) -> None:
     experiment = variant(tmp_path, "  vaebm:\n    ebm: {}\n  small_steps:\n    ebm:\n      chain:\n        step_size: 1e-3\n    samples:\n      count: 60\n")
-    plain, small = experiment.ebm_of("vaebm"), experiment.ebm_of("small_steps")
-    assert plain == experiment.ebm and plain is not None and small is not None
+    plain, small = experiment.stage_of("vaebm").settings, experiment.stage_of("small_steps").settings
+    assert plain == experiment.ebm and isinstance(plain, EBMSettings) and isinstance(small, EBMSettings)
     assert small.chain.step_size == 1e-3 and small.model_copy(update={"chain": plain.chain}) == plain
     samples, alone = experiment.samples_of("small_steps"), experiment.samples_of("nvae")
     assert samples is not None and alone is not None and (samples.count, alone.count, alone.chain.steps) == (60, 200, 0)

@@ -42,24 +42,28 @@ def train_ebm(results: Path, nvae: Path) -> Path:
     return folder / "model.pt"
 
 
-def test_energy_that_explodes_leaves_its_last_good_snapshot(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_that_explodes_leaves_its_last_good_snapshots(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten iterations as usual, then steps of a thousand: the guard stops a few iterations later."""
     nvae = train_nvae(results)
     monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e-4 if step < 10 else 1e3)
     model = train_ebm(results, nvae)
     facts = json.loads(model.with_name("training.json").read_text())
     assert facts["status"].startswith("diverged at iteration") and facts["steps"] < 20
-    assert facts["snapshot"] in (6, 8)  # the latest that three good iterations followed
+    assert facts["events"] == [{"iteration": facts["steps"], "reason": facts["status"].split(": ", 1)[1], "action": "stopped"}]
+    assert set(facts["selection"]["candidates"]) == {"6", "8"}  # the latest that three good iterations followed
+    assert facts["snapshot"] == facts["selection"]["chosen"] in (6, 8) and facts["selection"]["last"] == 8
     assert torch.isfinite(load_energy(model)(torch.rand(4, 1, 8, 8))).all()
 
 
-def test_energy_that_explodes_at_the_very_end_is_noticed(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer bad iterations than the guard's patience are left: the model is the last good snapshot all the same."""
+@pytest.mark.parametrize("bad", [3, 1])
+def test_energy_that_explodes_at_the_very_end_is_noticed(results: Path, monkeypatch: pytest.MonkeyPatch, bad: int) -> None:
+    """In its last updates, or in its very last: fewer than the guard's patience are left, and the model is a good snapshot all the same."""
     nvae = train_nvae(results)
-    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e-4 if step < 37 else 1e6)
+    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e-4 if step < 40 - bad else 1e6)
     model = train_ebm(results, nvae)
     facts = json.loads(model.with_name("training.json").read_text())
-    assert facts["status"].startswith("diverged at iteration 40") and facts["snapshot"] in (34, 36)
+    assert facts["status"].startswith("diverged at iteration 40: ") and facts["steps"] == 40
+    assert set(facts["selection"]["candidates"]) == ({"32", "34"} if bad == 3 else {"34", "36"})
     assert torch.isfinite(load_energy(model)(torch.rand(4, 1, 8, 8))).all()
 
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from vaebm.config import EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
-from vaebm.ebm.network import EnergyConv2d, EnergyNetwork, lipswish
-from vaebm.ebm.objective import Guard, WeightAverage, adaptive_clip, contrastive_divergence
-from vaebm.ebm.train import Snapshots, learning_rate
+from vaebm.ebm.guard import Guard
+from vaebm.ebm.network import EnergyNetwork, lipswish
+from vaebm.ebm.objective import WeightAverage, adaptive_clip, contrastive_divergence
+from vaebm.ebm.train import learning_rate
+from vaebm.nvae.layers import DataInitializedConv2d
 
 
 def network(**changes: object) -> EnergyNetwork:
@@ -24,7 +26,7 @@ def test_data_dependent_initialisation_sets_every_convolution() -> None:
     energy.initialize(images)
     outputs = {}
     for name, layer in energy.named_modules():
-        if isinstance(layer, EnergyConv2d):
+        if isinstance(layer, DataInitializedConv2d):
             layer.register_forward_hook(lambda layer, _, out, name=name: outputs.update({name: (layer.bias is not None, out)}))
     energy(images)
     assert len(outputs) == 1 + 4 * 2 + 2
@@ -44,7 +46,7 @@ def test_head_sums_over_positions() -> None:
     energy = network(widths=[1], down=[])
     with torch.no_grad():
         for layer in energy.modules():
-            if isinstance(layer, EnergyConv2d):  # only the centre tap: no pixel sees its neighbours
+            if isinstance(layer, DataInitializedConv2d):  # only the centre tap: no pixel sees its neighbours
                 centre = layer.weight.shape[-1] // 2
                 kept = layer.weight[:, :, centre, centre].clone()
                 layer.weight.zero_()[:, :, centre, centre] = kept
@@ -122,17 +124,6 @@ def test_a_scale_of_the_energy_is_no_divergence() -> None:
     guard = Guard(GuardSettings(patience=1))
     guard.watch(-1e6, -1e6, 5e5, 1e6)
     assert not guard.diverged
-
-
-def test_snapshots_become_good_only_after_the_patience() -> None:
-    snapshots = Snapshots(every=10, patience=4)
-    for iteration in range(1, 24):
-        snapshots.offer(iteration, lambda iteration=iteration: {"w": torch.tensor(iteration)}, healthy=True)
-    assert snapshots.good is not None and snapshots.good[0] == 10
-    snapshots.offer(24, dict, healthy=False)  # the snapshot of iteration 20 stood before trouble: it is dropped
-    for iteration in range(25, 30):
-        snapshots.offer(iteration, dict, healthy=True)
-    assert snapshots.good[0] == 10 and snapshots.waiting == []
 
 
 def test_learning_rate_decay() -> None:

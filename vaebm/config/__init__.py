@@ -7,8 +7,9 @@ imports torch or mlflow: the Snakefile reads this package in every job.
 from vaebm.config.base import S, Settings, UserError, fingerprint
 from vaebm.config.ebm import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, SamplesSettings
-from vaebm.config.experiment import BASELINE, DATASETS, STAGES, CPUResources, DatasetFacts, DataSettings, Experiment, GPUResources, Resources, Variant
+from vaebm.config.experiment import BASELINE, DATASETS, STAGES, CPUResources, DatasetFacts, DataSettings, Experiment, GPUResources, Resources, Stage, Variant
 from vaebm.config.nvae import NVAENetworkSettings, NVAESettings, NVAETrainingSettings
+from vaebm.config.wgan import WGANSettings
 
 __all__ = [
     "BASELINE",
@@ -31,9 +32,11 @@ __all__ = [
     "Resources",
     "S",
     "STAGES",
+    "Stage",
     "SamplesSettings",
     "Settings",
     "UserError",
     "Variant",
+    "WGANSettings",
     "fingerprint",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vaebm.config.base import Decay, NonNegativeFloat, NonNegativeInt, Settings, Several
+from vaebm.config.base import Decay, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several
 
 
 class EnergyNetworkSettings(Settings):
@@ -35,6 +35,17 @@ class ChainSettings(Settings):
     """η in ε ← ε − η/2 ∇U(ε) + √η ω."""
 
 
+class ReplaySettings(Settings):
+    """Chains that go on from where chains of earlier iterations ended (persistent chains)."""
+
+    capacity: PositiveInt
+    """Ends of chains that are kept, over all processes; the oldest make room for new ones."""
+    probability: Fraction
+    """That a chain goes on from one of them."""
+    anneal_iterations: PositiveInt
+    """Iterations over which that probability grows from 0."""
+
+
 class EBMTrainingSettings(Settings):
     """Training of the energy by contrastive divergence (VAEBM section 3.1)."""
 
@@ -42,6 +53,8 @@ class EBMTrainingSettings(Settings):
     """Updates of the energy's weights."""
     batch: Several
     """Positive images, and chains, per update, over all processes."""
+    precision: Literal["float32", "float64"] = "float32"
+    """`float64`: to compare."""
     learning_rate: PositiveFloat
     """Of Adam."""
     learning_rate_decay: Literal["none", "cosine"] = "none"
@@ -56,6 +69,8 @@ class EBMTrainingSettings(Settings):
     """Of the sum of the largest singular values of all convolutions."""
     adaptive_clip: bool = True
     """Clip each gradient at three standard deviations of its own history."""
+    gradient_norm_limit: PositiveFloat | None = None
+    """Largest norm of the whole gradient, to which a larger one is scaled down after that; None: no limit, as in the paper."""
     energy_penalty: NonNegativeFloat = 0.0
     """Of the mean squared energy of positives and negatives; none in the paper."""
     average_decay: Decay = 0.0
@@ -65,23 +80,64 @@ class EBMTrainingSettings(Settings):
 
 
 class GuardSettings(Settings):
-    """When a training of the energy counts as diverged."""
+    """When a training of the energy counts as diverged, and what happens then."""
 
     gap_limit: PositiveFloat = 10.0
     """Largest |mean E(data) − mean E(chains)| in units of the energies' standard deviation."""
+    growth_limit: Annotated[float, Field(gt=1)] = 1000.0
+    """Largest |loss| and gradient norm in units of their medians over the last 100 good iterations."""
     patience: PositiveInt = 20
-    """Iterations in a row beyond the limit, or non-finite, before the training stops."""
+    """Iterations in a row beyond a limit, or non-finite, before the training stops."""
+    restarts: NonNegativeInt = 0
+    """How often a diverged training goes back to its last good snapshot, with another seed, before it stops for good."""
+    restart_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the learning rate, at each restart."""
+
+
+class SelectionSettings(Settings):
+    """Which snapshot becomes the model: the one whose images are nearest to the training images, by the NVAE's own features."""
+
+    candidates: PositiveInt = 3
+    """The last good snapshots, the end of the training included, that are compared; 1: simply the last."""
+    images: Several = 1000
+    """Images of each of them, and training images, that are compared."""
+    chain: ChainSettings | None = None
+    """Of these images. That of the samples tells more than the training's, which is shorter; None: the training's."""
 
 
 class EBMSettings(Settings):
     """Stage `ebm`."""
 
     network: EnergyNetworkSettings
-    potential: Literal["noise", "density"] = "noise"
-    """`noise`: the exact law in noise space; `density`: the published program's, without the Jacobian."""
+    potential: Literal["noise", "density", "pixels"] = "noise"
+    """`noise`: the exact law in noise space; `density`: the published program's, without the Jacobian; `pixels`: the ablation's
+    energy on pixels, whose chains move images and which knows no NVAE."""
+    start: Literal["prior", "uniform"] = "prior"
+    """Chains start from the NVAE's prior; `uniform`: from uniform noise, for `pixels` only."""
     chain: ChainSettings
     """The chain of the training."""
+    replay: ReplaySettings | None = None
+    """None: every chain starts anew."""
+    encoded: Fraction = 0.0
+    """Part of the chains that start from encoded training images, not from the prior; none in the paper."""
     negatives: Literal["sample", "mean"] = "sample"
     """Negative images are decoder samples or decoder means."""
+    quantize_positives: bool = True
+    """Positive images have the depth that the NVAE saw; false: 8 bits, as published."""
     training: EBMTrainingSettings
     guard: GuardSettings = GuardSettings()
+    selection: SelectionSettings = SelectionSettings()
+
+    @model_validator(mode="after")
+    def _pixels_alone_start_and_stop_elsewhere(self) -> EBMSettings:
+        if self.start == "uniform" and self.potential != "pixels":
+            raise ValueError(f"start uniform belongs to potential pixels, found potential {self.potential}")
+        if self.encoded and self.potential == "pixels":
+            raise ValueError(f"encoded starts are noise of the NVAE: expected 0 with potential pixels, found {self.encoded}")
+        return self
+
+    @model_validator(mode="after")
+    def _buffer_holds_a_batch(self) -> EBMSettings:
+        if self.replay is not None and self.replay.capacity < self.training.batch:
+            raise ValueError(f"replay.capacity must be at least training.batch ({self.training.batch}), found {self.replay.capacity}")
+        return self

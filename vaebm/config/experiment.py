@@ -10,6 +10,7 @@ from vaebm.config.base import S, Settings, fingerprint
 from vaebm.config.ebm import EBMSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, SamplesSettings
 from vaebm.config.nvae import NVAESettings
+from vaebm.config.wgan import WGANSettings
 
 BASELINE = "nvae"
 """The variant that is the NVAE alone: the same noise as the others, no chain."""
@@ -89,6 +90,15 @@ class Resources(Settings):
     benchmarks: CPUResources = CPUResources()
 
 
+class Stage(NamedTuple):
+    """A training of an experiment."""
+
+    name: str
+    """`nvae`, `ebm` or `wgan`: its command, its settings file and the section in it."""
+    settings: Settings | None
+    """None: the experiment has no section for it."""
+
+
 class Variant(Settings):
     """A model beside the NVAE: the experiment's sections, and what it has differently."""
 
@@ -96,6 +106,8 @@ class Variant(Settings):
     """Settings of the section `ebm` with other values, under their names."""
     samples: dict[str, Any] = {}
     """Settings of the section `samples` with other values, under their names."""
+    wgan: WGANSettings | None = None
+    """Instead of an energy: the NVAE's decoder is trained further as the generator of a GAN, and there is no chain."""
 
 
 class Experiment(Settings):
@@ -112,19 +124,24 @@ class Experiment(Settings):
 
     @property
     def models(self) -> list[str]:
-        """Names of all models: the NVAE alone, and the variants where there is a section for their energies."""
-        return [BASELINE, *(self.variants if self.ebm is not None else ())]
+        """Names of all models: the NVAE alone, and the variants that there are settings for."""
+        return [BASELINE, *(name for name in self.variants if self.stage_of(name).settings is not None)]
 
-    def ebm_of(self, variant: str) -> EBMSettings | None:
-        """Stage `ebm` of a variant."""
-        return None if self.ebm is None else changed(self.ebm, self.variants[variant].ebm, f"variants.{variant}.ebm")
+    def stage_of(self, model: str) -> Stage:
+        """The training that makes a model."""
+        if model == BASELINE:
+            return Stage("nvae", self.nvae)
+        variant = self.variants[model]
+        if variant.wgan is not None:
+            return Stage("wgan", variant.wgan)
+        return Stage("ebm", None if self.ebm is None else changed(self.ebm, variant.ebm, f"variants.{model}.ebm"))
 
     def samples_of(self, variant: str) -> SamplesSettings | None:
-        """Stage `samples` of a variant; for the NVAE alone without the chain."""
+        """Stage `samples` of a model; without the chain where there is no energy."""
         if self.samples is None:
             return None
-        if variant == BASELINE:
-            return changed(self.samples, {"chain": {"steps": 0, "step_size": 1.0}}, BASELINE)
+        if self.stage_of(variant).name != "ebm":
+            return changed(self.samples, {"chain": {"steps": 0, "step_size": 1.0}}, variant)
         return changed(self.samples, self.variants[variant].samples, f"variants.{variant}.samples")
 
     @model_validator(mode="after")
@@ -132,8 +149,10 @@ class Experiment(Settings):
         for name in self.variants:
             if name in TAKEN:
                 raise ValueError(f"variants.{name}: this name belongs to something else in the results; choose another")
-            self.ebm_of(name)
+            stage = self.stage_of(name)
             self.samples_of(name)
+            if stage.name == "wgan" and (self.variants[name].ebm or self.variants[name].samples):
+                raise ValueError(f"variants.{name}: a GAN has no energy and no chain: expected wgan alone, found ebm or samples beside it")
         return self
 
     @model_validator(mode="after")
@@ -151,14 +170,20 @@ class Experiment(Settings):
         batches = {"nvae.training": self.nvae.training.batch}
         if self.ebm is not None and network.decoder != "normal":
             raise ValueError(f"nvae.network.decoder: the chain of stage ebm needs the decoder normal, found {network.decoder}")
-        sections = {"ebm": self.ebm, **{f"variants.{name}.ebm": self.ebm_of(name) for name in self.variants}}
-        for where, ebm in sections.items():
-            if ebm is None:
+        sections: dict[str, Settings | None] = {"ebm": self.ebm}
+        for name in self.variants:
+            stage = self.stage_of(name)
+            sections[f"variants.{name}.{stage.name}"] = stage.settings
+        for where, section in sections.items():
+            if not isinstance(section, EBMSettings | WGANSettings):
                 continue
-            halvings = len(set(ebm.network.down))
+            halvings = len(set(section.network.down))
             if facts.side < 2**halvings:
                 raise ValueError(f"{where}.network.down: {facts.side}×{facts.side} images cannot be halved {halvings} times")
-            batches[f"{where}.training"] = ebm.training.batch
+            if isinstance(section, WGANSettings):
+                batches[where] = section.batch
+            else:
+                batches[f"{where}.training"] = section.training.batch
         if self.evaluation is not None:
             batches["evaluation.classifier"] = self.evaluation.classifier.batch
         for where, batch in batches.items():
@@ -210,6 +235,7 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 STAGES: dict[str, type[Settings]] = {
     "nvae": NVAESettings,
     "ebm": EBMSettings,
+    "wgan": WGANSettings,
     "samples": SamplesSettings,
     "evaluation": EvaluationSettings,
     "classifier": ClassifierSettings,

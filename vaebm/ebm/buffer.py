@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaebm import distributed
 from vaebm.config import UserError
 from vaebm.noise import derive
 
@@ -19,10 +20,9 @@ class ReplayBuffer:
     The pixels' noise is not kept: it starts anew with every chain. Entries are counted from the oldest, which is 0; they
     stay when they are replayed, and the oldest make room for new ones.
 
-    Each of several processes has a buffer of its own, with its part of the capacity and a seed of its own, and draws for its
-    own part of the batch; entries stay with the process that made them. The number of replayed chains is binomial on each
-    process, so it is binomial over the whole batch, with the same probability as on one. Which entries they are depends on
-    the number of processes; a training is continued with as many as it began with.
+    All of several processes hold the same buffer and make the same draws; each takes those of its own part of the batch, and
+    all see where the chains of all have ended. So a training is the same on any number of them, and the first process's
+    buffer in the checkpoint is everybody's, at the price of the whole buffer's memory in each of them.
 
     Args:
         shapes: (latents, h, w) of each latent group.
@@ -30,11 +30,12 @@ class ReplayBuffer:
         seed: of the draws.
         probability: that a chain is replayed, after the first `anneal_steps` iterations.
         anneal_steps: iterations over which the probability grows linearly from zero.
+        dtype: of the noise.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], capacity: int, *, seed: int, probability: float, anneal_steps: int):
+    def __init__(self, shapes: Sequence[Sequence[int]], capacity: int, *, seed: int, probability: float, anneal_steps: int, dtype: torch.dtype = torch.float32):
         self.capacity, self.seed, self.probability, self.anneal_steps = capacity, seed, probability, anneal_steps
-        self.eps = [torch.zeros(capacity, *shape) for shape in shapes]
+        self.eps = [torch.zeros(capacity, *shape, dtype=dtype) for shape in shapes]
         self.inserted = 0
 
     def __len__(self) -> int:
@@ -56,25 +57,31 @@ class ReplayBuffer:
         """Where the chains of iteration `step` start: replayed ones first, then fresh ones in the places that they have in `fresh`.
 
         Args:
-            fresh: fresh noise for the whole batch, one (B, latents, h, w) per group.
+            fresh: fresh noise for this process's part of the batch, one (B, latents, h, w) per group.
 
         Raises:
             UserError: the buffer cannot hold a batch.
         """
-        batch = len(fresh[0])
+        batch = len(fresh[0]) * distributed.processes()
         if batch > self.capacity:
             raise UserError(
                 f"replay buffer: expected a capacity of at least the {batch} chains of an iteration, found {self.capacity}; choose a larger capacity"
             )
-        entries = self.draw(step, batch)
+        share = distributed.share(range(batch))
+        entries = self.draw(step, batch)[share.start : share.stop]
         rows = (self.inserted - len(self) + entries) % self.capacity
         return [torch.cat([kept[rows].to(new), new[len(rows) :]]) for kept, new in zip(self.eps, fresh, strict=True)]
 
     @torch.no_grad()
     def insert(self, eps: Sequence[Tensor]) -> None:
-        """Add where all chains of an iteration ended, one (B, latents, h, w) per group; the first chain is the oldest of them."""
-        rows = (self.inserted + torch.arange(len(eps[0]))) % self.capacity
-        for kept, new in zip(self.eps, eps, strict=True):
+        """Add where all chains of an iteration ended; the first chain is the oldest of them.
+
+        Args:
+            eps: of this process's part of the batch, one (B, latents, h, w) per group.
+        """
+        whole = [distributed.gather(part).flatten(0, 1) for part in eps]
+        rows = (self.inserted + torch.arange(len(whole[0]))) % self.capacity
+        for kept, new in zip(self.eps, whole, strict=True):
             kept[rows] = new.to(kept)
         self.inserted += len(rows)
 

@@ -44,35 +44,45 @@ def diagnose(
     steps: int,
     step_size: float,
     noise: NoiseSource,
+    batch: int | None = None,
 ) -> ChainDiagnostics:
     """Run the chains of `langevin` from `eps` with the same noise, and measure them.
 
     Args:
         potential: the chain's U(ε), (B,).
         eps: the start, one tensor per latent group, the pixels' last, each (B, …); two chains or more.
-        observe: the energies E(x), (B,), and the images, (B, C, H, W), at a state.
+        observe: the energies E(x), (B,), and the images, (B, C, H, W), at a state; called once at the start and after each step.
         steps: K.
         step_size: η.
         noise: as for `langevin`.
+        batch: chains computed at once, one after the other batch; None: all.
 
     Raises:
         UserError: the chains left the finite numbers.
     """
-    energies, start = observe(eps)
-    values, distances, acceptance = [energies], [energies.new_zeros(3, dtype=torch.float64)], []
-    for state, probability in transitions(potential, eps, steps=steps, step_size=step_size, noise=noise):
-        energies, images = observe(state.eps)
-        values.append(energies)
-        distances.append(torch.stack([rms_distance(state.eps[:-1], eps[:-1]), rms_distance(state.eps[-1:], eps[-1:]), rms_distance([images], [start])]))
-        acceptance.append(probability.mean().item())
-    energy, moved = torch.stack(values).double(), torch.stack(distances)
-    if not (energy.isfinite().all() and moved.isfinite().all()):
+    energies, squares, probabilities = list[Tensor](), list[Tensor](), list[Tensor]()
+    for index in torch.arange(len(eps[0])).split(batch or len(eps[0])):
+        begin, source = [part[index] for part in eps], noise.at([noise.index[i] for i in index])
+        first, images = observe(begin)
+        values, distances, accepted = [first], [first.new_zeros(3, len(index), dtype=torch.float64)], list[Tensor]()
+        for state, probability in transitions(potential, begin, steps=steps, step_size=step_size, noise=source):
+            energy, moved = observe(state.eps)
+            values.append(energy)
+            distances.append(
+                torch.stack([square_distance(state.eps[:-1], begin[:-1]), square_distance(state.eps[-1:], begin[-1:]), square_distance([moved], [images])])
+            )
+            accepted.append(probability)
+        energies.append(torch.stack(values).double())
+        squares.append(torch.stack(distances))
+        probabilities.append(torch.stack(accepted) if accepted else energies[-1][:0])
+    energy, distance = torch.cat(energies, dim=1), torch.cat(squares, dim=2).mean(dim=2).sqrt()  # (K + 1, B), (K + 1, 3)
+    if not (energy.isfinite().all() and distance.isfinite().all()):
         raise UserError(f"step_size: expected chains that stay finite over {steps} steps, found some that do not with {step_size:g}; choose a smaller one")
-    latents, pixel_noise, pixels = moved.T.tolist()
+    latents, pixel_noise, pixels = distance.T.tolist()
     return ChainDiagnostics(
-        chains=len(start),
+        chains=len(eps[0]),
         step_size=step_size,
-        acceptance=acceptance,
+        acceptance=torch.cat(probabilities, dim=1).mean(dim=1).tolist(),
         energy=energy.mean(dim=1).tolist(),
         autocorrelation=autocorrelation(energy).tolist(),
         moved_latents=latents,
@@ -95,7 +105,7 @@ def autocorrelation(values: Tensor) -> Tensor:
     return torch.where(variances > 0, covariances / variances, 1.0)
 
 
-def rms_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Root mean square difference over all values of two lists of tensors of equal shapes; a scalar in double precision."""
-    squares = torch.stack([(a.double() - b.double()).square().sum() for a, b in zip(one, other, strict=True)])
-    return (squares.sum() / sum(part.numel() for part in one)).sqrt()
+def square_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """Mean square difference of each chain over all values of two lists of tensors (B, …) of equal shapes; (B,) in double precision."""
+    squares = torch.stack([(a.double() - b.double()).square().flatten(1).sum(1) for a, b in zip(one, other, strict=True)])
+    return squares.sum(0) / sum(part[0].numel() for part in one)

@@ -1,16 +1,29 @@
-"""Contrastive divergence for the energy, its gradient clip, and when a training counts as diverged (VAEBM section 3.1)."""
+"""Contrastive divergence for the energy: its images and its loss, the clip of its gradient, the average of its weights (VAEBM section 3.1)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from vaebm.config import GuardSettings
+from vaebm.nvae.model import NVAE
+from vaebm.nvae.pixels import PixelNormal, quantize
+
+
+def positives(nvae: NVAE, images: Tensor, quantized: bool) -> Tensor:
+    """Training images (B, C, H, W) uint8 as the energy sees them, in [0, 1]: of the depth that the NVAE was trained on, or of 8 bits."""
+    like = nvae.prior_constant
+    x = images.to(like.device, like.dtype) / 255.0
+    return quantize(x, nvae.settings.bits) if quantized else x
+
+
+@torch.no_grad()
+def negatives(nvae: NVAE, eps_z: Sequence[Tensor], eps_x: Tensor, kind: Literal["sample", "mean"]) -> Tensor:
+    """The chains' images (B, C, H, W): decoder samples in [0, 1], or decoder means, which may leave it."""
+    pixels = cast(PixelNormal, nvae.decode(eps_z)[0])
+    return pixels.mean if kind == "mean" else pixels.sample(eps_x)
 
 
 class ContrastiveDivergence(NamedTuple):
@@ -94,45 +107,3 @@ class WeightAverage:
         self.updates = state["updates"]
         for mean, saved in zip(self.mean, state["mean"], strict=True):
             mean.copy_(saved)
-
-
-@dataclass
-class Guard:
-    """Tells when a training of the energy has diverged: too long a gap out of all proportion, or values that are not finite.
-
-    The raw gap misleads: it swings with the scale of the energy while the samples get better. In units of the energies'
-    own spread it says how well the energy tells data from chains; beyond a handful the chains no longer reach the data.
-
-    Attributes:
-        settings: limit and patience.
-        bad: iterations in a row that were beyond the limit.
-        reason: what was seen last, empty while all is well.
-    """
-
-    settings: GuardSettings
-    bad: int = 0
-    reason: str = ""
-
-    def watch(self, loss: float, gap: float, spread: float, gradient_norm: float) -> None:
-        """Take in one iteration."""
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            self.bad += 1
-            self.reason = f"loss {loss:.4g}, gradient norm {gradient_norm:.4g}"
-        elif abs(gap) > self.settings.gap_limit * spread:
-            self.bad += 1
-            self.reason = f"energy gap {gap:.4g} is beyond {self.settings.gap_limit:g} times the spread {spread:.4g}"
-        else:
-            self.bad, self.reason = 0, ""
-
-    @property
-    def diverged(self) -> bool:
-        """Whether it is time to stop."""
-        return self.bad >= self.settings.patience
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been seen so far."""
-        return {"bad": self.bad, "reason": self.reason}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what was seen."""
-        self.bad, self.reason = state["bad"], state["reason"]

@@ -1,44 +1,32 @@
-"""Stage `ebm`: training of the energy network on a frozen NVAE by contrastive divergence (VAEBM section 3.1, algorithm 1)."""
+"""Stage `ebm`: training of the energy network on a frozen NVAE (VAEBM section 3.1); what an iteration does stands in `trainer`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vaebm import plots
+from vaebm import distributed
 from vaebm.checkpoint import hash_tensors, load_model, save_model
 from vaebm.config import EBMSettings, EBMTrainingSettings, UserError
-from vaebm.data import ImageSet, open_images
+from vaebm.data import open_images
+from vaebm.ebm.guard import Guard
 from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.objective import Guard, WeightAverage, adaptive_clip, contrastive_divergence
-from vaebm.model import VAEBM
-from vaebm.noise import NoiseSource, derive
-from vaebm.nvae.layers import convolution_weights
+from vaebm.ebm.pictures import save_pictures
+from vaebm.ebm.selection import select
+from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
+from vaebm.ebm.trainer import Trainer, initialize
+from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
 from vaebm.runtime import place, prepare, seeded
 from vaebm.settings import read_settings
-from vaebm.spectral import SpectralPenalty
-from vaebm.training import Limits, Training, batch_indices
-
-INITIAL_BATCHES = 5
-"""Batches of training images that the data-dependent initialisation sees."""
+from vaebm.training import Limits, Training
 
 RECORD_EVERY = 5
 """Iterations between two lines of the history."""
-
-CURVES = {
-    "energy": ["energy_data", "energy_chains"],
-    "gap in units of the spread": ["gap_over_spread"],
-    "loss": ["loss"],
-    "gradient norm": ["gradient_norm"],
-    "spectral penalty": ["spectral"],
-    "learning rate": ["learning_rate"],
-}
 
 
 def learning_rate(step: int, training: EBMTrainingSettings) -> float:
@@ -48,47 +36,11 @@ def learning_rate(step: int, training: EBMTrainingSettings) -> float:
     return 0.5 * training.learning_rate * (1.0 + math.cos(math.pi * step / training.iterations))
 
 
-def negatives(model: VAEBM, eps_z: list[Tensor], eps_x: Tensor, kind: str) -> Tensor:
-    """The chains' images (B, C, H, W): decoder samples in [0, 1], or decoder means, which may leave it."""
-    with torch.no_grad():
-        pixels, _ = model.decode(eps_z)
-        return pixels.mean if kind == "mean" else pixels.sample(eps_x)
-
-
-class Snapshots:
-    """The energy's weights at a stated pace, kept until the guard is sure of them.
-
-    A snapshot becomes the good one when the training has gone on for the guard's patience without a bad iteration, so the
-    last good one is never from the slope that ended in a divergence.
-    """
-
-    def __init__(self, every: int, patience: int):
-        self.every, self.patience = every, patience
-        self.waiting: list[tuple[int, dict[str, Tensor]]] = []
-        self.good: tuple[int, dict[str, Tensor]] | None = None
-
-    def offer(self, iteration: int, weights: Callable[[], dict[str, Tensor]], healthy: bool) -> None:
-        """After `iteration` updates: take a snapshot where one is due, and confirm those that have proved good."""
-        if not healthy:
-            self.waiting = []
-        elif iteration % self.every == 0:
-            self.waiting.append((iteration, weights()))
-        while self.waiting and iteration - self.waiting[0][0] >= self.patience:
-            self.good = self.waiting.pop(0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All snapshots that are kept."""
-        return {"waiting": self.waiting, "good": self.good}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with those that were kept."""
-        self.waiting, self.good = [tuple(snapshot) for snapshot in state["waiting"]], state["good"]
-
-
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
     """Train the energy of the settings file and write model.pt, training.json, history.jsonl and pictures.
 
-    A training that diverges is stopped; its last good snapshot is the model, and training.json says so.
+    A training that diverges goes back to its last good snapshot as often as it is asked to, then stops; the model is one of
+    the last good snapshots, and training.json says what happened and which.
 
     Args:
         settings: ebm.yaml.
@@ -100,116 +52,134 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         UserError: images that do not fit the NVAE or the batch, or a training that diverged before its first good snapshot.
         Interrupted: stopped in time, to be resumed.
     """
-    device = prepare(threads, gpus)
+    device = prepare(threads, gpus, join=True)
     seed, stage = read_settings(settings, EBMSettings)
-    training, chain = stage.training, stage.chain
+    training = stage.training
+    distributed.check_share(training.batch, f"{settings}: ebm.training.batch")
     dataset = open_images(data)
     vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]
     if vae.shape != dataset.shape:
         raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
+    if vae.settings.decoder != "normal":
+        raise UserError(f"{nvae}: expected an NVAE with the decoder normal, which the chain needs, found {vae.settings.decoder}")
     images = dataset.split("train")[0].to(device)
     if training.batch > len(images):
         raise UserError(f"{settings}: ebm.training.batch: expected at most the {len(images)} training images, found {training.batch}")
 
-    def batch_of(step: int) -> Tensor:
-        chosen = batch_indices(step, training.batch, len(images), derive(seed, "ebm"))
-        return images[chosen].to(torch.float32).div_(255.0)
-
     with seeded(derive(seed, "energy")):
         energy = EnergyNetwork(stage.network, dataset.shape[0])
-    place(energy, device)
-    energy.initialize(torch.cat([batch_of(step) for step in range(min(INITIAL_BATCHES, len(images) // training.batch))]))
-    vaebm = VAEBM(vae, energy, stage.potential)
-    spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(device)
-    optimizer = torch.optim.Adam(energy.parameters(), lr=training.learning_rate, betas=(training.beta1, training.beta2), weight_decay=training.weight_decay)
-    average = WeightAverage(energy.parameters(), training.average_decay)
-    guard, snapshots = Guard(stage.guard), Snapshots(training.snapshot_every, stage.guard.patience)
-    names = [name for name, _ in energy.named_parameters()]
-
-    def averaged() -> dict[str, Tensor]:
-        return {name: mean.clone() for name, mean in zip(names, average.mean, strict=True)}
-
+    if training.precision == "float64":
+        vae, energy = vae.double(), energy.double()
+    initialize(place(energy, device), vae, images, stage, seed)
+    trainer = Trainer(vae, energy, stage, seed)
+    guard, snapshots = Guard(stage.guard), Snapshots(stage.guard.patience, stage.selection.candidates)
     run_state = Training(
         "ebm",
         model.parent,
         {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash},
         training.iterations,
-        {"energy": energy, "spectral": spectral, "optimizer": optimizer, "average": average, "guard": guard, "snapshots": snapshots},
+        {"trainer": trainer, "guard": guard, "snapshots": snapshots},
         limits,
     )
-    for step in run_state.steps():
-        noise = NoiseSource(seed, "chain", range(step * training.batch, (step + 1) * training.batch))
-        energy.requires_grad_(False)  # the chain needs the gradient of the images alone
-        eps_z, eps_x = vaebm.refine(*vaebm.noise_like_prior(noise), steps=chain.steps, step_size=chain.step_size, noise=noise)
-        energy.requires_grad_(True)
-
-        parts = contrastive_divergence(energy, batch_of(step), negatives(vaebm, eps_z, eps_x, stage.negatives), training.energy_penalty)
-        penalty = spectral()
-        optimizer.param_groups[0]["lr"] = rate = learning_rate(step, training)
-        optimizer.zero_grad(set_to_none=True)
-        (parts.loss + training.spectral_weight * penalty).backward()
-        gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in energy.parameters() if p.grad is not None])
-        loss, gap, spread, norm = torch.stack([parts.loss.detach(), parts.gap, parts.spread, gradient_norm]).tolist()
-        guard.watch(loss, gap, spread, norm)
-        if step % RECORD_EVERY == 0 or guard.diverged:
-            run_state.record(
-                energy_data=float(parts.positive.detach().mean()),
-                energy_chains=float(parts.negative.detach().mean()),
-                gap_over_spread=gap / max(spread, 1e-12),
-                spread=spread,
-                loss=loss,
-                gradient_norm=norm,
-                spectral=float(penalty.detach()),
-                learning_rate=rate,
-            )
-        if guard.diverged:
-            break
-        if math.isfinite(loss) and math.isfinite(norm):
-            if training.adaptive_clip:
-                adaptive_clip(optimizer)
-            optimizer.step()
-            average.update()
-        snapshots.offer(step + 1, averaged, healthy=guard.bad == 0)
-
-    if guard.bad == 0:
-        chosen, weights = run_state.step, averaged()
-    elif snapshots.good is not None:
-        chosen, weights = snapshots.good
-    else:
+    snapshots.folder = run_state.scratch / "snapshots"
+    events: list[dict[str, Any]] = run_state.extra.setdefault("events", [])
+    train(trainer, images, run_state, guard, snapshots, events)
+    if not snapshots.usable:
         raise UserError(
             f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: {guard.reason}; "
             "choose a smaller ebm.training.learning_rate or snapshot_every, or a larger spectral_weight or energy_penalty"
         )
-    status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.bad else "finished"
-    print(f"ebm: {status}; the model is the snapshot of iteration {chosen}", flush=True)
+    if distributed.rank() != 0:
+        return
+
+    energy.requires_grad_(False)
+    candidates = {snapshot.iteration: snapshot for snapshot in snapshots.usable}
+    selection = select(trainer.vaebm, candidates, lambda iteration: trainer.model(snapshots.read(candidates[iteration])), dataset, stage, seed)
+    weights = trainer.model(snapshots.read(candidates[selection.chosen]))
     energy.load_state_dict(weights)
-    save_pictures(vaebm, dataset, run_state, chain.steps, chain.step_size, seed)
-    save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), potential=stage.potential)
+    status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.bad else "finished"
+    print(f"ebm: {status}; the model is the snapshot of iteration {selection.chosen}", flush=True)
+    diagnostics = save_pictures(trainer.vaebm, dataset, run_state, stage, seed)
+    save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), potential=stage.potential, start=stage.start)
     run_state.finish(
         status=status,
-        snapshot=chosen,
+        snapshot=selection.chosen,
+        events=events,
+        selection=asdict(selection),
+        diagnostics=diagnostics,
         parameters=sum(p.numel() for p in energy.parameters()),
         model=hash_tensors(weights),
         device=str(device),
         threads=threads,
+        processes=distributed.processes(),
     )
 
 
-@torch.no_grad()
-def save_pictures(vaebm: VAEBM, dataset: ImageSet, run_state: Training, steps: int, step_size: float, seed: int) -> None:
-    """Curves of the training, and histograms of the energies of data and chains (the paper's check for overfitting)."""
-    folder, device = run_state.folder / "pictures", vaebm.device
-    run_state.write_history()
-    plots.training_curves(run_state.history, folder / "curves.png", CURVES)
-    noise = NoiseSource(seed, "pictures", range(500))
-    eps_z, eps_x = vaebm.noise_like_prior(noise)
-    moved_z, moved_x = vaebm.refine(eps_z, eps_x, steps=steps, step_size=step_size, noise=noise)
-    assert vaebm.energy is not None
-    images = {
-        "training images": dataset.split("train")[0][:500].to(device, torch.float32).div_(255.0),
-        "held-out images": dataset.split("heldout")[0][:500].to(device, torch.float32).div_(255.0),
-        "start of the chains": negatives(vaebm, eps_z, eps_x, "sample"),
-        "end of the chains": negatives(vaebm, moved_z, moved_x, "sample"),
-    }
-    energies = {name: vaebm.energy(x).cpu().double().numpy() for name, x in images.items()}
-    plots.histograms({"": energies}, folder / "energies.png", "energy E(x)", columns=1)
+def train(trainer: Trainer, images: Tensor, run_state: Training, guard: Guard, snapshots: Snapshots, events: list[dict[str, Any]]) -> None:
+    """The iterations that are left, and what is done when they go wrong.
+
+    Afterwards `guard` says whether the training ended well, `snapshots` which are good, and `events` what went wrong.
+
+    Args:
+        images: all training images, (N, C, H, W) uint8.
+    """
+    training, guarded = trainer.stage.training, trainer.stage.guard
+    if guarded.restarts and run_state.step == 0:
+        snapshots.write(BEGINNING, trainer.snapshot)
+
+    while True:
+        for step in run_state.steps():
+            rate = learning_rate(step, training) * guarded.restart_factor**trainer.restarts
+            seen = trainer.gradients(trainer.batch(step, images), step)
+            guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
+            if step % RECORD_EVERY == 0 or guard.diverged:
+                run_state.record(**seen._asdict(), gap_over_spread=seen.gap / max(seen.spread, 1e-12), learning_rate=rate)
+            if guard.diverged:
+                break
+            if seen.finite:
+                trainer.update(rate)
+            if guard.bad:
+                snapshots.doubt()
+            elif (step + 1) % training.snapshot_every == 0 or step + 1 == training.iterations:
+                snapshots.take(Snapshot(step + 1, trainer.restarts), trainer.snapshot)
+            snapshots.confirm(step + 1)
+        if not guard.diverged or trainer.restarts == guarded.restarts:
+            break
+        back = snapshots.last_good
+        trainer.restart(snapshots.read(back))
+        action = f"went back to iteration {back.iteration}, with another seed and {guarded.restart_factor**trainer.restarts:g} times the learning rate"
+        note(events, run_state.step, guard.reason, action)
+        guard.forget()
+        snapshots.doubt()
+        go_back(run_state, back.iteration)
+
+    if not guard.diverged:  # the last update may be the one that explodes
+        seen = trainer.gradients(trainer.batch(training.iterations, images), training.iterations)
+        guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
+    if guard.bad:
+        snapshots.doubt()
+        note(events, run_state.step, guard.reason, "stopped")
+    else:
+        snapshots.confirm_all()
+
+
+def go_back(run_state: Training, iteration: int) -> None:
+    """Continue the training after an earlier iteration, with the state as it is now.
+
+    That is saved at once, and what was saved before is dropped: checkpoints are ordered by their steps, so one from before a
+    restart would count as newer until the training has caught up with it.
+    """
+    records = [slot.with_suffix(".json") for slot in run_state.checkpoints.slots]
+    before = {path: path.read_bytes() for path in records if path.is_file()}
+    run_state.step = iteration
+    run_state.save()
+    if distributed.rank() == 0:
+        for path in [path for path, content in before.items() if path.read_bytes() == content]:
+            path.unlink()
+
+
+def note(events: list[dict[str, Any]], iteration: int, reason: str, action: str) -> None:
+    """Say what went wrong at an iteration and what was done, now and in training.json."""
+    events.append({"iteration": iteration, "reason": reason, "action": action})
+    if distributed.rank() == 0:
+        print(f"ebm: iteration {iteration}: {reason}: {action}", flush=True)

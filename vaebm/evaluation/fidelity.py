@@ -20,7 +20,6 @@ import vaebm.torchvision_operators  # noqa: F401  before torch-fidelity, which i
 
 # isort: split
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
@@ -30,6 +29,8 @@ from vaebm.checkpoint import load_model, writing
 from vaebm.config import UserError
 from vaebm.data import open_images
 from vaebm.evaluation.classifier import FEATURES, load_classifier, to_float
+from vaebm.frechet import Statistics as Statistics
+from vaebm.frechet import frechet_distance as frechet_distance
 
 LAYER = "features"
 BATCH = 500
@@ -113,25 +114,6 @@ class Extractor:
     def describe(self) -> dict[str, Any]:
         """What a figure has to say about its extractor."""
         return {"name": self.name, "weights": self.weights, "features": FEATURES, "torch-fidelity": TORCH_FIDELITY}
-
-
-class Statistics(NamedTuple):
-    """Mean (D,) and covariance (D, D) of features."""
-
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, features: NDArray[np.float64]) -> Statistics:
-        """Those of features (N, D)."""
-        found = fid_features_to_statistics(torch.from_numpy(features))
-        return cls(found["mu"], found["sigma"])
-
-
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½) of the normal distributions with these statistics."""
-    first, second = ({"mu": s.mean, "sigma": s.covariance} for s in (a, b))
-    return float(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
 
 
 def kid(a: NDArray[np.float64], b: NDArray[np.float64], subsets: int, size: int, seed: int) -> tuple[float, float]:

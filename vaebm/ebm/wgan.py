@@ -1,0 +1,169 @@
+"""Stage `wgan`: the NVAE's decoder as the generator of a Wasserstein GAN (VAEBM section 5.2, table 4; Gulrajani et al., 2017).
+
+The ablation's question is whether the decoder could simply be trained further against a critic, rather than be kept with an
+energy beside it. The critic is an energy network; low is data-like, as everywhere here.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaebm import plots
+from vaebm.checkpoint import hash_tensors, load_model, save_model
+from vaebm.config import UserError, WGANSettings
+from vaebm.data import open_images
+from vaebm.ebm.network import EnergyNetwork
+from vaebm.noise import NoiseSource, derive
+from vaebm.nvae.model import NVAE, load_nvae
+from vaebm.runtime import place, prepare, seeded
+from vaebm.settings import read_settings
+from vaebm.training import Limits, Training, batch_indices
+
+CURVES = {"critic: data minus generated": ["gap"], "gradient penalty": ["penalty"], "critic of generated images": ["critic_generated"]}
+
+RECORD_EVERY = 10
+
+
+class CriticLoss(NamedTuple):
+    """Parts of the critic's loss."""
+
+    loss: Tensor
+    """gap + weight · penalty, a scalar with gradient."""
+    gap: Tensor
+    """mean f(data) − mean f(generated), the negative estimate of the Wasserstein distance."""
+    penalty: Tensor
+    """mean (‖∇f‖ − 1)² between data and generated images."""
+
+
+def critic_loss(critic: nn.Module, data: Tensor, generated: Tensor, between: Tensor, weight: float) -> CriticLoss:
+    """Loss of the critic f, low for data.
+
+    Args:
+        data, generated: images (B, C, H, W) in [0, 1].
+        between: (B,) in [0, 1]: where on the line between each pair the gradient is taken.
+        weight: of the penalty.
+    """
+    gap = critic(data).mean() - critic(generated).mean()
+    mixed = torch.lerp(generated, data, between[:, None, None, None]).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+    penalty = (gradient.flatten(1).norm(dim=1) - 1.0).square().mean()
+    return CriticLoss(gap + weight * penalty, gap.detach(), penalty.detach())
+
+
+class Trainer:
+    """Generator and critic, and all that a step of their training changes.
+
+    Args:
+        nvae: in eval mode: its batch norms keep their statistics, as the samples of every variant see them.
+        critic: the energy network.
+        settings: of the stage.
+        seed: of the noise.
+    """
+
+    def __init__(self, nvae: NVAE, critic: EnergyNetwork, settings: WGANSettings, seed: int):
+        self.nvae, self.critic, self.settings, self.seed = nvae, critic, settings, seed
+        self.generator = nvae.decoder_parameters()
+        for parameter in self.generator:
+            parameter.requires_grad_(True)
+        betas = (settings.beta1, settings.beta2)
+        self.generator_optimizer = torch.optim.Adam(self.generator, lr=settings.learning_rate, betas=betas)
+        self.critic_optimizer = torch.optim.Adam(critic.parameters(), lr=settings.critic_learning_rate, betas=betas)
+
+    def generate(self, first: int, purpose: str) -> Tensor:
+        """Decoder means (batch, C, H, W) of noise with the global indices from `first`."""
+        index = range(first, first + self.settings.batch)
+        constant = self.nvae.prior_constant
+        eps = NoiseSource(self.seed, purpose, index).normal(self.nvae.latent_shapes, device=constant.device, dtype=constant.dtype)
+        return self.nvae.decode(eps)[0].mean
+
+    def critic_step(self, data: Tensor, step: int) -> CriticLoss:
+        """Update `step` of the critic, on a batch of the data."""
+        with torch.no_grad():
+            generated = self.generate(step * self.settings.batch, "critic")
+        (between,) = NoiseSource(self.seed, "between", [step]).uniform([(len(data),)], device=data.device, dtype=data.dtype)
+        parts = critic_loss(self.critic, data, generated, between[0], self.settings.gradient_penalty)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        parts.loss.backward()
+        self.critic_optimizer.step()
+        return parts
+
+    def generator_step(self, step: int) -> Tensor:
+        """Update `step` of the generator: its images get what the critic gives to data. The critic's mean value of them."""
+        self.critic.requires_grad_(False)
+        value = self.critic(self.generate(step * self.settings.batch, "generator")).mean()
+        self.generator_optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        self.generator_optimizer.step()
+        self.critic.requires_grad_(True)
+        return value.detach()
+
+
+def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
+    """Train the GAN of the settings file and write model.pt (an NVAE with the generator as its decoder), training.json, history.jsonl, pictures.
+
+    Args:
+        settings: wgan.yaml.
+        data: manifest of the data set.
+        nvae: model of the NVAE that the generator starts from.
+        model: where the model goes; the other files stand beside it.
+
+    Raises:
+        UserError: images that do not fit the NVAE or the batch, or a training that diverged.
+        Interrupted: stopped in time, to be resumed.
+    """
+    device = prepare(threads, gpus)
+    seed, stage = read_settings(settings, WGANSettings)
+    dataset = open_images(data)
+    vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]
+    if vae.shape != dataset.shape:
+        raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
+    images = dataset.split("train")[0].to(device)
+    if stage.batch > len(images):
+        raise UserError(f"{settings}: wgan.batch: expected at most the {len(images)} training images, found {stage.batch}")
+    with seeded(derive(seed, "critic")):
+        critic = place(EnergyNetwork(stage.network, dataset.shape[0]), device)
+    trainer = Trainer(vae, critic, stage, seed)
+
+    def batch_of(step: int) -> Tensor:
+        chosen = batch_indices(step, stage.batch, len(images), derive(seed, "wgan"))
+        return vae.as_input(images[chosen], NoiseSource(seed, "input", range(stage.batch)))
+
+    run_state = Training(
+        "wgan",
+        model.parent,
+        {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash},
+        stage.iterations,
+        {"nvae": vae, "critic": critic, "generator_optimizer": trainer.generator_optimizer, "critic_optimizer": trainer.critic_optimizer},
+        limits,
+    )
+    for step in run_state.steps():
+        for number in range(step * stage.critic_steps, (step + 1) * stage.critic_steps):
+            parts = trainer.critic_step(batch_of(number), number)
+        value = trainer.generator_step(step)
+        if step % RECORD_EVERY == 0:
+            figures = {"gap": float(parts.gap), "penalty": float(parts.penalty), "critic_generated": float(value)}
+            if not all(map(math.isfinite, figures.values())):
+                raise UserError(f"{settings}: the training diverged at iteration {step}: {figures}; choose a smaller wgan.learning_rate")
+            run_state.record(**figures)
+
+    vae.requires_grad_(False)
+    pictures = run_state.folder / "pictures"
+    run_state.write_history()
+    plots.training_curves(run_state.history, pictures / "curves.png", CURVES)
+    with torch.no_grad():
+        eps = NoiseSource(seed, "pictures", range(128)).normal(vae.latent_shapes, device=device)
+        plots.image_grid(vae.decode(eps)[0].mean.clamp(0, 1).cpu(), pictures / "samples.png")
+    weights = vae.state_dict()
+    save_model(model, "nvae", vae.settings.model_dump(), weights, shape=list(dataset.shape))
+    run_state.finish(
+        status="finished",
+        parameters=sum(parameter.numel() for parameter in trainer.generator),
+        model=hash_tensors(weights),
+        device=str(device),
+        threads=threads,
+    )
