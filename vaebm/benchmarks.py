@@ -68,6 +68,7 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
         "variant": first["variant"],
         "configuration": configuration,
         "metrics": figures,
+        "without": first["without"],
         "real": first["real"],
         **{key: first[key] for key in SAME},
         "commit": sorted({commit for run in runs for commit in run["commit"]}),

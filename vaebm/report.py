@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from vaebm.config import BASELINE
 from vaebm.paper import Paper
-from vaebm.table import LEGEND, MEASURED_HEADER, Measured, measured_cells, overview, paper_cells, paper_header, real_images
+from vaebm.table import LEGEND, MEASURED_HEADER, Measured, measured_cells, overview, paper_cells, paper_header, real_images, snapshots, without
 
 
 def _inline(path: Path) -> str | None:
@@ -41,16 +41,23 @@ def _pictures(folder: Path, variant: str, seed: int, record: dict[str, Any]) -> 
             Picture("Training of the NVAE", "Nats per image. Long curves: every value, faint, and a moving mean.", own / "curves.png", wide=True),
             Picture("Other pictures", sets, evaluation / "sets.png"),
         ]
+    elif not record["chain"]["steps"]:
+        wanted = [
+            Picture("Samples of the generator", "Decoder means for draws of the prior, after the decoder's training in the GAN.", evaluation / "samples.png"),
+            Picture("Training of the GAN", "What the critic tells data from generated images by.", own / "curves.png", wide=True),
+        ]
     else:
         steps = record["chain"]["steps"]
         after = f"The same chains, image by image, after {steps} Langevin steps."
         energies = "Training images, held-out images and chains after training: data of both kinds should coincide."
+        chains = "Acceptance that a Metropolis correction of the same steps would have, memory of the energy, and how far the chains move."
         curves = "Contrastive divergence: the energies of data and of chains should stay close together."
         wanted = [
             Picture("Before the chain", "Decoder means at the start of the chains: draws of the NVAE's prior.", evaluation / "before.png"),
             Picture("After the chain", after, evaluation / "after.png"),
             Picture("Chains, image by image", f"One chain a row: before the first step, then after each of the {steps}.", evaluation / "chain.png"),
             Picture("Energies", energies, own / "energies.png"),
+            Picture("Chains in figures", chains, own / "chains.png", wide=True),
             Picture("Training of the energy", curves, own / "curves.png", wide=True),
         ]
     wanted.append(Picture("Out-of-distribution detection", scores, evaluation / "ood.png", wide=True))
@@ -66,11 +73,12 @@ def _code(text: str) -> Markup:
 def _training(record: dict[str, Any]) -> list[str]:
     """How the variant's own training ended, one line a seed."""
     told = []
-    stage = "nvae" if record["variant"] == BASELINE else "ebm"
     for run in record["runs"]:
-        if training := run["training"].get(stage):
+        stage = list(run["training"])[-1]  # an energy's own training comes after its NVAE's
+        if training := run["training"][stage]:
             facts = [f"{name} {training[name]}" for name in ("status", "steps", "snapshot", "skipped_steps", "seconds") if name in training]
             told.append(f"seed {run['seed']}, {stage}: {', '.join(facts).replace('_', ' ')}")
+            told += [f"seed {run['seed']}, iteration {event['iteration']}: {event['reason']}: {event['action']}" for event in training.get("events", [])]
     return told
 
 
@@ -88,7 +96,7 @@ def page(measured: Measured, paper: Paper, experiments: Path, results: Path) -> 
                 "name": experiment,
                 "header": header,
                 "rows": rows,
-                "real": real_images(next(iter(variants.values()))),
+                "real": " ".join([real_images(next(iter(variants.values()))), *without(variants), *snapshots(variants)]),
                 "variants": shown,
                 "origin": [cells for record in variants.values() for cells in measured_cells(record)],
             }

@@ -115,6 +115,12 @@ def lines(measured: Measured, paper: Paper, experiments: Path) -> list[Line]:
         for variant, record in variants.items()
         for metric in record["metrics"]
     ]
+    found += [
+        Line(f"measured: {experiment}", variant, metric, note=reason)
+        for experiment, variants in measured.records.items()
+        for variant, record in variants.items()
+        for metric, reason in record["without"].items()
+    ]
     for table in paper.tables:
         for row in table.rows:
             for metric, figure in row.figures.items():
@@ -185,6 +191,35 @@ def overview(variants: dict[str, Record]) -> tuple[list[str], list[list[str]]]:
     return ["metric", *variants, "images"], rows
 
 
+def without(variants: dict[str, Record]) -> list[str]:
+    """Why figures of an experiment's variants are empty, a line for each reason."""
+    reasons = dict.fromkeys((variant, reason) for variant, record in variants.items() for reason in record["without"].values())
+    return [
+        f"{variant} has no {', '.join(metric for metric, why in variants[variant]['without'].items() if why == reason)}: {reason}."
+        for variant, reason in reasons
+    ]
+
+
+def snapshots(variants: dict[str, Record]) -> list[str]:
+    """Which snapshot each variant's energy is, by which rule, and what the last one had, a line for each seed."""
+    told = []
+    for variant, record in variants.items():
+        for run in record["runs"]:
+            selection = run["training"].get("ebm", {}).get("selection")
+            if selection is None:
+                continue
+            chosen, last = (selection["candidates"][str(selection[which])] for which in ("chosen", "last"))
+            beside = "the last one" if selection["chosen"] == selection["last"] else f"the last one, {selection['last']}, has {_distance(last)}"
+            told.append(
+                f"{variant}, seed {run['seed']}: the snapshot of iteration {selection['chosen']}, {_distance(chosen)}, {beside}. Rule: {selection['rule']}."
+            )
+    return told
+
+
+def _distance(value: float | None) -> str:
+    return "no distance (images that are not finite)" if value is None else f"distance {number(value)}"
+
+
 def markdown(measured: Measured, paper: Paper, experiments: Path) -> str:
     """The table as Markdown: what was measured, then the paper's tables."""
 
@@ -194,6 +229,7 @@ def markdown(measured: Measured, paper: Paper, experiments: Path) -> str:
     text = ["# Results", "", LEGEND, ""]
     for experiment, variants in measured.records.items():
         text += [f"## Measured: {experiment}", "", *table(*overview(variants)), "", real_images(next(iter(variants.values()))), ""]
+        text += [line for told in (*without(variants), *snapshots(variants)) for line in (told, "")]
         origin = [cells for record in variants.values() for cells in measured_cells(record)]
         text += ["Where each of these figures comes from:", "", *table(MEASURED_HEADER, origin), ""]
     text += [line for note in measured.notes for line in (note, "")]

@@ -24,6 +24,7 @@ RECORD = {
     "variant": "vaebm",
     "seed": 0,
     "metrics": {"FD-classifier": {"value": 40.0, "samples": 10000}, "AUROC-turned": {"value": 0.8, "samples": 297}},
+    "without": {},
     "real": {"FD-classifier": {"value": 8.7, "samples": 297}},
     "extractor": {"name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
     "chain": {"steps": 10, "step_size": 0.04, "potential": "noise"},
@@ -214,3 +215,13 @@ def test_the_paper_names_the_leaderboards():
     values = [(row.model, metric, figure.value) for row in leaderboards.rows for metric, figure in row.figures.items()]
     assert len(values) == 10 and all(row.answer for row in leaderboards.rows)
     assert ("CIFAR-10 (test)", "FID", 12.19) in values and ("Out-of-distribution detection, CelebA (test)", "AUROC-celeba", 0.77) in values
+
+
+def test_a_figure_that_a_variant_cannot_have_is_empty_with_the_reason(project):
+    """In the table of all lines, and below the table that is read."""
+    reason = "a generator has no posterior"
+    lacking = project.metrics(variant="wgan", metrics={"FD-classifier": {"value": 9.0, "samples": 10000}}, without={"ELBO": reason, "AUROC-turned": reason})
+    frame = project.run(project.metrics(), lacking)
+    rows = frame[(frame.model == "wgan") & (frame.metric == "ELBO")]
+    assert len(rows) == 1 and rows.measured.isna().all() and rows.note.tolist() == [reason]
+    assert f"wgan has no ELBO, AUROC-turned: {reason}." in (project.results / "benchmarks.md").read_text()

@@ -70,10 +70,20 @@ def test_distances_are_to_the_split_that_they_are_named_after():
     assert {figure["samples"] for figure in figures.values()} == {50}
 
 
-def test_an_energy_belongs_to_every_variant_but_the_baseline(tmp_path):
-    metrics = tmp_path / "digits" / "nvae" / "seed0" / "evaluation" / "metrics.json"
-    nothing = tmp_path / "none"
-    with pytest.raises(UserError, match="expected no energy for the variant nvae"):
-        stage.run(nothing, nothing, nothing, nothing, nothing, nothing, [], metrics)
-    with pytest.raises(UserError, match="expected an energy for the variant vaebm, found None"):
-        stage.run(nothing, nothing, nothing, None, nothing, nothing, [], tmp_path / "digits" / "vaebm" / "seed0" / "evaluation" / "metrics.json")
+def test_the_model_belongs_to_the_run(tmp_path):
+    """The energy of a VAEBM, the NVAE of the baseline, the generator of a GAN: what the samples came from stands beside the figures."""
+    metrics, nothing = tmp_path / "digits" / "vaebm" / "seed0" / "evaluation" / "metrics.json", tmp_path / "none"
+    for nvae, energy in ((tmp_path / "digits" / "nvae" / "seed0" / "model.pt", None), (nothing, tmp_path / "digits" / "vaebm" / "seed1" / "model.pt")):
+        with pytest.raises(UserError, match="expected the model of this run, seed0/model.pt of the variant vaebm, found .*seed[01]/model.pt"):
+            stage.run(nothing, nothing, nvae, energy, nothing, nothing, [], metrics)
+
+
+def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
+    """Nothing else is made up, and what is lacking is named."""
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    found = stage.scores(None, images, lambda x: torch.arange(len(x)))
+    assert list(found) == ["energy"] and found["energy"].tolist() == [0, -1, -2]
+    assert list(stage.ood_figures(found, {"turned": found}, 3)) == ["AUROC-turned-energy"]
+    assert stage.scores(None, images, None) == {}
+    assert stage.lacking(["turned"], "why") == dict.fromkeys(["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned"], "why")
+    assert stage.lacking(["turned"], "") == {}

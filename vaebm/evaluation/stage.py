@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaebm import VAEBM, plots, provenance
 from vaebm.checkpoint import load_model, write_json
-from vaebm.config import BASELINE, ChainSettings, EBMSettings, EvaluationSettings, NVAESettings, SamplesSettings, Settings, UserError
+from vaebm.config import STAGES, ChainSettings, EvaluationSettings, SamplesSettings, UserError
 from vaebm.data import open_images
 from vaebm.evaluation import fidelity, ood
 from vaebm.evaluation.classifier import to_float
@@ -93,22 +93,30 @@ def fidelity_figures(samples: Tensor, reference: fidelity.Reference, extractor: 
 
 
 @torch.no_grad()
-def scores(likelihood: Likelihood, images: Tensor, energy: Energy | None) -> Scores:
+def scores(likelihood: Likelihood | None, images: Tensor, energy: Energy | None) -> Scores:
     """Scores of images (N, C, H, W) uint8, higher for what looks in-distribution.
 
+    Args:
+        likelihood: log p(x) of the images; None for a model without.
+        energy: E(x); None for a model without.
+
     Returns:
-        "" → log p(x) − E(x) (the NVAE alone: log p(x)); with an energy also "energy" → −E(x), "likelihood" → log p(x).
+        "" → log p(x) − E(x), or log p(x) of a model without an energy; with an energy also "energy" → −E(x), and with both
+        "likelihood" → log p(x).
 
     Raises:
         UserError: a score is not finite.
     """
-    log_p = likelihood.importance.numpy()
-    if energy is None:
-        return {"": log_p}
-    energies = torch.cat([energy(batch) for batch in torch.split(images, fidelity.BATCH)]).double().numpy()
-    if not np.isfinite(log_p - energies).all():
-        raise UserError(f"evaluation: expected finite energies, found {np.sum(~np.isfinite(energies))} others: the training of the energy diverged")
-    return {"": log_p - energies, "energy": -energies, "likelihood": log_p}
+    found: Scores = {}
+    if energy is not None:
+        energies = torch.cat([energy(batch) for batch in torch.split(images, fidelity.BATCH)]).double().numpy()
+        if not np.isfinite(energies).all():
+            raise UserError(f"evaluation: expected finite energies, found {np.sum(~np.isfinite(energies))} others: the training of the energy diverged")
+        found["energy"] = -energies
+    if likelihood is not None:
+        log_p = likelihood.importance.numpy()
+        found = {"": log_p + found["energy"], **found, "likelihood": log_p} if found else {"": log_p}
+    return found
 
 
 def ood_figures(inside: Scores, outside: dict[str, Scores], samples: int) -> Figures:
@@ -121,7 +129,7 @@ def ood_figures(inside: Scores, outside: dict[str, Scores], samples: int) -> Fig
 
 
 def _ood_pictures(inside: Scores, outside: dict[str, Scores], figures: Figures, folder: Path) -> None:
-    whole = "log p(x) − E(x)" if len(inside) > 1 else "log p(x)"
+    whole = "log p(x) − E(x)" if "energy" in inside else "log p(x)"
     names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)"}
     panels = {}
     for name, found in outside.items():
@@ -154,8 +162,8 @@ def likelihood_figures(network: NVAE, held_out: Likelihood, train: Likelihood, d
     return figures
 
 
-def _training(model: Path, settings: Path, stage: type[Settings]) -> dict[str, Any]:
-    """What the stage that made `model` says of itself, but for its settings, which stand in their own file.
+def _training(model: Path) -> dict[str, dict[str, Any]]:
+    """The stage that made `model` → what it says of itself, but for its settings, which stand in their own file.
 
     Raises:
         UserError: there is no such record, or the settings were changed while the training ran.
@@ -163,12 +171,14 @@ def _training(model: Path, settings: Path, stage: type[Settings]) -> dict[str, A
     path = model.with_name("training.json")
     try:
         content = json.loads(path.read_text())
-        trained = content["settings"]
+        stage, trained = content["stage"], content["settings"]
+        expected = STAGES[stage]
     except (FileNotFoundError, ValueError, KeyError):
         raise UserError(f"{path}: expected the record of the training, found none or a damaged file; run the training again") from None
-    if trained != read_settings(settings, stage)[1].model_dump():
+    settings = model.with_name(f"{stage}.yaml")
+    if trained != read_settings(settings, expected)[1].model_dump():
         raise UserError(f"{model}: expected a model trained with {settings}, found one trained with other settings; remove it and run again")
-    return {key: value for key, value in content.items() if key not in {"settings", "data"}}
+    return {stage: {key: value for key, value in content.items() if key not in {"settings", "data"}}}
 
 
 def _origin(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,13 +187,20 @@ def _origin(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return {"commit": sorted({part["commit"] for part in parts}), "changed": "unknown" if "unknown" in changed else any(changed)}
 
 
+def lacking(ood_sets: Sequence[str], reason: str) -> dict[str, str]:
+    """The figures that a model without log p(x) has not, each with the reason; empty where it has all of them."""
+    names = ["ELBO", "ELBO-train", "log-likelihood", *(f"AUROC-{name}" for name in ood_sets)] if reason else []
+    return dict.fromkeys(names, reason)
+
+
 def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier: Path, reference: Path, shards: list[Path], metrics: Path) -> None:
     """Measure the samples and the models of one run; write `metrics`, and pictures/ beside it.
 
     Args:
         settings: evaluation.yaml.
         data: manifest of the images.
-        nvae: model file of the NVAE; energy: of the energy, None for the variant `nvae`.
+        nvae: model file of the NVAE, or of the NVAE whose decoder was trained further as a generator.
+        energy: model file of the energy; None for a model without.
         classifier: model file of the classifier; reference: what `fidelity.reference` wrote.
         shards: the samples; samples.yaml stands beside them.
         metrics: results/<experiment>/<variant>/seed<k>/evaluation/metrics.json.
@@ -192,8 +209,9 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         UserError: a file is missing, damaged, or does not belong to the others.
     """
     where = Run.of(metrics)
-    if (energy is None) != (where.variant == BASELINE):
-        raise UserError(f"{metrics}: expected {'no energy' if where.variant == BASELINE else 'an energy'} for the variant {where.variant}, found {energy}")
+    own = energy or nvae
+    if own.absolute().parent != where.folder:
+        raise UserError(f"{metrics}: expected the model of this run, {where.folder.name}/model.pt of the variant {where.variant}, found {own}")
     seed, chosen = read_settings(settings, EvaluationSettings)
     sampling_seed, sampling = read_settings(shards[0].with_name("samples.yaml"), SamplesSettings)
     images, extractor = open_images(data), fidelity.Extractor.of(classifier)
@@ -203,44 +221,48 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
     network, network_energy = model.nvae, model.energy
     energies = None if network_energy is None else lambda batch: network_energy(network.as_input(batch, NoiseSource(seed, "energy", range(len(batch)))))
 
+    trained = {**_training(nvae), **({} if energy is None else _training(energy))}
+    reason = "a generator has no posterior, and no estimate of log p(x)" if "wgan" in trained else model.without_likelihood
+
+    def likelihood_of(pixels: Tensor) -> Likelihood | None:
+        return None if reason else estimate(network, pixels, seed, draws)
+
     train, held_out = images.split("train")[0], images.split("heldout")[0]
     draws = chosen.elbo_samples
-    likelihoods = {name: estimate(network, split, seed, draws) for name, split in (("train", train), ("heldout", held_out))}
-    inside = scores(likelihoods["heldout"], held_out, energies)
+    held_out_likelihood, train_likelihood = likelihood_of(held_out), likelihood_of(train)
+    inside = scores(held_out_likelihood, held_out, energies)
     outside: dict[str, Scores] = {}
     shown = [held_out[:16]]
-    for name in chosen.ood:
+    for name in chosen.ood if inside else []:
         pixels = torch.from_numpy(ood.make(name, held_out.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
-        outside[name] = scores(estimate(network, pixels, seed, draws), pixels, energies)
+        outside[name] = scores(likelihood_of(pixels), pixels, energies)
         shown.append(pixels[:16])
-    figures = {
-        **fidelity_figures(samples, statistics, extractor, chosen, seed),
-        **likelihood_figures(network, likelihoods["heldout"], likelihoods["train"], draws),
-        **ood_figures(inside, outside, len(held_out)),
-    }
+    figures = fidelity_figures(samples, statistics, extractor, chosen, seed)
+    if held_out_likelihood is not None and train_likelihood is not None:
+        figures |= likelihood_figures(network, held_out_likelihood, train_likelihood, draws)
+    figures |= ood_figures(inside, outside, len(held_out))
 
     plots.image_grid(to_float(samples[:GRID]), pictures / "samples.png")
     if outside:
         plots.image_grid(to_float(torch.cat(shown)), pictures / "sets.png", columns=16)
         _ood_pictures(inside, outside, figures, pictures)
     models = {"nvae": load_model(nvae, "nvae")["hash"], "classifier": extractor.weights}
-    training = {"nvae": _training(nvae, nvae.with_name("nvae.yaml"), NVAESettings)}
     if energy is not None:
         models["energy"] = load_model(energy, "energy")["hash"]
-        training["ebm"] = _training(energy, energy.with_name("ebm.yaml"), EBMSettings)
         _chain_pictures(model, sampling_seed, sampling.chain, pictures)
     record = {
         "experiment": where.experiment,
         "variant": where.variant,
         "seed": seed,
         "metrics": figures,
+        "without": lacking(chosen.ood, reason),
         "real": {"FD-classifier": {"value": statistics.real, "samples": len(held_out)}},
         "extractor": extractor.describe(),
         "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind},
         "data": images.hash,
-        **_origin([*training.values(), provenance.commit()]),
+        **_origin([*trained.values(), provenance.commit()]),
         "versions": provenance.versions(),
         "models": models,
-        "training": training,
+        "training": trained,
     }
     write_json(metrics, record)

@@ -48,13 +48,15 @@ if lacking := [
     sys.exit("\n".join(lacking))
 
 
-TRAINED = sorted({variant for experiment in EXPERIMENTS.values() for variant in experiment.variants})
+def trained_by(stage):
+    """Pattern of the models that a stage trains; none of them: a pattern that nothing matches."""
+    return "|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.stage_of(model).name == stage}) or "(?!)"
 
 
 wildcard_constraints:
     dataset=r"\w+",
     experiment=r"[^/]+",
-    variant="|".join([BASELINE, *TRAINED]),
+    variant=r"\w+",
     seed=r"\d+",
     shard=r"\d{3}",
 
@@ -62,9 +64,7 @@ wildcard_constraints:
 def runs(pattern):
     """`pattern` for every experiment, variant and seed."""
     return [
-        path
-        for name, experiment in EXPERIMENTS.items()
-        for path in expand(pattern, experiment=name, variant=experiment.models, seed=SEEDS, allow_missing=True)
+        path for name, experiment in EXPERIMENTS.items() for path in expand(pattern, experiment=name, variant=experiment.models, seed=SEEDS, allow_missing=True)
     ]
 
 
@@ -90,12 +90,12 @@ def data_of(wildcards):
 
 
 def models_of(wildcards):
-    """The frozen models that a variant's samples come from."""
-    seed = f"seed{wildcards.seed}"
-    models = {"nvae": f"results/{wildcards.experiment}/{BASELINE}/{seed}/model.pt"}
-    if wildcards.variant != BASELINE:
-        models["energy"] = f"results/{wildcards.experiment}/{wildcards.variant}/{seed}/model.pt"
-    return models
+    """The frozen models that a variant's samples come from; the generator of a GAN is an NVAE of its own."""
+    model = f"results/{{}}/{{}}/seed{wildcards.seed}/model.pt"
+    own, nvae = (model.format(wildcards.experiment, name) for name in (wildcards.variant, BASELINE))
+    if EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name == "ebm":
+        return {"nvae": nvae, "energy": own}
+    return {"nvae": own}
 
 
 def energy_option(wildcards, input):

@@ -17,7 +17,7 @@ rule ebm:
     log:
         "results/{experiment}/{variant}/seed{seed}/ebm.log",
     wildcard_constraints:
-        variant="|".join(TRAINED),
+        variant=trained_by("ebm"),
     retries: 3  # as for the NVAE
     conda:
         "../../environment.yml"
@@ -29,4 +29,39 @@ rule ebm:
         runtime=need("ebm", "runtime"),
     shell:
         "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
+        " --threads {resources.torch_threads} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+
+
+# The ablation's GAN: its model is an NVAE whose decoder was trained further as a generator.
+rule wgan:
+    input:
+        unpack(data_of),
+        settings="results/{experiment}/{variant}/seed{seed}/wgan.yaml",
+        nvae="results/{experiment}/nvae/seed{seed}/model.pt",
+    output:
+        model="results/{experiment}/{variant}/seed{seed}/model.pt",
+        training="results/{experiment}/{variant}/seed{seed}/training.json",
+        history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
+        curves=report(
+            "results/{experiment}/{variant}/seed{seed}/pictures/curves.png",
+            caption="../report/wgan.rst",
+            category="Training",
+            subcategory="{experiment}",
+            labels={"stage": "wgan, {variant}", "seed": "{seed}"},
+        ),
+    log:
+        "results/{experiment}/{variant}/seed{seed}/wgan.log",
+    wildcard_constraints:
+        variant=trained_by("wgan"),
+    retries: 3  # as for the NVAE
+    conda:
+        "../../environment.yml"
+    threads: need("ebm", "threads")
+    resources:
+        torch_threads=need("ebm", "threads"),
+        gpu=need("ebm", "gpu"),
+        mem_mb=need("ebm", "mem_mb"),
+        runtime=need("ebm", "runtime"),
+    shell:
+        "python -m vaebm wgan {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
         " --threads {resources.torch_threads} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
