@@ -104,9 +104,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[rank()]
+        return total(gradient)[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
@@ -124,9 +122,25 @@ def mean(x: Tensor) -> Tensor:
     """Mean of `x` over the processes, without gradient; `x` is left as it was."""
     if processes() == 1:
         return x.detach()
-    total = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total.div_(processes())
+    return total(x).div_(processes())
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum of `x` over the processes, without gradient; `x` is left as it was."""
+    if processes() == 1:
+        return x.detach()
+    summed = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(summed)
+    return summed
+
+
+def collect(x: Tensor) -> Tensor | None:
+    """The tensors `x` of all processes, (processes, *x.shape), in the first one; None in the others, which need no room for them."""
+    if processes() == 1:
+        return x[None]
+    gathered = x.new_empty((processes(), *x.shape)) if rank() == 0 else None
+    dist.gather(x.contiguous(), None if gathered is None else list(gathered.unbind()))
+    return gathered
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

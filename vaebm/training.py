@@ -153,10 +153,8 @@ class Training:
 
     def save(self) -> None:
         """Save the whole state, and bring history.jsonl up to it; the first process does. What is not finite is not saved: the last good state stays."""
-        if distributed.rank() > 0:
-            return
-        state = {name: part.state_dict() for name, part in self.state.items()}
-        if not _finite(state):
+        state = {name: part.state_dict() for name, part in self.state.items()}  # in every process: some is kept in shares
+        if distributed.rank() > 0 or not _finite(state):
             return
         self.checkpoints.save(
             self.step,

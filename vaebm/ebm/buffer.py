@@ -20,9 +20,8 @@ class ReplayBuffer:
     The pixels' noise is not kept: it starts anew with every chain. Entries are counted from the oldest, which is 0; they
     stay when they are replayed, and the oldest make room for new ones.
 
-    All of several processes hold the same buffer and make the same draws; each takes those of its own part of the batch, and
-    all see where the chains of all have ended. So a training is the same on any number of them, and the first process's
-    buffer in the checkpoint is everybody's, at the price of the whole buffer's memory in each of them.
+    Each of several processes keeps its share of the entries, all make the same draws, and they exchange what was drawn. So a
+    training is the same on any number of them, and a checkpoint can be continued by another number.
 
     Args:
         shapes: (latents, h, w) of each latent group.
@@ -35,7 +34,7 @@ class ReplayBuffer:
 
     def __init__(self, shapes: Sequence[Sequence[int]], capacity: int, *, seed: int, probability: float, anneal_steps: int, dtype: torch.dtype = torch.float32):
         self.capacity, self.seed, self.probability, self.anneal_steps = capacity, seed, probability, anneal_steps
-        self.eps = [torch.zeros(capacity, *shape, dtype=dtype) for shape in shapes]
+        self.eps = [torch.zeros(-(-capacity // distributed.processes()), *shape, dtype=dtype) for shape in shapes]
         self.inserted = 0
 
     def __len__(self) -> int:
@@ -68,9 +67,20 @@ class ReplayBuffer:
                 f"replay buffer: expected a capacity of at least the {batch} chains of an iteration, found {self.capacity}; choose a larger capacity"
             )
         share = distributed.share(range(batch))
-        entries = self.draw(step, batch)[share.start : share.stop]
-        rows = (self.inserted - len(self) + entries) % self.capacity
-        return [torch.cat([kept[rows].to(new), new[len(rows) :]]) for kept, new in zip(self.eps, fresh, strict=True)]
+        rows = (self.inserted - len(self) + self.draw(step, batch)) % self.capacity
+        own, places = self._own(rows)
+        started = []
+        for kept, new in zip(self.eps, fresh, strict=True):
+            drawn = kept.new_zeros(len(rows), *kept.shape[1:])
+            drawn[own] = kept[places]
+            replayed = distributed.total(drawn)[share.start : share.stop]
+            started.append(torch.cat([replayed.to(new), new[len(replayed) :]]))
+        return started
+
+    def _own(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of these rows of the whole buffer this process keeps, and where: the rows are dealt out like cards."""
+        own = rows % distributed.processes() == distributed.rank()
+        return own, rows[own] // distributed.processes()
 
     @torch.no_grad()
     def insert(self, eps: Sequence[Tensor]) -> None:
@@ -79,18 +89,20 @@ class ReplayBuffer:
         Args:
             eps: of this process's part of the batch, one (B, latents, h, w) per group.
         """
-        whole = [distributed.gather(part).flatten(0, 1) for part in eps]
-        rows = (self.inserted + torch.arange(len(whole[0]))) % self.capacity
-        for kept, new in zip(self.eps, whole, strict=True):
-            kept[rows] = new.to(kept)
+        rows = (self.inserted + torch.arange(len(eps[0]) * distributed.processes())) % self.capacity
+        own, places = self._own(rows)
+        for kept, part in zip(self.eps, eps, strict=True):
+            kept[places] = distributed.gather(part).flatten(0, 1)[own.to(part.device)].to(kept)
         self.inserted += len(rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Entries, and how many there have ever been, which says where the oldest stands."""
-        return {"eps": self.eps, "inserted": self.inserted}
+        """Entries of all processes, in the first one's, and how many there have ever been, which says where the oldest stands."""
+        shares = [distributed.collect(kept) for kept in self.eps]
+        return {"eps": [None if share is None else share.transpose(0, 1).flatten(0, 1)[: self.capacity] for share in shares], "inserted": self.inserted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with saved entries."""
         self.inserted = state["inserted"]
         for kept, saved in zip(self.eps, state["eps"], strict=True):
-            kept.copy_(saved)
+            own = saved[distributed.rank() :: distributed.processes()]
+            kept[: len(own)] = own
