@@ -33,6 +33,9 @@ class VAEBM:
         potential: the chain's U(ε). `noise`: E(x) + ½‖ε_z‖² + ½‖ε_x‖², the exact law of the model in noise space.
             `density`: E(x) − log p(z) − log p(x|z), the published program's.
         steps, step_size: of the test chain, where `sample` is not given others.
+
+    Raises:
+        UserError: an energy on an NVAE without a Gaussian decoder.
     """
 
     without_likelihood = ""
@@ -46,6 +49,8 @@ class VAEBM:
         steps: int = 0,
         step_size: float = 1.0,
     ):
+        if energy is not None and isinstance(nvae, NVAE) and nvae.settings.decoder != "normal":
+            raise UserError(f"expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}")
         self.nvae, self.energy, self.kind = nvae, energy, potential
         self.steps, self.step_size = steps, step_size
 
@@ -82,9 +87,9 @@ class VAEBM:
         vae = load_nvae(nvae, device)
         if energy is None:
             return cls(vae, None)
+        content = load_model(energy, "energy")
         if vae.settings.decoder != "normal":
             raise UserError(f"{nvae}: expected an NVAE with the decoder normal, which the chain needs, found {vae.settings.decoder}")
-        content = load_model(energy, "energy")
         return pair(vae, load_energy(energy, device), content["potential"], content.get("start", "prior"))
 
     @property
@@ -125,13 +130,13 @@ class VAEBM:
 
     @torch.no_grad()
     def images(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
-        """Decoder means, clamped to [0, 1], after the test chain; one image per index of `noise`, (B, C, H, W) float32."""
+        """Decoder means, clamped to [0, 1], after the test chain; one image per index of `noise`, (B, C, H, W) of the weights' type."""
         steps, step_size = self._chain(steps, step_size)
         eps_z, _ = self.refine(*self.noise_like_prior(noise), steps=steps, step_size=step_size, noise=noise)
         return self.nvae.decode(eps_z)[0].mean.clamp(0.0, 1.0)
 
     def sample(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500) -> Tensor:
-        """Draw images (count, C, H, W) float32 in [0, 1].
+        """Draw images (count, C, H, W) in [0, 1], float32, or float64 where the model was made `.double()`.
 
         Args:
             count: number of images.

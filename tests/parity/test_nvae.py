@@ -125,14 +125,15 @@ def test_initial_values() -> None:
     converted = official.read(DATA / "nvae_cifar_checkpoint.pt")
     fresh = torch.load(DATA / "nvae_cifar_fresh.pt", weights_only=True)
     nvae = NVAE(converted.settings, converted.shape)
-    ours = nvae.state_dict()
+    ours = {name: value.clone() for name, value in nvae.state_dict().items()}
     nvae.load_state_dict({converted.names[name]: value for name, value in fresh.items()}, strict=False)
     shifts = {cell.shift for cell in nvae.modules() if isinstance(cell, FlowCell)}
     for name, layer in nvae.named_modules():
         if isinstance(layer, NormalizedConv2d):
-            weight = layer.weight if layer.mask is None else layer.weight * layer.mask
-            expected = torch.log(weight.flatten(1).norm(dim=1) + 1e-2) + (math.log(0.1) if layer in shifts else 0.0)
-            torch.testing.assert_close(layer.log_weight_norm.flatten(), expected, rtol=1e-5, atol=1e-5)
+            for weight, log_norm in ((layer.weight, layer.log_weight_norm), (ours[f"{name}.weight"], ours[f"{name}.log_weight_norm"])):
+                seen = weight if layer.mask is None else weight * layer.mask
+                expected = torch.log(seen.flatten(1).norm(dim=1) + 1e-2) + (math.log(0.1) if layer in shifts else 0.0)
+                torch.testing.assert_close(log_norm.flatten(), expected, rtol=1e-5, atol=1e-5)
             for own in (ours[f"{name}.weight"], layer.weight):  # uniform, to the same bound: both come near it, neither passes
                 bound = 1.0 / math.sqrt(own[0].numel())
                 assert own.abs().max() <= bound and own.std().item() == pytest.approx(bound / math.sqrt(3), rel=6 / math.sqrt(own.numel()))

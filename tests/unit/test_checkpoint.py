@@ -120,3 +120,12 @@ def test_every_epoch_takes_every_image_once() -> None:
     again = torch.cat([batch_indices(step, 4, 10, seed=0) for step in (2, 3)])
     assert not torch.equal(epoch, again)
     assert torch.equal(batch_indices(3, 4, 10, seed=0), again[4:])
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "folder", tmp_path / "file" / "model.pt"):
+        with pytest.raises(UserError, match=f"^{path}: cannot be written: .*; choose another place, or make room there$"):
+            save_model(path, "nvae", {}, {})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]

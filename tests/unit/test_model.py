@@ -63,7 +63,8 @@ def small(architecture: str = "res_bnswish", **changes: object) -> VAEBM:
     }
     nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "architecture": architecture} | changes), (1, 8, 8))
     energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[0]), 1)
-    return VAEBM(nvae.eval().requires_grad_(False), energy.requires_grad_(False), steps=3, step_size=0.01)
+    pair = None if changes.get("decoder") else energy.requires_grad_(False)
+    return VAEBM(nvae.eval().requires_grad_(False), pair, steps=3, step_size=0.01)
 
 
 def test_chain_reaches_the_gaussian_law_of_the_model() -> None:
@@ -171,12 +172,22 @@ def test_energy_and_likelihood_see_the_depth_of_the_nvae() -> None:
     torch.testing.assert_close(low, model.log_likelihood(levels / 31) - model.energy(levels / 31))
 
 
+def save_energy(folder: Path) -> Path:
+    """A model file of a random energy."""
+    energy = small().energy
+    assert isinstance(energy, EnergyNetwork)
+    save_model(folder / "energy.pt", "energy", energy.settings.model_dump(), energy.state_dict(), shape=[1, 8, 8], potential="noise")
+    return folder / "energy.pt"
+
+
 def test_an_energy_needs_a_gaussian_decoder(tmp_path: Path) -> None:
     """A chain moves the noise of the pixels; of the NVAE alone every decoder has samples and a likelihood."""
     model = small(decoder="bernoulli")
     save_model(tmp_path / "nvae.pt", "nvae", model.nvae.settings.model_dump(), model.nvae.state_dict(), shape=[1, 8, 8])
     with pytest.raises(UserError, match="nvae.pt: expected an NVAE with the decoder normal, which the chain needs, found bernoulli"):
-        VAEBM.load(tmp_path / "nvae.pt", tmp_path / "energy.pt")
+        VAEBM.load(tmp_path / "nvae.pt", save_energy(tmp_path))
+    with pytest.raises(UserError, match="expected an NVAE with the decoder normal, which the chain needs, found bernoulli"):
+        VAEBM(model.nvae, nn.Identity())
     x = torch.rand(3, 1, 8, 8).round()
     torch.testing.assert_close(VAEBM.load(tmp_path / "nvae.pt", None).score(x), model.log_likelihood(x))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vaebm.checkpoint import Checkpoints, hash_tensors, save_model
-from vaebm.config import NVAENetworkSettings, NVAETrainingSettings
+from vaebm.config import NVAENetworkSettings, NVAETrainingSettings, UserError
 from vaebm.noise import NoiseSource
 from vaebm.nvae.distributions import soft_clamp
 from vaebm.nvae.flows import FlowCell
@@ -322,3 +322,23 @@ def test_learning_rate_as_published() -> None:
         assert ours[10 * epoch] == ours[10 * epoch + 9] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
         optimizer.step()
         scheduler.step()
+
+
+def test_images_and_noise_of_other_shapes_are_named() -> None:
+    nvae = build()
+    eps = NoiseSource(0, "test", range(2)).normal(nvae.latent_shapes, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"expected images \(B, 1, 8, 8\), found \(2, 1, 7, 8\)"):
+        nvae(torch.rand(2, 1, 7, 8, dtype=torch.float64), eps=eps)
+    for wrong in (eps[1:], eps[::-1], [each[:, 1:] for each in eps]):
+        with pytest.raises(ValueError, match="expected noise of the shapes .*, one for each latent group, found"):
+            nvae.decode(wrong)
+
+
+def test_a_model_file_of_another_version_is_one_line(tmp_path: Path) -> None:
+    nvae = build()
+    network, weights = nvae.settings.model_dump(), nvae.state_dict()
+    for number, (content, state) in enumerate((({}, weights), (network | {"gone": 1}, weights), (network, {}))):
+        save_model(tmp_path / f"{number}.pt", "nvae", content, state, shape=[1, 8, 8])
+        with pytest.raises(UserError, match=f"{number}.pt: expected an NVAE of this version, found one with other settings or weights") as error:
+            load_nvae(tmp_path / f"{number}.pt")
+        assert len(str(error.value).splitlines()) == 1

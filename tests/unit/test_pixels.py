@@ -13,7 +13,7 @@ from torch.distributions import Bernoulli
 
 from vaebm.config import NVAENetworkSettings
 from vaebm.noise import NoiseSource
-from vaebm.nvae.pixels import PixelBernoulli, PixelLogisticMixture, PixelNormal, logit_channels, pixels_of, quantize
+from vaebm.nvae.pixels import PixelBernoulli, PixelLogisticMixture, PixelNormal, Pixels, logit_channels, pixels_of, quantize
 
 DOUBLE = torch.float64
 
@@ -45,6 +45,19 @@ def test_normal_is_a_density_of_the_rescaled_image() -> None:
     y = torch.linspace(-4, 4, 4001, dtype=DOUBLE)
     density = PixelNormal(logits).log_prob(((y + 1) / 2).reshape(-1, 1, 1, 1)).exp().flatten()
     assert torch.trapezoid(density, y).item() == pytest.approx(1.0, abs=1e-9)
+
+
+def drawn(pixels: Pixels, purpose: str = "test", temperature: float = 1.0) -> torch.Tensor:
+    """A sample of each distribution of the batch, with noise of its kind."""
+    count, *shape = pixels.mean.shape
+    noise = NoiseSource(0, purpose, range(count))
+    if isinstance(pixels, PixelNormal):
+        return pixels.sample(noise.normal([shape], dtype=DOUBLE)[0], temperature)
+    if isinstance(pixels, PixelBernoulli):
+        return pixels.sample(noise.uniform([shape], dtype=DOUBLE)[0], temperature)
+    assert isinstance(pixels, PixelLogisticMixture)
+    uniforms = noise.uniform([pixels.mixture_logits.shape[1:], shape], dtype=DOUBLE)
+    return pixels.sample([1e-5 + (1 - 2e-5) * uniform for uniform in uniforms], temperature)
 
 
 def test_normal_mean_may_leave_the_range_and_samples_may_not() -> None:
@@ -233,7 +246,7 @@ def test_mixture_samples_have_the_probabilities_of_their_levels() -> None:
     logits, side = mixture(5, 2, log_scale=-0.5), 200
     parts(logits)[:, 2] = 0
     pixels = PixelLogisticMixture(logits.expand(-1, -1, side, side), bits=2)
-    levels = (3 * pixels.draw(NoiseSource(0, "test", range(1)))).round().long()[0].flatten(1)
+    levels = (3 * drawn(pixels)).round().long()[0].flatten(1)
     found = torch.bincount(16 * levels[0] + 4 * levels[1] + levels[2], minlength=64)
     colours = torch.tensor(list(itertools.product(grid(2).tolist(), repeat=3)), dtype=DOUBLE)[:, :, None, None]
     expected = PixelLogisticMixture(logits.expand(64, -1, -1, -1), bits=2).log_prob(colours).exp().flatten() * side**2
@@ -249,7 +262,7 @@ def test_mixture_chooses_components_by_their_weights(temperature: float) -> None
     logits[0, :3, 0, 0] = torch.tensor([0.3, -0.7, 1.0])
     parts(logits)[:, 0] = torch.tensor([-0.8, 0.0, 0.8], dtype=DOUBLE)[:, None, None]
     parts(logits)[:, 2] = 0
-    image = PixelLogisticMixture(logits.expand(-1, -1, side, side)).draw(NoiseSource(0, "test", range(1)), temperature)
+    image = drawn(PixelLogisticMixture(logits.expand(-1, -1, side, side)), temperature=temperature)
     component = (2.5 * (image - 0.1)).round().long()[0]
     assert (component[0] == component[1]).all() and (component[0] == component[2]).all()  # one component for all colours
     weights = torch.softmax(logits[0, :3, 0, 0] / temperature, 0)
@@ -269,7 +282,7 @@ def test_bernoulli_against_torch() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_bernoulli_samples_have_the_probability_of_their_mean(temperature: float) -> None:
     logits = torch.tensor([-2.0, -0.5, 0.0, 1.0], dtype=DOUBLE).reshape(1, 4, 1, 1).expand(-1, -1, 100, 100)
-    image = PixelBernoulli(logits).draw(NoiseSource(0, "test", range(1)), temperature)
+    image = drawn(PixelBernoulli(logits), temperature=temperature)
     assert set(image.unique().tolist()) == {0.0, 1.0}
     p = torch.sigmoid(logits[0, :, 0, 0] / temperature)
     assert ((image.mean((0, 2, 3)) - p).abs() < 4 * (p * (1 - p) / 1e4).sqrt()).all()
@@ -283,21 +296,21 @@ def network(**changes: object) -> NVAENetworkSettings:
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected", "channels", "discrete"),
+    ("changes", "expected", "channels"),
     [
-        ({"decoder": "normal"}, PixelNormal, 6, False),
-        ({"decoder": "logistic_mixture", "mixtures": 4, "bits": 5}, PixelLogisticMixture, 40, True),
-        ({"decoder": "bernoulli"}, PixelBernoulli, 3, True),
+        ({"decoder": "normal"}, PixelNormal, 6),
+        ({"decoder": "logistic_mixture", "mixtures": 4, "bits": 5}, PixelLogisticMixture, 40),
+        ({"decoder": "bernoulli"}, PixelBernoulli, 3),
     ],
 )
-def test_likelihood_is_the_sum_over_the_image_without_its_border(changes: dict[str, object], expected: type, channels: int, discrete: bool) -> None:
+def test_likelihood_is_the_sum_over_the_image_without_its_border(changes: dict[str, object], expected: type, channels: int) -> None:
     """What stands in the border changes nothing; what stands in the middle is all that counts."""
     torch.manual_seed(0)
     cropped = network(crop=2, **changes)
     assert logit_channels(cropped, 3) == channels
     logits, x = torch.randn(2, channels, 8, 7, dtype=DOUBLE), torch.randint(0, 2, (2, 3, 8, 7)).double()
     pixels, whole = pixels_of(cropped, logits), pixels_of(network(**changes), logits)
-    assert type(pixels) is expected and pixels.discrete is discrete
+    assert type(pixels) is expected
     torch.testing.assert_close(whole.log_likelihood(x), whole.log_prob(x).flatten(1).sum(1))
     torch.testing.assert_close(pixels.log_likelihood(x), pixels_of(network(**changes), logits[..., 2:-2, 2:-2]).log_likelihood(x[..., 2:-2, 2:-2]))
     other = 1 - x
@@ -313,6 +326,6 @@ def test_samples_are_images_of_their_noise(changes: dict[str, object]) -> None:
     torch.manual_seed(0)
     settings = network(**changes)
     pixels = pixels_of(settings, torch.randn(3, logit_channels(settings, 3), 4, 4, dtype=DOUBLE))
-    first, again, other = (pixels.draw(NoiseSource(0, purpose, range(3))) for purpose in ("a", "a", "b"))
+    first, again, other = (drawn(pixels, purpose) for purpose in ("a", "a", "b"))
     assert first.shape == (3, 3, 4, 4) and first.dtype == DOUBLE and first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, again) and not torch.equal(first, other)

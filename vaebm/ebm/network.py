@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaebm.checkpoint import load_model
-from vaebm.config import EnergyNetworkSettings
+from vaebm.config import EnergyNetworkSettings, UserError
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.runtime import place
 
@@ -76,6 +76,9 @@ def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyN
         UserError: no such file, or not an energy network.
     """
     content = load_model(path, "energy")
-    energy = EnergyNetwork(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
-    energy.load_state_dict(content["weights"])
+    try:
+        energy = EnergyNetwork(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
+        energy.load_state_dict(content["weights"])
+    except (KeyError, ValueError, RuntimeError):
+        raise UserError(f"{path}: expected an energy network of this version, found one with other settings or weights; train or convert it again") from None
     return place(energy.requires_grad_(False).eval(), torch.device(device))

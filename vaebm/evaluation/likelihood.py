@@ -15,7 +15,7 @@ from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 
 BATCH = 250
-"""Images at once; fixed, since the last bits of a figure may depend on it."""
+"""Images of up to 32×32 pixels at once, of larger ones fewer; fixed, since the last bits of a figure may depend on it."""
 
 
 class Likelihood(NamedTuple):
@@ -39,7 +39,8 @@ def estimate(nvae: NVAE, images: Tensor, seed: int, samples: int) -> Likelihood:
         samples: draws per image.
     """
     elbos, bounds = [], []
-    for start, batch in zip(range(0, len(images), BATCH), torch.split(images, BATCH), strict=True):
+    at_once = max(min(BATCH, BATCH * 32 * 32 // (images.shape[2] * images.shape[3])), 1)
+    for start, batch in zip(range(0, len(images), at_once), torch.split(images, at_once), strict=True):
         index = range(start, start + len(batch))
         x, noise = nvae.as_input(batch, NoiseSource(seed, "score input", index)), NoiseSource(seed, "score", index)
         elbo, weights = torch.zeros(len(x), dtype=torch.float64), []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.checkpoint import load_model
-from vaebm.config import NVAENetworkSettings
+from vaebm.config import NVAENetworkSettings, UserError
 from vaebm.noise import NoiseSource
 from vaebm.nvae.cells import ARCHITECTURES, Operation, Resample, ResidualCell
 from vaebm.nvae.distributions import Normal
@@ -278,7 +278,9 @@ class NVAE(nn.Module):
             eps: noise of the posterior, one (B, latents, h, w) per group in decoding order; drawn from `noise` if None.
             noise: source of the noise where `eps` is None; `step` selects the draw.
         """
-        eps = self._noise(x, eps, noise, step)
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"expected images (B, {', '.join(map(str, self.shape))}), found {tuple(x.shape)}")
+        eps = self._checked(self._noise(x, eps, noise, step))
         draws = []
         state = self.prior_constant.expand(len(x), -1, -1, -1)
         for group, features, each in zip(self.groups, self.encode(x), eps, strict=True):
@@ -299,7 +301,7 @@ class NVAE(nn.Module):
             p(x|z), and log p(z) at that temperature, (B,).
         """
         log_p = []
-        state = self.prior_constant.expand(len(eps[0]), -1, -1, -1)
+        state = self.prior_constant.expand(len(self._checked(eps)[0]), -1, -1, -1)
         for group, draw in zip(self.groups, eps, strict=True):
             state = group.cells(state)
             prior = Normal(*group.prior(state), temperature)
@@ -310,6 +312,12 @@ class NVAE(nn.Module):
 
     def _pixels(self, state: Tensor) -> Pixels:
         return pixels_of(self.settings, _full(self.pixel_parameters(self.postprocess(state))))
+
+    def _checked(self, eps: Sequence[Tensor]) -> Sequence[Tensor]:
+        found = [tuple(each.shape[1:]) for each in eps]
+        if found != self.latent_shapes:
+            raise ValueError(f"expected noise of the shapes {self.latent_shapes}, one for each latent group, found {found}")
+        return eps
 
     def _noise(self, x: Tensor, eps: Sequence[Tensor] | None, noise: NoiseSource | None, step: int) -> Sequence[Tensor]:
         if eps is not None:
@@ -325,12 +333,15 @@ def _full(x: Tensor) -> Tensor:
 
 
 def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
-    """The trained NVAE in a model file: frozen, in eval mode.
+    """The trained NVAE in a model file: frozen, in eval mode, in single precision.
 
     Raises:
-        UserError: no such file, or not an NVAE.
+        UserError: no such file, or not an NVAE of this version.
     """
     content = load_model(path, "nvae")
-    nvae = NVAE(NVAENetworkSettings.model_validate(content["network"]), content["shape"])
-    nvae.load_state_dict(content["weights"])
+    try:
+        nvae = NVAE(NVAENetworkSettings.model_validate(content["network"]), content["shape"])
+        nvae.load_state_dict(content["weights"])
+    except (KeyError, ValueError, RuntimeError):
+        raise UserError(f"{path}: expected an NVAE of this version, found one with other settings or weights; train or convert it again") from None
     return place(nvae.requires_grad_(False).eval(), torch.device(device))

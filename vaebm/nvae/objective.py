@@ -75,4 +75,4 @@ def nelbo(output: NVAEOutput, x: Tensor, beta: float = 1.0, sizes: Tensor | None
 def batch_norm_penalty(module: nn.Module) -> Tensor:
     """Σ over batch norms of max |γ|; 0 where there are none."""
     largest = [layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]
-    return torch.stack(largest).sum() if largest else torch.zeros(())
+    return torch.stack(largest).sum() if largest else next(module.parameters()).new_zeros(())

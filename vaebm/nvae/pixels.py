@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vaebm.config.nvae import NVAENetworkSettings
-from vaebm.noise import NoiseSource
 from vaebm.nvae.distributions import Normal
 
 CHAIN_LOG_SIGMA_FLOOR = -2.0
@@ -37,9 +36,6 @@ class Pixels(ABC):
         crop: rows and columns at each border that only pad the image, left out of the likelihood.
     """
 
-    discrete: bool
-    """Whether the likelihood is a probability of grey levels, not a density."""
-
     def __init__(self, crop: int = 0):
         self.crop = crop
 
@@ -51,10 +47,6 @@ class Pixels(ABC):
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """Log probability or density of images `x` (B, C, H, W) in [0, 1], each pixel's: (B, C, H, W), or (B, H, W) over all colours."""
-
-    @abstractmethod
-    def draw(self, noise: NoiseSource, temperature: float = 1.0) -> Tensor:
-        """Images (B, C, H, W) in [0, 1], drawn with noise of `noise`."""
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """log p(x|z) of images `x` (B, C, H, W) in [0, 1], without the borders that only pad: (B,)."""
@@ -72,8 +64,6 @@ class PixelNormal(Pixels):
         log_sigma_floor: smallest log σ, none in the paper.
     """
 
-    discrete = False
-
     def __init__(self, logits: Tensor, log_sigma_floor: float | None = None, crop: int = 0):
         super().__init__(crop)
         self.m, self.ell = logits.chunk(2, dim=1)
@@ -87,11 +77,6 @@ class PixelNormal(Pixels):
     def sample(self, eps: Tensor, temperature: float = 1.0) -> Tensor:
         """Image (B, C, H, W) in [0, 1] for standard normal `eps` of that shape; saturated pixels have no gradient."""
         return 0.5 * self.normal.sample(temperature * eps).clamp(-1.0, 1.0) + 0.5
-
-    def draw(self, noise: NoiseSource, temperature: float = 1.0) -> Tensor:
-        """`sample` with noise of `noise`."""
-        (eps,) = noise.normal([self.m.shape[1:]], device=self.m.device, dtype=self.m.dtype)
-        return self.sample(eps, temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density of y = 2x − 1 for images `x`, elementwise (B, C, H, W)."""
@@ -109,8 +94,6 @@ class PixelLogisticMixture(Pixels):
         logits: (B, 10K, H, W): K mixture logits, then for each colour K means, K log scales and K raw coefficients.
         bits: depth of the images.
     """
-
-    discrete = True
 
     def __init__(self, logits: Tensor, bits: int = 8, crop: int = 0):
         super().__init__(crop)
@@ -143,7 +126,7 @@ class PixelLogisticMixture(Pixels):
         """Images (B, 3, H, W) in [0, 1], not rounded to grey levels.
 
         Args:
-            uniforms: in (0, 1): (B, K, H, W) that choose the component, (B, 3, H, W) that place the colours.
+            uniforms: between 1e-5 and 1 − 1e-5 as published: (B, K, H, W) that choose the component, (B, 3, H, W) that place the colours.
             temperature: t divides the mixture's logits and, as published, the logistic's scale: below 1 it widens.
         """
         choose, place = uniforms
@@ -152,12 +135,6 @@ class PixelLogisticMixture(Pixels):
         means, log_scales, coefficients = (part.gather(2, index)[:, :, 0] for part in (self.means, self.log_scales, self.coefficients))
         logistic = torch.log(place) - torch.log1p(-place)
         return self._colours(means + log_scales.exp() / temperature * logistic, coefficients)
-
-    def draw(self, noise: NoiseSource, temperature: float = 1.0) -> Tensor:
-        """`sample` with noise of `noise`, between 1e-5 and 1 − 1e-5."""
-        shapes = [self.mixture_logits.shape[1:], (3, *self.mixture_logits.shape[2:])]
-        uniforms = noise.uniform(shapes, device=self.means.device, dtype=self.means.dtype)
-        return self.sample([1e-5 + (1.0 - 2e-5) * uniform for uniform in uniforms], temperature)
 
     @property
     def mean(self) -> Tensor:
@@ -181,8 +158,6 @@ class PixelBernoulli(Pixels):
         logits: (B, C, H, W), of white.
     """
 
-    discrete = True
-
     def __init__(self, logits: Tensor, crop: int = 0):
         super().__init__(crop)
         self.logits = logits
@@ -195,11 +170,6 @@ class PixelBernoulli(Pixels):
     def sample(self, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
         """Images (B, C, H, W) of zeros and ones for `uniforms` in (0, 1) of that shape; the logits are divided by the temperature."""
         return (uniforms < torch.sigmoid(self.logits / temperature)).to(self.logits.dtype)
-
-    def draw(self, noise: NoiseSource, temperature: float = 1.0) -> Tensor:
-        """`sample` with noise of `noise`."""
-        (uniforms,) = noise.uniform([self.logits.shape[1:]], device=self.logits.device, dtype=self.logits.dtype)
-        return self.sample(uniforms, temperature)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log probability of `x` in {0, 1} (B, C, H, W), elementwise."""

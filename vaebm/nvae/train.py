@@ -14,7 +14,7 @@ from vaebm.checkpoint import hash_tensors, save_model
 from vaebm.config import NVAESettings, NVAETrainingSettings, UserError
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import NoiseSource, derive
-from vaebm.nvae.layers import convolution_weights, data_initialization
+from vaebm.nvae.layers import BatchNorm, convolution_weights, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo, norm_weight
 from vaebm.runtime import place, prepare, seeded
@@ -83,7 +83,7 @@ class Trainer:
         self.sizes = nvae.prior_constant.new_tensor(group_sizes(nvae.settings.groups)) if training.kl_balancing else None
         self.micro_batch = training.micro_batch or training.batch
         self.parameters = list(nvae.parameters())
-        self.statistics = [buffer for buffer in nvae.buffers() if buffer.is_floating_point()]
+        self.statistics = [buffer for layer in nvae.modules() if isinstance(layer, BatchNorm) for buffer in layer.buffers() if buffer.is_floating_point()]
 
     def beta(self, step: int) -> float:
         """The KL coefficient of a step."""
@@ -155,7 +155,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     device = prepare(threads, gpus, join=True)
     seed, stage = read_settings(settings, NVAESettings)
     training = stage.training
-    if training.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if training.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"{settings}: nvae.training.precision: this GPU has no bfloat16; choose float32")
     distributed.check_share(training.micro_batch or training.batch, f"{settings}: nvae.training.{'micro_batch' if training.micro_batch else 'batch'}")
     dataset = open_images(data)
@@ -188,6 +188,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     )
     skipped = run_state.extra.setdefault("skipped", {"in_a_row": 0, "in_all": 0})
     heldout_every = max(training.epochs // 20, 1)
+    at_once = trainer.micro_batch // distributed.processes()  # as many images as a training step holds here
 
     for step in run_state.steps():
         epoch, position = divmod(step, steps_per_epoch)
@@ -204,17 +205,17 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
         if position == 0:
             figures = {"loss": done.reconstruction + sum(done.kl), "reconstruction": done.reconstruction, "kl": sum(done.kl)}
             if epoch % heldout_every == 0:
-                figures["heldout"] = heldout_nelbo(nvae, dataset, seed)
+                figures["heldout"] = heldout_nelbo(nvae, dataset, seed, at_once)
             figures |= {"spectral": done.spectral, "batch_norm": done.batch_norm, "beta": trainer.beta(step), "learning_rate": rate}
             figures |= {f"kl_{group}": value for group, value in enumerate(done.kl)}
             run_state.record(**figures)
 
     nvae.eval()
     weights = nvae.state_dict()
-    heldout = heldout_nelbo(nvae, dataset, seed)
+    heldout = heldout_nelbo(nvae, dataset, seed, at_once)
     if distributed.rank() != 0:
         return
-    save_pictures(nvae, dataset, run_state, seed)
+    save_pictures(nvae, dataset, run_state, seed, at_once)
     save_model(model, "nvae", stage.network.model_dump(), weights, shape=list(dataset.shape))
     run_state.finish(
         status="finished",
@@ -229,13 +230,17 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
 
 
 @torch.no_grad()
-def heldout_nelbo(nvae: NVAE, dataset: ImageSet, seed: int) -> float:
-    """Negative ELBO of the held-out images, one draw of the posterior, nats per image; leaves the module's mode as it was."""
+def heldout_nelbo(nvae: NVAE, dataset: ImageSet, seed: int, batch: int) -> float:
+    """Negative ELBO of the held-out images, one draw of the posterior, nats per image; leaves the module's mode as it was.
+
+    Args:
+        batch: images at once.
+    """
     was_training = nvae.training
     nvae.eval()
     total, images = 0.0, dataset.split("heldout")[0]
-    for first in range(0, len(images), 500):
-        index = range(first, min(first + 500, len(images)))
+    for first in range(0, len(images), batch):
+        index = range(first, min(first + batch, len(images)))
         x = nvae.as_input(images[first : index.stop], NoiseSource(seed, "heldout input", index))
         total += float(nelbo(nvae(x, noise=NoiseSource(seed, "heldout", index)), x).loss) * len(x)
     nvae.train(was_training)
@@ -243,14 +248,19 @@ def heldout_nelbo(nvae: NVAE, dataset: ImageSet, seed: int) -> float:
 
 
 @torch.no_grad()
-def save_pictures(nvae: NVAE, dataset: ImageSet, run_state: Training, seed: int) -> None:
-    """Curves of the training, samples of the prior, and held-out images (odd rows) with their reconstructions (even rows)."""
+def save_pictures(nvae: NVAE, dataset: ImageSet, run_state: Training, seed: int, batch: int) -> None:
+    """Curves of the training, samples of the prior, and held-out images (odd rows) with their reconstructions (even rows); `batch` at once."""
     folder, constant = run_state.folder / "pictures", nvae.prior_constant
     run_state.write_history()
     plots.training_curves(run_state.history, folder / "curves.png", CURVES)
-    pixels, _ = nvae.decode(NoiseSource(seed, "pictures", range(128)).normal(nvae.latent_shapes, device=constant.device, dtype=constant.dtype))
-    plots.image_grid(pixels.mean.clamp(0, 1).cpu(), folder / "samples.png")
-    x = nvae.as_input(dataset.split("heldout")[0][:64], NoiseSource(seed, "heldout input", range(64)))
-    again = nvae(x, noise=NoiseSource(seed, "reconstructions", range(len(x)))).pixels.mean.clamp(0, 1)
-    rows = [row for pair in zip(x.split(16), again.split(16), strict=True) for row in pair]
+    samples, held_out, again = [], [], []
+    for index in (range(first, min(first + batch, 128)) for first in range(0, 128, batch)):
+        eps = NoiseSource(seed, "pictures", index).normal(nvae.latent_shapes, device=constant.device, dtype=constant.dtype)
+        samples.append(nvae.decode(eps)[0].mean.clamp(0, 1))
+    images = dataset.split("heldout")[0][:64]
+    for index in (range(first, min(first + batch, len(images))) for first in range(0, len(images), batch)):
+        held_out.append(nvae.as_input(images[index.start : index.stop], NoiseSource(seed, "heldout input", index)))
+        again.append(nvae(held_out[-1], noise=NoiseSource(seed, "reconstructions", index)).pixels.mean.clamp(0, 1))
+    plots.image_grid(torch.cat(samples).cpu(), folder / "samples.png")
+    rows = [row for pair in zip(torch.cat(held_out).split(16), torch.cat(again).split(16), strict=True) for row in pair]
     plots.image_grid(torch.cat(rows).cpu(), folder / "reconstructions.png")
