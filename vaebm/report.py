@@ -96,7 +96,7 @@ def page(measured: Measured, paper: Paper, experiments: Path, results: Path) -> 
                 "name": experiment,
                 "header": header,
                 "rows": rows,
-                "real": " ".join([real_images(next(iter(variants.values()))), *without(variants), *snapshots(variants)]),
+                "remarks": [real_images(next(iter(variants.values()))), *without(variants), *snapshots(variants)],
                 "variants": shown,
                 "origin": [cells for record in variants.values() for cells in measured_cells(record)],
             }
