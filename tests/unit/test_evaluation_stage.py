@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vaebm.config import EvaluationSettings, UserError
+from vaebm.config import EvaluationSettings, NVAENetworkSettings, UserError
 from vaebm.evaluation import stage
 from vaebm.evaluation.fidelity import Extractor, Reference, Statistics, frechet_distance
+from vaebm.evaluation.likelihood import Likelihood
+from vaebm.nvae.model import NVAE
 
 SETTINGS = EvaluationSettings.model_validate(
     {"classifier": {"channels": 4, "epochs": 1, "batch": 50, "learning_rate": 0.01}, "kid_subsets": 3, "kid_subset_size": 20, "ood": []}
@@ -87,3 +89,17 @@ def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
     assert stage.scores(None, images, None) == {}
     assert stage.lacking(["turned"], "why") == dict.fromkeys(["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned"], "why")
     assert stage.lacking(["turned"], "") == {}
+
+
+@pytest.mark.parametrize(("decoder", "crop"), [("normal", 0), ("bernoulli", 1), ("logistic_mixture", 0)])
+def test_bits_per_dimension_are_those_of_a_probability(decoder, crop):
+    """Of a discrete decoder −log₂ p(x) by the dimensions that the likelihood counts; of a density there are none."""
+    network = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1], "latents": 1, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1}
+    nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "decoder": decoder, "crop": crop}), (3, 8, 8))
+    held_out = Likelihood(elbo=torch.tensor([-30.0, -10.0]), importance=torch.tensor([-20.0, -10.0]))
+    figures = stage.likelihood_figures(nvae, held_out, held_out, draws=5)
+    size = 3 * (8 - 2 * crop) ** 2
+    assert figures["ELBO"]["value"] == pytest.approx(-20 / size) and figures["log-likelihood"]["value"] == pytest.approx(-15 / size)
+    bits = figures.get("bits-per-dimension")
+    assert (bits is None) == (decoder == "normal")
+    assert bits is None or bits["value"] == pytest.approx(15 / size / np.log(2))
