@@ -269,6 +269,7 @@ def describe(path: Path, throughput: float) -> str:
     stages = [name for name in ("data", "nvae", "ebm", "samples", "evaluation") if getattr(experiment, name) is not None]
     head = {
         "stages": [", ".join(stages)],
+        "models": [", ".join(experiment.models)],
         "missing": experiment.missing and [", ".join(experiment.missing), "so Snakemake cannot run it; its stages can be run by hand"],
         "images": [f"{'×'.join(map(str, nvae.shape))}, {experiment.data.dataset}: {facts.train:,} to train on, {facts.heldout:,} held out"],
         "latents": [_groups(len(list(same)), shape) for shape, same in groupby(nvae.latent_shapes)],

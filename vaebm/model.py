@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vaebm.checkpoint import load_model
 from vaebm.config import BASELINE, SamplesSettings, UserError
+from vaebm.config.ebm import Potential, Start
 from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import load_energy
 from vaebm.noise import NoiseSource
@@ -19,9 +20,18 @@ from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixels import PixelNormal, quantize
 from vaebm.settings import read_settings
 
-Potential = Literal["noise", "density", "pixels"]
 
-Start = Literal["prior", "uniform"]
+def check_decoder(nvae: NVAE, where: Path | str) -> None:
+    """That an energy can act on this NVAE.
+
+    Args:
+        where: what the message begins with.
+
+    Raises:
+        UserError: its decoder is not Gaussian.
+    """
+    if nvae.settings.decoder != "normal":
+        raise UserError(f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}")
 
 
 class VAEBM:
@@ -49,8 +59,8 @@ class VAEBM:
         steps: int = 0,
         step_size: float = 1.0,
     ):
-        if energy is not None and isinstance(nvae, NVAE) and nvae.settings.decoder != "normal":
-            raise UserError(f"expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}")
+        if energy is not None and isinstance(nvae, NVAE):
+            check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.kind = nvae, energy, potential
         self.steps, self.step_size = steps, step_size
 
@@ -87,10 +97,9 @@ class VAEBM:
         vae = load_nvae(nvae, device)
         if energy is None:
             return cls(vae, None)
+        check_decoder(vae, nvae)
         content = load_model(energy, "energy")
-        if vae.settings.decoder != "normal":
-            raise UserError(f"{nvae}: expected an NVAE with the decoder normal, which the chain needs, found {vae.settings.decoder}")
-        return pair(vae, load_energy(energy, device), content["potential"], content.get("start", "prior"))
+        return pair(vae, load_energy(energy, device), content["potential"], content["start"])
 
     @property
     def device(self) -> torch.device:

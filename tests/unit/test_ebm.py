@@ -1,12 +1,9 @@
 """The energy network, its objective, and what keeps its training safe."""
 
-import math
-
 import pytest
 import torch
 
-from vaebm.config import EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
-from vaebm.ebm.guard import Guard
+from vaebm.config import EBMTrainingSettings, EnergyNetworkSettings
 from vaebm.ebm.network import EnergyNetwork, lipswish
 from vaebm.ebm.objective import WeightAverage, adaptive_clip, contrastive_divergence
 from vaebm.ebm.train import learning_rate
@@ -100,30 +97,6 @@ def test_weight_average_is_warmed_up_and_restored() -> None:
     weight.fill_(5.0)
     without.update()
     assert without.mean[0].item() == 5.0
-
-
-def test_guard_waits_for_its_patience_and_forgives() -> None:
-    guard = Guard(GuardSettings(gap_limit=10.0, patience=3))
-    for gap in (-11.0, -11.0, -9.0, -11.0, -11.0):
-        guard.watch(0.0, gap, 1.0, 1.0)
-    assert not guard.diverged
-    guard.watch(0.0, 11.0, 1.0, 1.0)
-    assert guard.diverged and "gap 11" in guard.reason
-
-
-@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
-def test_guard_sees_values_that_are_not_finite(loss: float, norm: float) -> None:
-    guard = Guard(GuardSettings(patience=2))
-    for _ in range(2):
-        guard.watch(loss, 0.0, 1.0, norm)
-    assert guard.diverged
-
-
-def test_a_scale_of_the_energy_is_no_divergence() -> None:
-    """Gap and spread grow together when the energy is multiplied: the guard does not mind."""
-    guard = Guard(GuardSettings(patience=1))
-    guard.watch(-1e6, -1e6, 5e5, 1e6)
-    assert not guard.diverged
 
 
 def test_learning_rate_decay() -> None:

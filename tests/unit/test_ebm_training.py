@@ -27,7 +27,7 @@ from vaebm.ebm.diagnostics import diagnose
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.selection import nearest, select
 from vaebm.ebm.trainer import Trainer, initialize
-from vaebm.model import VAEBM
+from vaebm.model import VAEBM, PixelEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.runtime import Interrupted, place, seeded
@@ -94,6 +94,18 @@ def test_each_chain_follows_its_own_gradient(potential: str) -> None:
     for alone, among, begin in zip(two.ends, four.ends, start, strict=True):
         torch.testing.assert_close(alone, among[:2], rtol=1e-12, atol=1e-12)
         assert (among - begin).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("potential", "start"), [("noise", "prior"), ("density", "prior"), ("pixels", "prior"), ("pixels", "uniform")])
+def test_an_iteration_moves_the_energy_alone(potential: str, start: str) -> None:
+    """All of its parameters but the head's bias, which no difference of energies sees, and nothing of the NVAE."""
+    trainer, nvae = make_trainer(potential=potential, start=start, training={"energy_penalty": 0.0, "weight_decay": 0.0}), make_nvae().double()
+    before = {name: value.clone() for name, value in trainer.energy.state_dict().items()}
+    iterate(trainer, range(1))
+    moved = {name for name, value in trainer.energy.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == set(before) - {"head.bias"}
+    after = trainer.vaebm.vae if isinstance(trainer.vaebm, PixelEBM) else trainer.nvae
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in nvae.state_dict().items())
 
 
 def test_chains_from_encoded_images_start_at_the_posteriors_draw() -> None:

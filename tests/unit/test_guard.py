@@ -47,6 +47,9 @@ def test_a_scale_of_the_energy_is_no_divergence() -> None:
         guard.watch(-2 * scale, -2 * scale, scale, 300 * scale)
         assert not guard.reason
     assert scale > 1e8
+    fresh = Guard(GuardSettings(patience=1))
+    fresh.watch(-1e6, -1e6, 5e5, 1e6)
+    assert not fresh.diverged
 
 
 def test_a_gradient_that_outruns_its_history_is_one() -> None:

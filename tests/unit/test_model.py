@@ -176,7 +176,7 @@ def save_energy(folder: Path) -> Path:
     """A model file of a random energy."""
     energy = small().energy
     assert isinstance(energy, EnergyNetwork)
-    save_model(folder / "energy.pt", "energy", energy.settings.model_dump(), energy.state_dict(), shape=[1, 8, 8], potential="noise")
+    save_model(folder / "energy.pt", "energy", energy.settings.model_dump(), energy.state_dict(), shape=[1, 8, 8], potential="noise", start="prior")
     return folder / "energy.pt"
 
 

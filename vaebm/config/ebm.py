@@ -8,6 +8,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vaebm.config.base import Decay, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several
 
+Potential = Literal["noise", "density", "pixels"]
+
+Start = Literal["prior", "uniform"]
+
 
 class EnergyNetworkSettings(Settings):
     """Architecture of the energy network (VAEBM appendix E): a stem, residual blocks, a sum over positions, a linear head."""
@@ -109,10 +113,10 @@ class EBMSettings(Settings):
     """Stage `ebm`."""
 
     network: EnergyNetworkSettings
-    potential: Literal["noise", "density", "pixels"] = "noise"
+    potential: Potential = "noise"
     """`noise`: the exact law in noise space; `density`: the published program's, without the Jacobian; `pixels`: the ablation's
     energy on pixels, whose chains move images and which knows no NVAE."""
-    start: Literal["prior", "uniform"] = "prior"
+    start: Start = "prior"
     """Chains start from the NVAE's prior; `uniform`: from uniform noise, for `pixels` only."""
     chain: ChainSettings
     """The chain of the training."""

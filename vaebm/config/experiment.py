@@ -168,8 +168,8 @@ class Experiment(Settings):
         if network.decoder == "logistic_mixture" and facts.channels != 3:
             raise ValueError(f"nvae.network.decoder: logistic_mixture is made for 3 colours, {self.data.dataset} has {facts.channels} channel(s)")
         batches = {"nvae.training": self.nvae.training.batch}
-        if self.ebm is not None and network.decoder != "normal":
-            raise ValueError(f"nvae.network.decoder: the chain of stage ebm needs the decoder normal, found {network.decoder}")
+        if (self.ebm is not None or len(self.models) > 1) and network.decoder != "normal":
+            raise ValueError(f"nvae.network.decoder: energies and GANs need the decoder normal, found {network.decoder}")
         sections: dict[str, Settings | None] = {"ebm": self.ebm}
         for name in self.variants:
             stage = self.stage_of(name)

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixels import PixelNormal, quantize
+from vaebm.nvae.pixels import PixelNormal
 
 
 def positives(nvae: NVAE, images: Tensor, quantized: bool) -> Tensor:
     """Training images (B, C, H, W) uint8 as the energy sees them, in [0, 1]: of the depth that the NVAE was trained on, or of 8 bits."""
     like = nvae.prior_constant
-    x = images.to(like.device, like.dtype) / 255.0
-    return quantize(x, nvae.settings.bits) if quantized else x
+    return nvae.as_input(images) if quantized else images.to(like.device, like.dtype) / 255.0
 
 
 @torch.no_grad()

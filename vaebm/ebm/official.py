@@ -56,7 +56,7 @@ def convert(path: Path, output: Path) -> None:
         UserError: no such file, or not a published energy network.
     """
     name, settings, shape, weights = read(path)
-    save_model(output, "energy", settings.model_dump(), weights, shape=list(shape), potential="density")
+    save_model(output, "energy", settings.model_dump(), weights, shape=list(shape), potential="density", start="prior")
     parameters = sum(tensor.numel() for tensor in weights.values())
     print(f"{output}: the energy network {name} with {settings.channels} channels for {'×'.join(map(str, shape))} images, {parameters:,} parameters")
 

@@ -19,6 +19,7 @@ from vaebm.ebm.pictures import save_pictures
 from vaebm.ebm.selection import select
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
 from vaebm.ebm.trainer import Trainer, initialize
+from vaebm.model import check_decoder
 from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
 from vaebm.runtime import place, prepare, seeded
@@ -60,8 +61,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]
     if vae.shape != dataset.shape:
         raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
-    if vae.settings.decoder != "normal":
-        raise UserError(f"{nvae}: expected an NVAE with the decoder normal, which the chain needs, found {vae.settings.decoder}")
+    check_decoder(vae, nvae)
     images = dataset.split("train")[0].to(device)
     if training.batch > len(images):
         raise UserError(f"{settings}: ebm.training.batch: expected at most the {len(images)} training images, found {training.batch}")

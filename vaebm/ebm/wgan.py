@@ -131,7 +131,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
 
     def batch_of(step: int) -> Tensor:
         chosen = batch_indices(step, stage.batch, len(images), derive(seed, "wgan"))
-        return vae.as_input(images[chosen], NoiseSource(seed, "input", range(stage.batch)))
+        return vae.as_input(images[chosen])
 
     run_state = Training(
         "wgan",

@@ -20,7 +20,7 @@ from vaebm.data import open_images
 from vaebm.evaluation import fidelity, ood
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.likelihood import Likelihood, estimate
-from vaebm.noise import NoiseSource, derive
+from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
 from vaebm.settings import read_settings
 
@@ -219,7 +219,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
     samples = read_samples(shards, images.shape, sampling.count)
     model, pictures = VAEBM.load(nvae, energy), metrics.parent / "pictures"
     network, network_energy = model.nvae, model.energy
-    energies = None if network_energy is None else lambda batch: network_energy(network.as_input(batch, NoiseSource(seed, "energy", range(len(batch)))))
+    energies = None if network_energy is None else lambda batch: network_energy(network.as_input(batch))
 
     trained = {**_training(nvae), **({} if energy is None else _training(energy))}
     reason = "a generator has no posterior, and no estimate of log p(x)" if "wgan" in trained else model.without_likelihood

@@ -246,16 +246,18 @@ class NVAE(nn.Module):
         """The parameters that `decode` uses."""
         return [parameter for name, parameter in self.named_parameters() if not ENCODER & set(name.split("."))]
 
-    def as_input(self, images: Tensor, noise: NoiseSource) -> Tensor:
+    def as_input(self, images: Tensor, noise: NoiseSource | None = None) -> Tensor:
         """Grey levels (B, C, H, W) uint8 as what the network sees, and its likelihood is of: (B, C, H, W) in [0, 1].
 
         The depth is reduced to `bits`; for the Bernoulli decoder each pixel is drawn white with its grey level's probability.
 
         Args:
-            noise: for that draw.
+            noise: for that draw; the other decoders need none.
         """
         x = quantize(images.to(self.prior_constant.device, self.prior_constant.dtype) / 255.0, self.settings.bits)
         if self.settings.decoder == "bernoulli":
+            if noise is None:
+                raise ValueError("the Bernoulli decoder's input is drawn: expected a NoiseSource, found None")
             (threshold,) = noise.uniform([x.shape[1:]], device=x.device, dtype=x.dtype)
             return (threshold < x).to(x.dtype)
         return x

@@ -116,7 +116,7 @@ class Trainer:
                 output = self.nvae(x, noise=NoiseSource(self.seed, "posterior", share))
             parts.append(nelbo(output, x, beta, self.sizes))
             (parts[-1].loss * (len(chunk) / len(images))).backward()
-        spectral = batch_norm = torch.zeros((), device=self.device)
+        spectral = batch_norm = self.nvae.prior_constant.new_zeros(())
         if penalise:
             spectral, batch_norm = self.spectral(), batch_norm_penalty(self.nvae)
             weight = training.norm_every * norm_weight(beta, training.norm_weight_initial, training.norm_weight)
