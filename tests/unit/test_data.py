@@ -1,6 +1,7 @@
 """Prepared data: the digits, the manifest, and what is said of damaged files."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from vaebm.config import UserError
 from vaebm.data import DATASETS, open_images, prepare
 from vaebm.data.digits import reduce, to_counts, to_uint8
 from vaebm.data.pin import folder_hash
+from vaebm.data.stacked import stack
 
 
 @pytest.fixture
@@ -24,10 +26,36 @@ def test_names_known_without_torch_are_those_of_the_registry() -> None:
     assert set(DATASETS) == {name for name, facts in config.DATASETS.items() if facts.preparable}
 
 
-def test_facts_known_without_torch_are_those_of_the_images(digits: Path) -> None:
-    images = open_images(digits)
-    sizes = {name: last - first for name, (first, last) in images.splits.items()}
-    assert config.DATASETS["digits"]._asdict() == {"channels": images.shape[0], "side": images.shape[1], **sizes, "preparable": True}
+@pytest.mark.parametrize("name", DATASETS)
+def test_facts_known_without_torch_are_those_of_the_images(name: str, tmp_path: Path) -> None:
+    prepare(name, tmp_path)
+    images, facts = open_images(tmp_path / "manifest.json"), config.DATASETS[name]
+    assert images.shape == (facts.channels, facts.side, facts.side)
+    assert {name: last - first for name, (first, last) in images.splits.items()} == {"train": facts.train, "heldout": facts.heldout}
+
+
+def test_stacks_have_each_image_equally_often_in_each_channel_and_never_one_of_the_other_split(digits: Path) -> None:
+    single = open_images(digits)
+    images, labels, splits, _ = stack((np.asarray(single.images), np.asarray(single.labels), single.splits, {}), repeats=2)
+    known = {image.tobytes(): int(label) for image, label in zip(single.images, single.labels, strict=True)}
+    assert len(known) == len(single.images)
+    for split, (first, last) in splits.items():
+        expected = Counter({single.images[index].tobytes(): 2 for index in range(*single.splits[split])})
+        for channel in range(3):
+            assert Counter(image[..., channel].tobytes() for image in images[first:last]) == expected
+    assert all(label == sum(known[image[..., c].tobytes()] * 10 ** (2 - c) for c in range(3)) for image, label in zip(images, labels, strict=True))
+
+
+def test_the_channels_of_stacks_are_independent(tmp_path: Path) -> None:
+    prepare("stacked_digits", tmp_path)
+    images = open_images(tmp_path / "manifest.json")
+    labels = images.labels[slice(*images.splits["train"])]
+    table = np.zeros((10, 10, 10))
+    np.add.at(table, (labels // 100, labels // 10 % 10, labels % 10), 1)
+    frequencies = table.sum((1, 2)) / len(labels)
+    expected = len(labels) * np.einsum("i,j,k->ijk", frequencies, frequencies, frequencies)
+    # of independent channels with given frequencies: 1000 − 1 − 3·9 degrees of freedom, standard deviation √(2·972) = 44
+    assert abs(((table - expected) ** 2 / expected).sum() - 972) < 4 * 44
 
 
 def test_digits_are_split_once_and_complete(digits: Path) -> None:

@@ -32,12 +32,15 @@ class DatasetFacts(NamedTuple):
     """Held-out images."""
     preparable: bool = True
     """Whether `vaebm data` makes it."""
+    stacks: str | None = None
+    """The greyscale set whose images are the channels of its own."""
 
 
 DATASETS = {
     "digits": DatasetFacts(side=8, channels=1, train=1500, heldout=297),
+    "stacked_digits": DatasetFacts(side=8, channels=3, train=15_000, heldout=2970, stacks="digits"),
     "mnist": DatasetFacts(side=32, channels=1, train=60_000, heldout=10_000, preparable=False),
-    "stacked_mnist": DatasetFacts(side=32, channels=3, train=60_000, heldout=10_000, preparable=False),
+    "stacked_mnist": DatasetFacts(side=32, channels=3, train=60_000, heldout=10_000, preparable=False, stacks="mnist"),
     "cifar10": DatasetFacts(side=32, channels=3, train=50_000, heldout=10_000, preparable=False),
     "celeba64": DatasetFacts(side=64, channels=3, train=162_770, heldout=19_867, preparable=False),
     "lsun_church64": DatasetFacts(side=64, channels=3, train=126_227, heldout=300, preparable=False),

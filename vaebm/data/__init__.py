@@ -4,13 +4,18 @@ A prepared data set is a folder with `images.npy` (N, H, W, C) uint8, `labels.np
 memory maps) and `manifest.json` (counts, shape, splits, checksums; no times, no paths).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from vaebm.config import UserError
 from vaebm.data.digits import prepare_digits
-from vaebm.data.prepared import ImageSet, open_images, write_images
+from vaebm.data.prepared import ImageSet, Prepared, open_images, write_images
+from vaebm.data.stacked import stack
 
-DATASETS = {"digits": prepare_digits}
+DATASETS: dict[str, Callable[[], Prepared]] = {
+    "digits": prepare_digits,
+    "stacked_digits": lambda: stack(prepare_digits(), repeats=10),
+}
 """Name of a data set → the function that makes its images, labels, splits and source."""
 
 

@@ -7,10 +7,11 @@ what is told apart from the digits was brought to size in the same way.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vaebm.data.prepared import Prepared
 
 HELD_OUT = 297
 LEVELS = 16
@@ -32,7 +33,7 @@ def reduce(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return to_uint8((blocks * LEVELS + 255 * 8) // (255 * 16))
 
 
-def prepare_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, tuple[int, int]], dict[str, Any]]:
+def prepare_digits() -> Prepared:
     """Images (1797, 8, 8, 1), labels, splits and source.
 
     The held-out images are those whose bytes have the smallest hashes: neighbours in the file are by one writer, and a
