@@ -75,11 +75,14 @@ def test_preparation_gives_the_same_bytes_again(digits: Path, tmp_path: Path) ->
     assert {path.name: path.read_bytes() for path in digits.parent.iterdir()} == before
 
 
-def test_the_bytes_are_those_that_are_pinned(digits: Path) -> None:
-    """A preparation on this machine has the hash that data.dvc names."""
+def test_the_bytes_are_those_that_are_pinned(tmp_path: Path) -> None:
+    """A preparation on this machine has the hashes that data.dvc names."""
     pins = yaml.safe_load((Path(__file__).parents[2] / "data.dvc").read_text())["outs"]
-    pinned = next(out for out in pins if out["path"] == "data/digits")
-    assert folder_hash(digits.parent) == pinned["md5"]
+    assert {out["path"] for out in pins} == {"data/digits", "data/stacked_digits"}
+    for out in pins:
+        folder = tmp_path / out["path"]
+        prepare(folder.name, folder)
+        assert folder_hash(folder) == out["md5"]
 
 
 def test_grey_levels_and_counts_are_inverse() -> None:

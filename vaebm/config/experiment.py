@@ -52,7 +52,7 @@ DATASETS = {
 class DataSettings(Settings):
     """Which images."""
 
-    dataset: str
+    dataset: Annotated[str, Field(json_schema_extra={"enum": [*DATASETS]})]
     """Name in the registry of `vaebm.data`; prepared under data/<dataset>."""
 
     @field_validator("dataset")

@@ -69,12 +69,12 @@ def runs(pattern):
 
 
 def need(stage, what):
-    """Function of the wildcards: `what` a job of `stage` may use; one for several experiments, the most that one of them allows."""
+    """Function of the wildcards: `what` a job of `stage` may use; one for several experiments, or for none, the most that one of them allows."""
 
     def of(wildcards):
         name, dataset = wildcards.get("experiment"), wildcards.get("dataset")
         asking = [one for key, one in EXPERIMENTS.items() if name in (None, key) and dataset in (None, one.data.dataset)]
-        return max(getattr(getattr(one.resources, stage), what) for one in asking)
+        return max(getattr(getattr(one.resources, stage), what) for one in asking or EXPERIMENTS.values())
 
     return of
 
@@ -87,6 +87,12 @@ def data_of(wildcards):
         "arrays": [f"data/{dataset}/images.npy", f"data/{dataset}/labels.npy"],
         "pinned": ancient(f"results/data/{dataset}.pinned"),
     }
+
+
+def together(wildcards):
+    """The manifests of all sets that data.dvc pins, for one of them."""
+    pinned = [out["path"] for out in read_yaml(Path("data.dvc"))["outs"]]
+    return [f"{folder}/manifest.json" for folder in pinned if f"data/{wildcards.dataset}" in pinned]
 
 
 def models_of(wildcards):
