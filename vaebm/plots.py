@@ -183,6 +183,41 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
                 axis.legend(fontsize=8)
 
 
+def against_counts(counts: Sequence[int], panels: dict[str, Sequence[float | None]], path: Path, label: str, mark: int) -> None:
+    """Write figures against a number of steps as PNG, each in a panel of its own.
+
+    Args:
+        counts: numbers of steps, rising.
+        panels: title → the figure after each of them; None where there is none, which leaves a gap.
+        label: of the horizontal axes.
+        mark: number of steps at which a vertical line stands.
+    """
+    with _figure(path, len(panels)) as axes:
+        for axis, (title, values) in zip(axes, panels.items(), strict=True):
+            axis.axvline(mark, color=GREY, linestyle="--", linewidth=1)
+            axis.plot(counts, np.array(values, dtype=np.float64), color=BLUE, linewidth=1.5, marker="o", markersize=4)
+            axis.set_title(title)
+            axis.set_xlabel(label)
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path, items: str, unit: str) -> None:
+    """Write how often each item comes, the most frequent first, as PNG.
+
+    Args:
+        samples: name of a sample → how often each item comes in it, (n,), in any order.
+        path: picture to write.
+        items: what comes, for the horizontal axis; `unit`: what it comes in, for the vertical one.
+    """
+    with _figure(path, 1, width=5.4, height=3.2) as (axis,):
+        for (name, counts), colour in zip(samples.items(), COLOURS, strict=False):
+            found = f"{name}: {np.count_nonzero(counts):,} of {len(counts):,} {items}"
+            axis.step(range(1, len(counts) + 1), np.sort(counts)[::-1], where="mid", color=colour, linewidth=1.5, label=found)
+        axis.set_yscale("symlog", linthresh=1)  # a collapsed model has nearly all in one
+        axis.set(xlabel=f"{items}, the most frequent first", ylabel=unit, ylim=(0, None))
+        axis.legend(fontsize=8)
+
+
 def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str, columns: int = 3) -> None:
     """Write overlaid histograms as PNG, all curves of a panel in the same bins, which follow its first sample.
 

@@ -7,14 +7,23 @@ import pytest
 import torch
 
 from vaebm.config import EvaluationSettings, NVAENetworkSettings, UserError
-from vaebm.evaluation import stage
-from vaebm.evaluation.fidelity import Extractor, Reference, Statistics, frechet_distance
+from vaebm.evaluation import figures, stage
+from vaebm.evaluation.fidelity import Judged, Reference, Statistics, frechet_distance, precision_recall
 from vaebm.evaluation.likelihood import Likelihood
 from vaebm.nvae.model import NVAE
+from vaebm.settings import read_experiment
 
-SETTINGS = EvaluationSettings.model_validate(
-    {"classifier": {"channels": 4, "epochs": 1, "batch": 50, "learning_rate": 0.01}, "kid_subsets": 3, "kid_subset_size": 20, "ood": []}
-)
+WRITTEN = {
+    "classifier": {"channels": 4, "epochs": 1, "batch": 50, "learning_rate": 0.01},
+    "bootstrap": 20,
+    "inception_splits": 5,
+    "precision_recall": {"images": 30, "neighbours": 3},
+    "steps": {"images": 10, "counts": [0, 2]},
+    "kid_subsets": 3,
+    "kid_subset_size": 20,
+    "ood": [],
+}
+SETTINGS = EvaluationSettings.model_validate(WRITTEN)
 
 
 def shards(folder, *arrays):
@@ -53,23 +62,70 @@ def test_a_run_is_known_by_the_place_of_its_figures(tmp_path):
         stage.Run.of(tmp_path / "metrics.json")
 
 
-def test_distances_are_to_the_split_that_they_are_named_after():
-    """Features of an extractor that reads off pixels: samples like the held-out images are nearer to these."""
-
-    class Pixels(Extractor):
-        def features(self, images):
-            return images.flatten(1).double().numpy()
-
-    generator = np.random.default_rng(0)
-    train, held_out = (generator.normal(mean, 20, (40, 4)).clip(0, 255) for mean in (60, 180))
+def test_figures_are_about_what_they_are_named_after():
+    """Samples like the held-out images are nearer to these; of a stack there is no inception score."""
+    random = np.random.default_rng(0)
+    train, held_out, features = (random.normal(mean, 1, (40, 4)) for mean in (0, 3, 3))
     reference = Reference(train, Statistics.of(train), Statistics.of(held_out), 0.0)
-    samples = torch.from_numpy(generator.normal(180, 20, (50, 1, 2, 2)).clip(0, 255).astype(np.uint8))
-    figures = stage.fidelity_figures(samples, reference, Pixels("pixels", "", Path()), SETTINGS, seed=0)
-    statistics = Statistics.of(samples.flatten(1).double().numpy())
-    assert figures["FD-classifier"]["value"] == frechet_distance(statistics, reference.train)
-    assert figures["FD-classifier-heldout"]["value"] == frechet_distance(statistics, reference.heldout)
-    assert figures["FD-classifier-heldout"]["value"] < figures["FD-classifier"]["value"] / 10
-    assert {figure["samples"] for figure in figures.values()} == {50}
+    judged = Judged(features, random.normal(size=(40, 1, 10)))
+    found = figures.fidelity_figures(judged, reference, SETTINGS, seed=0)
+    statistics = Statistics.of(features)
+    assert found["FD-classifier"]["value"] == frechet_distance(statistics, reference.train)
+    assert found["FD-classifier-heldout"]["value"] == frechet_distance(statistics, reference.heldout) < found["FD-classifier"]["value"] / 5
+    assert found["precision-classifier"]["value"] == precision_recall(features[:30], train, 3)[0] < 0.3
+    assert {name: figure["samples"] for name, figure in found.items()} == {
+        "FD-classifier": 40,
+        "FD-classifier-heldout": 40,
+        "KID-classifier": 40,
+        "precision-classifier": 30,
+        "recall-classifier": 30,
+        "IS-classifier": 40,
+    }
+    for figure in found.values():
+        low, high = figure["interval"]
+        assert low <= figure["value"] <= high
+    assert found == figures.fidelity_figures(judged, reference, SETTINGS, seed=0), "a function of the seed"
+    stacks = figures.fidelity_figures(judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0)
+    assert stacks == {name: figure for name, figure in found.items() if name != "IS-classifier"}
+
+
+@pytest.mark.parametrize(
+    ("group", "wrong", "message"),
+    [
+        ("steps", {"images": 10, "counts": [5, 0]}, r"expected rising numbers of steps, found \[5, 0\]"),
+        ("steps", {"images": 10, "counts": []}, "expected rising numbers of steps"),
+        ("precision_recall", {"images": 3, "neighbours": 3}, "neighbours must be below images, 3, found 3"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(group, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationSettings.model_validate(WRITTEN | {group: wrong})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("images: 1500", "images: 1501", "evaluation.precision_recall.images: expected at most the smaller of samples and training images, 1500, found 1501"),
+        ("images: 500\n    counts", "images: 10001\n    counts", "evaluation.steps.images: expected at most the 10000 samples, found 10001"),
+        ("inception_splits: 10", "inception_splits: 10001", "evaluation.inception_splits: expected at most the 10000 samples, found 10001"),
+        (
+            "epochs: 60\n    batch: 50",
+            "epochs: 60\n    batch: 1501",
+            "evaluation.classifier.batch: expected at most the 1500 training images of digits, found 1501",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dataset", ["digits", "stacked_digits"])
+def test_more_images_than_there_are_end_before_the_run(tmp_path, dataset, before, after, message):
+    """The classifier of stacks sees the images that are stacked, of which there are fewer than stacks."""
+    text = (Path(__file__).parents[2] / "config/experiments/digits.yaml").read_text().replace("dataset: digits", f"dataset: {dataset}")
+    assert before in text
+    (tmp_path / "mine.yaml").write_text(text.replace(before, after))
+    if dataset == "stacked_digits" and "precision_recall" in message:
+        read_experiment(tmp_path / "mine.yaml")  # there are 15,000 of these
+        return
+    with pytest.raises(UserError, match=message):
+        read_experiment(tmp_path / "mine.yaml")
 
 
 def test_the_model_belongs_to_the_run(tmp_path):
@@ -83,10 +139,11 @@ def test_the_model_belongs_to_the_run(tmp_path):
 def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
     """Nothing else is made up, and what is lacking is named."""
     images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-    found = stage.scores(None, images, lambda x: torch.arange(len(x)))
+    found = figures.scores(None, images, lambda x: torch.arange(len(x)))
     assert list(found) == ["energy"] and found["energy"].tolist() == [0, -1, -2]
-    assert list(stage.ood_figures(found, {"turned": found}, 3)) == ["AUROC-turned-energy"]
-    assert stage.scores(None, images, None) == {}
+    (name, area), *others = figures.ood_figures(found, {"turned": found}, 50, 0).items()
+    assert not others and name == "AUROC-turned-energy" and area["value"] == 0.5 and area["interval"][0] < 0.5 < area["interval"][1]
+    assert figures.scores(None, images, None) == {}
     assert stage.lacking(["turned"], "why") == dict.fromkeys(["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned"], "why")
     assert stage.lacking(["turned"], "") == {}
 
@@ -97,9 +154,9 @@ def test_bits_per_dimension_are_those_of_a_probability(decoder, crop):
     network = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1], "latents": 1, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1}
     nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "decoder": decoder, "crop": crop}), (3, 8, 8))
     held_out = Likelihood(elbo=torch.tensor([-30.0, -10.0]), importance=torch.tensor([-20.0, -10.0]))
-    figures = stage.likelihood_figures(nvae, held_out, held_out, draws=5)
+    found = figures.likelihood_figures(nvae, held_out, held_out, draws=5)
     size = 3 * (8 - 2 * crop) ** 2
-    assert figures["ELBO"]["value"] == pytest.approx(-20 / size) and figures["log-likelihood"]["value"] == pytest.approx(-15 / size)
-    bits = figures.get("bits-per-dimension")
+    assert found["ELBO"]["value"] == pytest.approx(-20 / size) and found["log-likelihood"]["value"] == pytest.approx(-15 / size)
+    bits = found.get("bits-per-dimension")
     assert (bits is None) == (decoder == "normal")
     assert bits is None or bits["value"] == pytest.approx(15 / size / np.log(2))

@@ -1,4 +1,4 @@
-"""Fréchet distance and KID in the classifier's features, against computations that share no code with them."""
+"""What samples are measured by in the classifier's features, against computations that share no code with it."""
 
 import numpy as np
 import pytest
@@ -99,13 +99,68 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
     first, second = (Extractor.of(classifier_file(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1))
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (fidelity.BATCH + 7, 1, 8, 8), dtype=np.uint8))
-    expected = load_classifier(first.path).features(images / 255).numpy()
-    found = first.features(images)
+    classifier = load_classifier(first.path)
+    expected, found = classifier.features(images / 255).numpy(), first.judge(images)
     # whole batches against batches of another size: float32 rounding
-    assert found.dtype == np.float64 and np.allclose(found, expected, atol=1e-5)
+    assert found.features.dtype == np.float64 and np.allclose(found.features, expected, atol=1e-5)
+    assert found.logits.shape == (len(images), 1, 10) and np.allclose(found.logits[:, 0], classifier(images / 255).numpy(), atol=1e-5)
     assert first.name != second.name and first.weights[:12] in first.name
-    assert not np.allclose(second.features(images), expected, atol=1e-2)
+    assert not np.allclose(second.judge(images).features, expected, atol=1e-2)
     assert Extractor.of(first.path).name == first.name, "registered twice without harm"
+
+
+def test_a_stack_is_judged_channel_by_channel(tmp_path):
+    """Its features are those of its channels side by side, so that distances see how the channels go together."""
+    extractor = Extractor.of(classifier_file(tmp_path / "model.pt", 0))
+    stacks = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8))
+    found = extractor.judge(stacks)
+    assert found.features.shape == (9, 192) and found.logits.shape == (9, 3, 10)
+    for channel in range(3):
+        alone = extractor.judge(stacks[:, channel : channel + 1])
+        # batches of another size: float32 rounding
+        assert np.allclose(found.features[:, 64 * channel : 64 * (channel + 1)], alone.features, atol=1e-5)
+        assert np.allclose(found.logits[:, channel], alone.logits[:, 0], atol=1e-5)
+    assert extractor.describe((3, 8, 8))["features"] == 192 and extractor.describe((1, 8, 8))["features"] == 64
+    with pytest.raises(UserError, match=r"expected a classifier of images \(1, 16, 16\) or of their channels, found one of images \(1, 8, 8\)"):
+        extractor.judge(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
+
+
+def test_inception_score_by_hand():
+    """exp of the mean divergence from the mean prediction, part by part; and its two ends."""
+    logits = np.random.default_rng(0).normal(size=(30, 5)) * 2
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    scores = [np.exp(np.mean([sum(q * np.log(q / m) for q, m in zip(row, part.mean(0), strict=True)) for row in part])) for part in (p[:10], p[10:20], p[20:])]
+    assert fidelity.inception_score(logits, 3) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9)
+    certain = 50 * np.eye(5)[np.arange(20) % 5]
+    assert fidelity.inception_score(certain, 2)[0] == pytest.approx(5), "every class, each as often, none in doubt"
+    assert fidelity.inception_score(np.tile(certain[:1], (20, 1)), 2)[0] == pytest.approx(1), "always the same class"
+
+
+def test_precision_and_recall_agree_with_brute_force():
+    random = np.random.default_rng(0)
+    samples, real = random.normal(size=(40, 3)) + 0.8, random.normal(size=(50, 3))
+
+    def share(points, centres, neighbours):
+        radii = [sorted(np.linalg.norm(centre - other) for other in centres)[neighbours] for centre in centres]  # the first is the centre itself
+        return np.mean([any(np.linalg.norm(point - centre) <= radius for centre, radius in zip(centres, radii, strict=True)) for point in points])
+
+    for neighbours in (1, 3):
+        expected = share(samples, real, neighbours), share(real, samples, neighbours)
+        assert fidelity.precision_recall(samples, real, neighbours) == expected
+        assert min(expected) > 0.1 and max(expected) < 0.9, "a case that tells something"
+    with pytest.raises(UserError, match="neighbours: expected less than 40, the images there are, found 40"):
+        fidelity.precision_recall(samples, real, 40)
+
+
+def test_collapse_costs_recall_and_scatter_costs_precision():
+    """Which is which: real images around eight centres; samples around one of them, or everywhere."""
+    random = np.random.default_rng(0)
+    centres = 10 * np.array([[np.cos(angle), np.sin(angle)] for angle in np.arange(8) * np.pi / 4])
+    real = centres[np.arange(400) % 8] + 0.5 * random.normal(size=(400, 2))
+    precision, recall = fidelity.precision_recall(centres[0] + 0.5 * random.normal(size=(400, 2)), real, 3)
+    assert precision > 0.9 and recall < 0.2
+    precision, recall = fidelity.precision_recall(random.uniform(-13, 13, size=(400, 2)), real, 3)
+    assert precision < 0.4 and recall > 0.9
 
 
 def test_reference_holds_what_real_images_score(tmp_path):
@@ -113,7 +168,7 @@ def test_reference_holds_what_real_images_score(tmp_path):
     fidelity.reference(manifest, model, tmp_path / "reference.npz")
     images, extractor = open_images(manifest), Extractor.of(model)
     found = fidelity.read_reference(tmp_path / "reference.npz", images.hash, extractor.weights)
-    train, held_out = (extractor.features(images.split(split)[0]) for split in ("train", "heldout"))
+    train, held_out = (extractor.judge(images.split(split)[0]).features for split in ("train", "heldout"))
     assert np.array_equal(found.train_features, train)
     assert np.array_equal(found.train.mean, train.mean(0)) and np.array_equal(found.heldout.covariance, np.cov(held_out, rowvar=False))
     assert found.real == frechet_distance(Statistics.of(held_out), Statistics.of(train)) > 0

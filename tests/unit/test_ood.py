@@ -7,8 +7,8 @@ import torch
 from vaebm.config import UserError
 from vaebm.data.digits import prepare_digits, to_counts, to_uint8
 from vaebm.evaluation import ood
+from vaebm.evaluation.figures import ood_figures, scores
 from vaebm.evaluation.likelihood import Likelihood
-from vaebm.evaluation.stage import ood_figures, scores
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +92,11 @@ def test_scores_are_higher_for_what_looks_in_distribution():
     inside, outside = scores(likelihood, bright, energy), scores(likelihood, dark, energy)
     assert inside[""] == pytest.approx(log_p.numpy() + 10)
     assert inside["energy"] == pytest.approx(10.0) and np.array_equal(inside["likelihood"], log_p)
-    found = ood_figures(inside, {"dark": outside}, 6)
+    found = ood_figures(inside, {"dark": outside}, 20, 0)
     assert {name: figure["value"] for name, figure in found.items()} == {"AUROC-dark": 1, "AUROC-dark-energy": 1, "AUROC-dark-likelihood": 0.5}
     alone = scores(likelihood, bright, None)
     assert list(alone) == [""] and np.array_equal(alone[""], log_p)
-    assert list(ood_figures(alone, {"dark": alone}, 6)) == ["AUROC-dark"]
+    assert list(ood_figures(alone, {"dark": alone}, 20, 0)) == ["AUROC-dark"]
 
 
 def test_an_energy_that_is_not_finite_is_named():

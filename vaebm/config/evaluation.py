@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
 
-from vaebm.config.base import Settings, Several
+from vaebm.config.base import NonNegativeInt, Settings, Several
 from vaebm.config.ebm import ChainSettings
 
 
@@ -52,10 +52,47 @@ class ClassifierSettings(Settings):
     """Of Adam, at the top of one cycle."""
 
 
+class PrecisionRecallSettings(Settings):
+    """Precision and recall by nearest neighbours (Kynkäänniemi et al., 2019)."""
+
+    images: Several
+    """Samples, and as many training images."""
+    neighbours: PositiveInt = 3
+    """k: around each image lies a ball that reaches to its k-th neighbour."""
+
+    @model_validator(mode="after")
+    def _every_image_has_neighbours(self) -> PrecisionRecallSettings:
+        if self.neighbours >= self.images:
+            raise ValueError(f"neighbours must be below images, {self.images}, found {self.neighbours}")
+        return self
+
+
+class StepsSettings(Settings):
+    """Quality and energy of samples after other numbers of steps than the test chain's."""
+
+    images: Several
+    """The first of the samples."""
+    counts: list[NonNegativeInt]
+    """Numbers of steps, rising; one chain goes to the last."""
+
+    @field_validator("counts")
+    @classmethod
+    def _rise(cls, counts: list[int]) -> list[int]:
+        if not counts or counts != sorted(set(counts)):
+            raise ValueError(f"expected rising numbers of steps, found {counts}")
+        return counts
+
+
 class EvaluationSettings(Settings):
     """Stage `evaluation`."""
 
     classifier: ClassifierSettings
+    bootstrap: Several = 200
+    """Resamples that the 95 % intervals come from."""
+    inception_splits: PositiveInt = 10
+    """Parts of the samples that the inception score is averaged over."""
+    precision_recall: PrecisionRecallSettings
+    steps: StepsSettings
     kid_subsets: PositiveInt = 100
     """Subsets that KID is averaged over."""
     kid_subset_size: Several = 1000

@@ -1,6 +1,7 @@
 """A small classifier whose features measure image quality where there are no Inception weights.
 
-Distances in its features are called after it (`FD-classifier`), never FID.
+Distances in its features are called after it (`FD-classifier`), never FID. Of stacks, whose channels are images of a labelled set
+each, it judges the channels: it is trained on that set.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, shape: tuple[int, int, int], classes: int):
         super().__init__()
+        self.shape = shape
         inputs, height, width = shape
         layers: list[nn.Module] = []
         while True:
@@ -59,10 +61,14 @@ class Classifier(nn.Module):
         features: Tensor = self.body(images)
         return features
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (B, classes) of images with these features (B, 64)."""
+        logits: Tensor = self.head(F.relu(features))
+        return logits
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of `images` (B, C, H, W) in [0, 1]."""
-        logits: Tensor = self.head(F.relu(self.features(images)))
-        return logits
+        return self.logits(self.features(images))
 
 
 def load_classifier(path: Path | str) -> Classifier:

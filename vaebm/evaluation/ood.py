@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vaebm.config import UserError
 from vaebm.data.digits import reduce, to_counts, to_uint8
+from vaebm.evaluation.bootstrap import Counts
 
 Pictures = NDArray[np.uint8]
 
@@ -80,3 +81,13 @@ def auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
 
     labels = np.repeat([1, 0], [len(inside), len(outside)])
     return float(roc_auc_score(labels, np.concatenate([inside, outside])))
+
+
+def auroc_replicates(inside: NDArray[np.float64], outside: NDArray[np.float64], inside_counts: Counts, outside_counts: Counts) -> NDArray[np.float64]:
+    """`auroc` of resamples of both sets, drawn independently of each other: counts (R, n) and (R, m) → (R,)."""
+    order = np.argsort(outside)
+    below = np.pad(np.cumsum(outside_counts[:, order], axis=1), ((0, 0), (1, 0)))  # (R, m + 1): how many have one of the k lowest scores
+    lower, upper = (np.searchsorted(outside[order], inside, side=side) for side in ("left", "right"))
+    wins = (inside_counts * (below[:, lower] + below[:, upper])).sum(axis=1) / 2  # an equal score counts half
+    replicates: NDArray[np.float64] = wins / (len(inside) * len(outside))
+    return replicates

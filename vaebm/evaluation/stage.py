@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vaebm import VAEBM, plots, provenance
 from vaebm.checkpoint import load_model, write_json
-from vaebm.config import STAGES, ChainSettings, EvaluationSettings, SamplesSettings, UserError
+from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
 from vaebm.data import open_images
-from vaebm.evaluation import fidelity, ood
+from vaebm.evaluation import fidelity, modes, ood, pictures
 from vaebm.evaluation.classifier import to_float
+from vaebm.evaluation.figures import Scores, fidelity_figures, likelihood_figures, ood_figures, scores
 from vaebm.evaluation.likelihood import Likelihood, estimate
-from vaebm.noise import derive
-from vaebm.nvae.model import NVAE
+from vaebm.evaluation.steps import against_steps
 from vaebm.settings import read_settings
 
-GRID, CHAINS = 160, 10
-"""Images of a grid of samples; chains that are shown step by step."""
-
-Energy = Callable[[Tensor], Tensor]
-"""Energies (B,) of images (B, C, H, W) uint8."""
-Figures = dict[str, dict[str, Any]]
-Scores = dict[str, NDArray[np.float64]]
+TRAIN = 3000
+"""Training images, at most, that the ELBO is estimated on: the first."""
 
 
 class Run(NamedTuple):
@@ -77,89 +70,6 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) ->
     if len(samples) != count:
         raise UserError(f"{shards[0].parent}: expected {count} samples, as samples.yaml says, found {len(samples)} in {len(shards)} shards")
     return torch.from_numpy(samples).permute(0, 3, 1, 2).contiguous()
-
-
-def fidelity_figures(samples: Tensor, reference: fidelity.Reference, extractor: fidelity.Extractor, settings: EvaluationSettings, seed: int) -> Figures:
-    """Fréchet distances to training and to held-out images, and KID to training images."""
-    features = extractor.features(samples)
-    statistics = fidelity.Statistics.of(features)
-    mean, spread = fidelity.kid(features, reference.train_features, settings.kid_subsets, settings.kid_subset_size, derive(seed, "kid"))
-    kid = {"value": mean, "samples": len(samples), "subsets": settings.kid_subsets, "subset_size": settings.kid_subset_size, "spread_over_subsets": spread}
-    return {
-        "FD-classifier": {"value": fidelity.frechet_distance(statistics, reference.train), "samples": len(samples)},
-        "FD-classifier-heldout": {"value": fidelity.frechet_distance(statistics, reference.heldout), "samples": len(samples)},
-        "KID-classifier": kid,
-    }
-
-
-@torch.no_grad()
-def scores(likelihood: Likelihood | None, images: Tensor, energy: Energy | None) -> Scores:
-    """Scores of images (N, C, H, W) uint8, higher for what looks in-distribution.
-
-    Args:
-        likelihood: log p(x) of the images; None for a model without.
-        energy: E(x); None for a model without.
-
-    Returns:
-        "" → log p(x) − E(x), or log p(x) of a model without an energy; with an energy also "energy" → −E(x), and with both
-        "likelihood" → log p(x).
-
-    Raises:
-        UserError: a score is not finite.
-    """
-    found: Scores = {}
-    if energy is not None:
-        energies = torch.cat([energy(batch) for batch in torch.split(images, fidelity.BATCH)]).double().numpy()
-        if not np.isfinite(energies).all():
-            raise UserError(f"evaluation: expected finite energies, found {np.sum(~np.isfinite(energies))} others: the training of the energy diverged")
-        found["energy"] = -energies
-    if likelihood is not None:
-        log_p = likelihood.importance.numpy()
-        found = {"": log_p + found["energy"], **found, "likelihood": log_p} if found else {"": log_p}
-    return found
-
-
-def ood_figures(inside: Scores, outside: dict[str, Scores], samples: int) -> Figures:
-    """AUROC of every score for held-out images against every set: AUROC-<set>, and -energy and -likelihood beside it."""
-    return {
-        "-".join(filter(None, ("AUROC", name, kind))): {"value": ood.auroc(inside[kind], found[kind]), "samples": samples}
-        for name, found in outside.items()
-        for kind in inside
-    }
-
-
-def _ood_pictures(inside: Scores, outside: dict[str, Scores], figures: Figures, folder: Path) -> None:
-    whole = "log p(x) − E(x)" if "energy" in inside else "log p(x)"
-    names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)"}
-    panels = {}
-    for name, found in outside.items():
-        for kind in inside:
-            area = figures["-".join(filter(None, ("AUROC", name, kind)))]["value"]
-            panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out digits": inside[kind], name: found[kind]}
-    plots.histograms(panels, folder / "ood.png", "score")
-
-
-def _chain_pictures(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
-    steps = model.chain(GRID, seed=seed, steps=chain.steps, step_size=chain.step_size)
-    plots.image_grid(steps[0], folder / "before.png")
-    plots.image_grid(steps[-1], folder / "after.png")
-    plots.chain_strip([images[:CHAINS] for images in steps], folder / "chain.png")
-
-
-def likelihood_figures(network: NVAE, held_out: Likelihood, train: Likelihood, draws: int) -> Figures:
-    """ELBO on held-out and training images (NVAE eq. 1) and the importance-weighted log-likelihood of held-out ones, per dimension.
-
-    In nats: for a discrete decoder of a probability, and then also in bits, lower is better; for the Gaussian one of the
-    density of y = 2x − 1, which makes no bits per dimension.
-    """
-    size, discrete = network.dimensions, network.settings.decoder != "normal"
-    unit = "nats per dimension" if discrete else "nats per dimension, density on [-1, 1]"
-    values = {"ELBO": held_out.elbo, "ELBO-train": train.elbo, "log-likelihood": held_out.importance}
-    means = {name: float(each.mean()) / size for name, each in values.items()}
-    figures: Figures = {name: {"value": means[name], "samples": len(each), "draws": draws, "unit": unit} for name, each in values.items()}
-    if discrete:
-        figures["bits-per-dimension"] = {**figures["log-likelihood"], "value": -means["log-likelihood"] / math.log(2), "unit": "bits per dimension"}
-    return figures
 
 
 def _training(model: Path) -> dict[str, dict[str, Any]]:
@@ -217,7 +127,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
     images, extractor = open_images(data), fidelity.Extractor.of(classifier)
     statistics = fidelity.read_reference(reference, images.hash, extractor.weights)
     samples = read_samples(shards, images.shape, sampling.count)
-    model, pictures = VAEBM.load(nvae, energy), metrics.parent / "pictures"
+    model, folder = VAEBM.load(nvae, energy), metrics.parent / "pictures"
     network, network_energy = model.nvae, model.energy
     energies = None if network_energy is None else lambda batch: network_energy(network.as_input(batch))
 
@@ -229,7 +139,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
 
     train, held_out = images.split("train")[0], images.split("heldout")[0]
     draws = chosen.elbo_samples
-    held_out_likelihood, train_likelihood = likelihood_of(held_out), likelihood_of(train)
+    held_out_likelihood, train_likelihood = likelihood_of(held_out), likelihood_of(train[:TRAIN])
     inside = scores(held_out_likelihood, held_out, energies)
     outside: dict[str, Scores] = {}
     shown = [held_out[:16]]
@@ -237,27 +147,42 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         pixels = torch.from_numpy(ood.make(name, held_out.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
         outside[name] = scores(likelihood_of(pixels), pixels, energies)
         shown.append(pixels[:16])
-    figures = fidelity_figures(samples, statistics, extractor, chosen, seed)
+    judged = extractor.judge(samples)
+    figures = fidelity_figures(judged, statistics, chosen, seed)
+    if (depth := judged.logits.shape[1]) > 1:
+        law = modes.law_of(images.split("train")[1].numpy(), depth, judged.logits.shape[2])
+        counts = modes.histogram(modes.modes_of(judged.logits), law)
+        figures |= modes.figures(counts, law, chosen.bootstrap, seed)
+        pictures.modes(counts, law, seed, folder / "modes.png")
     if held_out_likelihood is not None and train_likelihood is not None:
         figures |= likelihood_figures(network, held_out_likelihood, train_likelihood, draws)
-    figures |= ood_figures(inside, outside, len(held_out))
+    figures |= ood_figures(inside, outside, chosen.bootstrap, seed)
 
-    plots.image_grid(to_float(samples[:GRID]), pictures / "samples.png")
+    plots.image_grid(to_float(samples[: pictures.GRID]), folder / "samples.png")
+    pictures.neighbours(samples, judged.features, train, statistics.train_features, folder / "neighbours.png")
     if outside:
-        plots.image_grid(to_float(torch.cat(shown)), pictures / "sets.png", columns=16)
-        _ood_pictures(inside, outside, figures, pictures)
+        plots.image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
+        pictures.ood(inside, outside, figures, folder / "ood.png")
     models = {"nvae": load_model(nvae, "nvae")["hash"], "classifier": extractor.weights}
+    along_chain = {}
     if energy is not None:
         models["energy"] = load_model(energy, "energy")["hash"]
-        _chain_pictures(model, sampling_seed, sampling.chain, pictures)
+        pictures.chains(model, sampling_seed, sampling.chain, folder)
+
+        def distance(after: Tensor) -> float:
+            return fidelity.frechet_distance(fidelity.Statistics.of(extractor.judge(after).features), statistics.train)
+
+        along_chain["steps"] = against_steps(model, chosen.steps, sampling.chain.step_size, sampling_seed, sampling.batch, distance)
+        pictures.steps(along_chain["steps"], sampling.chain.steps, folder / "steps.png")
     record = {
         "experiment": where.experiment,
         "variant": where.variant,
         "seed": seed,
         "metrics": figures,
+        **along_chain,
         "without": lacking(chosen.ood, reason),
         "real": {"FD-classifier": {"value": statistics.real, "samples": len(held_out)}},
-        "extractor": extractor.describe(),
+        "extractor": extractor.describe(images.shape),
         "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind},
         "data": images.hash,
         **_origin([*trained.values(), provenance.commit()]),

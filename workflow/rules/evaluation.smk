@@ -1,6 +1,6 @@
 rule classifier:
     input:
-        unpack(data_of),
+        unpack(judged_data_of),
         settings="results/{experiment}/classifier/classifier.yaml",
     output:
         "results/{experiment}/classifier/model.pt",
@@ -10,11 +10,11 @@ rule classifier:
         "../../environment.yml"
     threads: need("classifier", "threads")
     resources:
-        torch_threads=need("classifier", "threads"),
+        cpus_per_task=need("classifier", "threads"),
         mem_mb=need("classifier", "mem_mb"),
         runtime=need("classifier", "runtime"),
     shell:
-        "python -m vaebm classifier {input.settings} --data {input.data} --model {output} --threads {resources.torch_threads} --log {log}"
+        "python -m vaebm classifier {input.settings} --data {input.data} --model {output} --threads {resources.cpus_per_task} --log {log}"
 
 
 rule reference:
@@ -29,11 +29,11 @@ rule reference:
         "../../environment.yml"
     threads: need("classifier", "threads")
     resources:
-        torch_threads=need("classifier", "threads"),
+        cpus_per_task=need("classifier", "threads"),
         mem_mb=need("classifier", "mem_mb"),
         runtime=need("classifier", "runtime"),
     shell:
-        "python -m vaebm reference --data {input.data} --classifier {input.classifier} --output {output}" " --threads {resources.torch_threads} --log {log}"
+        "python -m vaebm reference --data {input.data} --classifier {input.classifier} --output {output}" " --threads {resources.cpus_per_task} --log {log}"
 
 
 rule evaluation:
@@ -52,7 +52,7 @@ rule evaluation:
         "../../environment.yml"
     threads: need("evaluation", "threads")
     resources:
-        torch_threads=need("evaluation", "threads"),
+        cpus_per_task=need("evaluation", "threads"),
         mem_mb=need("evaluation", "mem_mb"),
         runtime=need("evaluation", "runtime"),
     params:
@@ -60,4 +60,4 @@ rule evaluation:
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy}"
         " --classifier {input.classifier} --reference {input.reference} --metrics {output.metrics}"
-        " --threads {resources.torch_threads} --log {log} {input.shards}"
+        " --threads {resources.cpus_per_task} --log {log} {input.shards}"
