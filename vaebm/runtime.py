@@ -41,8 +41,8 @@ class Interrupted(Exception):
 def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
     """Set torch's threads and choose this process's device: a GPU if the experiment asks for any and there is one.
 
-    Under torchrun a training joins the other processes, and its threads are shared out to them. A job that asks for more GPUs
-    than it can use, or for some on a machine without any, says so.
+    Under torchrun a training joins the other processes, and its threads are shared out to them. Otherwise it takes a GPU that no
+    other job holds, and waits for one. A job that asks for more GPUs than it can use, or for some on a machine without any, says so.
 
     Args:
         threads: of the job.
@@ -52,10 +52,15 @@ def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
     Raises:
         UserError: several processes for what only one can do, or more than there are GPUs.
     """
-    together, number = distributed.started(), int(os.environ.get("LOCAL_RANK", 0))
+    together = distributed.started()
+    number = int(os.environ.get("LOCAL_RANK", 0)) if together > 1 else 0
     if together > 1 and not join:
         raise UserError(f"expected one process for this stage, found {together} (WORLD_SIZE); run it without torchrun")
     torch.set_num_threads(max(threads // together, 1))
+    if gpus and together == 1:
+        from vaebm.lease import choose  # needs flock, which Windows lacks
+
+        choose(1)
     found = torch.cuda.device_count() if gpus else 0
     if number >= found > 0:
         raise UserError(f"expected a GPU for each process, found {found} and a process {number} (from 0); start fewer with torchrun")

@@ -6,6 +6,7 @@ rule benchmarks:
         over_seeds=sorted(set(runs("results/{experiment}/{variant}/metrics.json"))),
         json="results/benchmarks.json",
         markdown="results/benchmarks.md",
+        latex="results/benchmarks.tex",
         csv=report("results/benchmarks.csv", caption="../report/benchmarks.rst", category="Results"),
         page=report("results/report.html", caption="../report/page.rst", category="Results"),
     log:
@@ -14,6 +15,7 @@ rule benchmarks:
         "../../environment.yml"
     threads: need("benchmarks", "threads")
     resources:
+        cpus_per_task=need("benchmarks", "threads"),
         mem_mb=need("benchmarks", "mem_mb"),
         runtime=need("benchmarks", "runtime"),
     shell:

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from vaebm.config import BASELINE, UserError
-from vaebm.settings import read_experiment, read_yaml, write_settings
+from vaebm.config.layouts import absent
+from vaebm.settings import read_experiment, read_yaml, write_data_settings, write_settings
 
 CONFIG = "config/config.yaml"
 
@@ -53,6 +54,19 @@ def trained_by(stage):
     return "|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.stage_of(model).name == stage}) or "(?!)"
 
 
+SETS = {}
+for name, experiment in EXPERIMENTS.items():
+    for one in experiment.sets:
+        if SETS.setdefault(one.prepared, one) != one:
+            sys.exit(
+                f"config/experiments/{name}.yaml: data: another experiment has other settings for data/{one.prepared}; give one of them a data.name of its own"
+            )
+        if workflow.is_main_process:
+            write_data_settings(one, Path("results/data"))
+            if (problem := absent(one.dataset, one.path)) and not Path(f"data/{one.prepared}/manifest.json").is_file():
+                sys.exit(f"config/experiments/{name}.yaml: data: {problem}")
+
+
 wildcard_constraints:
     dataset=r"\w+",
     experiment=r"[^/]+",
@@ -69,24 +83,47 @@ def runs(pattern):
 
 
 def need(stage, what):
-    """Function of the wildcards: `what` a job of `stage` may use; one for several experiments, or for none, the most that one of them allows."""
+    """Function of the wildcards: `what` a job of `stage` may use; one for several experiments, or for none, the most that one of them allows.
+
+    Snakemake cuts a rule's `threads` to the CPUs of the machine that it runs on. `cpus_per_task`, the number that a stage computes with
+    and that Slurm is asked for, stays; `nodes=1` keeps Slurm from spreading the GPUs of one job over several machines.
+    """
 
     def of(wildcards):
         name, dataset = wildcards.get("experiment"), wildcards.get("dataset")
-        asking = [one for key, one in EXPERIMENTS.items() if name in (None, key) and dataset in (None, one.data.dataset)]
+        asking = [one for key, one in EXPERIMENTS.items() if name in (None, key) and dataset in (None, one.data.prepared, one.judged)]
         return max(getattr(getattr(one.resources, stage), what) for one in asking or EXPERIMENTS.values())
 
     return of
 
 
-def data_of(wildcards):
-    """The prepared images of an experiment. That they were compared with their pin comes first, but never makes anything anew."""
-    dataset = EXPERIMENTS[wildcards.experiment].data.dataset
+def prepared(dataset):
+    """The prepared images of a data set. That they were compared with their pin comes first, but never makes anything anew."""
     return {
         "data": f"data/{dataset}/manifest.json",
         "arrays": [f"data/{dataset}/images.npy", f"data/{dataset}/labels.npy"],
         "pinned": ancient(f"results/data/{dataset}.pinned"),
     }
+
+
+def data_settings_of(wildcards):
+    """The settings file of a data set, where its name does not say everything."""
+    return [] if wildcards.dataset not in SETS or SETS[wildcards.dataset].bare else f"results/data/{wildcards.dataset}.yaml"
+
+
+def settings_option(wildcards, input):
+    """The option that names that file."""
+    return f"--settings {input.settings}" if input.settings else ""
+
+
+def data_of(wildcards):
+    """The prepared images of an experiment."""
+    return prepared(EXPERIMENTS[wildcards.experiment].data.prepared)
+
+
+def judged_data_of(wildcards):
+    """The prepared images that an experiment's classifier is trained on: of stacks those of their channels."""
+    return prepared(EXPERIMENTS[wildcards.experiment].judged)
 
 
 def together(wildcards):

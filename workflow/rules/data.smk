@@ -1,4 +1,6 @@
 rule data:
+    input:
+        settings=data_settings_of,
     output:
         images="data/{dataset}/images.npy",
         labels="data/{dataset}/labels.npy",
@@ -9,10 +11,13 @@ rule data:
         "../../environment.yml"
     threads: need("data", "threads")
     resources:
+        cpus_per_task=need("data", "threads"),
         mem_mb=need("data", "mem_mb"),
         runtime=need("data", "runtime"),
+    params:
+        settings=settings_option,
     shell:
-        "python -m vaebm data {wildcards.dataset} --folder data/{wildcards.dataset} --log {log}"
+        "python -m vaebm data {wildcards.dataset} --folder data/{wildcards.dataset} {params.settings} --threads {resources.cpus_per_task} --log {log}"
 
 
 # Compares the bytes with data.dvc: nothing is trained on others than were pinned. DVC's cache takes all that data.dvc pins at

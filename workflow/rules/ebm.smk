@@ -23,13 +23,14 @@ rule ebm:
         "../../environment.yml"
     threads: need("ebm", "threads")
     resources:
-        torch_threads=need("ebm", "threads"),
+        cpus_per_task=need("ebm", "threads"),
+        nodes=1,
         gpu=need("ebm", "gpu"),
         mem_mb=need("ebm", "mem_mb"),
         runtime=need("ebm", "runtime"),
     shell:
         "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
-        " --threads {resources.torch_threads} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
 
 
 # The ablation's GAN: its model is an NVAE whose decoder was trained further as a generator.
@@ -58,10 +59,11 @@ rule wgan:
         "../../environment.yml"
     threads: need("ebm", "threads")
     resources:
-        torch_threads=need("ebm", "threads"),
+        cpus_per_task=need("ebm", "threads"),
+        nodes=1,
         gpu=need("ebm", "gpu"),
         mem_mb=need("ebm", "mem_mb"),
         runtime=need("ebm", "runtime"),
     shell:
         "python -m vaebm wgan {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
-        " --threads {resources.torch_threads} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"

@@ -20,10 +20,11 @@ rule nvae:
         "../../environment.yml"
     threads: need("nvae", "threads")
     resources:
-        torch_threads=need("nvae", "threads"),
+        cpus_per_task=need("nvae", "threads"),
+        nodes=1,
         gpu=need("nvae", "gpu"),
         mem_mb=need("nvae", "mem_mb"),
         runtime=need("nvae", "runtime"),
     shell:
         "python -m vaebm nvae {input.settings} --data {input.data} --model {output.model}"
-        " --threads {resources.torch_threads} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"

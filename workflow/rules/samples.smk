@@ -10,7 +10,8 @@ rule samples:
         "../../environment.yml"
     threads: need("samples", "threads")
     resources:
-        torch_threads=need("samples", "threads"),
+        cpus_per_task=need("samples", "threads"),
+        nodes=1,
         gpu=need("samples", "gpu"),
         mem_mb=need("samples", "mem_mb"),
         runtime=need("samples", "runtime"),
@@ -18,4 +19,4 @@ rule samples:
         energy=energy_option,
     shell:
         "python -m vaebm samples {input.settings} --nvae {input.nvae} {params.energy} --shard {wildcards.shard} --output {output}"
-        " --threads {resources.torch_threads} --gpus {resources.gpu} --log {log}"
+        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
