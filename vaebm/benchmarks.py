@@ -1,4 +1,4 @@
-"""Stage `benchmarks`: our figures over the seeds, beside the paper's, as csv, Markdown, json and a page."""
+"""Stage `benchmarks`: our figures over the seeds, beside the paper's, as csv, Markdown, LaTeX, json and a page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import pandas as pd
 
 from vaebm.checkpoint import write_json, writing
 from vaebm.config import UserError
+from vaebm.latex import latex
+from vaebm.metrics import Record
 from vaebm.paper import read_paper
 from vaebm.report import page
 from vaebm.settings import read_experiment
-from vaebm.table import COLUMNS, Measured, Record, lines, markdown
+from vaebm.table import COLUMNS, Measured, commands, lines, markdown
 
 SAME = ("data", "extractor", "chain", "versions")
 """What the seeds of a variant must share for a mean over them to mean something."""
+
+
+RECORDS = "*/*/metrics.json"
+"""The records over the seeds under a folder of results, <experiment>/<variant>/."""
 
 
 def read_metrics(path: Path) -> Record:
@@ -40,6 +46,10 @@ def read_metrics(path: Path) -> Record:
 def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> Record:
     """One record of the runs of a variant: the mean of every figure and its spread, the standard deviation over the seeds.
 
+    A bootstrap interval says how far one seed's figure may be off for its samples. Of several seeds it stands with each of
+    them, under `by_seed`, and the record as a whole has none: a mean of bounds is no bound, and what differs between seeds
+    is the training, which no resampling of images knows of.
+
     Args:
         runs: content of the metrics.json of each seed.
         configuration: hash of the experiment's settings.
@@ -59,9 +69,17 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
             raise UserError(f"{name}: expected the same {differing[0]} for all seeds, found others for seed {run['seed']} than for {seeds[0]}; run it again")
     figures = {}
     for metric in first["metrics"]:
-        values = [run["metrics"][metric]["value"] for run in runs]
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        figures[metric] = {"value": float(np.mean(values)), "spread": spread, "samples": first["metrics"][metric]["samples"], "seeds": seeds}
+        found = [run["metrics"][metric] for run in runs]
+        values, several = [figure["value"] for figure in found], len(runs) > 1
+        figures[metric] = {
+            "value": float(np.mean(values)),
+            "spread": float(np.std(values, ddof=1)) if several else None,
+            "interval": None if several else found[0].get("interval"),
+            "samples": found[0]["samples"],
+            "seeds": seeds,
+            "by_seed": [{"seed": seed, "value": one["value"], "interval": one.get("interval")} for seed, one in zip(seeds, found, strict=True)],
+            **({"unit": found[0]["unit"]} if "unit" in found[0] else {}),
+        }
     changed = [run["changed"] for run in runs]
     return {
         "experiment": first["experiment"],
@@ -74,7 +92,7 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
         "commit": sorted({commit for run in runs for commit in run["commit"]}),
         "changed": "unknown" if "unknown" in changed else any(changed),
         "tracking": tracking,
-        "runs": [{"seed": run["seed"], "models": run["models"], "training": run["training"]} for run in runs],
+        "runs": [{"seed": run["seed"], "models": run["models"], "training": run["training"], "steps": run.get("steps")} for run in runs],
     }
 
 
@@ -97,13 +115,15 @@ def collect(metrics: list[Path], experiments: Path, results: Path) -> Measured:
         write_json(results / experiment / variant / "metrics.json", record)
         records.setdefault(experiment, {})[variant] = record
     notes = []
-    for path in sorted(results.glob("*/*/metrics.json")):
+    for path in sorted(results.glob(RECORDS)):
         experiment, variant = path.parts[-3:-1]
         if (experiment, variant) in groups:
             continue
         settings, earlier = experiments / f"{experiment}.yaml", read_metrics(path)
         where = "/".join(path.parts[-3:])
-        if not settings.is_file():
+        if not all("by_seed" in figure for figure in earlier["metrics"].values()):
+            notes.append(f"{where} is left out: an earlier version of the program wrote it; `snakemake --config 'experiments=[{experiment}]'` makes it anew.")
+        elif not settings.is_file():
             notes.append(f"{where} is left out: there is no {experiment}.yaml among the experiments any more.")
         elif earlier.get("configuration") != read_experiment(settings).hash():
             notes.append(f"{where} is left out: it was measured with other settings than {experiment}.yaml has now.")
@@ -123,27 +143,32 @@ def _tracked(path: Path) -> str | None:
 
 
 def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> None:
-    """Write results/<experiment>/<variant>/metrics.json, then benchmarks.csv, .md, .json and report.html under `results`.
+    """Write results/<experiment>/<variant>/metrics.json, then benchmarks.csv, .md, .tex, .json and report.html under `results`.
 
     Args:
-        metrics: metrics.json of every run, one per experiment, variant and seed.
+        metrics: metrics.json of every run, one per experiment, variant and seed; none: what was gathered earlier is written again.
         paper: config/paper.yaml.
         experiments: folder of the experiment files.
         results: folder of the results.
 
     Raises:
-        UserError: a file is missing or damaged, or the seeds of a variant do not belong together.
+        UserError: a file is missing or damaged, the seeds of a variant do not belong together, or nothing was measured.
     """
     figures = read_paper(paper)
     measured = collect(metrics, experiments, results)
-    frame = pd.DataFrame([line.cells() for line in lines(measured, figures, experiments)], columns=COLUMNS)
+    if not measured.records:
+        found = " ".join(measured.notes) or f"no {RECORDS}"
+        raise UserError(f"{results}: expected the figures of at least one experiment, found none ({found}); `snakemake` measures them")
+    runs = commands(figures, experiments)
+    frame = pd.DataFrame([line.cells() for line in lines(measured, figures, runs)], columns=COLUMNS)
     frame["samples"] = frame["samples"].astype("Int64")
     csv = io.StringIO()
     frame.to_csv(csv, index=False, lineterminator="\n")
     texts = {
         "benchmarks.csv": csv.getvalue(),
-        "benchmarks.md": markdown(measured, figures, experiments),
-        "report.html": page(measured, figures, experiments, results),
+        "benchmarks.md": markdown(measured, figures, runs),
+        "benchmarks.tex": latex(measured, figures),
+        "report.html": page(measured, figures, runs, results),
     }
     for name, text in texts.items():
         with writing(results / name) as stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,67 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vaebm.config import BASELINE
-from vaebm.paper import Paper
-from vaebm.table import LEGEND, MEASURED_HEADER, Measured, measured_cells, overview, paper_cells, paper_header, real_images, snapshots, without
+from vaebm.gallery import gallery
+from vaebm.metrics import (
+    Compared,
+    Figure,
+    Record,
+    arrowed,
+    beside_the_baseline,
+    certainty,
+    compared,
+    in_units,
+    lower_is_better,
+    number,
+    ratio,
+    with_certainty,
+    written,
+)  # fmt: skip
+from vaebm.paper import Paper, Table
+from vaebm.table import LEGEND, ORIGIN_HEADER, Commands, Measured, answer_of, chain_of, origin_cells, remark_of, remarks, snapshots
+
+HEADLINES = ("FID", "FD-classifier", "IS", "IS-classifier", "precision-classifier", "recall-classifier", "modes", "KL")
+"""The metrics of the cards above an experiment's table, as far as they were measured; AUROC of the whole score follows."""
+
+
+class Card(NamedTuple):
+    """What one metric was before the chain and is after it."""
+
+    metric: str
+    variant: str
+    before: str
+    after: str
+    change: str
+    """The ratio, or the difference where a ratio means nothing."""
+    verdict: str
+    """Which is better, as far as the figures' uncertainty lets it be told."""
+
+
+def card(row: Compared, variant: str, before: Figure, after: Figure) -> Card:
+    """The card of one metric for a variant and the NVAE alone."""
+    relative, difference, apart = ratio(row.metric, before["value"], after["value"]), after["value"] - before["value"], in_units(before, after)
+    change = f"× {number(relative, 3)}" if relative is not None else f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
+    if apart is not None and abs(apart[0]) < 1:
+        verdict = "no difference beyond the " + {"spread": "spread over seeds", "interval": "intervals"}[apart[1]]
+    else:
+        verdict = "as good" if not difference else "better" if (difference < 0) == lower_is_better(row.metric) else "worse"
+    first, second = (written(row.metric, figure["value"], 3) for figure in (before, after))
+    return Card(arrowed(row.metric), variant, first, second, change, verdict)
+
+
+def cards(variants: dict[str, Record]) -> list[Card]:
+    """The headline figures: every one of a single variant; of several, the first metric of each."""
+    others, names = beside_the_baseline(variants), list(variants)
+    found = []
+    for variant in others:
+        rows = []
+        for row in (row for _, rows in compared(variants) for row in rows):
+            before, after = row.figures[names.index(BASELINE)], row.figures[names.index(variant)]
+            whole = row.metric.startswith("AUROC") and not row.metric.endswith(("-energy", "-likelihood"))
+            if before and after and (whole or row.metric in HEADLINES):
+                rows.append(card(row, variant, before, after))
+        found += rows if len(others) == 1 else rows[:1]
+    return found
 
 
 def _inline(path: Path) -> str | None:
@@ -19,49 +79,14 @@ def _inline(path: Path) -> str | None:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() if path.is_file() else None
 
 
-class Picture(NamedTuple):
-    """A picture of the page."""
-
-    title: str
-    caption: str
-    path: Path
-    wide: bool = False
-    """Over the whole width."""
-
-
-def _pictures(folder: Path, variant: str, seed: int, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pictures of one variant's first seed, those that there are, inlined."""
-    own, evaluation = folder / variant / f"seed{seed}" / "pictures", folder / variant / f"seed{seed}" / "evaluation" / "pictures"
-    scores = "Held-out images against other pictures; the higher score is taken for in-distribution. The outermost bars count all that lies beyond."
-    if variant == BASELINE:
-        sets = "What the held-out images (first row) are told from, each brought to their size and grey levels in the same way."
-        wanted = [
-            Picture("Samples of the NVAE", "Decoder means for draws of the prior, no chain.", evaluation / "samples.png"),
-            Picture("Reconstructions", "Held-out images in the odd rows, below each what the NVAE makes of it.", own / "reconstructions.png"),
-            Picture("Training of the NVAE", "Nats per image. Long curves: every value, faint, and a moving mean.", own / "curves.png", wide=True),
-            Picture("Other pictures", sets, evaluation / "sets.png"),
-        ]
-    elif not record["chain"]["steps"]:
-        wanted = [
-            Picture("Samples of the generator", "Decoder means for draws of the prior, after the decoder's training in the GAN.", evaluation / "samples.png"),
-            Picture("Training of the GAN", "What the critic tells data from generated images by.", own / "curves.png", wide=True),
-        ]
-    else:
-        steps = record["chain"]["steps"]
-        after = f"The same chains, image by image, after {steps} Langevin steps."
-        energies = "Training images, held-out images and chains after training: data of both kinds should coincide."
-        chains = "Acceptance that a Metropolis correction of the same steps would have, memory of the energy, and how far the chains move."
-        curves = "Contrastive divergence: the energies of data and of chains should stay close together."
-        wanted = [
-            Picture("Before the chain", "Decoder means at the start of the chains: draws of the NVAE's prior.", evaluation / "before.png"),
-            Picture("After the chain", after, evaluation / "after.png"),
-            Picture("Chains, image by image", f"One chain a row: before the first step, then after each of the {steps}.", evaluation / "chain.png"),
-            Picture("Energies", energies, own / "energies.png"),
-            Picture("Chains in figures", chains, own / "chains.png", wide=True),
-            Picture("Training of the energy", curves, own / "curves.png", wide=True),
-        ]
-    wanted.append(Picture("Out-of-distribution detection", scores, evaluation / "ood.png", wide=True))
-    return [{**picture._asdict(), "url": url} for picture in wanted if (url := _inline(picture.path))]
+def _pictures(record: Record, folder: Path) -> dict[str, Any]:
+    """The pictures of one variant's first seed, inlined, and which ones are missing."""
+    wanted = [(picture, _inline(folder / picture.path)) for picture in gallery(record)]
+    beside = {"steps.png": _steps(record)}
+    return {
+        "pictures": [{**picture._asdict(), "grid": picture.grid, "url": url, "table": beside.get(picture.path.name)} for picture, url in wanted if url],
+        "missing": [f"{picture.title} ({folder.name}/{picture.path.as_posix()})" for picture, url in wanted if not url],
+    }
 
 
 def _code(text: str) -> Markup:
@@ -70,48 +95,104 @@ def _code(text: str) -> Markup:
     return Markup("").join(Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts))
 
 
-def _training(record: dict[str, Any]) -> list[str]:
-    """How the variant's own training ended, one line a seed."""
-    told = []
+def _training(record: Record) -> dict[str, Any]:
+    """How the variant's own training ended, one row a seed; what its guard did, and which snapshot was taken."""
+    facts = {"status": "status", "steps": "iterations", "snapshot": "snapshot", "skipped_steps": "skipped", "seconds": "seconds", "device": "device"}
+    rows, events = [], []
     for run in record["runs"]:
         stage = list(run["training"])[-1]  # an energy's own training comes after its NVAE's
-        if training := run["training"][stage]:
-            facts = [f"{name} {training[name]}" for name in ("status", "steps", "snapshot", "skipped_steps", "seconds") if name in training]
-            told.append(f"seed {run['seed']}, {stage}: {', '.join(facts).replace('_', ' ')}")
-            told += [f"seed {run['seed']}, iteration {event['iteration']}: {event['reason']}: {event['action']}" for event in training.get("events", [])]
-    return told
+        training = run["training"][stage]
+        rows.append({"seed": str(run["seed"]), **{name: f"{training[key]}" for key, name in facts.items() if training.get(key) is not None}})
+        events += [f"Seed {run['seed']}, iteration {event['iteration']}: {event['reason']}: {event['action']}." for event in training.get("events", [])]
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    return {"header": header, "rows": [[row.get(name, "") for name in header] for row in rows], "told": [*events, *snapshots(record)]}
 
 
-def page(measured: Measured, paper: Paper, experiments: Path, results: Path) -> str:
-    """The page: every measured experiment with its figures and pictures, then the paper's tables."""
-    sections = []
-    for experiment, variants in measured.records.items():
-        shown = {
-            variant: {"pictures": _pictures(results / experiment, variant, record["runs"][0]["seed"], record), "training": _training(record)}
-            for variant, record in variants.items()
-        }
-        header, rows = overview(variants)
-        sections.append(
-            {
-                "name": experiment,
-                "header": header,
-                "rows": rows,
-                "remarks": [real_images(next(iter(variants.values()))), *without(variants), *snapshots(variants)],
-                "variants": shown,
-                "origin": [cells for record in variants.values() for cells in measured_cells(record)],
-            }
-        )
-    tables = [
-        {
-            "title": table.title,
-            "note": table.note,
-            "header": paper_header(table),
-            "rows": [paper_cells(table, row, measured, experiments) for row in table.rows],
-        }
-        for table in paper.tables
+def _seeds(record: Record) -> dict[str, Any] | None:
+    """Every figure of every seed with its own interval; None for a single seed, whose figures are the table's."""
+    if len(record["runs"]) < 2:
+        return None
+    rows = []
+    for _, found in compared({record["variant"]: record}):
+        for row in found:
+            of_seeds = record["metrics"][row.metric]["by_seed"]
+            rows.append([arrowed(row.metric), *(with_certainty(row.metric, {**one, "spread": None}) for one in of_seeds)])
+    return {"header": ["metric", *(f"seed {run['seed']}" for run in record["runs"])], "rows": rows}
+
+
+def _steps(record: Record) -> dict[str, Any] | None:
+    """Quality and energy against the number of steps, over the seeds; None for a variant that it was not measured of."""
+    found = [run["steps"] for run in record["runs"] if run["steps"]]
+    if not found:
+        return None
+    names = [name for name in found[0] if name not in ("counts", "samples")]
+    rows = [[str(count), *(_mean([steps[name][index] for steps in found]) for name in names)] for index, count in enumerate(found[0]["counts"])]
+    return {"header": ["steps", *names], "rows": rows}
+
+
+def _mean(values: list[float | None]) -> str:
+    """Mean ± standard deviation, the latter left out for one value; chains that left the finite numbers have no value."""
+    finite = [value for value in values if value is not None]
+    if len(finite) < len(values):
+        return "not finite"
+    return number(statistics.mean(finite)) + (f" ± {number(statistics.stdev(finite), 2)}" if len(finite) > 1 else "")
+
+
+def _facts(variants: dict[str, Record]) -> str:
+    """The seeds, and the test chains of the variants, in a sentence each."""
+    seeds = dict.fromkeys(run["seed"] for record in variants.values() for run in record["runs"])
+    chains = [f"{variant}: {chain_of(record)}." for variant, record in variants.items() if record["chain"]["steps"]]
+    return " ".join([f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}.", *chains])
+
+
+def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict[str, Any]:
+    """What the page says of one experiment; the NVAE alone comes last, it is what the others start from."""
+    families = [
+        (title, [(row, [(written(row.metric, one["value"]), certainty(row.metric, one)) if one else ("", "") for one in row.figures]) for row in rows])
+        for title, rows in compared(variants)
     ]
+    first = next(iter(variants.values()))
+    return {
+        "name": experiment,
+        "facts": _facts(variants),
+        "cards": cards(variants),
+        "variants": list(variants),
+        "families": families,
+        "ratios": any(row.ratio for _, rows in compared(variants) for row in rows),
+        "floors": any(row.floor for _, rows in compared(variants) for row in rows),
+        "remarks": remarks(variants),
+        "models": [
+            {"name": name, **_pictures(record, folder), "training": _training(record), "seeds": _seeds(record)}
+            for name, record in sorted(variants.items(), key=lambda item: item[0] == BASELINE)
+        ],
+        "classifier": _inline(folder / "classifier" / "pictures" / "confusion.png"),
+        "origin": [origin_cells(record) for record in variants.values()],
+        "versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
+    }
+
+
+def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
+    """One of the paper's tables, ours beside."""
+    rows = []
+    for row in table.rows:
+        cells = []
+        for metric in table.metrics:
+            figure, record = row.figures.get(metric), answer_of(row, metric, measured)
+            ours = with_certainty(metric, record["metrics"][metric]) if record and figure else ""
+            cells.append((f"{figure.value:g}" if figure else "", figure.mark if figure else "", ours))
+        note = remark_of(row, measured, runs) if row.answer else row.note or ""
+        rows.append({"model": row.model, "ours": row.answer is not None, "cells": cells, "note": note})
+    return {"title": table.title, "note": table.note, "metrics": [arrowed(metric) for metric in table.metrics], "rows": rows}
+
+
+def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
+    """The page: every measured experiment with its figures and pictures, then the paper's tables."""
     environment = Environment(loader=PackageLoader("vaebm"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "arrowed": arrowed, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("report.html.j2").render(
-        sections=sections, notes=measured.notes, tables=tables, legend=LEGEND, origin_header=MEASURED_HEADER
+        sections=[_section(experiment, variants, results / experiment) for experiment, variants in measured.records.items()],
+        notes=measured.notes,
+        tables=[_table(table, measured, runs) for table in paper.tables],
+        legend=LEGEND,
+        origin_header=ORIGIN_HEADER,
     )

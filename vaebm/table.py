@@ -5,20 +5,22 @@ A figure of ours stands in the measured column only if a run measured it; what w
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaebm.metrics import FLOOR, Record, arrowed, compared, number, uses_extractor, with_certainty
 from vaebm.paper import Paper, Row, Table
 from vaebm.settings import read_experiment
 
 COLUMNS = [
-    "table", "model", "experiment", "variant", "metric", "measured", "spread", "samples", "seeds", "paper", "mark", "extractor",
-    "chain", "commit", "changed", "data", "configuration", "tracking", "note",
+    "table", "model", "experiment", "variant", "metric", "measured", "spread", "low", "high", "floor", "samples", "seeds", "paper", "mark",
+    "extractor", "chain", "commit", "changed", "data", "configuration", "tracking", "note",
 ]  # fmt: skip
 
-Record = dict[str, Any]
+
+Commands = dict[tuple[str, str], str]
+"""(experiment, variant) → what runs it (see `commands`)."""
 
 
 class Measured(NamedTuple):
@@ -42,20 +44,24 @@ class Line:
     mark: str = ""
     note: str = ""
 
-    def cells(self) -> Record:
+    def cells(self) -> dict[str, Any]:
         """One value per column of `COLUMNS`; None where there is none."""
-        cells: Record = dict.fromkeys(COLUMNS)
+        cells: dict[str, Any] = dict.fromkeys(COLUMNS)
         cells.update(table=self.table, model=self.model, metric=self.metric, paper=self.paper, mark=self.mark or None, note=self.note.replace("`", "") or None)
         if self.record is not None:
-            figure = self.record["metrics"][self.metric]
+            figure, floor = self.record["metrics"][self.metric], self.record["metrics"].get(self.metric + FLOOR)
+            low, high = figure["interval"] or (None, None)
             cells.update(
                 experiment=self.record["experiment"],
                 variant=self.record["variant"],
                 measured=figure["value"],
                 spread=figure["spread"],
+                low=low,
+                high=high,
+                floor=floor and floor["value"],
                 samples=figure["samples"],
                 seeds=" ".join(map(str, figure["seeds"])),
-                extractor=extractor_of(self.record) if self.metric.endswith(("classifier", "classifier-heldout")) else None,
+                extractor=extractor_of(self.record) if uses_extractor(self.metric) else None,
                 chain=chain_of(self.record),
                 commit=" ".join(self.record["commit"]),
                 changed=str(self.record["changed"]).lower(),
@@ -77,26 +83,39 @@ def chain_of(record: Record) -> str:
     return f"{chain['steps']} steps of {chain['step_size']:g}, potential {chain['potential']}" if chain["steps"] else "no chain"
 
 
-def arrowed(metric: str) -> str:
-    """A metric's name with the direction that is better."""
-    return f"{metric} ↓" if metric.startswith(("FD", "FID", "KID", "KL", "seconds")) else f"{metric} ↑"
+def commands(paper: Paper, experiments: Path) -> Commands:
+    """What runs each of the experiments that answer rows of the paper, in words, the command in backticks.
+
+    Args:
+        experiments: folder of the experiment files.
+
+    Raises:
+        UserError: one of them is no experiment.
+    """
+    answers = {row.answer for table in paper.tables for row in table.rows if row.answer is not None}
+    found = {}
+    for name in {answer.experiment for answer in answers}:
+        path = experiments / f"{name}.yaml"
+        settings = read_experiment(path) if path.is_file() else None
+        for variant in {answer.variant for answer in answers if answer.experiment == name}:
+            told = f"`snakemake --config 'experiments=[{name}]'`"
+            if settings is None:
+                told += f", but {name} is not in config/experiments yet"
+            elif lacking := [*settings.missing, *([] if variant in settings.models else [f"a variant {variant}"])]:
+                told += f", once it has {' and '.join(lacking)}"
+            found[name, variant] = told
+    return found
 
 
-def how_to_run(row: Row, metric: str, measured: Measured, experiments: Path) -> str:
-    """What fills the measured cell of one of the paper's rows, a command in backticks; empty where it is filled."""
+def how_to_run(row: Row, metric: str, measured: Measured, runs: Commands) -> str:
+    """What fills the measured cell of one of the paper's rows; empty where it is filled."""
     if row.answer is None:
-        return "a model of others, not trained here"
+        return "not trained here"
     experiment, variant = row.answer.experiment, row.answer.variant
     record = measured.records.get(experiment, {}).get(variant)
-    if record is not None:
-        return "" if metric in record["metrics"] else f"{experiment}/{variant} was measured, without {metric}"
-    command = f"`snakemake --config 'experiments=[{experiment}]'`"
-    if not (experiments / f"{experiment}.yaml").is_file():
-        return f"{command}, but {experiment} is not in config/experiments yet"
-    settings = read_experiment(experiments / f"{experiment}.yaml")
-    if settings.missing:
-        return f"{command}, once it has {' and '.join(settings.missing)}"
-    return command if variant in settings.models else f"{command}, but there is no variant {variant} yet"
+    if record is None:
+        return runs[experiment, variant]
+    return "" if metric in record["metrics"] else f"{experiment}/{variant} was measured, without {metric}"
 
 
 def answer_of(row: Row, metric: str, measured: Measured) -> Record | None:
@@ -107,13 +126,14 @@ def answer_of(row: Row, metric: str, measured: Measured) -> Record | None:
     return record if record is not None and metric in record["metrics"] else None
 
 
-def lines(measured: Measured, paper: Paper, experiments: Path) -> list[Line]:
+def lines(measured: Measured, paper: Paper, runs: Commands) -> list[Line]:
     """Every line: what was measured, experiment by experiment, then every row of the paper."""
     found = [
         Line(f"measured: {experiment}", variant, metric, record)
         for experiment, variants in measured.records.items()
         for variant, record in variants.items()
         for metric in record["metrics"]
+        if not metric.endswith(FLOOR)
     ]
     found += [
         Line(f"measured: {experiment}", variant, metric, note=reason)
@@ -124,74 +144,88 @@ def lines(measured: Measured, paper: Paper, experiments: Path) -> list[Line]:
     for table in paper.tables:
         for row in table.rows:
             for metric, figure in row.figures.items():
-                note = "; ".join(filter(None, (row.note, how_to_run(row, metric, measured, experiments))))
+                note = "; ".join(filter(None, (row.note, how_to_run(row, metric, measured, runs))))
                 found.append(Line(table.title, row.model, metric, answer_of(row, metric, measured), figure.value, figure.mark, note))
     return found
 
 
-def number(value: float, digits: int = 4) -> str:
-    """A figure to `digits` digits, without an exponent where it can be read without one."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-    return f"{value:.{decimals}f}" if decimals <= 6 else f"{value:.{digits - 1}e}"
-
-
-def with_spread(figure: Record) -> str:
-    """A figure as `value ± spread`, the spread left out for one seed."""
-    return number(figure["value"]) + (f" ± {number(figure['spread'], 2)}" if figure["spread"] is not None else "")
-
-
-def paper_cells(table: Table, row: Row, measured: Measured, experiments: Path) -> list[str]:
-    """A row of one of the paper's tables: model, (paper's figure with its mark, ours) for every metric, how to measure it."""
+def paper_cells(table: Table, row: Row, measured: Measured) -> list[str]:
+    """A row of one of the paper's tables: model, (paper's figure with its mark, ours) for every metric."""
     cells = [row.model]
     for metric in table.metrics:
         figure, record = row.figures.get(metric), answer_of(row, metric, measured)
-        cells += [f"{figure.value:g} ({figure.mark})" if figure else "", with_spread(record["metrics"][metric]) if record and figure else ""]
-    hows = dict.fromkeys(how_to_run(row, metric, measured, experiments) for metric in row.figures)
-    return [*cells, "; ".join(filter(None, (row.note, *hows)))]
+        cells += [f"{figure.value:g} ({figure.mark})" if figure else "", with_certainty(metric, record["metrics"][metric]) if record and figure else ""]
+    return cells
 
 
 def paper_header(table: Table) -> list[str]:
     """The names of the columns of `paper_cells`."""
     pairs = [(f"{arrowed(metric)}, paper", f"{metric}, measured") for metric in table.metrics]
-    return ["model", *(name for pair in pairs for name in pair), "to measure it"]
+    return ["model", *(name for pair in pairs for name in pair)]
 
 
-def measured_cells(record: Record) -> list[list[str]]:
-    """The rows of one variant: metric, value ± spread, samples, and where they come from."""
-    rows = []
-    for metric, figure in record["metrics"].items():
-        cells = Line("", "", metric, record).cells()
-        commit = " ".join(name[:12] for name in record["commit"]) + {"true": " + changes", "unknown": ""}.get(cells["changed"], "")
-        origin = [cells["extractor"] or "", cells["chain"], commit, record["data"][:12], record["configuration"][:12], record["tracking"] or ""]
-        rows.append([record["variant"], arrowed(metric), with_spread(figure), str(figure["samples"]), cells["seeds"], *origin])
-    return rows
+def remark_of(row: Row, measured: Measured, runs: Commands) -> str:
+    """What has to be said about one of the paper's rows, and what fills its measured cells, commands in backticks."""
+    hows = dict.fromkeys(how_to_run(row, metric, measured, runs) for metric in row.figures)
+    return "; ".join(filter(None, (row.note, *hows)))
 
-
-MEASURED_HEADER = [
-    "variant", "metric", "measured", "samples", "seeds", "extractor", "chain", "commit", "data", "configuration", "MLflow run",
-]  # fmt: skip
 
 LEGEND = (
-    "Measured: mean over the seeds ± standard deviation over them. Marks of the paper's figures: A seen in two independent sources or in the authors' "
+    "Measured: of several seeds the mean ± standard deviation over them, each seed's interval standing with its run; of one seed its value and "
+    "[low, high], the 95 % bootstrap interval over samples. Marks of the paper's figures: A seen in two independent sources or in the authors' "
     "repository, B in one source, M from memory, unverified. FID stands for the standard Inception features only; a distance in other features is named "
     "after them. An empty measured cell was not run."
 )
 
 
 def overview(variants: dict[str, Record]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of an experiment's figures, a metric a row, a variant a column."""
-    metrics = list(dict.fromkeys(metric for record in variants.values() for metric in record["metrics"]))
+    """Header and rows of an experiment's figures: a metric a row, a variant a column, then ratio, floor and number of images.
+
+    The ratio to the NVAE has a column where there is one other variant; what a perfect sampler would give has one where it is known.
+    """
+    shown = [row for _, rows in compared(variants) for row in rows]
+    ratios, floors = any(row.ratio for row in shown), any(row.floor for row in shown)
     rows = []
-    for metric in metrics:
-        figures = [record["metrics"].get(metric) for record in variants.values()]
-        samples = sorted({figure["samples"] for figure in figures if figure})
-        rows.append([arrowed(metric), *(with_spread(figure) if figure else "" for figure in figures), ", ".join(f"{count:,}" for count in samples)])
-    return ["metric", *variants, "images"], rows
+    for row in shown:
+        cells = [with_certainty(row.metric, figure) if figure else "" for figure in row.figures]
+        rows.append([arrowed(row.metric), *cells, *([row.ratio] if ratios else []), *([row.floor] if floors else []), row.samples])
+    return ["metric", *variants, *(["ratio"] if ratios else []), *(["perfect sampler"] if floors else []), "images"], rows
 
 
-def without(variants: dict[str, Record]) -> list[str]:
+ORIGIN_HEADER = ["variant", "seeds", "chain", "extractor", "commit", "data", "configuration", "MLflow run"]
+
+
+def origin_cells(record: Record) -> list[str]:
+    """Where a variant's figures come from, long hashes cut to twelve digits; the names of the columns are `ORIGIN_HEADER`."""
+    seeds = ", ".join(str(run["seed"]) for run in record["runs"])
+    changed = {True: " + changes", "unknown": ""}.get(record["changed"], "")
+    commit = " ".join(name[:12] for name in record["commit"]) + changed
+    origin = [chain_of(record), extractor_of(record), commit, record["data"][:12], record["configuration"][:12], record["tracking"] or ""]
+    return [record["variant"], seeds, *origin]
+
+
+def remarks(variants: dict[str, Record]) -> list[str]:
+    """What has to be said about an experiment's figures, a paragraph each."""
+    return [_real_images(next(iter(variants.values()))), *_units(variants), *_without(variants)]
+
+
+def _real_images(record: Record) -> str:
+    """What real images score, in a sentence."""
+    scores = [f"{metric} {number(figure['value'])} ({figure['samples']} images)" for metric, figure in record["real"].items()]
+    return f"Real images, held out, score {', '.join(scores)}."
+
+
+def _units(variants: dict[str, Record]) -> list[str]:
+    """The units of the figures that have one, a line for each unit."""
+    units: dict[str, dict[str, None]] = {}
+    for record in variants.values():
+        for metric, figure in record["metrics"].items():
+            if unit := figure.get("unit"):
+                units.setdefault(unit, {})[metric] = None
+    return [f"In {unit}: {', '.join(metrics)}." for unit, metrics in units.items()]
+
+
+def _without(variants: dict[str, Record]) -> list[str]:
     """Why figures of an experiment's variants are empty, a line for each reason."""
     reasons = dict.fromkeys((variant, reason) for variant, record in variants.items() for reason in record["without"].values())
     return [
@@ -200,19 +234,17 @@ def without(variants: dict[str, Record]) -> list[str]:
     ]
 
 
-def snapshots(variants: dict[str, Record]) -> list[str]:
-    """Which snapshot each variant's energy is, by which rule, and what the last one had, a line for each seed."""
+def snapshots(record: Record) -> list[str]:
+    """Which snapshot a variant's energy is, by which rule, and what the last one had, a line for each seed."""
     told = []
-    for variant, record in variants.items():
-        for run in record["runs"]:
-            selection = run["training"].get("ebm", {}).get("selection")
-            if selection is None:
-                continue
-            chosen, last = (selection["candidates"][str(selection[which])] for which in ("chosen", "last"))
-            beside = "the last one" if selection["chosen"] == selection["last"] else f"the last one, {selection['last']}, has {_distance(last)}"
-            told.append(
-                f"{variant}, seed {run['seed']}: the snapshot of iteration {selection['chosen']}, {_distance(chosen)}, {beside}. Rule: {selection['rule']}."
-            )
+    for run in record["runs"]:
+        selection = run["training"].get("ebm", {}).get("selection")
+        if selection is None:
+            continue
+        chosen, last = (selection["candidates"][str(selection[which])] for which in ("chosen", "last"))
+        beside = "the last one" if selection["chosen"] == selection["last"] else f"the last one, {selection['last']}, has {_distance(last)}"
+        where = f"{record['variant']}, seed {run['seed']}"
+        told.append(f"{where}: the snapshot of iteration {selection['chosen']}, {_distance(chosen)}, {beside}. Rule: {selection['rule']}.")
     return told
 
 
@@ -220,26 +252,27 @@ def _distance(value: float | None) -> str:
     return "no distance (images that are not finite)" if value is None else f"distance {number(value)}"
 
 
-def markdown(measured: Measured, paper: Paper, experiments: Path) -> str:
+def grid(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table, its columns padded to be read as text too; the last column, which may hold remarks, is not."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header) - 1)]
+    return [
+        f"| {' | '.join([*(cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=True)), cells[-1]])} |"
+        for cells in (header, [*("-" * max(width, 3) for width in widths), "---"], *rows)
+    ]
+
+
+def markdown(measured: Measured, paper: Paper, runs: Commands) -> str:
     """The table as Markdown: what was measured, then the paper's tables."""
-
-    def table(header: list[str], rows: list[list[str]]) -> list[str]:
-        return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-
     text = ["# Results", "", LEGEND, ""]
     for experiment, variants in measured.records.items():
-        text += [f"## Measured: {experiment}", "", *table(*overview(variants)), "", real_images(next(iter(variants.values()))), ""]
-        text += [line for told in (*without(variants), *snapshots(variants)) for line in (told, "")]
-        origin = [cells for record in variants.values() for cells in measured_cells(record)]
-        text += ["Where each of these figures comes from:", "", *table(MEASURED_HEADER, origin), ""]
+        chosen = [line for record in variants.values() for line in snapshots(record)]
+        text += [f"## Measured: {experiment}", "", *grid(*overview(variants)), ""]
+        text += [line for told in (*remarks(variants), *chosen) for line in (told, "")]
+        origin = [origin_cells(record) for record in variants.values()]
+        text += ["Where each of these figures comes from:", "", *grid(ORIGIN_HEADER, origin), ""]
     text += [line for note in measured.notes for line in (note, "")]
     for one in paper.tables:
         text += [f"## {one.title}", "", *([one.note, ""] if one.note else [])]
-        text += [*table(paper_header(one), [paper_cells(one, row, measured, experiments) for row in one.rows]), ""]
+        rows = [[*paper_cells(one, row, measured), remark_of(row, measured, runs)] for row in one.rows]
+        text += [*grid([*paper_header(one), "to measure it"], rows), ""]
     return "\n".join(text)
-
-
-def real_images(record: Record) -> str:
-    """What real images score, in a sentence."""
-    scores = [f"{metric} {number(figure['value'])} ({figure['samples']} images)" for metric, figure in record["real"].items()]
-    return f"Real images, held out, score {', '.join(scores)}."

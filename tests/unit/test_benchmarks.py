@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from vaebm import benchmarks, plots, table
+from vaebm import benchmarks, metrics, plots
 from vaebm.config import UserError
 from vaebm.paper import read_paper
 from vaebm.settings import read_experiment
@@ -82,7 +82,9 @@ def test_mean_and_spread_over_the_seeds(project):
         "digits": {"vaebm": {"FD-classifier": row.measured, "AUROC-turned": pytest.approx(0.8)}, "nvae": {"FD-classifier": 126.0, "AUROC-turned": 0.8}}
     }
     over_seeds = json.loads(project.text("digits/vaebm/metrics.json"))
-    assert over_seeds["metrics"]["FD-classifier"] == {"value": row.measured, "spread": row.spread, "samples": 10000, "seeds": [0, 1, 2]}
+    figure = over_seeds["metrics"]["FD-classifier"]
+    assert [figure[key] for key in ("value", "spread", "interval", "samples", "seeds")] == [row.measured, row.spread, None, 10000, [0, 1, 2]]
+    assert {one["seed"]: one["value"] for one in figure["by_seed"]} == values
 
 
 def test_a_measured_row_says_where_it_comes_from(project):
@@ -119,12 +121,12 @@ def test_what_was_not_measured_is_empty_and_says_how(project):
     assert notes["Leaderboards", "CelebA 64×64 (test)"] == "snakemake --config 'experiments=[celeba64]'"
     missing = notes["Leaderboards", "CIFAR-10 (test)"]
     assert missing == "snakemake --config 'experiments=[cifar10]', but cifar10 is not in config/experiments yet"
-    assert notes["CIFAR-10, unconditional (Table 1)", "Glow"] == "a model of others, not trained here"
+    assert notes["CIFAR-10, unconditional (Table 1)", "Glow"] == "not trained here"
     assert "<code>snakemake --config &#39;experiments=[celeba64]&#39;</code>" in project.text("report.html")
     shutil.copy(project.experiments / "digits.yaml", project.experiments / "cifar10.yaml")
     frame = project.run(project.metrics())
     persistent = frame[(frame.model == "CIFAR-10 (test)")].iloc[0]
-    assert persistent.note.endswith("but there is no variant vaebm_persistent yet")
+    assert persistent.note.endswith("once it has a variant vaebm_persistent")
 
 
 def test_nothing_of_ours_is_called_fid(project):
@@ -207,7 +209,7 @@ def test_page_needs_nothing_beside_it_and_shows_the_pictures_that_there_are(proj
     ("value", "text"), [(126.04, "126.0"), (8.7, "8.700"), (0.83, "0.8300"), (0, "0"), (12345.6, "12346"), (0.00012345, "1.234e-04"), (-1.5, "-1.500")]
 )
 def test_numbers_have_four_digits(value, text):
-    assert table.number(value) == text
+    assert metrics.number(value) == text
 
 
 def test_the_paper_names_the_leaderboards():

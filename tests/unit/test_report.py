@@ -1,0 +1,160 @@
+"""The page: headline figures, the pictures that a run should have, figures of every seed, and what a browser asks of it."""
+
+import copy
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaebm import plots
+from vaebm.benchmarks import over_seeds
+from vaebm.gallery import gallery
+from vaebm.metrics import in_units
+from vaebm.paper import read_paper
+from vaebm.report import cards, page
+from vaebm.table import Measured, commands
+
+ROOT = Path(__file__).parents[2]
+PAPER = read_paper(ROOT / "config" / "paper.yaml")
+COMMANDS = commands(PAPER, ROOT / "config" / "experiments")
+STEPS = {"counts": [0, 10], "FD-classifier": [20.0, 10.0], "energy": [0.5, None], "samples": 100}
+
+
+def measured(variant="vaebm", seed=0, steps=None, chain_steps=10, **figures):
+    """The metrics.json of one run; a figure is a value, or a value with its interval."""
+    metrics = {}
+    for name, figure in {"FD_classifier": 40.0, **figures}.items():
+        value, interval = figure if isinstance(figure, tuple) else (figure, None)
+        metrics[name.replace("_", "-")] = {"value": value, "samples": 10000, **({"interval": interval} if interval else {})}
+    trained = {"nvae": {"status": "finished", "steps": 10}}
+    if chain_steps:
+        trained["ebm"] = {"status": "finished", "steps": 5, "snapshot": 4, "events": [{"iteration": 3, "reason": "gap 12", "action": "restarted"}]}
+    return {
+        "experiment": "digits",
+        "variant": variant,
+        "seed": seed,
+        "metrics": metrics,
+        **({"steps": steps} if steps else {}),
+        "without": {},
+        "real": {"FD-classifier": {"value": 8.7, "samples": 297}},
+        "extractor": {"name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
+        "chain": {"steps": chain_steps, "step_size": 0.04, "potential": "noise"},
+        "data": "d" * 64,
+        "commit": ["c" * 40],
+        "changed": False,
+        "versions": {"torch": "2.13.0"},
+        "models": {"nvae": "n" * 64},
+        "training": trained,
+    }
+
+
+def record(*runs):
+    """The record over the seeds of these runs."""
+    return over_seeds(list(runs), "f" * 64, None)
+
+
+class Outline(HTMLParser):
+    """What a page is made of: open tags, sources, texts of images, ids and where links lead."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.problems = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"</{tag}> at {self.getpos()}")
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def show(tmp_path, *records):
+    """The page of the records, with nothing but the given folder beside."""
+    return page(Measured({"digits": {one["variant"]: one for one in records}}, []), PAPER, COMMANDS, tmp_path)
+
+
+def test_cards_say_how_much_better_as_far_as_it_can_be_told():
+    """The ratio of distances, the difference of shares; nothing is called better within the uncertainty."""
+    nvae = measured("nvae", chain_steps=0, FD_classifier=(12.0, [11.5, 12.5]), recall_classifier=(0.80, [0.78, 0.82]), modes=900.0)
+    vaebm = measured(FD_classifier=(3.0, [2.9, 3.1]), recall_classifier=(0.79, [0.77, 0.81]), modes=1000.0)
+    variants = {"nvae": record(nvae), "vaebm": record(vaebm)}
+    found = {card.metric: (card.before, card.after, card.change, card.verdict) for card in cards(variants)}
+    assert found == {
+        "FD-classifier ↓": ("12.0", "3.00", "× 0.250", "better"),
+        "recall-classifier ↑": ("0.800", "0.790", "−0.010", "no difference beyond the intervals"),
+        "modes ↑": ("900", "1000", "+100", "better"),
+    }
+    turned = {"nvae": variants["vaebm"] | {"variant": "nvae"}, "vaebm": variants["nvae"] | {"variant": "vaebm"}}
+    assert cards(turned)[0].verdict == "worse"
+
+
+def test_a_difference_in_units_of_its_uncertainty():
+    """√(3² + 4²) = 5; no units where the uncertainties are of different kinds or unknown."""
+    one, other = ({"value": value, "spread": spread, "interval": None} for value, spread in ((10.0, 3.0), (25.0, 4.0)))
+    assert in_units(one, other) == (pytest.approx(3.0), "spread")
+    halves = [{"value": value, "spread": None, "interval": [value - 2 * half, value]} for value, half in ((10.0, 3.0), (25.0, 4.0))]
+    assert in_units(*halves) == (pytest.approx(3.0), "interval")
+    assert (
+        in_units(one, halves[0]) is None and in_units(one, {**one, "spread": None}) is None and in_units({**one, "spread": 0.0}, {**one, "spread": 0.0}) is None
+    )
+
+
+def test_every_picture_that_a_run_should_have_is_shown_or_named(tmp_path):
+    """What a run has no figures of it needs no picture of."""
+    full = record(measured(steps=STEPS, modes=990.0, AUROC_turned=0.8))
+    wanted = [picture.path.as_posix() for picture in gallery(full)]
+    measured_there = ["before", "after", "chain", "steps", "neighbours", "modes", "sets", "ood"]
+    assert set(wanted) == {f"vaebm/seed0/evaluation/pictures/{name}.png" for name in measured_there} | {
+        f"vaebm/seed0/pictures/{name}.png" for name in ("energies", "chains", "curves")
+    }
+    plain = {picture.path.stem for picture in gallery(record(measured()))}
+    assert plain == {Path(path).stem for path in wanted} - {"steps", "modes", "sets", "ood"}
+
+    for path in wanted[2:]:
+        plots.image_grid(torch.full((1, 1, 8, 8), 0.5), tmp_path / "digits" / path)
+    text = show(tmp_path, full)
+    outline = Outline(text)
+    assert len(outline.all("img")) == len(wanted) - 2
+    missing = "Before the chain (digits/vaebm/seed0/evaluation/pictures/before.png), After the chain (digits/vaebm/seed0/evaluation/pictures/after.png)"
+    assert f"Missing though the run should have made them: {missing}." in text
+
+
+def test_page_is_whole_and_can_be_read_by_everyone(tmp_path):
+    """Closed tags, links that lead somewhere, texts for pictures, scopes for headers; no request leaves it."""
+    for name in ("before", "after"):
+        plots.image_grid(torch.full((1, 1, 8, 8), 0.5), tmp_path / f"digits/vaebm/seed0/evaluation/pictures/{name}.png")
+    text = show(tmp_path, record(measured("nvae", chain_steps=0)), record(measured(steps=STEPS)))
+    outline = Outline(text)
+    assert outline.problems == [] and outline.open == []
+    assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in outline.all("img")) and outline.all("img")
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) and {link["href"].removeprefix("#") for link in outline.all("a")} <= set(ids)
+    assert all("scope" in header for header in outline.all("th"))
+    assert not outline.all("script") and not outline.all("link") and "http" not in text and "url(" not in text
+
+
+def test_page_shows_every_seed_with_its_interval_and_the_steps_over_the_seeds(tmp_path):
+    """Several seeds have a mean and a spread, no interval of the whole; the guard's deeds are told."""
+    plots.image_grid(torch.full((1, 1, 8, 8), 0.5), tmp_path / "digits/vaebm/seed0/evaluation/pictures/steps.png")
+    other = copy.deepcopy(STEPS) | {"FD-classifier": [24.0, 10.0]}
+    text = show(tmp_path, record(measured(steps=STEPS, FD_classifier=(40.0, [39.0, 41.5])), measured(seed=1, steps=other, FD_classifier=(44.0, [43.0, 45.5]))))
+    assert "± 2.8" in text and "40.00 [39.00, 41.50]" in text and "44.00 [43.00, 45.50]" in text
+    assert text.index("± 2.8") < text.index("40.00 [39.00, 41.50]"), "in the table the mean, below it the seeds"
+    assert "22.00 ± 2.8" in text and "10.00 ± 0" in text and "not finite" in text
+    assert "Seed 1, iteration 3: gap 12: restarted." in text
+
+
+def test_floors_stand_beside_their_metric(tmp_path):
+    variants = [record(measured(name, chain_steps=steps, modes=990.0, **{"modes-floor": 999.954})) for name, steps in (("nvae", 0), ("vaebm", 10))]
+    text = show(tmp_path, *variants)
+    assert "perfect sampler" in text and "999.95" in text and "modes-floor" not in text
