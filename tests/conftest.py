@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = (
     "Snakefile", "workflow", "config", "profiles", "vaebm", "environment.yml", "constraints.txt", "pyproject.toml", "Makefile",
-    "data.dvc", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "results/README.md",
+    "data.dvc", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", ".gitignore", "results/README.md",
 )  # fmt: skip
 """What a clone holds, as far as runs and these tests need it."""
 

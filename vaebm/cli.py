@@ -10,13 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from vaebm.config import UserError
+from vaebm.config import DATASETS, DataSettings, UserError
+from vaebm.guide import guide
 from vaebm.logfile import mirrored
+
+
+def _example(command: str) -> str:
+    return f"Example: `vaebm {command}`"
+
 
 app = typer.Typer(
     help="VAEBM: an energy-based model on a hierarchical VAE. The pipeline's stages, each as a command.",
-    no_args_is_help=True,
-    add_completion=True,
+    epilog=_example("describe digits"),
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -34,21 +40,46 @@ CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between two
 Log = Annotated[Path | None, typer.Option(help="File that gets a copy of everything printed.")]
 
 
-def _example(command: str) -> str:
-    return f"Example: `vaebm {command}`"
+def _data_sets(incomplete: str) -> list[tuple[str, str]]:
+    """Shell completion: data sets that their name is enough for, each with what it holds."""
+    return [
+        (name, f"{facts.side}×{facts.side}, {facts.channels} channel(s), {facts.train:,} training images")
+        for name, facts in DATASETS.items()
+        if name.startswith(incomplete)
+    ]
+
+
+def _experiments(incomplete: str) -> list[str]:
+    """Shell completion: experiments of the present folder; where none begins like that, the shell completes paths."""
+    return sorted(path.stem for path in Path("config/experiments").glob("*.yaml") if path.stem.startswith(incomplete))
 
 
 RUN = "results/digits/vaebm/seed0"
 
 
+@app.callback()
+def show_the_way(context: typer.Context) -> None:
+    """Without a command: what there is, and what to type next."""
+    if context.invoked_subcommand is None:
+        print(guide(Path.cwd()))
+
+
 @app.command(epilog=_example("data digits --folder data/digits"))
 def data(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set.")], folder: Annotated[Path, typer.Option(help="Where it goes.")], log: Log = None
+    dataset: Annotated[str, typer.Argument(help="Name of the data set, or what its settings file calls it.", autocompletion=_data_sets)],
+    folder: Annotated[Path, typer.Option(help="Where it goes.")],
+    settings: Annotated[Path | None, typer.Option(help="Settings file; none: the raw files stand in raw/DATASET, or are fetched to there.")] = None,
+    threads: Threads = 1,
+    log: Log = None,
 ) -> None:
     """Prepare a data set: images.npy, labels.npy, manifest.json."""
     from vaebm.data import prepare
+    from vaebm.settings import read_settings
 
-    prepare(dataset, folder)
+    chosen = None if settings is None else read_settings(settings, DataSettings)[1]
+    if chosen is not None and chosen.prepared != dataset:
+        raise UserError(f"{settings}: expected the settings of {dataset}, found those of {chosen.prepared}")
+    prepare(chosen or dataset, folder, threads)
 
 
 @app.command(epilog=_example("pin data/digits --pins data.dvc"))
@@ -186,25 +217,29 @@ def evaluation(
     run(settings, data, nvae, energy, classifier, reference, shards, metrics)
 
 
-@app.command(
-    epilog=_example("benchmarks results/digits/*/seed0/evaluation/metrics.json --paper config/paper.yaml --experiments config/experiments --results results")
-)
+@app.command(epilog=_example("benchmarks --compare ../other/results"))
 def benchmarks(
-    metrics: Annotated[list[Path], typer.Argument(help="metrics.json of every run.")],
-    paper: Annotated[Path, typer.Option(help="The paper's figures.")],
-    experiments: Annotated[Path, typer.Option(help="Folder of the experiment files.")],
-    results: Annotated[Path, typer.Option(help="Folder of the results.")],
+    metrics: Annotated[list[Path] | None, typer.Argument(help="metrics.json of every run; none: the figures gathered earlier.", show_default=False)] = None,
+    paper: Annotated[Path, typer.Option(help="The paper's figures.")] = Path("config/paper.yaml"),
+    experiments: Annotated[Path, typer.Option(help="Folder of the experiment files.")] = Path("config/experiments"),
+    results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    compare: Annotated[Path | None, typer.Option(help="Another folder of results, or its benchmarks.json, to set beside these.")] = None,
     log: Log = None,
 ) -> None:
-    """Set the figures beside the paper's: table and report."""
-    from vaebm.benchmarks import run
+    """Set the figures beside the paper's, as table and report, or beside those of other results."""
+    if metrics or compare is None:
+        from vaebm.benchmarks import run
 
-    run(metrics, paper, experiments, results)
+        run(metrics or [], paper, experiments, results)
+    if compare is not None:
+        from vaebm.compare import run as run_comparison
+
+        run_comparison(results, compare)
 
 
 @app.command(epilog=_example("describe cifar10 --tflops 20"))
 def describe(
-    experiment: Annotated[Path, typer.Argument(help="An experiment: a name in config/experiments, or a file.")],
+    experiment: Annotated[Path, typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=_experiments)],
     tflops: Annotated[float, typer.Option(help="What all devices of a stage sustain together, in TFLOP/s.")] = 10.0,
     log: Log = None,
 ) -> None:
@@ -214,7 +249,11 @@ def describe(
     run(experiment, tflops)
 
 
-convert = typer.Typer(help="Read a published checkpoint and write it as a model of this project.", no_args_is_help=True)
+convert = typer.Typer(
+    help="Read a published checkpoint and write it as a model of this project.",
+    epilog=_example("convert nvae checkpoint.pt model.pt"),
+    no_args_is_help=True,
+)
 app.add_typer(convert, name="convert")
 
 Published = Annotated[Path, typer.Argument(help="The published checkpoint.", metavar="OFFICIAL")]
@@ -246,14 +285,21 @@ def track(results: Annotated[Path, typer.Argument(help="An experiment's results.
 
 
 def _one_process_per_gpu(gpus: int) -> None:
-    """Start this command again for each GPU that it asks for and that is there, unless this is one of those processes already."""
+    """Start this command again for each GPU that it asks for and that is there, unless this is one of those processes already.
+
+    The GPUs are this process's, which ends last.
+    """
     if gpus < 2:
         return
     import torch
 
     from vaebm.distributed import launch, started
+    from vaebm.lease import choose
 
-    if started() == 1 and (found := min(gpus, torch.cuda.device_count())) > 1:
+    if started() > 1:
+        return
+    choose(gpus)
+    if (found := min(gpus, torch.cuda.device_count())) > 1:
         sys.exit(launch(found, ["-m", "vaebm", *sys.argv[1:]]))
 
 
@@ -285,6 +331,8 @@ def _tell(reason: str) -> None:
 
 def main() -> Any:
     """Run the command line; the last line of the log of a failed command is its message, without a trace for a user's mistake."""
+    if "RANK" not in os.environ:  # torchrun sets both; a cluster's shell may set the other alone, which makes no processes
+        os.environ.pop("WORLD_SIZE", None)
     with mirrored(_log_file(sys.argv[1:])):
         try:
             app()

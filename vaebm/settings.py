@@ -9,14 +9,16 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from vaebm.config import STAGES, Experiment, S, Settings, UserError
+from vaebm.config import STAGES, DataSettings, Experiment, S, Settings, UserError
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's reading of `1e-2` as a number, and no key twice."""
+    """YAML 1.2, as editors read it: `1e-2` is a number, `no` and `1:30` are text. And no key twice."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # `<<`; PyYAML's others are of YAML 1.1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -26,7 +28,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+for _tag, _text, _first in (
+    ("null", "|~|null|Null|NULL", ["", *"~nN"]),
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
+    ("float", r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_text})$"), _first)
 
 
 def read_yaml(path: Path) -> Any:
@@ -109,6 +117,11 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> No
             _write(run / f"{stage.name}.yaml", seed, stage.name, stage.settings)
             _write(run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model))
             _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", experiment.evaluation)
+
+
+def write_data_settings(data: DataSettings, folder: Path) -> None:
+    """Write the settings file of a data set under `folder` (results/data), unless its name says everything."""
+    _write(folder / f"{data.prepared}.yaml", 0, "data", None if data.bare else data)
 
 
 def _write(path: Path, seed: int, section: str, settings: Settings | None) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from vaebm.config.base import S, Settings, fingerprint
 from vaebm.config.ebm import EBMSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, SamplesSettings
+from vaebm.config.layouts import USER_SETS
 from vaebm.config.nvae import NVAESettings
 from vaebm.config.wgan import WGANSettings
 
@@ -26,12 +27,10 @@ class DatasetFacts(NamedTuple):
     """Height and width of the images, padding included."""
     channels: int
     """Of the images."""
-    train: int
-    """Training images."""
-    heldout: int
-    """Held-out images."""
-    preparable: bool = True
-    """Whether `vaebm data` makes it."""
+    train: int | None
+    """Training images; None: as many as the user's files hold."""
+    heldout: int | None
+    """Held-out images; None: as many as the user's files hold."""
     stacks: str | None = None
     """The greyscale set whose images are the channels of its own."""
 
@@ -39,12 +38,14 @@ class DatasetFacts(NamedTuple):
 DATASETS = {
     "digits": DatasetFacts(side=8, channels=1, train=1500, heldout=297),
     "stacked_digits": DatasetFacts(side=8, channels=3, train=15_000, heldout=2970, stacks="digits"),
-    "mnist": DatasetFacts(side=32, channels=1, train=60_000, heldout=10_000, preparable=False),
-    "stacked_mnist": DatasetFacts(side=32, channels=3, train=60_000, heldout=10_000, preparable=False, stacks="mnist"),
-    "cifar10": DatasetFacts(side=32, channels=3, train=50_000, heldout=10_000, preparable=False),
-    "celeba64": DatasetFacts(side=64, channels=3, train=162_770, heldout=19_867, preparable=False),
-    "lsun_church64": DatasetFacts(side=64, channels=3, train=126_227, heldout=300, preparable=False),
-    "celebahq256": DatasetFacts(side=256, channels=3, train=27_000, heldout=3_000, preparable=False),
+    "mnist": DatasetFacts(side=32, channels=1, train=60_000, heldout=10_000),
+    "stacked_mnist": DatasetFacts(side=32, channels=3, train=60_000, heldout=10_000, stacks="mnist"),
+    "cifar10": DatasetFacts(side=32, channels=3, train=50_000, heldout=10_000),
+    "cifar100": DatasetFacts(side=32, channels=3, train=50_000, heldout=10_000),
+    "svhn": DatasetFacts(side=32, channels=3, train=73_257, heldout=26_032),
+    "celeba64": DatasetFacts(side=64, channels=3, train=162_770, heldout=19_867),
+    "lsun_church64": DatasetFacts(side=64, channels=3, train=126_227, heldout=300),
+    "celebahq256": DatasetFacts(side=256, channels=3, train=27_000, heldout=3_000),
 }
 """The registry of `vaebm.data`, which imports torch and so cannot be asked here; a test compares the two."""
 
@@ -52,15 +53,56 @@ DATASETS = {
 class DataSettings(Settings):
     """Which images."""
 
-    dataset: Annotated[str, Field(json_schema_extra={"enum": [*DATASETS]})]
-    """Name in the registry of `vaebm.data`; prepared under data/<dataset>."""
+    dataset: Annotated[str, Field(json_schema_extra={"enum": [*DATASETS, *USER_SETS]})]
+    """Name in the registry of `vaebm.data`; `folder`: pictures of the user's, `arrays`: a file .npz of the user's."""
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """Where the raw files stand, seen from the project's folder; none: raw/<dataset>, where what can be fetched is fetched to."""
+    name: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    """What the user's files are called; prepared under data/<name>. None, as for every other data set: the data set's name."""
+    side: PositiveInt | None = None
+    """Height and width that the user's pictures are brought to, or that the arrays have."""
+    channels: Literal[1, 3] | None = None
+    """Of the user's images: 1 grey, 3 colour."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Fraction of the user's images that are held out; none where a file .npz says itself which."""
 
     @field_validator("dataset")
     @classmethod
     def _is_registered(cls, name: str) -> str:
-        if name not in DATASETS:
-            raise ValueError(f"there is no data set {name!r}; data sets that exist: {', '.join(DATASETS)}")
+        if name not in DATASETS and name not in USER_SETS:
+            raise ValueError(f"there is no data set {name!r}; data sets that exist: {', '.join([*DATASETS, *USER_SETS])}")
         return name
+
+    @model_validator(mode="after")
+    def _says_what_only_the_user_knows(self) -> DataSettings:
+        about = {"name": self.name, "side": self.side, "channels": self.channels, "heldout": self.heldout}
+        if self.dataset not in USER_SETS:
+            if given := [key for key, value in about.items() if value is not None]:
+                raise ValueError(f"{given[0]}: only the sets {' and '.join(USER_SETS)} have it, {self.dataset} is known; leave it out")
+            return self
+        for key in ("side", "channels", *(["heldout"] if self.dataset == "folder" else [])):
+            if about[key] is None:
+                raise ValueError(f"{key}: expected a value for the set {self.dataset}, found none")
+        if self.name in DATASETS:
+            raise ValueError(f"name: {self.name} is another data set's; choose another")
+        return self
+
+    @property
+    def prepared(self) -> str:
+        """Name of the folder under data/."""
+        return self.name or self.dataset
+
+    @property
+    def bare(self) -> bool:
+        """Whether the name of the data set says everything."""
+        return self.dataset not in USER_SETS and self.path is None
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """What the other settings have to fit."""
+        if self.side is None or self.channels is None:
+            return DATASETS[self.dataset]
+        return DatasetFacts(self.side, self.channels, train=None, heldout=None)
 
 
 class CPUResources(Settings):
@@ -161,7 +203,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _fits_the_images(self) -> Experiment:
         """What would otherwise end a run in the middle."""
-        facts, network = DATASETS[self.data.dataset], self.nvae.network
+        facts, network = self.data.facts, self.nvae.network
         if facts.side % 2**network.halvings:
             raise ValueError(
                 f"nvae.network: {facts.side}×{facts.side} images cannot be halved {network.halvings} times (preprocess_blocks and scales of groups)"
@@ -188,28 +230,42 @@ class Experiment(Settings):
             else:
                 batches[f"{where}.training"] = section.training.batch
         if self.evaluation is not None:
-            batches["evaluation.classifier"] = self.evaluation.classifier.batch
+            single, batch = (DATASETS[self.judged] if facts.stacks else facts).train, self.evaluation.classifier.batch
+            if single is not None and batch > single:
+                raise ValueError(f"evaluation.classifier.batch: expected at most the {single} training images of {self.judged}, found {batch}")
         for where, batch in batches.items():
-            if batch > facts.train:
+            if facts.train is not None and batch > facts.train:
                 raise ValueError(f"{where}.batch: expected at most the {facts.train} training images, found {batch}")
         for samples in map(self.samples_of, self.models):
             if samples is not None and self.evaluation is not None:
-                smaller, subset = min(samples.count, facts.train), self.evaluation.kid_subset_size
-                if subset > smaller:
-                    raise ValueError(f"evaluation.kid_subset_size: expected at most the smaller of samples and training images, {smaller}, found {subset}")
+                chosen, smaller = self.evaluation, min(samples.count, facts.train or samples.count)
+                for key, found in {"kid_subset_size": chosen.kid_subset_size, "precision_recall.images": chosen.precision_recall.images}.items():
+                    if found > smaller:
+                        raise ValueError(f"evaluation.{key}: expected at most the smaller of samples and training images, {smaller}, found {found}")
+                for key, found in {"inception_splits": chosen.inception_splits, "steps.images": chosen.steps.images}.items():
+                    if found > samples.count:
+                        raise ValueError(f"evaluation.{key}: expected at most the {samples.count} samples, found {found}")
         return self
+
+    @property
+    def judged(self) -> str:
+        """The data set that the classifier is trained on: the experiment's own, or the one whose images its stacks are made of."""
+        return self.data.facts.stacks or self.data.prepared
+
+    @property
+    def sets(self) -> list[DataSettings]:
+        """The data sets that have to be prepared: the experiment's own, and the one whose images its stacks are made of."""
+        stacks = self.data.facts.stacks
+        return [self.data, *([DataSettings(dataset=stacks, path=self.data.path)] if stacks else [])]
 
     @property
     def missing(self) -> list[str]:
         """What the pipeline needs and this experiment does not have, in words; it can still be described, and its stages run by hand."""
-        found = [f"a section {name}" for name in ("ebm", "samples", "evaluation") if getattr(self, name) is None]
-        if not DATASETS[self.data.dataset].preparable:
-            found.append(f"a way to prepare {self.data.dataset}")
-        return found
+        return [f"a section {name}" for name in ("ebm", "samples", "evaluation") if getattr(self, name) is None]
 
     def hash(self) -> str:
-        """Hash of every setting that a figure depends on; `resources` are left out."""
-        return fingerprint(self.model_dump(exclude={"resources"}))
+        """Hash of every setting that a figure depends on; `resources` are left out, and where the raw files stand."""
+        return fingerprint(self.model_dump(exclude={"resources": True, "data": {"path"}}))
 
 
 def changed(settings: S, changes: dict[str, Any], where: str) -> S:
@@ -236,6 +292,7 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 STAGES: dict[str, type[Settings]] = {
+    "data": DataSettings,
     "nvae": NVAESettings,
     "ebm": EBMSettings,
     "wgan": WGANSettings,

@@ -1,0 +1,103 @@
+"""The JSON Schema that editors check experiment files by: in step with the program, and neither laxer nor stricter than it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from ruamel.yaml import YAML
+
+from vaebm.config.schema import schema
+from vaebm.settings import read_experiment, read_yaml
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.json"
+EXPERIMENTS = sorted((ROOT / "config" / "experiments").glob("*.yaml"))
+GENERATED = schema()
+WHOLE = read_yaml(ROOT / "config" / "experiments" / "digits_ablation.yaml")
+
+
+def problems(value: Any) -> list[str]:
+    """Where the schema finds `value` at fault: path and rule."""
+    return [f"{error.json_path} {error.validator}" for error in jsonschema.Draft202012Validator(GENERATED).iter_errors(value)]
+
+
+def test_file_is_in_step_with_the_settings() -> None:
+    jsonschema.Draft202012Validator.check_schema(GENERATED)
+    assert json.loads(SCHEMA.read_text()) == GENERATED, f"write it anew: python -m vaebm.config.schema > {SCHEMA.relative_to(ROOT)}"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_files_name_the_schema_and_pass_it(path: Path) -> None:
+    """Also as an editor reads them, which is YAML 1.2: the same values, numbers like 1e-2 included."""
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# yaml-language-server: $schema=")
+    assert (path.parent / first.partition("=")[2]).resolve() == SCHEMA
+    as_edited = YAML(typ="safe", pure=True).load(path.read_text())
+    assert as_edited == read_yaml(path)
+    assert problems(as_edited) == []
+
+
+def at(value: Any, path: str) -> tuple[Any, str]:
+    """The group of settings that holds the setting at `path`, and its name there."""
+    *groups, last = path.split(".")
+    for name in groups:
+        value = value[name]
+    return value, last
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("nvae.training.warmup_epoch", 5, "$.nvae.training additionalProperties"),
+        ("nvae.training.epochs", "many", "$.nvae.training.epochs type"),
+        ("nvae.training.epochs", 1e-2, "$.nvae.training.epochs type"),
+        ("nvae.training.kl_balancing", "yes", "$.nvae.training.kl_balancing type"),
+        ("nvae.training.learning_rate", 0, "$.nvae.training.learning_rate exclusiveMinimum"),
+        ("nvae.network.architecture", "resnet", "$.nvae.network.architecture enum"),
+        ("data.dataset", "letters", "$.data.dataset enum"),
+        ("variants.ebm_pixels.ebm.chain.step", 5, "$.variants.ebm_pixels.ebm.chain additionalProperties"),
+        ("variants.ebm_pixels.ebm.chain.steps", "5", "$.variants.ebm_pixels.ebm.chain.steps type"),
+        ("variants.ebm_pixels.nvae", {}, "$.variants.ebm_pixels additionalProperties"),
+        ("resources.data.gpu", 1, "$.resources.data additionalProperties"),
+    ],
+)
+def test_mistakes_are_found(path: str, value: Any, problem: str) -> None:
+    content = json.loads(json.dumps(WHOLE))
+    group, name = at(content, path)
+    group[name] = value
+    assert problems(content) == [problem]
+
+
+def test_what_is_missing_is_found_but_variants_name_only_what_differs() -> None:
+    content = json.loads(json.dumps(WHOLE))
+    for path in ("variants.ebm_pixels.ebm.chain.steps", "variants.wgan.wgan.batch", "nvae.network.latents"):
+        group, name = at(content, path)
+        del group[name]
+    assert problems(content) == ["$.nvae.network required", "$.variants.wgan.wgan anyOf"]
+
+
+def test_every_setting_is_explained() -> None:
+    """An editor shows a sentence for each: its own, or that of the group of settings that it is."""
+    groups = {"Experiment": GENERATED, **GENERATED["$defs"]}
+
+    def explained(field: dict[str, Any]) -> bool:
+        references = [option["$ref"].rpartition("/")[2] for option in (field, *field.get("anyOf", ())) if "$ref" in option]
+        return "description" in field or any("description" in groups[name] for name in references)
+
+    settings = {f"{group}.{name}": field for group, definition in groups.items() for name, field in definition["properties"].items()}
+    assert len(settings) > 100 and [name for name, field in settings.items() if not explained(field)] == []
+
+
+def test_settings_that_the_schema_passes_are_read(tmp_path: Path) -> None:
+    """The schema's numbers are the program's: an integer where a float stands, a float written as 1e-2."""
+    text = (ROOT / "config" / "experiments" / "tiny.yaml").read_text()
+    text = text.replace("norm_weight: 1e-2", "norm_weight: 1").replace("spectral_weight: 0.2", "spectral_weight: 2e-1")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    experiment = read_experiment(path)
+    assert problems(read_yaml(path)) == []
+    assert experiment.ebm is not None and (experiment.nvae.training.norm_weight, experiment.ebm.training.spectral_weight) == (1.0, 0.2)

@@ -1,0 +1,151 @@
+"""What docs/recipes.md tells people to do, done: its blocks, in a copy of the project, to the end of the pipeline."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
+MINE = "config/experiments/mine.yaml"
+
+
+def blocks(heading, language):
+    """The blocks of code in a language under a heading of the page, in order."""
+    (section,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", RECIPES, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def shell(project, block, fails=False):
+    """What a block of shell prints, run in the project with the project's own package."""
+    return project.run("bash", "-euc", block, fails=fails, PYTHONPATH=str(project.folder))
+
+
+def insert(project, path, after, line):
+    """Put `line` behind the first line that matches `after`, which has to be there."""
+    text, found = re.subn(rf"(?m)({after}.*\n)", lambda match: match[1] + line, (project.folder / path).read_text(), count=1)
+    assert found == 1, f"{path}: no line {after}"
+    (project.folder / path).write_text(text)
+
+
+@pytest.fixture(scope="module")
+def mine(tiny_run, tmp_path_factory):
+    """A copy of the finished run where the recipes were followed, in their order, up to the first run, which was killed.
+
+    The experiment begins as a copy of `tiny`, so that it takes no longer.
+    """
+    project = type(tiny_run)(tmp_path_factory.mktemp("recipes") / "project")
+    shutil.copytree(tiny_run.folder, project.folder)
+    copy, ask_and_run = blocks("Run my own experiment", "sh")
+    shell(project, copy.replace("digits.yaml", "tiny.yaml"))
+
+    (variants,) = blocks("Change the energy network", "yaml")
+    with (project.folder / MINE).open("a") as file:
+        file.write(f"\n{variants}")
+
+    module, in_the_package, in_the_settings = blocks("Add a data set", "python")
+    prepare, pin = blocks("Add a data set", "sh")
+    (project.folder / "vaebm/data/patches.py").write_text(module)
+    insert(project, "vaebm/data/__init__.py", "from vaebm.data.digits", "from vaebm.data.patches import prepare_patches\n")
+    insert(project, "vaebm/data/__init__.py", "DATASETS.* = {", in_the_package)
+    insert(project, "vaebm/config/experiment.py", "DATASETS.* = {", in_the_settings)
+    project.edit(MINE, "dataset: digits", "dataset: patches")
+    without_ood, found = re.subn(r"  ood:\n(    - \w+\n)+", "  ood: []\n", (project.folder / MINE).read_text())
+    assert found == 1
+    (project.folder / MINE).write_text(without_ood)
+    shell(project, prepare)
+
+    *asking, command = ask_and_run.splitlines()
+    printed = shell(project, "\n".join(asking))
+    assert "patches: 800 to train on, 120 held out" in printed and re.search(r"^ebm +2$", printed, re.MULTILINE), printed
+    log = project.folder / "results/mine/nvae/seed0/nvae.log"
+    with subprocess.Popen(
+        ["bash", "-euc", command], cwd=project.folder, env=project.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        while not log.exists():
+            assert process.poll() is None, "the run ended before the NVAE's training began"
+            time.sleep(0.02)
+        subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
+    shell(project, pin)
+    return project
+
+
+@pytest.fixture(scope="module")
+def finished_mine(mine):
+    """The same, after the recipe for going on."""
+    again, unlock = blocks("Resume", "sh")
+    manifest = mine.folder / "data/patches/manifest.json"
+    before = manifest.stat().st_mtime_ns
+    assert "--unlock" in shell(mine, again, fails=True)
+    shell(mine, unlock)
+    shell(mine, again)
+    assert manifest.stat().st_mtime_ns == before
+    return mine
+
+
+def test_own_experiment_data_set_and_energy_run_to_the_table(finished_mine):
+    """Each variant has its figures; the narrow energy is the one that the recipe describes, on the new images."""
+    results = finished_mine.folder / "results"
+    figures = json.loads((results / "benchmarks.json").read_text())["mine"]
+    assert set(figures) == {"nvae", "vaebm", "narrow"}
+    assert all(figure["FD-classifier"] > 0 for figure in figures.values())
+    widths = {name: json.loads((results / "mine" / name / "seed0/training.json").read_text())["settings"]["network"]["widths"] for name in ("vaebm", "narrow")}
+    assert widths == {"vaebm": [1, 1], "narrow": [1, 2]}
+    manifest = json.loads((finished_mine.folder / "data/patches/manifest.json").read_text())
+    assert (manifest["images"], manifest["shape"]) == (920, [8, 8, 1])
+
+
+def test_own_metric_stands_in_the_table(finished_mine):
+    """For every variant of the experiment, with what the recipe computes; marked as one where less is better."""
+    module, added = blocks("Add a metric", "python")
+    (again,) = blocks("Add a metric", "sh")
+    (finished_mine.folder / "vaebm/evaluation/grey_levels.py").write_text(module)
+    stage = "vaebm/evaluation/stage.py"
+    insert(finished_mine, stage, "from vaebm.evaluation.figures", "from vaebm.evaluation.grey_levels import grey_level_figures\n")
+    insert(finished_mine, stage, r" +figures \|= ood_figures", added)
+    finished_mine.edit("vaebm/metrics.py", "LOWER_IS_BETTER = (", 'LOWER_IS_BETTER = ("W1", ')
+    shell(finished_mine, again)
+    figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]
+    shards = sorted((finished_mine.folder / "results/mine/narrow/seed0/samples").glob("shard-*.npy"))
+    images = [np.concatenate([np.load(shard) for shard in shards]), np.load(finished_mine.folder / "data/patches/images.npy")[:800]]
+    below = [np.cumsum(np.bincount(part.ravel(), minlength=256)) / part.size for part in images]  # W1 is the area between the two
+    assert figures["narrow"]["W1-grey-levels"] == pytest.approx(np.abs(below[0] - below[1]).sum(), rel=1e-9)  # float64 sums over 12,800 pixels
+    assert all("W1-grey-levels" in variant for variant in figures.values())
+    assert "W1-grey-levels ↓" in (finished_mine.folder / "results/benchmarks.md").read_text()
+
+
+def test_pinned_patches_are_in_a_file_of_their_own_and_nothing_is_left_to_do(finished_mine):
+    """What `dvc add` wrote, and that it disturbed neither data.dvc nor the run."""
+    assert "path: patches" in (finished_mine.folder / "data/patches.dvc").read_text()
+    assert (finished_mine.folder / "data.dvc").read_text() == (ROOT / "data.dvc").read_text()
+    assert "Nothing to be done" in finished_mine.snakemake("--dry-run", "--config", "experiments=[mine]")
+
+
+def test_editors_know_the_new_data_set(mine):
+    """The schema was written anew."""
+    schema = json.loads((mine.folder / "workflow/schemas/config.schema.json").read_text())
+    assert "patches" in schema["$defs"]["DataSettings"]["properties"]["dataset"]["enum"]
+
+
+def test_results_are_read_as_the_page_says(finished_mine):
+    """A column for each variant; samples of the new model and their scores."""
+    table, model = blocks("Read the results", "python")
+    printed = finished_mine.run(sys.executable, "-c", table)
+    assert re.match(r"variant +narrow +nvae +vaebm\n", printed) and re.search(r"^FD-classifier( +\d+\.\d+){3}$", printed, re.MULTILINE), printed
+    assert finished_mine.run(sys.executable, "-c", model).startswith("(16, 1, 8, 8) [")
+
+
+def test_links_lead_somewhere():
+    """Files of the repository, and headings of the page itself."""
+    headings = {"#" + heading.lower().replace(" ", "-") for heading in re.findall(r"^## (.+)$", RECIPES, re.MULTILINE)}
+    links = re.findall(r"\]\(([^)]+)\)", RECIPES)
+    assert len(links) > 8
+    assert [link for link in links if link not in headings and not (ROOT / "docs" / link).exists()] == []

@@ -1,0 +1,36 @@
+"""JSON Schema of the experiment files, from which editors complete and check them. To write it anew:
+
+python -m vaebm.config.schema > workflow/schemas/config.schema.json
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vaebm.config import EBMSettings, Experiment, SamplesSettings, Settings
+
+CHANGED_BY_VARIANTS: dict[str, type[Settings]] = {"ebm": EBMSettings, "samples": SamplesSettings}
+"""Sections of a variant that name some of the experiment's settings, each with the model of all of them."""
+
+
+def schema() -> dict[str, Any]:
+    """The schema: types, ranges, names and what each setting is. What settings have to fit together is left to `Experiment`."""
+    whole = Experiment.model_json_schema()
+    for section, model in CHANGED_BY_VARIANTS.items():
+        all_of_it = model.model_json_schema(ref_template="#/$defs/{model}InVariant")
+        for name, definition in {**all_of_it.pop("$defs"), model.__name__: all_of_it}.items():
+            whole["$defs"][f"{name}InVariant"] = _optional(definition)
+        field = whole["$defs"]["Variant"]["properties"][section]
+        whole["$defs"]["Variant"]["properties"][section] = {"$ref": f"#/$defs/{model.__name__}InVariant", "description": field["description"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}
+
+
+def _optional(definition: dict[str, Any]) -> dict[str, Any]:
+    """A group of settings of which any may be left out; it then has the experiment's value, so that no default is named either."""
+    properties = {name: {key: value for key, value in field.items() if key != "default"} for name, field in definition["properties"].items()}
+    return {**{key: value for key, value in definition.items() if key != "required"}, "properties": properties}
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2, ensure_ascii=False))

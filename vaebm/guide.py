@@ -1,0 +1,45 @@
+"""What `vaebm` says when it is given nothing to do: the stages in order, where results go, and what to type next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+OVERVIEW = """\
+VAEBM: an energy-based model on a hierarchical VAE, from data to the results table.
+
+An experiment is one file of config/experiments/. Its stages, in order, each also a command:
+  data        prepare the images                        data/DATASET/
+  nvae        train the hierarchical VAE                results/EXPERIMENT/nvae/seedK/
+  ebm         train the energy network on it            results/EXPERIMENT/VARIANT/seedK/
+  samples     draw images with the chain                results/EXPERIMENT/VARIANT/seedK/samples/
+  evaluation  measure images and models                 results/EXPERIMENT/VARIANT/seedK/evaluation/
+  benchmarks  set the figures beside the paper's        results/benchmarks.md, results/report.html
+
+`make run` (or `snakemake --cores all`, with the environment active) runs all of them, `make test` the tests.
+`vaebm --help` lists every command, `vaebm STAGE --help` ends with an example, docs/recipes.md answers "how do I".
+"""
+
+
+def is_checkout(folder: Path) -> bool:
+    """Whether the pipeline can be run in `folder`."""
+    return (folder / "Snakefile").is_file() and (folder / "config" / "experiments").is_dir()
+
+
+def next_step(folder: Path) -> str:
+    """One line: what to type next in `folder`."""
+    if not is_checkout(folder):
+        for parent in folder.parents:
+            if is_checkout(parent):
+                return f"Next: `cd {parent}`, where the pipeline is."
+        return "Next: go to a checkout of the project, where the Snakefile is; this folder has no pipeline to run."
+    results = folder / "results"
+    if (results / "benchmarks.md").is_file():
+        return "Next: read results/benchmarks.md and results/report.html; `mlflow ui` shows the runs, `make run` brings all of it up to date."
+    if any(results.rglob("*.log")):  # every job leaves one
+        return "Next: `make run` goes on with the run that was begun here."
+    return "Next: `make run` makes the experiments of config/config.yaml."
+
+
+def guide(folder: Path) -> str:
+    """The overview, and the next step in `folder`."""
+    return f"{OVERVIEW}\n{next_step(folder.absolute())}"
