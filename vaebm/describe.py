@@ -18,14 +18,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vaebm.config import DATASETS, Experiment, UserError
+from vaebm.config import DatasetFacts, Experiment, UserError
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.objective import contrastive_divergence
+from vaebm.metrics import number
 from vaebm.model import VAEBM
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
 from vaebm.settings import read_experiment
-from vaebm.table import number
 
 EXPERIMENTS = Path("config/experiments")
 """Where an experiment stands that is given by its name alone."""
@@ -101,7 +101,7 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: An
 
 def build(experiment: Experiment) -> tuple[NVAE, EnergyNetwork | None]:
     """The experiment's networks on the meta device; None where it has no stage `ebm`."""
-    facts = DATASETS[experiment.data.dataset]
+    facts = experiment.data.facts
     with torch.device("meta"):
         nvae = NVAE(experiment.nvae.network, (facts.channels, facts.side, facts.side))
         return nvae, None if experiment.ebm is None else EnergyNetwork(experiment.ebm.network, facts.channels)
@@ -189,7 +189,9 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
     share = -(-(training.micro_batch or training.batch) // max(experiment.resources.nvae.gpu, 1))
     forward, part = nvae_training(nvae, share)
     step = training.batch * part.flop // share
-    steps = DATASETS[experiment.data.dataset].train // training.batch * training.epochs
+    train = experiment.data.facts.train
+    steps = (train or training.batch) // training.batch * training.epochs
+    length = f"{training.epochs} epochs, " + (f"{steps:,} steps" if train else f"for every {training.batch} images to train on")
     weights = every * SINGLE
     return {
         "Parameters": [
@@ -209,7 +211,7 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
             ("  optimiser", quantity(MOMENTS * weights, "B"), ""),
             ("  activations", quantity(part.activations, "B"), ""),
         ],
-        "Time": [_time("NVAE training", step * steps, throughput, f"{training.epochs} epochs, {steps:,} steps")],
+        "Time": [_time("NVAE training", step * steps, throughput, length)],
     }
 
 
@@ -249,6 +251,10 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
     return rows
 
 
+def _counts(facts: DatasetFacts) -> str:
+    return "as many as the files hold" if facts.train is None else f"{facts.train:,} to train on, {facts.heldout:,} held out"
+
+
 def _groups(count: int, shape: tuple[int, ...]) -> str:
     return f"{count} group{'s' if count > 1 else ''} of {'×'.join(map(str, shape))}"
 
@@ -264,14 +270,14 @@ def describe(path: Path, throughput: float) -> str:
         UserError: no experiment there.
     """
     experiment = read_experiment(path)
-    facts = DATASETS[experiment.data.dataset]
+    facts = experiment.data.facts
     nvae, energy = build(experiment)
     stages = [name for name in ("data", "nvae", "ebm", "samples", "evaluation") if getattr(experiment, name) is not None]
     head = {
         "stages": [", ".join(stages)],
         "models": [", ".join(experiment.models)],
         "missing": experiment.missing and [", ".join(experiment.missing), "so Snakemake cannot run it; its stages can be run by hand"],
-        "images": [f"{'×'.join(map(str, nvae.shape))}, {experiment.data.dataset}: {facts.train:,} to train on, {facts.heldout:,} held out"],
+        "images": [f"{'×'.join(map(str, nvae.shape))}, {experiment.data.prepared}: {_counts(facts)}"],
         "latents": [_groups(len(list(same)), shape) for shape, same in groupby(nvae.latent_shapes)],
     }
     head["latents"].append(f"{sum(math.prod(shape) for shape in nvae.latent_shapes):,} dimensions in all")

@@ -10,7 +10,8 @@ import yaml
 
 from vaebm import config
 from vaebm.config import UserError
-from vaebm.data import DATASETS, open_images, prepare
+from vaebm.config.layouts import LAYOUTS, USER_SETS
+from vaebm.data import DATASETS, FROM_FILES, open_images, prepare
 from vaebm.data.digits import reduce, to_counts, to_uint8
 from vaebm.data.pin import folder_hash
 from vaebm.data.stacked import stack
@@ -23,7 +24,8 @@ def digits(tmp_path: Path) -> Path:
 
 
 def test_names_known_without_torch_are_those_of_the_registry() -> None:
-    assert set(DATASETS) == {name for name, facts in config.DATASETS.items() if facts.preparable}
+    assert {*DATASETS, *FROM_FILES} == {*config.DATASETS, *USER_SETS}
+    assert set(FROM_FILES) == {*LAYOUTS, *USER_SETS}
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -99,7 +101,7 @@ def test_reduction_makes_digits_of_bitmaps() -> None:
 
 
 def test_unknown_data_set(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown data set 'digitz'; data sets that exist: digits"):
+    with pytest.raises(UserError, match="unknown data set 'digitz'; data sets that exist: arrays, celeba64, .*, digits"):
         prepare("digitz", tmp_path)
 
 

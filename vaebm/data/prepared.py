@@ -19,6 +19,9 @@ from vaebm.config import UserError
 Prepared = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, tuple[int, int]], dict[str, Any]]
 """A data set before it is written: images (N, H, W, C), labels (N,), name of a split → (first, last + 1), where it came from."""
 
+USERS = "user's files"
+"""Key of the source in the manifest of a set that is the user's own."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -30,6 +33,7 @@ class ImageSet:
         labels: (N,) int64.
         splits: name of a split → (first, last + 1) in `images`.
         hash: of the manifest, which holds the hashes of the arrays' bytes.
+        users: whether the images are files of the user's, not a published set.
     """
 
     name: str
@@ -37,6 +41,7 @@ class ImageSet:
     labels: NDArray[np.int64]
     splits: dict[str, tuple[int, int]]
     hash: str
+    users: bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,14 +73,21 @@ def write_images(
     source: dict[str, Any],
 ) -> None:
     """Write a prepared data set; the manifest comes last, so that a folder without one is never taken for a data set."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, array in (("images.npy", images), ("labels.npy", labels)):
-        with writing(folder / file) as stream:
-            np.save(stream, np.ascontiguousarray(array))
+    with writing(folder / "images.npy") as stream:
+        np.save(stream, np.ascontiguousarray(images))
+    describe_images(folder, name, images.shape, labels, splits, source)
+
+
+def describe_images(
+    folder: Path, name: str, shape: tuple[int, ...], labels: NDArray[np.int64], splits: dict[str, tuple[int, int]], source: dict[str, Any]
+) -> None:
+    """Write labels and manifest beside images.npy, which holds images of `shape` (N, H, W, C)."""
+    with writing(folder / "labels.npy") as stream:
+        np.save(stream, np.ascontiguousarray(labels))
     manifest = {
         "dataset": name,
-        "images": len(images),
-        "shape": list(images.shape[1:]),
+        "images": shape[0],
+        "shape": list(shape[1:]),
         "splits": {split: list(bounds) for split, bounds in splits.items()},
         "source": source,
         "sha256": {file: _checksum(folder / file) for file in ("images.npy", "labels.npy")},
@@ -94,15 +106,15 @@ def open_images(manifest: Path) -> ImageSet:
     try:
         content = json.loads(manifest.read_text())
         shape, count = tuple(content["shape"]), content["images"]
-        splits = {name: (int(first), int(last)) for name, (first, last) in content["splits"].items()}
-        checksums = content["sha256"]
+        splits = {split: (int(first), int(last)) for split, (first, last) in content["splits"].items()}
+        checksums, name, users = content["sha256"], content["dataset"], USERS in content["source"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {error}); remove the folder and prepare it again"
         ) from None
     images = _open(manifest.parent / "images.npy", (count, *shape), np.uint8, checksums)
     labels = _open(manifest.parent / "labels.npy", (count,), np.int64, checksums)
-    return ImageSet(content["dataset"], images, labels, splits, hashlib.sha256(manifest.read_bytes()).hexdigest())
+    return ImageSet(name, images, labels, splits, hashlib.sha256(manifest.read_bytes()).hexdigest(), users)
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, str]) -> NDArray[Any]:

@@ -1,0 +1,318 @@
+"""A user's own pictures and arrays: what becomes of each kind of picture, what is held out, what is refused, and going on after a stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaebm.config import DataSettings, UserError
+from vaebm.data import open_images, prepare, streamed
+from vaebm.data.pictures import Unsuitable, fitted, read_picture
+from vaebm.data.streamed import Pictures, write_pictures
+from vaebm.settings import validate
+
+SIDE = 8
+
+
+def settings(dataset: str, path: Path, **more: object) -> DataSettings:
+    about = {"side": SIDE, "channels": 3, "heldout": 0.25} if dataset == "folder" else {"side": SIDE, "channels": 3}
+    return validate(DataSettings, {"dataset": dataset, "path": str(path), **about, **more}, "data")
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def write_png(path: Path, image: np.ndarray, colour: int) -> Path:
+    """A PNG of 16 bits per channel, which Pillow does not write: kind of colour 0 grey, 2 RGB, 6 RGB and alpha."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
+    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 16, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    )
+    return path
+
+
+def become(path: Path, channels: int = 3) -> tuple[np.ndarray, list[str]]:
+    with path.open("rb") as file:
+        image, done = read_picture(file, channels)
+    return np.asarray(image), done
+
+
+GREY = noise(1, SIDE, SIDE)
+COLOUR = noise(2, SIDE, SIDE, 3)
+DEEP = np.random.RandomState(3).randint(0, 1 << 16, (SIDE, SIDE, 3)).astype(np.uint16)
+
+
+def test_grey_and_colour(tmp_path: Path) -> None:
+    grey, colour = saved(tmp_path / "g.png", Image.fromarray(GREY)), saved(tmp_path / "c.png", Image.fromarray(COLOUR))
+    assert np.array_equal(become(grey)[0], np.stack([GREY] * 3, -1)) and become(grey)[1] == ["grey to colour"]
+    weighted = (COLOUR.astype(np.int64) @ [19595, 38470, 7471] + 32768) >> 16
+    assert np.array_equal(become(colour, 1)[0], weighted) and become(colour, 1)[1] == ["colour to grey"]
+    assert become(colour)[1] == become(grey, 1)[1] == []
+    bits = saved(tmp_path / "b.png", Image.fromarray(GREY > 127))
+    assert np.array_equal(become(bits, 1)[0], np.where(GREY > 127, 255, 0))
+
+
+def test_16_bits_keep_the_upper_eight(tmp_path: Path) -> None:
+    grey, colour = write_png(tmp_path / "g.png", DEEP[..., 0], 0), write_png(tmp_path / "c.png", DEEP, 2)
+    assert np.array_equal(become(grey, 1)[0], DEEP[..., 0] >> 8) and become(grey, 1)[1] == ["16 bits to 8"]
+    assert np.array_equal(become(colour)[0], DEEP >> 8) and become(colour)[1] == ["16 bits to 8"]
+    assert np.array_equal(become(saved(tmp_path / "g.tif", Image.fromarray(DEEP[..., 0])), 1)[0], DEEP[..., 0] >> 8)
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    alpha = noise(4, SIDE, SIDE)
+    over = COLOUR * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)
+    found, done = become(saved(tmp_path / "a.png", Image.fromarray(np.dstack([COLOUR, alpha]))))
+    assert np.abs(found - over).max() <= 1 and done == ["transparency over white"]  # Pillow rounds the product to a grey level
+    clear, done = become(saved(tmp_path / "l.png", Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (SIDE, SIDE), 0)])), 1)
+    assert (clear == 255).all() and done == ["transparency over white"]
+
+
+def test_palettes_become_their_colours(tmp_path: Path) -> None:
+    palette = noise(5, 16, 3)
+    image = Image.fromarray(GREY % 16)
+    image.putpalette(palette.tobytes())
+    path = saved(tmp_path / "p.png", image)
+    assert np.array_equal(become(path)[0], palette[GREY % 16]) and become(path)[1] == ["palette to colours"]
+    path = saved(tmp_path / "t.png", image, transparency=3)
+    assert np.array_equal(become(path)[0], np.where((GREY % 16 == 3)[..., None], 255, palette[GREY % 16]))
+    frames = saved(tmp_path / "f.gif", image, save_all=True, append_images=[Image.new("P", (SIDE, SIDE))])
+    assert "first of several frames" in become(frames)[1] and np.array_equal(become(frames)[0], palette[GREY % 16])
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    """Colours without black: R = 255 − C."""
+    image = Image.merge("CMYK", [*Image.fromarray(COLOUR).split(), Image.new("L", (SIDE, SIDE), 0)])
+    found, done = become(saved(tmp_path / "c.tif", image))
+    assert np.array_equal(found, 255 - COLOUR) and done == ["CMYK to RGB"]
+
+
+def test_a_picture_that_was_turned_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90° clockwise
+    found, done = become(saved(tmp_path / "t.png", Image.fromarray(COLOUR[:5]), exif=exif))
+    assert np.array_equal(found, np.rot90(COLOUR[:5], -1)) and done == ["turned upright"]
+
+
+def test_sizes() -> None:
+    """Twice as large: constant blocks keep their value, the sides are cut off evenly."""
+    blocks = np.zeros((16, 24), np.uint8)
+    blocks[:, 12:] = 200
+    image, done = fitted(Image.fromarray(blocks), 8)
+    assert image.shape == (8, 8, 1) and done == ["made smaller", "centre cut out"]
+    assert (image[:, :3] == 0).all() and (image[:, 5:] == 200).all()
+    assert fitted(Image.fromarray(GREY), 8)[1] == [] and np.array_equal(fitted(Image.fromarray(GREY), 8)[0][..., 0], GREY)
+    with pytest.raises(Unsuitable, match="expected at least 9×9 pixels, found 8×8"):
+        fitted(Image.fromarray(GREY), 9)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Sixteen pictures of all kinds and sizes in two classes, one of them twice, and files that are none."""
+    folder = tmp_path / "mixed"
+    for index in range(13):
+        saved(folder / ("a" if index % 2 else "b") / f"{index}.png", Image.fromarray(noise(index, SIDE + index, 2 * SIDE, 3)))
+    saved(folder / "a" / "grey.jpg", Image.fromarray(noise(20, 30, 20)))
+    saved(folder / "b" / "deep" / "CMYK.JPEG", Image.fromarray(noise(21, 20, 30, 3)).convert("CMYK"))
+    shutil.copy(folder / "a" / "1.png", folder / "b" / "copy of 1.png")
+    (folder / "notes.txt").write_text("what they are")
+    saved(folder / "a" / ".thumbnail.png", Image.fromarray(GREY))
+    return folder
+
+
+def test_a_folder_of_mixed_pictures(pictures: Path, tmp_path: Path) -> None:
+    prepare(settings("folder", pictures, name="mixed"), tmp_path / "out", threads=2)
+    images, manifest = open_images(tmp_path / "out" / "manifest.json"), json.loads((tmp_path / "out" / "manifest.json").read_text())
+    held_out = images.splits["heldout"][1] - images.splits["heldout"][0]
+    assert images.name == "mixed" and images.shape == (3, SIDE, SIDE) and images.splits["train"] == (0, 16 - held_out)
+    assert held_out in (4, 5)  # a quarter, and a fifth where the fourth stands there twice
+    source = manifest["source"]["user's files"]
+    assert (source["pictures"], source["other files"], source["duplicates"], source["classes"]) == (16, 2, 1, ["a", "b"])
+    # 16×8 has its size already; 16×15, 16×16 and 16×17 become 8×8, rounded down
+    assert manifest["source"]["converted"] == {"CMYK to RGB": 1, "centre cut out": 13, "grey to colour": 1, "made smaller": 15}
+    assert images.labels.sum() == 9
+    assert images.split("heldout")[0].shape == (held_out, 3, SIDE, SIDE)
+    train, rest = ({image.tobytes() for image in images.images[slice(*images.splits[split])]} for split in ("train", "heldout"))
+    assert not train & rest and len(train | rest) == 15
+
+
+def test_the_split_follows_the_bytes_alone(pictures: Path, tmp_path: Path) -> None:
+    """Under other names, in another order, the same pictures are held out."""
+    prepare(settings("folder", pictures), tmp_path / "out")
+    (pictures / "a" / ".thumbnail.png").unlink()
+    for index, path in enumerate(sorted(pictures.rglob("*.[pP][nN][gG]"), reverse=True)):
+        path.rename(pictures / f"{index}.png")
+    for path in pictures.rglob("*.[jJ]*"):
+        path.rename(pictures / path.name.lower())
+    prepare(settings("folder", pictures), tmp_path / "again", threads=3)
+    sets = [open_images(tmp_path / folder / "manifest.json") for folder in ("out", "again")]
+    for split in ("train", "heldout"):
+        first, second = (sorted(image.tobytes() for image in made.images[slice(*made.splits[split])]) for made in sets)
+        assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cut.png", slice(0, -40), "expected a whole picture, found a damaged one"),
+        ("cut.jpg", slice(0, 400), "expected a whole picture, found a damaged one"),
+        ("empty.png", slice(0, 0), "expected a picture, found a file that is none"),
+        ("header.png", slice(0, 20), "found"),
+    ],
+)
+def test_damaged_pictures_are_named_and_nothing_is_made(name: str, content: slice, said: str, pictures: Path, tmp_path: Path) -> None:
+    path = saved(pictures / "a" / name, Image.fromarray(noise(30, 40, 40, 3)))
+    path.write_bytes(path.read_bytes()[content])
+    with pytest.raises(UserError, match=f"{name}: .*{said}.*: of 17 pictures 1 cannot be used; replace or remove them") as error:
+        prepare(settings("folder", pictures), tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out" / "images.npy").exists()
+
+
+def test_what_does_not_suit_is_said_in_one_line(pictures: Path, tmp_path: Path) -> None:
+    saved(pictures / "a" / "float.tif", Image.fromarray(GREY.astype(np.float32)))
+    with pytest.raises(UserError, match="float.tif: expected 8 or 16 bits per channel, found 32"):
+        prepare(settings("folder", pictures), tmp_path / "out")
+    with pytest.raises(UserError, match=r"a/11.png: expected at least 18×18 pixels, found 16×19; .*; and 12 more: of 17 pictures 15 cannot be used"):
+        prepare(settings("folder", pictures, side=18), tmp_path / "out")
+    saved(pictures / "lone.png", Image.fromarray(COLOUR))
+    with pytest.raises(UserError, match=r"lone.png: expected every picture in the folder of its class \(a, b, …\)"):
+        prepare(settings("folder", pictures), tmp_path / "out")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none: expected pictures \(.png, .jpg, .*\), found 0 files"):
+        prepare(settings("folder", tmp_path / "none"), tmp_path / "out")
+    with pytest.raises(UserError, match="nowhere: expected a folder of pictures, found none; data.path names it"):
+        prepare(settings("folder", tmp_path / "nowhere"), tmp_path / "out")
+    for index in range(3):
+        saved(tmp_path / "one" / f"{index}.png", Image.fromarray(COLOUR))
+    with pytest.raises(UserError, match="one: expected at least two different images, so that one can be held out, found 1"):
+        prepare(settings("folder", tmp_path / "one"), tmp_path / "out")
+
+
+def numbered(count: int, seen: list[int], stop_at: int | None = None) -> Pictures:
+    """Images 2×2×1 of their number; `seen` gets what was read. At `stop_at` the run ends as by a key press."""
+
+    def read(number: int) -> tuple[np.ndarray, list[str]]:
+        if number == stop_at:
+            raise KeyboardInterrupt
+        seen.append(number)
+        return np.full((2, 2, 1), number, np.uint8), ["odd"] if number % 2 else []
+
+    return Pictures((2, 2, 1), np.arange(count), {"train": (0, count)}, {"made of": count}, read, str)
+
+
+def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images a piece: what was noted is not read again, a line cut in the middle is, and the files are those of one run."""
+    monkeypatch.setattr(streamed, "PIECE", 20)
+    write_pictures(tmp_path / "whole", "numbers", numbered(23, []), threads=3)
+    first: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        write_pictures(tmp_path / "parts", "numbers", numbered(23, first, stop_at=16), threads=1)
+    assert first[:16] == [*range(16)] and not (tmp_path / "parts" / "manifest.json").exists()
+    journal = tmp_path / "parts" / ".images.npy.journal"
+    journal.write_text(journal.read_text()[:-8])
+    second: list[int] = []
+    write_pictures(tmp_path / "parts", "numbers", numbered(23, second), threads=1)
+    assert second == [*range(10, 23)]
+    whole, parts = ({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("whole", "parts"))
+    assert whole == parts and set(whole) == {"images.npy", "labels.npy", "manifest.json"}
+    assert json.loads(whole["manifest.json"])["source"] == {"made of": 23, "converted": {"odd": 11}}
+    assert open_images(tmp_path / "parts" / "manifest.json").images[:, 0, 0, 0].tolist() == [*range(23)]
+
+
+def test_a_run_of_other_files_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamed, "PIECE", 20)
+    with pytest.raises(KeyboardInterrupt):
+        write_pictures(tmp_path, "numbers", numbered(23, [], stop_at=16), threads=1)
+    seen: list[int] = []
+    write_pictures(tmp_path, "numbers", numbered(22, seen), threads=1)
+    assert seen == [*range(22)]
+
+
+def arrays(path: Path, **named: np.ndarray) -> Path:
+    np.savez_compressed(path, **named)
+    return path
+
+
+IMAGES = noise(7, 20, SIDE, SIDE, 3)
+LABELS = np.arange(20) % 4
+
+
+def test_arrays_are_split_by_their_bytes(tmp_path: Path) -> None:
+    path = arrays(tmp_path / "mine.npz", images=IMAGES, labels=LABELS)
+    prepare(settings("arrays", path, heldout=0.2, name="mine"), tmp_path / "out")
+    images = open_images(tmp_path / "out" / "manifest.json")
+    assert images.name == "mine" and images.users and images.splits == {"train": (0, 16), "heldout": (16, 20)}
+    known = {image.tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
+    assert {image.tobytes(): label for image, label in zip(images.images, images.labels, strict=True)} == known
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["source"] == {"user's files": {"sha256": digest}}
+
+
+def test_arrays_with_images_of_their_own_to_hold_out(tmp_path: Path) -> None:
+    path = arrays(tmp_path / "mine.npz", images=IMAGES[:15], labels=LABELS[:15], heldout_images=IMAGES[15:], heldout_labels=LABELS[15:])
+    prepare(settings("arrays", path), tmp_path / "out")
+    images = open_images(tmp_path / "out" / "manifest.json")
+    assert np.array_equal(images.images, IMAGES) and np.array_equal(images.labels, LABELS) and images.splits["heldout"] == (15, 20)
+    with pytest.raises(UserError, match="has images of its own to hold out .heldout_images, heldout_labels.; leave the setting data.heldout out"):
+        prepare(settings("arrays", path, heldout=0.2), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"images": IMAGES.transpose(0, 3, 1, 2), "labels": LABELS}, r"images: expected \(N, 8, 8, 3\) uint8 .*, found \(20, 3, 8, 8\) uint8"),
+        ({"images": IMAGES / 255, "labels": LABELS}, r"images: expected .*, found \(20, 8, 8, 3\) float64"),
+        ({"images": IMAGES, "labels": LABELS[1:]}, r"labels: expected \(20\) integers from 0, found \(19\) int64"),
+        ({"images": IMAGES, "labels": LABELS - 1}, r"labels: expected \(20\) integers from 0"),
+        ({"images": IMAGES}, "expected an array labels, found images"),
+        ({"images": IMAGES, "labels": LABELS, "heldout_images": IMAGES}, "expected an array heldout_labels"),
+        ({"images": IMAGES, "labels": LABELS}, "expected data.heldout, the fraction"),
+        ({"images": np.array([None]), "labels": LABELS}, "expected a file .npz with the arrays images and labels, found something unreadable"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(named: dict[str, np.ndarray], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"mine.npz: .*{said}") as error:
+        prepare(settings("arrays", arrays(tmp_path / "mine.npz", **named)), tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_file_of_arrays_is_refused(tmp_path: Path) -> None:
+    path = arrays(tmp_path / "mine.npz", images=IMAGES, labels=LABELS)
+    content = path.read_bytes()
+    for damaged in (content[:1000], b"text", content[:300] + b"\0" * 50 + content[350:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="mine.npz: expected a file .npz with the arrays images and labels, found something unreadable"):
+            prepare(settings("arrays", path, heldout=0.2), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"dataset": "folder", "channels": 3, "heldout": 0.1}, "data: side: expected a value for the set folder, found none"),
+        ({"dataset": "folder", "side": 8, "channels": 3}, "data: heldout: expected a value for the set folder"),
+        ({"dataset": "folder", "side": 8, "channels": 4, "heldout": 0.1}, "data: channels: "),
+        ({"dataset": "arrays", "side": 8, "channels": 1, "name": "digits"}, "data: name: digits is another data set's"),
+        ({"dataset": "arrays", "side": 8, "channels": 1, "name": "../x"}, "data: name: "),
+        ({"dataset": "digits", "side": 16}, "data: side: only the sets folder and arrays have it, digits is known; leave it out"),
+    ],
+)
+def test_settings_say_what_only_the_user_knows(content: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        validate(DataSettings, content, "data")

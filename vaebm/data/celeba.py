@@ -1,0 +1,84 @@
+"""CelebA 64×64: the aligned faces, cropped and made smaller as in the published experiments; training and validation split."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from vaebm.config import DataSettings, UserError
+from vaebm.data.pictures import Converted, Unsuitable, pixels, read_picture
+from vaebm.data.raw import Published, Source, folder_of, torchvision_datasets, verified
+from vaebm.data.streamed import Pictures
+
+ALIGNED = (178, 218)
+BOX = (15, 40, 163, 188)
+SIDE = 64
+SPLITS = {"train": 0, "heldout": 1}
+"""Split → its number in list_eval_partition.txt; 2, the test images, are left out, as in the published experiments."""
+
+
+def cropped(image: Image.Image) -> Converted:
+    """An aligned face (178×218) as 64×64 pixels: the 148×148 of its middle, made smaller by Pillow's antialiased bilinear filter.
+
+    Raises:
+        Unsuitable: it has another size.
+    """
+    if image.size != ALIGNED:
+        raise Unsuitable(f"expected an aligned face of 178×218 pixels, found {image.size[0]}×{image.size[1]}")
+    return pixels(image.crop(BOX).resize((SIDE, SIDE), Image.Resampling.BILINEAR)), []
+
+
+def prepare_celeba(data: DataSettings) -> Pictures:
+    """CelebA's training and validation images, read from the archive (nothing of it is written anywhere) or from its folder.
+
+    Raises:
+        UserError: the raw files are not there, not the published ones, or cannot be fetched.
+    """
+    folder, opener, source = _faces(data)
+    names = _partition(folder / "list_eval_partition.txt")
+    every = [name for split in SPLITS for name in names[split]]
+    train = len(names["train"])
+
+    def read(number: int) -> Converted:
+        try:
+            with opener(every[number]) as file:
+                image, done = read_picture(file, channels=3)
+        except (FileNotFoundError, KeyError):
+            raise Unsuitable("list_eval_partition.txt names it, found no such file") from None
+        made, more = cropped(image)
+        return made, done + more
+
+    splits = {"train": (0, train), "heldout": (train, len(every))}
+    return Pictures((SIDE, SIDE, 3), np.zeros(len(every), np.int64), splits, {**source}, read, lambda number: str(folder / "img_align_celeba" / every[number]))
+
+
+def _faces(data: DataSettings) -> tuple[Path, Callable[[str], AbstractContextManager[IO[bytes]]], Source]:
+    """The folder of the raw files, what opens the picture of a name, and checksums."""
+    known = torchvision_datasets().CelebA
+    published = {name: Published(name, md5, drive=drive) for drive, md5, name in known.file_list}
+    pictures, partition = published["img_align_celeba.zip"], published["list_eval_partition.txt"]
+    if (faces := folder_of(data) / "img_align_celeba").is_dir():
+        folder, source = verified(data, partition)
+        return folder, lambda name: (faces / name).open("rb"), source
+    folder, source = verified(data, pictures, partition)
+    archive = zipfile.ZipFile(folder / pictures.name)
+    return folder, lambda name: archive.open(f"img_align_celeba/{name}"), source
+
+
+def _partition(path: Path) -> dict[str, list[str]]:
+    """Names of the files of each split, in the order of the list."""
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    of_number = {str(number): split for split, number in SPLITS.items()}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        name, _, part = line.partition(" ")
+        if PurePosixPath(name).name != name or part.strip() not in ("0", "1", "2"):
+            raise UserError(f"{path}:{number}: expected the name of a file and 0, 1 or 2, as '000001.jpg 0', found {line!r}; get the file anew")
+        if split := of_number.get(part.strip()):
+            names[split].append(name)
+    return names

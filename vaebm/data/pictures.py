@@ -1,0 +1,107 @@
+"""One picture of any kind as 8-bit pixels of the wanted form, by stated rules; what they do not cover is refused.
+
+| found | becomes |
+|---|---|
+| turned by its EXIF entry | upright |
+| several frames | the first |
+| 16 bits per channel | their upper 8 |
+| palette | its colours |
+| transparent | laid over white |
+| CMYK and other colour spaces that Pillow converts | RGB, by Pillow, without colour profiles |
+| grey where colour is wanted | three equal channels |
+| colour where grey is wanted | (19595 R + 38470 G + 7471 B + 32768) / 65536, rounded down |
+| larger | its shorter side made `side` by Pillow's bilinear filter (antialiased, in integers), then the centre cut out |
+
+Refused: damaged and truncated files, files that are no picture, 32 bits per channel, and pictures smaller than wanted.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Converted = tuple[NDArray[np.uint8], list[str]]
+"""An image (H, W, C), and in words what was done to the picture that it was."""
+
+
+class Unsuitable(ValueError):
+    """A picture that is refused: what was expected of it, and what was found."""
+
+
+def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]]:
+    """The picture in a file, in mode L (1 channel) or RGB (3), and what was done to it.
+
+    Raises:
+        Unsuitable: it is damaged, no picture, or of a kind that the rules do not cover.
+    """
+    try:
+        with Image.open(file) as opened:
+            done = ["first of several frames"] if getattr(opened, "n_frames", 1) > 1 else []
+            done += ["16 bits to 8"] if any(";16" in str(tile[3]) for tile in opened.tile) else []
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            done += ["turned upright"] if opened.getexif().get(0x0112, 1) != 1 else []
+            return _converted(upright, channels, done)
+    except Unsuitable:
+        raise
+    except UnidentifiedImageError:
+        raise Unsuitable("expected a picture, found a file that is none, or none that Pillow knows") from None
+    except Image.DecompressionBombError:
+        raise Unsuitable(f"expected at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, found more") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
+        raise Unsuitable(f"expected a whole picture, found a damaged one ({error})") from None
+
+
+def _converted(image: Image.Image, channels: int, done: list[str]) -> tuple[Image.Image, list[str]]:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise Unsuitable(f"expected 8 or 16 bits per channel, found 32 (mode {image.mode})")
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("P", "PA"):
+        done.append("palette to colours")
+    elif image.mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX"):
+        done.append(f"{image.mode} to RGB")
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+        done.append("transparency over white")
+    if not grey or image.mode not in ("1", "L"):
+        image = image.convert("RGB")
+    if grey and channels == 3:
+        done.append("grey to colour")
+    elif not grey and channels == 1:
+        done.append("colour to grey")
+    return image.convert("L" if channels == 1 else "RGB"), done
+
+
+def fitted(image: Image.Image, side: int) -> Converted:
+    """A picture as `side`×`side` pixels: shorter side resized, centre cut out.
+
+    Raises:
+        Unsuitable: it is smaller than that.
+    """
+    width, height = image.size
+    shorter, done = min(image.size), []
+    if shorter < side:
+        raise Unsuitable(f"expected at least {side}×{side} pixels, found {width}×{height}")
+    if shorter > side:
+        width, height = side * width // shorter, side * height // shorter
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        done.append("made smaller")
+    if width != height:
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        image = image.crop((left, top, left + side, top + side))
+        done.append("centre cut out")
+    return pixels(image), done
+
+
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, C) of a picture in mode L or RGB."""
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array

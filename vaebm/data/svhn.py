@@ -1,0 +1,44 @@
+"""SVHN, cropped: house numbers 32×32 in colour, in MATLAB files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaebm.config import DataSettings, UserError
+from vaebm.data.prepared import Prepared
+from vaebm.data.raw import Published, torchvision_datasets, verified
+
+
+def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 32, 32, 3) and labels (N,) of a file whose `X` is (32, 32, 3, N) and whose `y` calls the zero 10.
+
+    Raises:
+        UserError: the file is damaged, or another kind of file.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path, variable_names=["X", "y"])
+        images, labels = np.asarray(content["X"]), np.asarray(content["y"]).astype(np.int64).ravel()
+        if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
+            raise ValueError(f"X {images.shape} {images.dtype} and {len(labels)} labels")
+    except Exception as error:  # scipy's reader stumbles in many ways over files that are not its own
+        raise UserError(f"{path}: expected a MATLAB file with X (32, 32, 3, N) uint8 and y, found {error}; get it anew") from None
+    return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels % 10
+
+
+def prepare_svhn(data: DataSettings) -> Prepared:
+    """Images (99289, 32, 32, 3), labels, splits and source; the additional images (`extra`) are left out.
+
+    Raises:
+        UserError: the raw files are not there, not the published ones, or cannot be fetched.
+    """
+    known = torchvision_datasets().SVHN
+    files = [Published(name, md5, (url,)) for url, name, md5 in (known.split_list["train"], known.split_list["test"])]
+    folder, source = verified(data, *files)
+    (train, train_labels), (heldout, heldout_labels) = (read_mat(folder / file.name) for file in files)
+    splits = {"train": (0, len(train)), "heldout": (len(train), len(train) + len(heldout))}
+    return np.concatenate([train, heldout]), np.concatenate([train_labels, heldout_labels]), splits, {**source}
