@@ -1,0 +1,53 @@
+"""The results of an experiment, mirrored to MLflow: one parent run, the runs of its stages under it, its models in the registry.
+
+Stages write their files first and know nothing of this; it reads what is there, writes what is new, and keeps its place in
+results/<experiment>/tracking.json, so that it can be run again at any time. MLflow is never an input: where it is missing
+or fails, one line says so and nothing else happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vaebm.config import UserError
+from vaebm.tracking.mirror import DATABASE, Mirror, read_place, write_place
+from vaebm.tracking.stages import stages
+
+
+def run(results: Path) -> None:
+    """Mirror results/<experiment> to MLflow; what is there already is not written twice.
+
+    Raises:
+        UserError: there is no such folder. Whatever goes wrong with MLflow is a warning.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: expected the results of an experiment, found no folder")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
+    try:
+        with _alone():
+            mirror = Mirror(uri, results)
+            mirror.experiment()
+            found = stages(results)
+            for stage in found:
+                mirror.stage(stage)
+            for stage in found:  # last: a model takes longest
+                mirror.model(stage)
+    except Exception as error:  # whatever it is, the results do not depend on it
+        reason = str(error).strip().splitlines()
+        problem = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+        write_place(results, {**read_place(results), "status": f"not mirrored: {problem}"})
+        print(f"warning: {results} was not mirrored to MLflow ({problem}); `vaebm track {results}` does it later", flush=True)
+    else:
+        print(f"{results}: {len(mirror.place['stages'])} stage runs mirrored to {uri}")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Two at once on a database that is not there yet would both create it, and one would fail."""
+    with open(f"{DATABASE}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

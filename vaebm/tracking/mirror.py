@@ -1,0 +1,244 @@
+"""What there is, written to MLflow: the runs, and the registry of models. The only module that imports MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from vaebm.config import fingerprint
+from vaebm.tracking.stages import Model, Stage, whole
+
+DATABASE = "mlflow.db"
+"""Where bare `mlflow ui` in the same folder looks, as sqlite:///mlflow.db; MLFLOW_TRACKING_URI is respected."""
+
+ARTIFACTS = "mlartifacts"
+NAME = "vaebm"
+"""Name of the MLflow experiment that holds the runs."""
+
+METRICS_PER_CALL, PARAMETERS_PER_CALL = 900, 90
+"""Below MLflow's limits of 1000 and 100; one call for many is far cheaper than many calls."""
+
+NEEDS = ("torch", "numpy", "scipy", "pydantic", "pyyaml", "tqdm")
+"""What a registered model needs beside its own code."""
+
+Place = dict[str, Any]
+"""What of one run stands in MLflow already: its id, lines of the history, figures, tags, hashes of files."""
+
+
+class Mirror:
+    """An open connection to MLflow, and the place that was kept of one experiment's results.
+
+    Args:
+        uri: MLflow's.
+        results: results/<experiment>.
+    """
+
+    def __init__(self, uri: str, results: Path):
+        # a tracking server that does not answer costs seconds, not MLflow's default of minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow.tracking import MlflowClient
+
+        for noisy in ("alembic", "mlflow"):  # after the import, which sets its own levels
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        self.uri, self.results = uri, results
+        self.client = MlflowClient(tracking_uri=uri)
+        self.home = self._home()
+        kept = read_place(results)
+        self.place: Place = {"status": "mirrored", "uri": uri, "mlflow": importlib.metadata.version("mlflow"), "run": None, "stages": {}, "models": {}}
+        if kept.get("uri") == uri:
+            self.place |= {name: kept[name] for name in ("run", "whole", "stages", "models") if name in kept}
+
+    def _home(self) -> str:
+        """Id of the MLflow experiment; in a database of ours its files lie in this folder.
+
+        MLflow keeps the absolute path of an experiment's files. In a folder that was moved or copied they would go to the
+        old place, so there the old experiment gets another name, and everything is mirrored anew.
+        """
+        local = self.uri == f"sqlite:///{DATABASE}"
+        location = Path(ARTIFACTS).absolute().as_uri() if local else None
+        found = self.client.get_experiment_by_name(NAME)
+        if found is not None and (location is None or found.artifact_location == location):
+            return str(found.experiment_id)
+        if found is not None:
+            self.client.rename_experiment(found.experiment_id, f"{NAME}, files in {found.artifact_location}, {found.experiment_id}")
+        return str(self.client.create_experiment(NAME, artifact_location=location))
+
+    def experiment(self) -> None:
+        """The parent run."""
+        stage = whole(self.results)
+        if not self._exists(self.place["run"]):
+            self.place["run"] = self._create(stage, {})
+            self.place |= {"whole": _nothing(self.place["run"], stage), "stages": {}, "models": {}}
+            self._save()
+        self._bring_up_to_date(self.place["whole"], stage)
+
+    def stage(self, stage: Stage) -> None:
+        """A run under it; what has other settings or other numbers than before becomes a new one."""
+        place = self.place["stages"].get(stage.name)
+        exists = place is not None and self._exists(place["run"])
+        if exists and not stage.continues(place):
+            self.client.update_run(place["run"], name=f"{stage.name}, superseded")
+            self.client.set_tag(place["run"], "status", "superseded")
+        if not exists or not stage.continues(place):
+            tags = {"mlflow.parentRunId": self.place["run"], "experiment": self.results.name}
+            place = _nothing(self._create(stage, tags), stage)
+            self._log_parameters(place["run"], stage.parameters)
+            self.place["stages"][stage.name] = place
+            self._save()
+        self._bring_up_to_date(place, stage)
+
+    def model(self, stage: Stage) -> None:
+        """A new version of the stage's model in the registry, unless the last one has the same networks and chain."""
+        model = stage.model
+        if model is not None and self.place["models"].get(model.name) != model.hash:
+            self._register(model, self.place["stages"][stage.name]["run"])
+            self.place["models"][model.name] = model.hash
+            self._save()
+
+    def _register(self, model: Model, run: str) -> None:
+        """Log a model as a torch module with the program that it needs, from the run that has its figures, and register it."""
+        import mlflow
+        import numpy as np
+        from mlflow.models import Model as LoggedModel
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        from vaebm import VAEBM
+        from vaebm.sampler import Sampler
+
+        sampler = Sampler(VAEBM.from_results(model.folder))
+        images, scores = (TensorSpec(np.dtype("float32"), (-1, *shape)) for shape in (sampler.nvae.shape, ()))
+        parameters = self.client.get_run(run).data.params
+        logged = self.client.create_logged_model(self.home, name=model.name, source_run_id=run, tags=model.tags, params=parameters, model_type="vaebm")
+        mlflow.set_tracking_uri(self.uri)
+        LoggedModel.log(
+            None,
+            mlflow.pytorch,
+            run_id=run,
+            model_id=logged.model_id,
+            pytorch_model=sampler,
+            serialization_format="pickle",  # the other one, a traced graph, could not sample
+            code_paths=[str(Path(__file__).parent.parent)],
+            pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in NEEDS],
+            signature=ModelSignature(Schema([images]), Schema([scores])),
+        )
+        if not self.client.search_registered_models(f"name = '{model.name}'"):
+            self.client.create_registered_model(model.name)
+        self.client.create_model_version(model.name, f"models:/{logged.model_id}", run, tags=model.tags, model_id=logged.model_id)
+
+    def _bring_up_to_date(self, place: Place, stage: Stage) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        run, now = place["run"], int(time.time() * 1000)
+        wanted = stage.tags | ({"mlflow.note.content": stage.note} if stage.note else {})
+        tags = {name: value for name, value in wanted.items() if place["tags"].get(name) != value}
+        if tags:
+            self.client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
+            place["tags"] = wanted
+        self._log_history(place, stage, now)
+        figures = {name: value for name, value in stage.figures.items() if place["figures"].get(name) != value}
+        if figures:
+            self._log_metrics(run, [Metric(_key(name), value, now, 0) for name, value in figures.items()])
+            place["figures"] = stage.figures
+            self._save()
+        if stage.curves and not place["curves"]:
+            self._log_metrics(run, [Metric(_key(name), value, now, step) for name, curve in stage.curves.items() for step, value in curve])
+            place["curves"] = fingerprint(stage.curves)
+            self._save()
+        for folder, files in stage.files.items():
+            for file in files:
+                key, content = f"{folder}/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest()
+                if place["files"].get(key) != content:
+                    self.client.log_artifact(run, str(file), folder or None)
+                    place["files"][key] = content
+        if stage.tags.get("status") != "unfinished" and not place["ended"]:
+            self.client.set_terminated(run, "FINISHED" if stage.tags.get("status") == "finished" else "FAILED", _milliseconds(stage.ended))
+            place["ended"] = True
+        self._save()
+
+    def _log_history(self, place: Place, stage: Stage, now: int) -> None:
+        from mlflow.entities import Metric
+
+        while place["lines"] < len(stage.history):
+            batch: list[Any] = []
+            upto = place["lines"]
+            while upto < len(stage.history) and len(batch) < METRICS_PER_CALL:
+                record = json.loads(stage.history[upto])
+                step = int(record.pop("step"))
+                batch += [Metric(_key(name), float(value), now, step) for name, value in record.items() if isinstance(value, int | float)]
+                upto += 1
+            self._log_metrics(place["run"], batch)
+            place |= {"lines": upto, "history": fingerprint(stage.history[:upto])}
+            self._save()
+
+    def _log_metrics(self, run: str, metrics: list[Any]) -> None:
+        for first in range(0, len(metrics), METRICS_PER_CALL):
+            self.client.log_batch(run, metrics=metrics[first : first + METRICS_PER_CALL])
+
+    def _log_parameters(self, run: str, parameters: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        entities = [Param(name, value) for name, value in parameters.items()]
+        for first in range(0, len(entities), PARAMETERS_PER_CALL):
+            self.client.log_batch(run, params=entities[first : first + PARAMETERS_PER_CALL])
+
+    def _create(self, stage: Stage, tags: dict[str, str]) -> str:
+        return str(self.client.create_run(self.home, _milliseconds(stage.began), tags, stage.name).info.run_id)
+
+    def _exists(self, run: str | None) -> bool:
+        """Whether a run is still there, in this experiment and not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        if run is None:
+            return False
+        try:
+            info = self.client.get_run(run).info
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return info.lifecycle_stage == "active" and info.experiment_id == self.home
+
+    def _save(self) -> None:
+        write_place(self.results, self.place)
+
+
+def _nothing(run: str, stage: Stage) -> Place:
+    """The place of a run that holds nothing but its parameters."""
+    parameters = fingerprint(stage.parameters)
+    return {"run": run, "parameters": parameters, "lines": 0, "history": fingerprint([]), "figures": {}, "curves": "", "tags": {}, "files": {}, "ended": False}
+
+
+def _key(name: str) -> str:
+    """A name that MLflow allows."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    """MLflow's unit of time; None: now."""
+    return None if seconds is None else int(seconds * 1000)
+
+
+def read_place(results: Path) -> Place:
+    """What was kept in tracking.json; nothing where the file is missing or damaged, then everything is mirrored anew."""
+    try:
+        content = json.loads((results / "tracking.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_place(results: Path, place: Place) -> None:
+    """Write tracking.json, whole or not at all (without `vaebm.checkpoint`, which would load torch for this)."""
+    path = results / "tracking.json"
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(place, indent=2) + "\n")
+    temporary.replace(path)
