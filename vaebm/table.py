@@ -65,7 +65,7 @@ class Line:
                 chain=chain_of(self.record),
                 commit=" ".join(self.record["commit"]),
                 changed=str(self.record["changed"]).lower(),
-                data=self.record["data"],
+                data=data_of(self.record),
                 configuration=self.record["configuration"],
                 tracking=self.record["tracking"],
             )
@@ -195,12 +195,17 @@ def overview(variants: dict[str, Record]) -> tuple[list[str], list[list[str]]]:
 ORIGIN_HEADER = ["variant", "seeds", "chain", "extractor", "commit", "data", "configuration", "MLflow run"]
 
 
+def data_of(record: Record, digits: int = 64) -> str:
+    """The hash of its data, cut to `digits`, and that the files are the user's where they are of no published set."""
+    return ("user's files " if record["users"] else "") + str(record["data"][:digits])
+
+
 def origin_cells(record: Record) -> list[str]:
     """Where a variant's figures come from, long hashes cut to twelve digits; the names of the columns are `ORIGIN_HEADER`."""
     seeds = ", ".join(str(run["seed"]) for run in record["runs"])
     changed = {True: " + changes", "unknown": ""}.get(record["changed"], "")
     commit = " ".join(name[:12] for name in record["commit"]) + changed
-    origin = [chain_of(record), extractor_of(record), commit, record["data"][:12], record["configuration"][:12], record["tracking"] or ""]
+    origin = [chain_of(record), extractor_of(record), commit, data_of(record, 12), record["configuration"][:12], record["tracking"] or ""]
     return [record["variant"], seeds, *origin]
 
 

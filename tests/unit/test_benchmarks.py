@@ -29,6 +29,7 @@ RECORD = {
     "extractor": {"name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
     "chain": {"steps": 10, "step_size": 0.04, "potential": "noise"},
     "data": "d" * 64,
+    "users": False,
     "commit": ["c" * 40],
     "changed": False,
     "versions": {"torch": "2.13.0"},
@@ -100,6 +101,14 @@ def test_a_measured_row_says_where_it_comes_from(project):
     markdown = project.text("benchmarks.md")
     assert "cccccccccccc + changes" in markdown and "f00d" in markdown
     assert "Real images, held out, score FD-classifier 8.700 (297 images)." in markdown
+
+
+def test_figures_of_files_that_nobody_published_say_so(project):
+    """In the column of the data, in every row."""
+    table = project.run(project.metrics(users=True))
+    rows = table[table["experiment"] == "digits"]
+    assert len(rows) and set(rows["data"]) == {"user's files " + "d" * 64}
+    assert "user's files dddddddddddd" in (project.results / "benchmarks.md").read_text()
 
 
 def test_every_row_of_the_paper_stands_there_with_its_mark(project):

@@ -41,6 +41,7 @@ def measured(variant="vaebm", seed=0, steps=None, chain_steps=10, **figures):
         "extractor": {"name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
         "chain": {"steps": chain_steps, "step_size": 0.04, "potential": "noise"},
         "data": "d" * 64,
+        "users": False,
         "commit": ["c" * 40],
         "changed": False,
         "versions": {"torch": "2.13.0"},

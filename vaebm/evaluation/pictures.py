@@ -32,7 +32,7 @@ def ood(inside: Scores, outside: dict[str, Scores], figures: Figures, path: Path
     for name, found in outside.items():
         for kind in inside:
             area = figures["-".join(filter(None, ("AUROC", name, kind)))]["value"]
-            panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out digits": inside[kind], name: found[kind]}
+            panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out images": inside[kind], name: found[kind]}
     plots.histograms(panels, path, "score")
 
 

@@ -185,6 +185,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         "extractor": extractor.describe(images.shape),
         "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind},
         "data": images.hash,
+        "users": images.users,
         **_origin([*trained.values(), provenance.commit()]),
         "versions": provenance.versions(),
         "models": models,
