@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from vaebm.checkpoint import load_model
 from vaebm.config import BASELINE, SamplesSettings, UserError
 from vaebm.config.ebm import Potential, Start
+from vaebm.ebm import langevin as chains
 from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import load_energy
+from vaebm.fast import Decoder, PreparedPotential, half_square, prepare_energy, stamp
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixels import PixelNormal, quantize
@@ -63,6 +65,7 @@ class VAEBM:
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.kind = nvae, energy, potential
         self.steps, self.step_size = steps, step_size
+        self._decoder: tuple[object, Decoder] | None = None
 
     @classmethod
     def from_results(cls, folder: Path | str, device: torch.device | str = "cpu") -> VAEBM:
@@ -134,15 +137,44 @@ class VAEBM:
 
     def refine(self, eps_z: Sequence[Tensor], eps_x: Tensor, *, steps: int, step_size: float, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
         """Move noise by `steps` Langevin steps: (eps_z, eps_x) → (eps_z, eps_x)."""
-        *moved, moved_x = langevin(lambda eps: self.potential(eps[:-1], eps[-1]), [*eps_z, eps_x], steps=steps, step_size=step_size, noise=noise)
+        *moved, moved_x = langevin(self.chain_potential(), [*eps_z, eps_x], steps=steps, step_size=step_size, noise=noise)
         return moved, moved_x
+
+    def chain_potential(self) -> chains.Potential:
+        """`potential` for chains, of the list of all noise, prepared with the weights as they are now (`fast`).
+
+        In double precision, which is for comparisons, and for an NVAE in training mode it goes through the modules.
+        """
+        if not self._prepares:
+            return lambda eps: self.potential(eps[:-1], eps[-1])
+        energy = self._energy if self.energy is None else prepare_energy(self.energy)
+        return PreparedPotential(cast(Decoder, self.decoder), energy, cast(Literal["noise", "density"], self.kind))
+
+    @property
+    def _prepares(self) -> bool:
+        return isinstance(self.nvae, NVAE) and not self.nvae.training and self.nvae.prior_constant.dtype != torch.float64
+
+    @property
+    def decoder(self) -> NVAE | Decoder:
+        """What images are decoded by: the NVAE's decoder, prepared once for the weights that it has, or in cases as above the NVAE."""
+        if not self._prepares:
+            return self.nvae
+        current = stamp(self.nvae)
+        if self._decoder is None or self._decoder[0] != current:
+            self._decoder = current, Decoder(self.nvae)
+        return self._decoder[1]
+
+    @torch.no_grad()
+    def means(self, eps_z: Sequence[Tensor]) -> Tensor:
+        """Decoder means, clamped to [0, 1], (B, C, H, W)."""
+        return self.decoder.decode(eps_z)[0].mean.clamp(0.0, 1.0)
 
     @torch.no_grad()
     def images(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
         """Decoder means, clamped to [0, 1], after the test chain; one image per index of `noise`, (B, C, H, W) of the weights' type."""
         steps, step_size = self._chain(steps, step_size)
         eps_z, _ = self.refine(*self.noise_like_prior(noise), steps=steps, step_size=step_size, noise=noise)
-        return self.nvae.decode(eps_z)[0].mean.clamp(0.0, 1.0)
+        return self.means(eps_z)
 
     def sample(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500) -> Tensor:
         """Draw images (count, C, H, W) in [0, 1], float32, or float64 where the model was made `.double()`.
@@ -163,14 +195,14 @@ class VAEBM:
         eps_z, eps_x = self.noise_like_prior(noise)
         states = [eps_z]
         langevin(
-            lambda eps: self.potential(eps[:-1], eps[-1]),
+            self.chain_potential(),
             [*eps_z, eps_x],
             steps=steps,
             step_size=step_size,
             noise=noise,
             watch=lambda eps: states.append(eps[:-1]),
         )
-        return [self.nvae.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
+        return [self.means(state) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> tuple[int, float]:
         return self.steps if steps is None else steps, self.step_size if step_size is None else step_size
@@ -253,6 +285,12 @@ class PixelEBM(VAEBM):
     def potential(self, eps_z: Sequence[Tensor], eps_x: Tensor) -> Tensor:
         """U = E(x) for the images x = eps_z[0], (B,); `eps_x` goes its own way, as standard normal noise that nothing depends on."""
         return self._energy(eps_z[0]) + 0.5 * eps_x.square().flatten(1).sum(1)
+
+    def chain_potential(self) -> chains.Potential:
+        """`potential` with the energy's weights as they are now."""
+        assert self.energy is not None
+        energy = self.energy if self.nvae.prior_constant.dtype == torch.float64 else prepare_energy(self.energy)
+        return lambda eps: energy(eps[0]) + half_square(eps[-1])
 
     def noise_like_prior(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
         """The images at the start of the chains, as a list of one, and noise of their shape."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vaebm import distributed
 from vaebm.config import UserError
+from vaebm.memory import keep_freed_memory
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -39,7 +40,7 @@ class Interrupted(Exception):
 
 
 def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
-    """Set torch's threads and choose this process's device: a GPU if the experiment asks for any and there is one.
+    """Set torch's threads and the host's memory, and choose this process's device: a GPU if the experiment asks for any and there is one.
 
     Under torchrun a training joins the other processes, and its threads are shared out to them. Otherwise it takes a GPU that no
     other job holds, and waits for one. A job that asks for more GPUs than it can use, or for some on a machine without any, says so.
@@ -57,6 +58,7 @@ def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
     if together > 1 and not join:
         raise UserError(f"expected one process for this stage, found {together} (WORLD_SIZE); run it without torchrun")
     torch.set_num_threads(max(threads // together, 1))
+    keep_freed_memory()
     if gpus and together == 1:
         from vaebm.lease import choose  # needs flock, which Windows lacks
 

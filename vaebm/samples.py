@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,12 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     model = VAEBM.load(nvae, energy, device)
     index = stage.shard(shard)
     progress = Progress(f"samples, shard {shard}", len(index), unit="image")
-    batches = []
+    batches, began = [], time.monotonic()
     for first in range(index.start, index.stop, stage.batch):
         chunk = range(first, min(first + stage.batch, index.stop))
         images = model.images(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
         batches.append(to_uint8(images).cpu())
-        progress.advance(steps=len(chunk))
+        progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
     progress.close()
     with writing(output) as stream:
         np.save(stream, torch.cat(batches).contiguous().numpy())

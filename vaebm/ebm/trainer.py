@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class Trainer:
         energy.requires_grad_(True)
 
         # 3. energies of the data and of the chains' images
-        positive, negative = positives(self.nvae, own, stage.quantize_positives), negatives(self.nvae, self.ends, eps_x, stage.negatives)
+        positive, negative = positives(self.nvae, own, stage.quantize_positives), negatives(cast(NVAE, self.vaebm.decoder), self.ends, eps_x, stage.negatives)
         parts = contrastive_divergence(energy, positive, negative, stage.training.energy_penalty)
 
         # 4. the gradient of the loss and of the spectral penalty, over the whole batch

@@ -1,0 +1,79 @@
+"""The baseline of the speed measurements computes what the package does."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
+from vaebm.ebm.langevin import evaluate
+from vaebm.ebm.network import EnergyNetwork
+from vaebm.model import VAEBM
+from vaebm.noise import NoiseSource
+from vaebm.nvae.layers import convolution_weights
+from vaebm.nvae.model import NVAE
+from vaebm.nvae.objective import nelbo
+from vaebm.spectral import SpectralPenalty
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from as_published import Convolution, Swish, Unprepared, as_published
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture
+def pair() -> tuple[NVAE, EnergyNetwork]:
+    """A random pair for 16×16 colour images, with flows, every kind of skip connection, and batch norms that have seen something."""
+    torch.manual_seed(0)
+    network = {"channels_encoder": 8, "channels_decoder": 8, "groups": [1, 2], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 2}
+    network |= {"postprocess_cells": 2, "cells_encoder": 1, "cells_decoder": 1, "flows": 1}
+    nvae = NVAE(NVAENetworkSettings.model_validate(network), (3, 16, 16))
+    for name, buffer in nvae.named_buffers():
+        if name.endswith("running_var"):
+            nn.init.uniform_(buffer, 0.5, 1.5)
+    energy = EnergyNetwork(EnergyNetworkSettings(channels=8, widths=[1, 1, 2], down=[0, 2]), 3)
+    energy.initialize(torch.rand(16, 3, 16, 16))
+    return nvae, energy
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def test_training_step_of_the_nvae(pair: tuple[NVAE, EnergyNetwork]) -> None:
+    """Loss, gradients of every weight and statistics of every batch norm, and the spectral penalty of the weights of that pass."""
+    ours, x, noise = pair[0].train(), torch.rand(8, 3, 16, 16), NoiseSource(0, "test", range(8))
+    published = as_published(ours)
+    found = []
+    for nvae in (ours, published):
+        loss = nelbo(nvae(x, noise=noise), x).loss
+        penalty = SpectralPenalty(convolution_weights(nvae), seed=0)()
+        (loss + 10.0 * penalty).backward()
+        found.append([loss.detach(), penalty.detach(), gradients(nvae), dict(nvae.named_buffers())])
+    torch.testing.assert_close(*found, **CLOSE)
+    assert len(found[0][2]) == len(list(ours.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["noise", "density"])
+def test_step_of_the_chain(pair: tuple[NVAE, EnergyNetwork], kind: str) -> None:
+    """Potential and gradients: the baseline's against the modules' and against those that chains run with."""
+    nvae, energy = (module.eval().requires_grad_(False) for module in pair)
+    ours = VAEBM(nvae, energy, kind)  # type: ignore[arg-type]
+    published = Unprepared(as_published(nvae), as_published(energy), kind)
+    eps_z, eps_x = ours.noise_like_prior(NoiseSource(0, "test", range(4)))
+    expected = evaluate(published.chain_potential(), [*eps_z, eps_x])
+    for potential in (lambda eps: ours.potential(eps[:-1], eps[-1]), ours.chain_potential()):
+        torch.testing.assert_close(evaluate(potential, [*eps_z, eps_x])[1:], expected[1:], **CLOSE)
+
+
+def test_it_is_another_arithmetic(pair: tuple[NVAE, EnergyNetwork]) -> None:
+    """Every layer was exchanged, none of the fused operations and no other layout is left, and the package's own modules are as before."""
+    published = as_published(pair[0])
+    assert sum(isinstance(layer, Convolution) for layer in published.modules()) > 20 and not any(isinstance(layer, Convolution) for layer in pair[0].modules())
+    assert sum(isinstance(layer, Swish) for layer in published.modules()) > 10
+    assert all(parameter.is_contiguous() for parameter in published.parameters())
+    with torch.profiler.profile() as seen:
+        published(torch.rand(2, 3, 16, 16), noise=NoiseSource(0, "test", range(2)))
+    assert not {event.name for event in seen.events()} & {"aten::silu", "aten::addcmul_"}

@@ -1,0 +1,166 @@
+"""Decoder and energy prepared for chains are the functions that the modules are."""
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
+from vaebm.describe import measured
+from vaebm.ebm.langevin import Potential, evaluate, langevin
+from vaebm.ebm.network import EnergyNetwork
+from vaebm.fast import Decoder, Energy, PreparedPotential
+from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
+from vaebm.noise import NoiseSource
+from vaebm.nvae.model import NVAE
+from vaebm.runtime import place
+
+EXACT = {"rtol": 1e-11, "atol": 1e-11}
+"""In double precision, for quantities of the order of 1 to 1,000 that some hundred operations led to."""
+
+NETWORK: dict[str, object] = {
+    "channels_encoder": 8,
+    "channels_decoder": 8,
+    "groups": [1, 2],
+    "latents": 2,
+    "preprocess_blocks": 1,
+    "preprocess_cells": 1,
+    "postprocess_cells": 2,
+    "cells_encoder": 1,
+    "cells_decoder": 2,
+    "flows": 1,
+}
+
+
+def random_pair(**changes: object) -> tuple[NVAE, EnergyNetwork]:
+    """A random pair for 16×16 colour images; batch norms have seen something, so that none is the identity."""
+    torch.manual_seed(0)
+    nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK | changes), (3, 16, 16))
+    for layer in nvae.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            for tensor, low, high in ((layer.weight, 0.5, 1.5), (layer.bias, -0.5, 0.5), (layer.running_mean, -0.5, 0.5), (layer.running_var, 0.5, 1.5)):
+                nn.init.uniform_(tensor, low, high)
+    energy = EnergyNetwork(EnergyNetworkSettings(channels=8, widths=[1, 1, 2], down=[0, 2]), 3)
+    energy.initialize(torch.rand(16, 3, 16, 16))
+    cpu = torch.device("cpu")
+    return place(nvae.eval().requires_grad_(False), cpu), place(energy.requires_grad_(False), cpu)
+
+
+def start(model: VAEBM, chains: int = 3) -> list[Tensor]:
+    eps_z, eps_x = model.noise_like_prior(NoiseSource(0, "test", range(chains)))
+    return [*eps_z, eps_x]
+
+
+def plain(model: VAEBM) -> Potential:
+    """The reference: through the modules."""
+    return lambda eps: model.potential(eps[:-1], eps[-1])
+
+
+ARCHITECTURES: list[dict[str, object]] = [
+    {},
+    {"squeeze_excitation": False},
+    {"groups": [1]},
+    {"architecture": "mbconv_den"},
+    {"architecture": "res55_mbconv", "pixel_log_sigma_floor": -3.0},
+    {"architecture": "mbconv_res"},
+    {"architecture": "res_bnelu", "squeeze_excitation": False},
+    {"architecture": "res_elu"},
+]
+
+
+@pytest.mark.parametrize("kind", ["noise", "density"])
+@pytest.mark.parametrize("changes", ARCHITECTURES, ids=lambda changes: "-".join(map(str, changes.values())) or "default")
+def test_prepared_potential_is_that_of_the_modules(changes: dict[str, object], kind: str) -> None:
+    """In double precision, where folding shows no rounding: values and gradients, for every kind of layer that a decoder has."""
+    nvae, energy = random_pair(**changes)
+    model = VAEBM(nvae.double(), energy.double(), kind)  # type: ignore[arg-type]
+    expected, found = evaluate(plain(model), start(model)), evaluate(PreparedPotential(Decoder(nvae), Energy(energy), kind), start(model))  # type: ignore[arg-type]
+    torch.testing.assert_close(found.potential, expected.potential, **EXACT)
+    for one, other in zip(found.gradient, expected.gradient, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+        assert other.abs().max() > 1e-3  # every group has an influence that can be seen
+    pixels, log_p = Decoder(nvae).decode(start(model)[:-1])
+    reference, expected_log_p = nvae.decode(start(model)[:-1])
+    torch.testing.assert_close(pixels.mean, reference.mean, **EXACT)
+    torch.testing.assert_close(log_p, expected_log_p, **EXACT)
+
+
+@pytest.mark.parametrize("kind", ["noise", "density"])
+def test_single_precision(kind: str) -> None:
+    """What the chains run with: gradients within 1e-5, images from the same noise within 1e-4."""
+    nvae, energy = random_pair()
+    model, noise = VAEBM(nvae, energy, kind, steps=5, step_size=0.1), sample_noise(0, range(4))  # type: ignore[arg-type]
+    expected, found = evaluate(plain(model), start(model)), evaluate(model.chain_potential(), start(model))
+    for one, other in zip(found.gradient, expected.gradient, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    eps_z, eps_x = model.noise_like_prior(noise)
+    moved = langevin(plain(model), [*eps_z, eps_x], steps=5, step_size=0.1, noise=noise)
+    images = nvae.decode(moved[:-1])[0].mean.clamp(0, 1)
+    torch.testing.assert_close(model.images(noise), images, rtol=0, atol=1e-4)
+    assert (images - model.images(noise, steps=0)).abs().max() > 1e-2  # the chain has moved them
+
+
+def test_chains_hold_less_for_the_backward_pass() -> None:
+    """One tensor an activation: the modules hold the inputs of batch norms, swishes and convolutions."""
+    nvae, energy = random_pair()
+    model = VAEBM(nvae, energy)
+
+    def held(potential: Potential) -> int:
+        with measured(nvae, energy) as work:
+            evaluate(potential, start(model))
+        return work().activations
+
+    assert held(model.chain_potential()) < 0.4 * held(plain(model))
+
+
+def test_changed_weights_are_seen() -> None:
+    """Of the NVAE and of the energy, which moves between the chains of a training; without a change the decoder is prepared once."""
+    nvae, energy = random_pair()
+    model, noise = VAEBM(nvae, energy, steps=3, step_size=0.1), sample_noise(0, range(2))
+    images, decoder = model.images(noise), model.decoder
+    assert torch.equal(model.images(noise), images) and model.decoder is decoder
+    with torch.no_grad():
+        energy.head.weight.mul_(100.0)
+    assert not torch.allclose(moved := model.images(noise), images, atol=1e-4) and model.decoder is decoder
+    nvae.load_state_dict({name: 1.1 * value if name.startswith("postprocess") else value for name, value in nvae.state_dict().items()})
+    assert not torch.allclose(model.images(noise), moved, atol=1e-2) and model.decoder is not decoder
+    torch.testing.assert_close(model.images(noise), VAEBM(nvae, energy, steps=3, step_size=0.1).images(noise), rtol=0, atol=0)
+
+
+def test_what_is_not_frozen_goes_through_the_modules() -> None:
+    """An NVAE in training mode, and double precision, which is for comparisons."""
+    nvae, energy = random_pair()
+    for changed in (copy.deepcopy(nvae).train(), copy.deepcopy(nvae).double()):
+        assert VAEBM(changed, None).decoder is changed
+    assert isinstance(VAEBM(nvae, energy).decoder, Decoder)
+
+
+def test_energies_on_pixels() -> None:
+    """The ablation's chains of images, and energies that are no network of the package."""
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square().flatten(1).sum(1)
+
+    nvae, energy = random_pair()
+    models: Sequence[VAEBM] = [PixelEBM(nvae, energy, "prior"), pair(nvae, Square(), "pixels"), VAEBM(nvae, Square())]
+    for model in models:
+        expected, found = evaluate(plain(model), start(model)), evaluate(model.chain_potential(), start(model))
+        torch.testing.assert_close(found.potential, expected.potential)
+        for one, other in zip(found.gradient, expected.gradient, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_gpu_prepares_the_same() -> None:
+    """Gradients of the prepared potential on the device against those on the CPU, from the same noise, in single precision (no TF32)."""
+    nvae, energy = random_pair()
+    host, device = VAEBM(nvae, energy), VAEBM(copy.deepcopy(nvae).cuda(), copy.deepcopy(energy).cuda())
+    expected = evaluate(host.chain_potential(), start(host))
+    found = evaluate(device.chain_potential(), [part.cuda() for part in start(host)])
+    for one, other in zip(found.gradient, expected.gradient, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,39 @@
+"""The chain's U(ε) from a prepared decoder and energy (VAEBM section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from vaebm.fast.decoder import Decoder, half_square, negative_log_prior
+from vaebm.nvae.pixels import PixelNormal
+
+
+class PreparedPotential:
+    """`VAEBM.potential` of a list of noise tensors, the pixels' last; a `ebm.langevin.Potential`.
+
+    Args:
+        decoder: p(x|z).
+        energy: E(x), (B,).
+        kind: of the potential.
+    """
+
+    def __init__(self, decoder: Decoder, energy: Callable[[Tensor], Tensor], kind: Literal["noise", "density"]):
+        self.decoder, self.energy, self.kind = decoder, energy, kind
+
+    def __call__(self, eps: Sequence[Tensor]) -> Tensor:
+        """U(ε), (B,)."""
+        *eps_z, eps_x = eps
+        pixels, sigmas = self.decoder.pixels_and_sigmas(eps_z)
+        assert isinstance(pixels, PixelNormal)
+        x = pixels.sample(eps_x)
+        if self.kind == "density":
+            return self.energy(x) + negative_log_prior(eps_z, sigmas) - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
+        return self.energy(x) + half_square(*eps)
+
+
+def stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes when a parameter or buffer of the module is replaced, or changed in place; not through `.data`, which leaves no trace."""
+    return tuple((tensor.data_ptr(), tensor._version) for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
