@@ -19,7 +19,22 @@ TABLE = ("benchmarks.csv", "benchmarks.md", "benchmarks.tex", "benchmarks.json",
 TRAININGS = ("classifier", "nvae", "ebm", "wgan")
 """Stages that leave a history, each with its settings file of the same name."""
 
-NO_FIGURES = ("experiment", "variant", "seed", "metrics", "without", "extractor", "chain", "data", "users", "commit", "changed", "versions", "models", "training")
+NO_FIGURES = (
+    "experiment",
+    "variant",
+    "seed",
+    "metrics",
+    "without",
+    "extractor",
+    "chain",
+    "data",
+    "users",
+    "commit",
+    "changed",
+    "versions",
+    "models",
+    "training",
+)
 """Keys of metrics.json that say where its figures come from; everything beside them is figures of its own."""
 
 TEXT = 5000
