@@ -84,7 +84,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
     `dvc repro` is its first command, which runs `snakemake --cores all`: so one run shows that both work in a fresh clone.
     """
     project = make_project(tmp_path_factory.mktemp("tiny") / "project")
-    project.edit("config/config.yaml", "  - digits", "  - tiny")
+    project.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
     project.run("git", "commit", "--quiet", "--all", "--message", "tiny")
     assert "Running stage 'pipeline'" in project.run("dvc", "repro")
     return project

@@ -39,6 +39,10 @@ class Interrupted(Exception):
         self.status = status
 
 
+_waited = 0.0
+"""Seconds that `prepare` waited for a GPU."""
+
+
 def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
     """Set torch's threads and the host's memory, and choose this process's device: a GPU if the experiment asks for any and there is one.
 
@@ -62,7 +66,10 @@ def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
     if gpus and together == 1:
         from vaebm.lease import choose  # needs flock, which Windows lacks
 
+        global _waited
+        began = time.monotonic()
         choose(1)
+        _waited = time.monotonic() - began
     found = torch.cuda.device_count() if gpus else 0
     if number >= found > 0:
         raise UserError(f"expected a GPU for each process, found {found} and a process {number} (from 0); start fewer with torchrun")
@@ -148,11 +155,14 @@ class Progress:
 
 
 def deadline(minutes: float | None) -> float:
-    """When to stop, on `time.monotonic`'s clock, for a limit in minutes from the start of this process or its torchrun; None: never."""
+    """When to stop, on `time.monotonic`'s clock, for a limit in minutes from the start of this process or its torchrun; None: never.
+
+    The time in which `prepare` waited for a GPU does not count: who has one to wait for has no scheduler that ends the job.
+    """
     if minutes is None:
         return float("inf")
     limit = 60.0 * minutes
-    return time.monotonic() - _age() + limit - min(RESERVE, 0.1 * limit)
+    return time.monotonic() - _age() + _waited + limit - min(RESERVE, 0.1 * limit)
 
 
 def _age() -> float:

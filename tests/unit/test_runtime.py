@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from vaebm.runtime import prepare
+from vaebm import lease, runtime
+from vaebm.runtime import deadline, prepare
 
 SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_SIZE": "4", "LOCAL_RANK": "3"}
 
@@ -33,3 +35,13 @@ def test_a_lone_process_takes_the_first_gpu_that_it_sees(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
     assert prepare(threads=1, gpus=1) == torch.device("cuda", 0)
+
+
+def test_waiting_for_a_gpu_is_no_part_of_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the second of two trainings on one GPU would stop as soon as it has it."""
+    monkeypatch.setattr(runtime, "_waited", 0.0)
+    before = deadline(10.0)
+    monkeypatch.setattr(lease, "choose", lambda count: time.sleep(0.3))
+    prepare(threads=1, gpus=1)
+    # both count from the start of this process, to the clock ticks of /proc
+    assert deadline(10.0) - before == pytest.approx(0.3, abs=0.1)

@@ -41,7 +41,7 @@ def mlflow_ui(tiny_run) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     # one worker instead of four: each of them imports all of MLflow
     command = ["mlflow", "ui", "--port", str(port), "--workers", "1"]
-    environment = tiny_run.environment() | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = tiny_run.environment() | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with subprocess.Popen(command, cwd=tiny_run.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             for _ in range(2 * PATIENCE):

@@ -236,6 +236,9 @@ class Experiment(Settings):
         for where, batch in batches.items():
             if facts.train is not None and batch > facts.train:
                 raise ValueError(f"{where}.batch: expected at most the {facts.train} training images, found {batch}")
+        if self.evaluation is not None and self.evaluation.ood and (facts.side, facts.channels) != (8, 1):
+            found = f"{facts.side}×{facts.side} with {facts.channels} channel(s)"
+            raise ValueError(f"evaluation.ood: its sets are made from 8×8 images in grey, found {found}; write ood: []")
         for samples in map(self.samples_of, self.models):
             if samples is not None and self.evaluation is not None:
                 chosen, smaller = self.evaluation, min(samples.count, facts.train or samples.count)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import xlogy
+from scipy.stats import binomtest
 
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.noise import derive
@@ -55,9 +56,9 @@ def interval(value: float, replicates: Values, low: float = -math.inf, high: flo
     return [float(bound) for bound in np.clip(value + percentiles, low, high)]
 
 
-def proportion(value: float, images: int, number: int, random: np.random.Generator) -> list[float]:
-    """The interval of a share of `images` images: in a resample the number of those that count is binomial."""
-    return interval(value, random.binomial(images, value, size=number) / images, 0.0, 1.0)
+def proportion(value: float, images: int) -> list[float]:
+    """Wilson's 95 % interval of a share of `images` images, which is not empty for none or all of them."""
+    return [float(bound) for bound in binomtest(round(value * images), images).proportion_ci(method="wilson")]
 
 
 def frechet_replicates(features: Features, counts: Counts, references: Sequence[Statistics]) -> Values:

@@ -50,11 +50,13 @@ def fidelity_figures(judged: fidelity.Judged, reference: fidelity.Reference, set
     }
 
     real_features = reference.train_features
+    if images > (there := min(number, len(real_features))):
+        raise UserError(f"evaluation: precision_recall.images: expected at most {there}, the images there are, found {images}")
     chosen = bootstrap.generator(seed, "training images").permutation(len(real_features))[:images]
     shares = fidelity.precision_recall(features[:images], real_features[chosen], settings.precision_recall.neighbours)
     for name, share in zip(("precision", "recall"), shares, strict=True):
-        interval = bootstrap.proportion(share, images, settings.bootstrap, bootstrap.generator(seed, name))
-        figures[f"{name}-classifier"] = {"value": share, "samples": images, "interval": interval, "neighbours": settings.precision_recall.neighbours}
+        interval, neighbours = bootstrap.proportion(share, images), settings.precision_recall.neighbours
+        figures[f"{name}-classifier"] = {"value": share, "samples": images, "interval": interval, "neighbours": neighbours}
 
     if judged.logits.shape[1] == 1:
         logits, splits = judged.logits[:, 0], settings.inception_splits

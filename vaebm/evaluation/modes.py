@@ -78,14 +78,14 @@ def figures(counts: NDArray[np.int64], law: Law, resamples: int, seed: int) -> d
 
     Args:
         counts: `histogram` of the samples.
-        resamples: for the intervals.
+        resamples: for the interval of the divergence. Resamples know nothing of the modes that were not seen: their number has none.
         seed: of the resamples.
     """
     images, seen = int(counts.sum()), int((counts > 0).sum())
     drawn = generator(seed, "modes").multinomial(images, counts / images, size=resamples)
     apart = float(divergence(counts, law))
     return {
-        "modes": {"value": float(seen), "samples": images, "interval": interval(seen, (drawn > 0).sum(axis=1), 1, len(law)), "of": len(law)},
+        "modes": {"value": float(seen), "samples": images, "of": len(law)},
         "modes-floor": {"value": expected_modes(law, images), "samples": images},
         "KL": {"value": apart, "samples": images, "interval": interval(apart, divergence(drawn, law), 0.0)},
         "KL-floor": {"value": expected_divergence(law, images), "samples": images},
