@@ -21,32 +21,48 @@ from vaebm.table import COLUMNS, Measured, commands, lines, markdown
 SAME = ("data", "users", "extractor", "chain", "versions")
 """What the seeds of a variant must share for a mean over them to mean something."""
 
-
+RUN = {"experiment", "variant", "seed", "metrics", "without", "real", "commit", "changed", "models", "training", *SAME}
+"""What a metrics.json of one run holds."""
 RECORDS = "*/*/metrics.json"
 """The records over the seeds under a folder of results, <experiment>/<variant>/."""
 
 
 def read_metrics(path: Path) -> Record:
-    """A metrics.json.
+    """The metrics.json of one run.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or a version of the program wrote it that measured other things.
     """
+    content = _read(path)
+    if lacking := sorted(RUN - content.keys()):
+        raise UserError(f"{path}: expected the figures of a run, found none of its {', '.join(lacking)}: remove the file and run again")
+    return content
+
+
+def _read(path: Path) -> Record:
+    """An object with metrics, of one run or over the seeds."""
     try:
         content: Record = json.loads(path.read_text())
-        if not {"experiment", "variant", "metrics"} <= content.keys():
+        if not isinstance(content["metrics"], dict):
             raise ValueError
     except FileNotFoundError:
         raise UserError(f"{path}: expected the figures of a run, found no file; `vaebm evaluation` makes it") from None
-    except (ValueError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: expected the figures of a run, found a damaged file or one of another kind; remove it and run again") from None
     return content
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether a record over the seeds has all that `over_seeds` gives it now; other versions of the program gave it less."""
+    keys = RUN - {"seed", "models", "training"} | {"runs", "tracking"}
+    by_seed = all("by_seed" in figure for figure in record["metrics"].values())
+    return by_seed and keys <= record.keys() and all({"seed", "models", "training", "steps"} <= run.keys() for run in record["runs"])
 
 
 def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> Record:
     """One record of the runs of a variant: the mean of every figure and its spread, the standard deviation over the seeds.
 
-    A bootstrap interval says how far one seed's figure may be off for its samples. Of several seeds it stands with each of
+    An interval says how far one seed's figure may be off for the images that were drawn. Of several seeds it stands with each of
     them, under `by_seed`, and the record as a whole has none: a mean of bounds is no bound, and what differs between seeds
     is the training, which no resampling of images knows of.
 
@@ -119,17 +135,23 @@ def collect(metrics: list[Path], experiments: Path, results: Path) -> Measured:
         experiment, variant = path.parts[-3:-1]
         if (experiment, variant) in groups:
             continue
-        settings, earlier = experiments / f"{experiment}.yaml", read_metrics(path)
+        settings, earlier = experiments / f"{experiment}.yaml", _read(path)
         where = "/".join(path.parts[-3:])
-        if not all("by_seed" in figure for figure in earlier["metrics"].values()):
-            notes.append(f"{where} is left out: an earlier version of the program wrote it; `snakemake --config 'experiments=[{experiment}]'` makes it anew.")
+        if not _is_whole(earlier):
+            notes.append(f"{where} is left out: another version of the program wrote it; `snakemake --config 'experiments=[{experiment}]'` makes it anew.")
         elif not settings.is_file():
             notes.append(f"{where} is left out: there is no {experiment}.yaml among the experiments any more.")
         elif earlier.get("configuration") != read_experiment(settings).hash():
             notes.append(f"{where} is left out: it was measured with other settings than {experiment}.yaml has now.")
         else:
             records.setdefault(experiment, {})[variant] = earlier
-    return Measured(records, notes)
+    return Measured({experiment: _in_order(variants, experiments / f"{experiment}.yaml") for experiment, variants in records.items()}, notes)
+
+
+def _in_order(variants: dict[str, Record], settings: Path) -> dict[str, Record]:
+    """The records in the order of the experiment file, whether they were measured now or earlier; the NVAE alone is first."""
+    order = dict.fromkeys([*read_experiment(settings).models, *variants])
+    return {variant: variants[variant] for variant in order if variant in variants}
 
 
 def _tracked(path: Path) -> str | None:

@@ -200,7 +200,7 @@ def markdown(here: Side, there: Side, names: tuple[str, str]) -> str:
     """
     legend = (
         f"Here: {names[0]}. There: {names[1]}. Difference: there minus here, and in units of its uncertainty √(a² + b²), a and b being the standard "
-        "deviations over the seeds, or the half-widths of the 95 % bootstrap intervals of one seed each. Figures of other data, or measured with another "
+        "deviations over the seeds, or the half-widths of the 95 % intervals of one seed each. Figures of other data, or measured with another "
         "extractor, have no difference."
     )
     text = ["# Comparison", "", legend, ""]

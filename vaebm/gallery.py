@@ -30,17 +30,17 @@ class Picture(NamedTuple):
 
 def gallery(record: Record) -> list[Picture]:
     """The pictures of the first seed of one variant."""
-    variant, first, steps = record["variant"], record["runs"][0], record["chain"]["steps"]
+    variant, first = record["variant"], record["runs"][0]
     own = Path(variant, f"seed{first['seed']}", "pictures")
     measured = own.parent / "evaluation" / "pictures"
     if variant == BASELINE:
         pictures = _nvae(own, measured)
-    elif steps:
-        pictures = _energy(own, measured, record)
-    else:
+    elif "wgan" in first["training"]:
         pictures = [
             Picture("Samples of the generator", "Decoder means for draws of the prior, after the decoder's training in the GAN.", measured / "samples.png"),
         ]
+    else:
+        pictures = _energy(own, measured, record)
     if first["steps"]:
         taken = "The chains of the first samples after more and more steps: distance of their images to the training images, and their mean energy."
         fewer = first["steps"]["samples"] < record["metrics"]["FD-classifier"]["samples"]
@@ -52,7 +52,7 @@ def gallery(record: Record) -> list[Picture]:
     if "modes" in record["metrics"]:
         modes = "Samples in each mode, the most frequent mode first, beside as many draws from the data's law. A curve that reaches zero early misses modes."
         pictures.append(Picture("Modes", f"{modes} The classifier tells the modes, its mistakes included.", measured / "modes.png"))
-    if steps and variant != BASELINE:
+    if "ebm" in first["training"]:
         energies = "Training images, held-out images, and chains at their start and end. The end should lie where the images do; held-out images apart from"
         pictures.append(Picture("Energies", f"{energies} training images would be overfitting.", own / "energies.png"))
     if any(metric.startswith("AUROC") for metric in record["metrics"]):
@@ -92,7 +92,7 @@ def _training(own: Path, record: Record) -> list[Picture]:
     if record["variant"] == BASELINE:
         nats = "In nats per image, held-out images beside the training's. Long curves: every value, faint, and a moving mean."
         return [Picture("Training of the NVAE", nats, own / "curves.png", wide=True)]
-    if not record["chain"]["steps"]:
+    if "wgan" in record["runs"][0]["training"]:
         return [Picture("Training of the GAN", "What the critic tells data from generated images by.", own / "curves.png", wide=True)]
     chains = "Acceptance that a Metropolis correction of the same steps would have, memory of the energy, and how far the chains move. None is applied."
     curves = "Contrastive divergence: the energies of data and of chains should stay close together. Their level means nothing, only their difference does."

@@ -18,6 +18,11 @@ SYMBOLS = {
 }  # fmt: skip
 """Character → what prints it; those that are special to LaTeX, and those outside ASCII that our names and the paper's have."""
 
+CHARACTER, GAP, PAGE = 4.25, 8.0, 500.0
+"""Estimates in points at \\footnotesize: of a digit, of the space between two columns, and of a page without narrow margins."""
+
+WITHOUT = "; spreads and intervals stand in benchmarks.csv"
+
 
 def escape(text: str) -> str:
     """`text` as LaTeX that prints it, a minus before a digit as one; letters outside ASCII are left as they are, LaTeX reads UTF-8."""
@@ -35,6 +40,11 @@ def _pairs(metrics: list[str]) -> list[str]:
     return [over, "".join(rf"\cmidrule(lr){{{column}-{column + 1}}}" for column in range(2, 2 + 2 * len(metrics), 2))]
 
 
+def width(header: list[str], rows: list[list[str]]) -> float:
+    """About how wide a table is, in points."""
+    return sum(CHARACTER * max(map(len, column)) + GAP for column in zip(header, *rows, strict=True))
+
+
 def tabular(title: str, header: list[str], rows: list[list[str]], above: list[str] | None = None) -> list[str]:
     """The lines of a `table` with its caption, the first column left-aligned and the others right-aligned.
 
@@ -45,6 +55,7 @@ def tabular(title: str, header: list[str], rows: list[list[str]], above: list[st
         r"\begin{table}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{escape(title)}}}",
+        r"\makebox[\textwidth][c]{%",  # what is wider than the text stands in the middle of the page
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
         *(above or []),
@@ -52,14 +63,17 @@ def tabular(title: str, header: list[str], rows: list[list[str]], above: list[st
         r"\midrule",
         *map(_row, rows),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         r"\end{table}",
     ]
 
 
 def latex(measured: Measured, paper: Paper) -> str:
     """What was measured, experiment by experiment, then the paper's tables with our figures beside."""
-    tables = [tabular(f"Measured: {experiment}", *overview(variants)) for experiment, variants in measured.records.items()]
+    tables = []
+    for experiment, variants in measured.records.items():
+        fits = width(*overview(variants)) <= PAGE
+        tables.append(tabular(f"Measured: {experiment}{'' if fits else WITHOUT}", *overview(variants, certain=fits)))
     for table in paper.tables:
         header, rows = ["model", *["paper", "measured"] * len(table.metrics)], [paper_cells(table, row, measured) for row in table.rows]
         tables.append(tabular(table.title, header, rows, _pairs([arrowed(metric) for metric in table.metrics])))

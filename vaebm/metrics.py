@@ -32,7 +32,7 @@ class Uncertainty(NamedTuple):
     """How far a figure may be off."""
 
     kind: str
-    """ "spread": standard deviation over the seeds; "interval": half the width of the 95 % bootstrap interval of its one seed."""
+    """ "spread": standard deviation over the seeds; "interval": half the width of the 95 % interval of its one seed."""
     size: float
 
 
@@ -116,7 +116,7 @@ class Compared(NamedTuple):
     figures: list[Figure | None]
     """Of each variant; None: it has none."""
     ratio: str
-    """To the NVAE alone, where there is one other variant and a ratio means something; else empty."""
+    """Of the experiment's first variant to the NVAE alone, where a ratio means something; else empty."""
     floor: str
     """What a perfect sampler would give at that many samples; empty where that is not known."""
 
@@ -127,7 +127,7 @@ class Compared(NamedTuple):
 
 
 def beside_the_baseline(variants: dict[str, Record]) -> list[str]:
-    """The variants that can be set beside the NVAE alone."""
+    """The variants that can be set beside the NVAE alone, in the order of the experiment file; `ratio`s are the first one's."""
     return [variant for variant in variants if variant != BASELINE] if BASELINE in variants else []
 
 
@@ -141,7 +141,14 @@ def compared(variants: dict[str, Record]) -> list[tuple[str, list[Compared]]]:
         floors = [record["metrics"].get(metric + FLOOR) for record in variants.values()]
         perfect = dict.fromkeys(written(metric, floor["value"]) for floor in floors if floor)
         times = None
-        if len(others) == 1 and (before := figures[BASELINE]) and (after := figures[others[0]]):
+        if others and (before := figures[BASELINE]) and (after := figures[others[0]]):
             times = ratio(metric, before["value"], after["value"])
         rows.append(Compared(metric, list(figures.values()), "" if times is None else number(times, 3), ", ".join(perfect)))
     return [(title, list(found)) for title, found in groupby(rows, key=lambda row: family(row.metric))]
+
+
+def ratio_name(variants: dict[str, Record]) -> str | None:
+    """What the column of the ratios is called; None where no metric has one."""
+    if not any(row.ratio for _, rows in compared(variants) for row in rows):
+        return None
+    return f"{beside_the_baseline(variants)[0]} / {BASELINE}"

@@ -24,14 +24,18 @@ from vaebm.metrics import (
     lower_is_better,
     number,
     ratio,
+    ratio_name,
     with_certainty,
     written,
 )  # fmt: skip
 from vaebm.paper import Paper, Table
-from vaebm.table import LEGEND, ORIGIN_HEADER, Commands, Measured, answer_of, chain_of, origin_cells, remark_of, remarks, snapshots
+from vaebm.table import LEGEND, ORIGIN_HEADER, Commands, Measured, chain_of, origin_cells, paper_figures, remark_of, remarks, snapshots
 
 HEADLINES = ("FID", "FD-classifier", "IS", "IS-classifier", "precision-classifier", "recall-classifier", "modes", "KL")
 """The metrics of the cards above an experiment's table, as far as they were measured; AUROC of the whole score follows."""
+
+BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
+"""From how many of its units on a difference is told, at about 95 % for either kind of `metrics.Uncertainty`, and in words."""
 
 
 class Card(NamedTuple):
@@ -51,8 +55,8 @@ def card(row: Compared, variant: str, before: Figure, after: Figure) -> Card:
     """The card of one metric for a variant and the NVAE alone."""
     relative, difference, apart = ratio(row.metric, before["value"], after["value"]), after["value"] - before["value"], in_units(before, after)
     change = f"× {number(relative, 3)}" if relative is not None else f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
-    if apart is not None and abs(apart[0]) < 1:
-        verdict = "no difference beyond the " + {"spread": "spread over seeds", "interval": "intervals"}[apart[1]]
+    if apart is not None and abs(apart[0]) < BEYOND[apart[1]][0]:
+        verdict = f"no difference beyond {BEYOND[apart[1]][1]}"
     else:
         verdict = "as good" if not difference else "better" if (difference < 0) == lower_is_better(row.metric) else "worse"
     first, second = (written(row.metric, figure["value"], 3) for figure in (before, after))
@@ -60,7 +64,7 @@ def card(row: Compared, variant: str, before: Figure, after: Figure) -> Card:
 
 
 def cards(variants: dict[str, Record]) -> list[Card]:
-    """The headline figures: every one of a single variant; of several, the first metric of each."""
+    """The headline figures: every one of the experiment's first variant, the first one of each further variant."""
     others, names = beside_the_baseline(variants), list(variants)
     found = []
     for variant in others:
@@ -70,7 +74,7 @@ def cards(variants: dict[str, Record]) -> list[Card]:
             whole = row.metric.startswith("AUROC") and not row.metric.endswith(("-energy", "-likelihood"))
             if before and after and (whole or row.metric in HEADLINES):
                 rows.append(card(row, variant, before, after))
-        found += rows if len(others) == 1 else rows[:1]
+        found += rows if variant == others[0] else rows[:1]
     return found
 
 
@@ -158,7 +162,7 @@ def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict
         "cards": cards(variants),
         "variants": list(variants),
         "families": families,
-        "ratios": any(row.ratio for _, rows in compared(variants) for row in rows),
+        "ratio": ratio_name(variants),
         "floors": any(row.floor for _, rows in compared(variants) for row in rows),
         "remarks": remarks(variants),
         "models": [
@@ -175,13 +179,8 @@ def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
     """One of the paper's tables, ours beside."""
     rows = []
     for row in table.rows:
-        cells = []
-        for metric in table.metrics:
-            figure, record = row.figures.get(metric), answer_of(row, metric, measured)
-            ours = with_certainty(metric, record["metrics"][metric]) if record and figure else ""
-            cells.append((f"{figure.value:g}" if figure else "", figure.mark if figure else "", ours))
         note = remark_of(row, measured, runs) if row.answer else row.note or ""
-        rows.append({"model": row.model, "ours": row.answer is not None, "cells": cells, "note": note})
+        rows.append({"model": row.model, "ours": row.answer is not None, "cells": paper_figures(table, row, measured), "note": note})
     return {"title": table.title, "note": table.note, "metrics": [arrowed(metric) for metric in table.metrics], "rows": rows}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebm.metrics import FLOOR, Record, arrowed, compared, number, uses_extractor, with_certainty
+from vaebm.metrics import FLOOR, Record, arrowed, compared, number, ratio_name, uses_extractor, with_certainty, written
 from vaebm.paper import Paper, Row, Table
 from vaebm.settings import read_experiment
 
@@ -149,13 +149,19 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[Line]:
     return found
 
 
-def paper_cells(table: Table, row: Row, measured: Measured) -> list[str]:
-    """A row of one of the paper's tables: model, (paper's figure with its mark, ours) for every metric."""
-    cells = [row.model]
+def paper_figures(table: Table, row: Row, measured: Measured) -> list[tuple[str, str, str]]:
+    """The paper's figure, its mark, and ours, for every metric of one of the paper's tables; empty where there is none."""
+    found: list[tuple[str, str, str]] = []
     for metric in table.metrics:
         figure, record = row.figures.get(metric), answer_of(row, metric, measured)
-        cells += [f"{figure.value:g} ({figure.mark})" if figure else "", with_certainty(metric, record["metrics"][metric]) if record and figure else ""]
-    return cells
+        ours = with_certainty(metric, record["metrics"][metric]) if record and figure else ""
+        found.append((f"{figure.value:g}" if figure else "", figure.mark if figure else "", ours))
+    return found
+
+
+def paper_cells(table: Table, row: Row, measured: Measured) -> list[str]:
+    """A row of one of the paper's tables: model, (paper's figure with its mark, ours) for every metric."""
+    return [row.model, *(cell for value, mark, ours in paper_figures(table, row, measured) for cell in (f"{value} ({mark})" if value else "", ours))]
 
 
 def paper_header(table: Table) -> list[str]:
@@ -172,24 +178,29 @@ def remark_of(row: Row, measured: Measured, runs: Commands) -> str:
 
 LEGEND = (
     "Measured: of several seeds the mean ± standard deviation over them, each seed's interval standing with its run; of one seed its value and "
-    "[low, high], the 95 % bootstrap interval over samples. Marks of the paper's figures: A seen in two independent sources or in the authors' "
+    "[low, high], the 95 % interval over the images that were drawn: the samples; for recall the training images; for AUROC the held-out images and the "
+    "set. Marks of the paper's figures: A seen in two independent sources or in the authors' "
     "repository, B in one source, M from memory, unverified. FID stands for the standard Inception features only; a distance in other features is named "
     "after them. An empty measured cell was not run."
 )
 
 
-def overview(variants: dict[str, Record]) -> tuple[list[str], list[list[str]]]:
+def overview(variants: dict[str, Record], *, certain: bool = True) -> tuple[list[str], list[list[str]]]:
     """Header and rows of an experiment's figures: a metric a row, a variant a column, then ratio, floor and number of images.
 
-    The ratio to the NVAE has a column where there is one other variant; what a perfect sampler would give has one where it is known.
+    The ratio of the first variant to the NVAE has a column where it means something, what a perfect sampler would give where it is known.
+
+    Args:
+        certain: whether the figures stand with their spread or interval.
     """
     shown = [row for _, rows in compared(variants) for row in rows]
-    ratios, floors = any(row.ratio for row in shown), any(row.floor for row in shown)
+    ratio, floors = ratio_name(variants), any(row.floor for row in shown)
     rows = []
     for row in shown:
-        cells = [with_certainty(row.metric, figure) if figure else "" for figure in row.figures]
-        rows.append([arrowed(row.metric), *cells, *([row.ratio] if ratios else []), *([row.floor] if floors else []), row.samples])
-    return ["metric", *variants, *(["ratio"] if ratios else []), *(["perfect sampler"] if floors else []), "images"], rows
+        told = with_certainty if certain else lambda metric, figure: written(metric, figure["value"])
+        cells = [told(row.metric, figure) if figure else "" for figure in row.figures]
+        rows.append([arrowed(row.metric), *cells, *([row.ratio] if ratio else []), *([row.floor] if floors else []), row.samples])
+    return ["metric", *variants, *([ratio] if ratio else []), *(["perfect sampler"] if floors else []), "images"], rows
 
 
 ORIGIN_HEADER = ["variant", "seeds", "chain", "extractor", "commit", "data", "configuration", "MLflow run"]

@@ -132,7 +132,7 @@ def test_what_was_not_measured_is_empty_and_says_how(project):
     assert missing == "snakemake --config 'experiments=[cifar10]', but cifar10 is not in config/experiments yet"
     assert notes["CIFAR-10, unconditional (Table 1)", "Glow"] == "not trained here"
     assert "<code>snakemake --config &#39;experiments=[celeba64]&#39;</code>" in project.text("report.html")
-    shutil.copy(project.experiments / "digits.yaml", project.experiments / "cifar10.yaml")
+    shutil.copy(ROOT / "config" / "experiments" / "tiny.yaml", project.experiments / "cifar10.yaml")  # it has no such variant
     frame = project.run(project.metrics())
     persistent = frame[(frame.model == "CIFAR-10 (test)")].iloc[0]
     assert persistent.note.endswith("once it has a variant vaebm_persistent")
@@ -181,6 +181,29 @@ def test_earlier_results_stay_while_their_settings_are_those_of_the_file(project
     assert set(json.loads(project.text("benchmarks.json"))) == {"digits"}
 
 
+@pytest.mark.parametrize("lacking", ["users", "runs", "without", "real", "by_seed", "steps"])
+def test_a_record_of_another_version_is_left_out_with_a_note(project, lacking):
+    shutil.copy(project.experiments / "digits.yaml", project.experiments / "other.yaml")
+    project.run(project.metrics(experiment="other"))
+    path = project.results / "other" / "vaebm" / "metrics.json"
+    record = json.loads(path.read_text())
+    for part in (record, record["metrics"]["FD-classifier"], record["runs"][0]):
+        part.pop(lacking, None)
+    path.write_text(json.dumps(record))
+    assert set(project.run(project.metrics()).experiment.dropna()) == {"digits"}
+    assert "other/vaebm/metrics.json is left out: another version of the program wrote it" in project.text("benchmarks.md")
+
+
+def test_variants_stand_in_the_order_of_the_file_and_the_ratio_is_the_first_one_s(project):
+    """Whichever was measured first; several variants take nothing from the first."""
+    given = [("vaebm_persistent", 30.0), ("vaebm", 10.0), ("nvae", 40.0)]
+    project.run(*(project.metrics(value, variant=name) for name, value in given))
+    text = project.text("benchmarks.md")
+    header, _, row = text[text.index("| metric") :].splitlines()[:3]
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == ["metric", "nvae", "vaebm", "vaebm_persistent", "vaebm / nvae", "images"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["FD-classifier ↓", "40.00", "10.00", "30.00", "0.250", "10,000"]
+
+
 @pytest.mark.parametrize("changes", [{"data": "e" * 64}, {"versions": {"torch": "2.14.0"}}, {"chain": {"steps": 20, "step_size": 0.04, "potential": "noise"}}])
 def test_no_mean_over_seeds_that_do_not_belong_together(project, changes):
     with pytest.raises(UserError, match=f"digits/vaebm: expected the same {next(iter(changes))} for all seeds"):
@@ -191,6 +214,9 @@ def test_mistakes_are_one_line(project):
     path = project.metrics()
     path.write_text('{"experiment": "digits"')
     with pytest.raises(UserError, match="damaged"):
+        project.run(path)
+    path.write_text(json.dumps({key: value for key, value in RECORD.items() if key != "users"}))
+    with pytest.raises(UserError, match="found none of its users: remove the file and run again"):
         project.run(path)
     with pytest.raises(UserError, match="found no file"):
         project.run(project.results / "none.json")

@@ -79,9 +79,9 @@ class Outline(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def show(tmp_path, *records):
+def show(tmp_path, *records, experiment="digits"):
     """The page of the records, with nothing but the given folder beside."""
-    return page(Measured({"digits": {one["variant"]: one for one in records}}, []), PAPER, COMMANDS, tmp_path)
+    return page(Measured({experiment: {one["variant"]: one for one in records}}, []), PAPER, COMMANDS, tmp_path)
 
 
 def test_cards_say_how_much_better_as_far_as_it_can_be_told():
@@ -97,6 +97,27 @@ def test_cards_say_how_much_better_as_far_as_it_can_be_told():
     }
     turned = {"nvae": variants["vaebm"] | {"variant": "nvae"}, "vaebm": variants["nvae"] | {"variant": "vaebm"}}
     assert cards(turned)[0].verdict == "worse"
+
+
+def test_cards_of_the_first_variant_and_one_of_each_further_one():
+    runs = (
+        measured("nvae", chain_steps=0, modes=900.0),
+        measured(FD_classifier=10.0, modes=1000.0),
+        measured("vaebm_persistent", FD_classifier=20.0, modes=990.0),
+    )
+    found = cards({run["variant"]: record(run) for run in runs})
+    assert [(card.variant, card.metric, card.change) for card in found] == [
+        ("vaebm", "FD-classifier ↓", "× 0.250"),
+        ("vaebm", "modes ↑", "+100"),
+        ("vaebm_persistent", "FD-classifier ↓", "× 0.500"),
+    ]
+
+
+@pytest.mark.parametrize(("after", "verdict"), [(16.1, "no difference beyond twice the spread over seeds"), (15.9, "better")])
+def test_better_means_beyond_two_spreads(after, verdict):
+    """Spreads of √2 over two seeds each, 2 together, so from a difference of 4 on."""
+    before, later = ([measured(name, seed, FD_classifier=mean + 2 * seed - 1) for seed in (0, 1)] for name, mean in (("nvae", 20.0), ("vaebm", after)))
+    assert cards({"nvae": record(*before), "vaebm": record(*later)})[0].verdict == verdict
 
 
 def test_a_difference_in_units_of_its_uncertainty():
@@ -130,16 +151,28 @@ def test_every_picture_that_a_run_should_have_is_shown_or_named(tmp_path):
     assert f"Missing though the run should have made them: {missing}." in text
 
 
+def test_an_energy_without_test_steps_is_shown_as_an_energy_and_a_gan_as_a_gan():
+    """By what was trained, not by the length of the chain."""
+    energy = measured(chain_steps=0)
+    energy["training"]["ebm"] = {"status": "finished", "steps": 5}
+    gan = measured("wgan", chain_steps=0)
+    gan["training"] = {"wgan": {"status": "finished", "steps": 5}}
+    shown = [{picture.path.stem for picture in gallery(record(run))} for run in (energy, gan)]
+    assert shown == [{"before", "after", "chain", "neighbours", "energies", "chains", "curves"}, {"samples", "neighbours", "curves"}]
+
+
 def test_page_is_whole_and_can_be_read_by_everyone(tmp_path):
     """Closed tags, links that lead somewhere, texts for pictures, scopes for headers; no request leaves it."""
     for name in ("before", "after"):
         plots.image_grid(torch.full((1, 1, 8, 8), 0.5), tmp_path / f"digits/vaebm/seed0/evaluation/pictures/{name}.png")
-    text = show(tmp_path, record(measured("nvae", chain_steps=0)), record(measured(steps=STEPS)))
+    shown = tmp_path, record(measured("nvae", chain_steps=0)), record(measured(steps=STEPS))
+    text = show(*shown)
     outline = Outline(text)
     assert outline.problems == [] and outline.open == []
     assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in outline.all("img")) and outline.all("img")
-    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
-    assert len(ids) == len(set(ids)) and {link["href"].removeprefix("#") for link in outline.all("a")} <= set(ids)
+    for linked in (outline, Outline(show(*shown, experiment="paper"))):
+        ids = [attributes["id"] for _, attributes in linked.tags if "id" in attributes]
+        assert len(ids) == len(set(ids)) and {link["href"].removeprefix("#") for link in linked.all("a")} <= set(ids)
     assert all("scope" in header for header in outline.all("th"))
     assert not outline.all("script") and not outline.all("link") and "http" not in text and "url(" not in text
 

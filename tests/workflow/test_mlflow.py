@@ -11,6 +11,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
+from vaebm.tracking.stages import Stage
 from vaebm.tracking.stages import stages as found_in
 
 TRACK = ("track", "results/tiny")
@@ -275,6 +276,19 @@ def test_a_gan_the_guard_and_whatever_is_measured(finished, python):
     assert (figures["precision-classifier"], interval) == (0.5, [0.25, 0.75])
     assert now.curve("evaluation vaebm seed0", "steps/FD-classifier") == [(0, 3.0), (5, 2.0), (20, 1.0)]
     assert now.curve("evaluation vaebm seed0", "steps/energy") == [(0, 0.0), (5, -1.0), (20, -2.0)]
+
+
+def test_what_was_not_finite_is_a_gap_in_its_curve():
+    """Of that curve alone; the points beside the gap keep their steps."""
+    stage = Stage("evaluation")
+    stage.add("steps", {"counts": [0, 5, 20], "FD-classifier": [3.0, 2.0, 1.0], "energy": [0.0, None, -2.0]})
+    stage.add("diagnostics", {"energy": [1.0, 2.0, None], "acceptance": [None, 0.5]})
+    assert stage.curves == {
+        "steps/FD-classifier": [(0, 3.0), (5, 2.0), (20, 1.0)],
+        "steps/energy": [(0, 0.0), (20, -2.0)],
+        "diagnostics/energy": [(0, 1.0), (1, 2.0)],
+        "diagnostics/acceptance": [(2, 0.5)],
+    }
 
 
 def test_two_at_once_on_a_new_database(finished, python):

@@ -25,7 +25,7 @@ NAME = "vaebm"
 METRICS_PER_CALL, PARAMETERS_PER_CALL = 900, 90
 """Below MLflow's limits of 1000 and 100; one call for many is far cheaper than many calls."""
 
-NEEDS = ("torch", "numpy", "scipy", "pydantic", "pyyaml", "tqdm")
+NEEDS = ("torch", "numpy", "pydantic", "pyyaml", "tqdm")
 """What a registered model needs beside its own code."""
 
 Place = dict[str, Any]

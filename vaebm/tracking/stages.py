@@ -88,8 +88,9 @@ class Stage:
         """Take in every number in plain values from a file, under names joined by slashes.
 
         A number, or a dictionary with a `value`, is a figure; the latter's `interval` makes two more, interval/<name>-low
-        and -high. A list of numbers is a curve, and so is a dictionary from iterations to numbers. Lists beside each other
-        count the same steps: those under `counts`, or else they end at the same one, and the longest begins at 0.
+        and -high. A list of numbers is a curve, and so is a dictionary from iterations to numbers; null, what was not finite,
+        is a gap in it. Lists beside each other count the same steps: those under `counts`, or else they end at the same one,
+        and the longest begins at 0.
         """
         if _is_number(value):
             self.figures[name] = float(value)
@@ -102,10 +103,11 @@ class Stage:
         elif value and all(key.isdecimal() for key in value):
             self.curves[name] = [(int(step), float(one)) for step, one in value.items() if _is_number(one)]
         else:
-            lists = {key: one for key, one in value.items() if isinstance(one, list) and all(map(_is_number, one))}
+            lists = {key: one for key, one in value.items() if isinstance(one, list) and all(entry is None or _is_number(entry) for entry in one)}
             counts = lists.pop("counts", None) or list(range(max(map(len, lists.values()), default=0)))
             for key, one in lists.items():
-                self.curves[f"{name}/{key}"] = [(int(step), float(number)) for step, number in zip(counts[len(counts) - len(one) :], one, strict=True)]
+                points = zip(counts[len(counts) - len(one) :], one, strict=True)
+                self.curves[f"{name}/{key}"] = [(int(step), float(number)) for step, number in points if number is not None]
             for key, one in value.items():
                 self.add(f"{name}/{key}", one)
 
