@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +21,10 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # `<<`; PyYAML's others are of YAML 1.1
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))  # 017 is seventeen
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
@@ -28,13 +33,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that a reader of YAML 1.1 or 1.2 would take for something else, so that both read what was written."""
+
+
 for _tag, _text, _first in (
     ("null", "|~|null|Null|NULL", ["", *"~nN"]),
     ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(0|[1-9]\d*)", "-+0123456789"),
-    ("float", r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", "-+.0123456789"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_text})$"), _first)
+    for _reader in (_Loader, _Dumper):
+        _reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_text})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_yaml(path: Path) -> Any:
@@ -53,6 +64,8 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         raise UserError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # PyYAML on a value that its tag does not fit, as !!int x
+        raise UserError(f"{path}: not YAML: a value that is not what its tag says ({type(error).__name__}: {error})") from None
 
 
 def validate(model: type[S], value: Any, where: str) -> S:
@@ -124,10 +137,35 @@ def write_data_settings(data: DataSettings, folder: Path) -> None:
     _write(folder / f"{data.prepared}.yaml", 0, "data", None if data.bare else data)
 
 
+def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> None:
+    """Compare a data set that was prepared in `folder` with what the experiment says of it; nothing there is right as well.
+
+    Raises:
+        UserError: its manifest is damaged, its images have another shape, or there are too few for the experiment.
+    """
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return
+    try:
+        content = json.loads(manifest.read_text())
+        shape, splits = content["shape"], {split: last - first for split, (first, last) in content["splits"].items()}
+        train, heldout = splits["train"], splits["heldout"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{manifest}: expected the manifest of a prepared data set, found something else; remove {folder}") from None
+    facts = data.facts
+    expected = [facts.side, facts.side, facts.channels]
+    if shape != expected:
+        raise UserError(
+            f"{manifest}: expected images {expected}, as the section data says, found {shape}; remove {folder} or choose another data.name"
+        )
+    if data == experiment.data and (problem := experiment.too_few(train, heldout)):
+        raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
+
+
 def _write(path: Path, seed: int, section: str, settings: Settings | None) -> None:
     if settings is None:
         return
-    text = yaml.safe_dump({"seed": seed, section: settings.model_dump()}, sort_keys=False)
+    text = yaml.dump({"seed": seed, section: settings.model_dump()}, Dumper=_Dumper, sort_keys=False)
     if not path.is_file() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".yaml.tmp")

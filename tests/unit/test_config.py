@@ -1,5 +1,6 @@
 """Experiment files: every mistake is one line with file, key, what was expected and what was found."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from vaebm.config import EBMSettings, Experiment, UserError
-from vaebm.settings import read_experiment, read_settings, read_yaml, write_settings
+from vaebm.config import DataSettings, EBMSettings, Experiment, UserError
+from vaebm.settings import check_prepared, read_experiment, read_settings, read_yaml, write_data_settings, write_settings
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 
@@ -78,7 +79,7 @@ def test_nvae_settings_are_the_published_ones(name: str, shape: tuple[object, ..
         ("preprocess_blocks: 1", "preprocess_blocks: 3", "nvae.network: 8×8 images cannot be halved 4 times"),
         ("      - 0\n      - 2\n", "      - 0\n      - 1\n      - 2\n      - 3\n", "ebm.network.down: 8×8 images cannot be halved 4 times"),
         ("batch: 32", "batch: 2000", "ebm.training.batch: expected at most the 1500 training images, found 2000"),
-        ("kid_subset_size: 1000", "kid_subset_size: 20000", "evaluation.kid_subset_size: expected at most the smaller of samples and training images, 1500"),
+        ("kid_subset_size: 1000", "kid_subset_size: 20000", "evaluation.kid_subset_size: expected at most the 1500 training images, found 20000"),
         ("\nebm:", "\nebn:", "ebn: unknown key; keys that exist: data, nvae, ebm, samples, evaluation, variants, resources"),
     ],
 )
@@ -128,7 +129,30 @@ def test_an_experiment_cannot_take_the_place_of_something_else() -> None:
 def test_values_are_those_that_an_editor_sees(tmp_path: Path) -> None:
     """YAML 1.2's, as another reader has them: numbers without a point, and none of YAML 1.1's surprises."""
     text = "".join(
-        f"- {value}\n" for value in ["1e-2", "4E3", "-1.5e+3", ".5", "5.", "30000", "-0", "+7", "1:30", "no", "On", "~", "", "TRUE", "x", "2026-01-01"]
+        f"- {value}\n"
+        for value in [
+            "1e-2",
+            "4E3",
+            "-1.5e+3",
+            ".5",
+            "5.",
+            "30000",
+            "-0",
+            "+7",
+            "1:30",
+            "no",
+            "On",
+            "~",
+            "",
+            "TRUE",
+            "x",
+            "017",
+            "0o17",
+            "0x1F",
+            ".inf",
+            "-.INF",
+            "2026-01-01",
+        ]
     )
     path = tmp_path / "values.yaml"
     path.write_text(text)
@@ -136,6 +160,50 @@ def test_values_are_those_that_an_editor_sees(tmp_path: Path) -> None:
     expected = YAML(typ="safe", pure=True).load(text)
     assert [(type(value), value) for value in values[:-1]] == [(type(value), value) for value in expected[:-1]]
     assert values[0] == 0.01 and values[-1] == "2026-01-01"  # ruamel.yaml keeps dates
+
+
+@pytest.mark.parametrize("name", ["1e5", "1_000", "0o17", "017", "1:30", "no", "~", ".inf", "0b1", "2026-01-01", "x"])
+def test_text_that_looks_like_something_else_is_read_back_as_text(name: str, tmp_path: Path) -> None:
+    """By this project, and by a reader of YAML 1.1."""
+    data = DataSettings(dataset="folder", path=name, side=8, channels=1, heldout=1e-5)
+    write_data_settings(data, tmp_path)
+    assert read_settings(tmp_path / "folder.yaml", DataSettings) == (0, data)
+    assert yaml.safe_load((tmp_path / "folder.yaml").read_text())["data"]["path"] == name
+
+
+@pytest.mark.parametrize("value", ["!!int x", "!!timestamp x", "!!bool x", "!!map [1]", "!mine x", "!!python/object:os.system x"])
+def test_a_value_that_is_not_what_its_tag_says_is_one_line(value: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"data: {value}\n")
+    with pytest.raises(UserError, match=r"mine.yaml(:1)?: not YAML: ") as error:
+        read_experiment(tmp_path / "mine.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"shape": [16, 16, 3], "splits": {"train": [0, 200], "heldout": [200, 202]}}, None),
+        (
+            {"shape": [8, 8, 3], "splits": {"train": [0, 200], "heldout": [200, 202]}},
+            r"expected images \[16, 16, 3\].*, found \[8, 8, 3\]; remove .* or choose another data.name",
+        ),
+        ({"shape": [16, 16, 3], "splits": {"train": [0, 199], "heldout": [199, 299]}}, "evaluation.precision_recall.images: expected at most the 199 training"),
+        ({"shape": [16, 16, 3], "splits": {"train": [0, 20], "heldout": [20, 299]}}, "nvae.training.batch: expected at most the 20 training images, found 32"),
+        ({"shape": [16, 16, 3], "splits": {"train": [0, 200], "heldout": [200, 201]}}, "expected at least 2 held-out images, found 1"),
+        ({"shape": [16, 16, 3]}, "expected the manifest of a prepared data set, found something else"),
+        ([], "expected the manifest of a prepared data set, found something else"),
+    ],
+)
+def test_a_prepared_set_that_does_not_fit_is_said_before_a_run(content: object, said: str | None, tmp_path: Path) -> None:
+    experiment = read_experiment(EXPERIMENTS / "folder.yaml")
+    check_prepared(experiment, experiment.data, tmp_path)  # nothing is prepared
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    if said is None:
+        check_prepared(experiment, experiment.data, tmp_path)
+    else:
+        with pytest.raises(UserError, match=f"manifest.json: .*{said}") as error:
+            check_prepared(experiment, experiment.data, tmp_path)
+        assert "\n" not in str(error.value)
 
 
 def test_settings_files_are_written_once_and_read_back(tmp_path: Path) -> None:

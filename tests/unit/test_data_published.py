@@ -8,8 +8,13 @@ import io
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import lmdb
 import numpy as np
@@ -147,6 +152,63 @@ def test_an_idx_file_that_was_cut_is_refused(idx: tuple[Path, np.ndarray], monke
     monkeypatch.setattr(mnist, "resources", [(name, md5(idx[0] / name)) for name, _ in mnist.resources])
     with pytest.raises(UserError, match="t10k-images-idx3-ubyte.gz: expected an IDX file of bytes, found 3935 bytes that do not fit their header"):
         prepared("mnist", idx[0])
+
+
+@pytest.fixture
+def mirror(idx: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """MNIST's four files on a server of this machine, behind another that has nothing; how often each was sent. The project is empty."""
+    sent: Counter[str] = Counter()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.headers["Method"] != "HEAD":  # so torchvision asks first where the address leads
+                sent[Path(self.path).name] += 1
+            super().do_GET()
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing is printed."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        here = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(torchvision_datasets().MNIST, "mirrors", [f"{here}nowhere/", f"{here}{idx[0].name}/"])
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        (tmp_path / "project").mkdir()
+        monkeypatch.chdir(tmp_path / "project")
+        yield sent
+        server.shutdown()
+        thread.join()
+
+
+def test_raw_files_are_fetched_once_for_all_who_want_them(mirror: Counter[str], idx: tuple[Path, np.ndarray]) -> None:
+    """Two jobs at once; then a file that a killed run left unfinished is fetched anew, and it alone."""
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(prepare, name, Path("data", name)) for name in ("mnist", "stacked_mnist")]
+    assert [job.result() for job in jobs] == [None, None]
+    names = sorted(path.name for path in idx[0].iterdir())
+    assert mirror == Counter(names) and [Path("raw/mnist", name).read_bytes() == (idx[0] / name).read_bytes() for name in names] == [True] * 4
+    assert open_images(Path("data/stacked_mnist/manifest.json")).splits == {"train": (0, 12), "heldout": (12, 17)}
+    Path("raw/mnist", names[0]).write_bytes(b"the beginn")
+    prepare("mnist", Path("data/again"))
+    assert mirror == Counter([*names, names[0]]) and Path("data/again/manifest.json").read_bytes() == Path("data/mnist/manifest.json").read_bytes()
+
+
+def test_what_cannot_be_fetched_is_said_in_one_line(mirror: Counter[str], idx: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file than was published; no file; nobody there."""
+    path, mnist = idx[0] / "t10k-labels-idx1-ubyte.gz", torchvision_datasets().MNIST
+    path.write_bytes(b"damaged")
+    for harm, reason in (
+        (lambda: None, "corrupted"),
+        (path.unlink, "HTTP Error 404: .*"),
+        (lambda: monkeypatch.setattr(mnist, "mirrors", ["http://127.0.0.1:9/"]), "refused"),
+    ):
+        harm()
+        with pytest.raises(
+            UserError, match=rf"raw/mnist/{path.name}: could not be fetched from http://.*{reason}.*; get it from http.* and put it there"
+        ) as error:
+            prepare("mnist", Path("data/mnist"))
+        assert "\n" not in str(error.value) and not Path("data/mnist/manifest.json").exists()
 
 
 def test_svhn_calls_its_zero_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +387,15 @@ def test_a_damaged_record_is_refused(at: int, said: str, tmp_path: Path, monkeyp
     content[at] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=said):
+        prepared("celebahq256", tmp_path / "raw")
+
+
+def test_a_record_of_fewer_than_four_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts(monkeypatch, "celebahq256", train=3, heldout=1)
+    hq_records(tmp_path / "raw")
+    length = struct.pack("<Q", 3)
+    (tmp_path / "raw" / "validation" / "validation-r08-s-0000-of-0001.tfrecords").write_bytes(length + struct.pack("<I", masked(crc32c(length))) + bytes(7))
+    with pytest.raises(UserError, match="record at byte 0: expected an image, found a record of 3 bytes"):
         prepared("celebahq256", tmp_path / "raw")
 
 

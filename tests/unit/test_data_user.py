@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -17,6 +18,7 @@ from vaebm.config import DataSettings, UserError
 from vaebm.data import open_images, prepare, streamed
 from vaebm.data.pictures import Unsuitable, fitted, read_picture
 from vaebm.data.streamed import Pictures, write_pictures
+from vaebm.data.user import split_by_hash
 from vaebm.settings import validate
 
 SIDE = 8
@@ -74,6 +76,25 @@ def test_16_bits_keep_the_upper_eight(tmp_path: Path) -> None:
     assert np.array_equal(become(grey, 1)[0], DEEP[..., 0] >> 8) and become(grey, 1)[1] == ["16 bits to 8"]
     assert np.array_equal(become(colour)[0], DEEP >> 8) and become(colour)[1] == ["16 bits to 8"]
     assert np.array_equal(become(saved(tmp_path / "g.tif", Image.fromarray(DEEP[..., 0])), 1)[0], DEEP[..., 0] >> 8)
+
+
+@pytest.mark.parametrize("white", [65535, 1000])
+def test_16_bits_of_pgm_and_ppm(white: int, tmp_path: Path) -> None:
+    """Values from 0 to what the file calls white; of grey the upper 8 of 16 bits, of colour the nearest of 8."""
+    values = DEEP.astype(np.int64) % (white + 1)
+    for name, kind, part in (("g.pgm", "P5", values[..., 0]), ("c.ppm", "P6", values)):
+        (tmp_path / name).write_bytes(f"{kind} {SIDE} {SIDE} {white}\n".encode() + part.astype(">u2").tobytes())
+    grey, colour = become(tmp_path / "g.pgm", 1), become(tmp_path / "c.ppm")
+    assert np.array_equal(grey[0], np.rint(values[..., 0] / white * 65535).astype(int) >> 8) and np.array_equal(colour[0], np.rint(values / white * 255))
+    assert grey[1] == colour[1] == ["16 bits to 8"]
+
+
+def test_nothing_but_the_kinds_that_are_named_is_opened(tmp_path: Path) -> None:
+    """PostScript would be handed to another program."""
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(Unsuitable, match=r"expected a picture \(PNG, JPEG, .*\), found a file that is none, or one of another kind"):
+        become(path)
 
 
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
@@ -173,7 +194,7 @@ def test_the_split_follows_the_bytes_alone(pictures: Path, tmp_path: Path) -> No
     [
         ("cut.png", slice(0, -40), "expected a whole picture, found a damaged one"),
         ("cut.jpg", slice(0, 400), "expected a whole picture, found a damaged one"),
-        ("empty.png", slice(0, 0), "expected a picture, found a file that is none"),
+        ("empty.png", slice(0, 0), "expected a picture .PNG, .*, found a file that is none"),
         ("header.png", slice(0, 20), "found"),
     ],
 )
@@ -203,6 +224,72 @@ def test_what_does_not_suit_is_said_in_one_line(pictures: Path, tmp_path: Path) 
         saved(tmp_path / "one" / f"{index}.png", Image.fromarray(COLOUR))
     with pytest.raises(UserError, match="one: expected at least two different images, so that one can be held out, found 1"):
         prepare(settings("folder", tmp_path / "one"), tmp_path / "out")
+
+
+def test_links_are_followed_and_a_folder_inside_itself_is_entered_once(pictures: Path, tmp_path: Path) -> None:
+    """A class that is a link to a folder elsewhere has its pictures, and so has a link to another class."""
+    saved(tmp_path / "elsewhere" / "c.png", Image.fromarray(noise(40, SIDE, SIDE, 3)))
+    (pictures / "c").symlink_to(tmp_path / "elsewhere")
+    (pictures / "d").symlink_to(pictures / "a")
+    (pictures / "a" / "again").symlink_to(pictures)
+    prepare(settings("folder", pictures), tmp_path / "out")
+    source = json.loads((tmp_path / "out" / "manifest.json").read_text())["source"]["user's files"]
+    assert source["classes"] == ["a", "b", "c", "d"] and source["pictures"] > 17
+
+
+@pytest.mark.parametrize("kind", ["broken link", "link to itself", "pipe", "foreign", "unreadable"])
+def test_nothing_is_left_out_in_silence(kind: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, said = pictures / "b" / "lost\n.png", r"b/lost\\n.png': expected a picture, found a broken link or no file; replace or remove it"
+    if kind == "broken link":
+        path.symlink_to(tmp_path / "nowhere.png")
+    elif kind == "link to itself":
+        path.symlink_to(path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "foreign":
+        (pictures / "b" / "one.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+        said = r"b/one.HEIC: expected a picture \(PNG, JPEG, .*, found a file that is none, or one of another kind: of 17 pictures 1 cannot be used"
+    else:  # permissions do not stop the administrator
+        inside = Path.iterdir
+
+        def refused(folder: Path):
+            if folder.name == "deep":
+                raise PermissionError(13, "Permission denied")
+            return inside(folder)
+
+        monkeypatch.setattr(Path, "iterdir", refused)
+        said = "b/deep: expected a folder of pictures, found one that cannot be read: Permission denied"
+    with pytest.raises(UserError, match=said) as error:
+        prepare(settings("folder", pictures), tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_what_was_found_is_printed(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(settings("folder", pictures, heldout=0.5), tmp_path / "out")
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"{tmp_path / 'out'}: 16 images (train 8, heldout 8); pictures: 16; other files: 2; duplicates: 1; CMYK to RGB: 1;")
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_not_the_file_that_is_written(tmp_path: Path) -> None:
+    def read(number: int) -> tuple[np.ndarray, list[str]]:
+        raise OSError(5, "Input/output error")
+
+    made = Pictures((2, 2, 1), np.arange(1), {"train": (0, 1)}, {}, read, lambda number: "a\n.png")
+    with pytest.raises(UserError, match=r"^'a\\n.png': cannot be read: Input/output error: of 1 pictures 1 cannot be used"):
+        write_pictures(tmp_path, "one", made, threads=1)
+
+
+def test_bytes_that_are_written_in_parts_all_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network's file system."""
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, content, at: whole(descriptor, content[: -(-len(content) // 2)], at))
+    write_pictures(tmp_path, "numbers", numbered(23, []), threads=2)
+    assert open_images(tmp_path / "manifest.json").images.reshape(23, 4).tolist() == [[number] * 4 for number in range(23)]
+
+
+def test_one_hash_always_stays_to_train_on() -> None:
+    assert split_by_hash(["b", "a", "c", "c"], 0.99, "x") == ([2, 3], [0, 1])
+    assert split_by_hash(["b", "a", "b"], 0.01, "x") == ([0, 2], [1])
 
 
 def numbered(count: int, seen: list[int], stop_at: int | None = None) -> Pictures:
@@ -279,8 +366,10 @@ def test_arrays_with_images_of_their_own_to_hold_out(tmp_path: Path) -> None:
     [
         ({"images": IMAGES.transpose(0, 3, 1, 2), "labels": LABELS}, r"images: expected \(N, 8, 8, 3\) uint8 .*, found \(20, 3, 8, 8\) uint8"),
         ({"images": IMAGES / 255, "labels": LABELS}, r"images: expected .*, found \(20, 8, 8, 3\) float64"),
-        ({"images": IMAGES, "labels": LABELS[1:]}, r"labels: expected \(20\) integers from 0, found \(19\) int64"),
+        ({"images": IMAGES, "labels": LABELS[1:]}, r"labels: expected \(20\) integers from 0 to 65,535, found \(19\) int64"),
         ({"images": IMAGES, "labels": LABELS - 1}, r"labels: expected \(20\) integers from 0"),
+        ({"images": IMAGES, "labels": np.full(20, 1 << 63, np.uint64)}, r"labels: expected .* to 65,535, found \(20\) uint64 from 9223372036854775808"),
+        ({"images": IMAGES, "labels": LABELS + 65_533}, r"labels: expected .* to 65,535, found \(20\) int64 from 65533 to 65536"),
         ({"images": IMAGES}, "expected an array labels, found images"),
         ({"images": IMAGES, "labels": LABELS, "heldout_images": IMAGES}, "expected an array heldout_labels"),
         ({"images": IMAGES, "labels": LABELS}, "expected data.heldout, the fraction"),
@@ -300,6 +389,20 @@ def test_a_damaged_file_of_arrays_is_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="mine.npz: expected a file .npz with the arrays images and labels, found something unreadable"):
             prepare(settings("arrays", path, heldout=0.2), tmp_path / "out")
+
+
+def test_a_lone_array_is_no_file_of_arrays(tmp_path: Path) -> None:
+    np.save(tmp_path / "lone.npy", IMAGES)
+    path = (tmp_path / "lone.npy").rename(tmp_path / "lone.npz")
+    with pytest.raises(UserError, match="lone.npz: expected a file .npz with the arrays images and labels"):
+        prepare(settings("arrays", path, heldout=0.2), tmp_path / "out")
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arrays(tmp_path / "mine.npz", images=IMAGES, labels=LABELS)
+    prepare(settings("arrays", Path("~/mine.npz"), heldout=0.2), tmp_path / "out")
+    assert open_images(tmp_path / "out" / "manifest.json").images.shape == (20, SIDE, SIDE, 3)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaebm.settings import read_experiment
+
 ROOT = Path(__file__).parents[2]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 MINE = "config/experiments/mine.yaml"
@@ -40,7 +42,7 @@ def insert(project, path, after, line):
 def mine(tiny_run, tmp_path_factory):
     """A copy of the finished run where the recipes were followed, in their order, up to the first run, which was killed.
 
-    The experiment begins as a copy of `tiny`, so that it takes no longer.
+    The experiment begins as a copy of `tiny`, so that it takes no longer; it has no section `variants` whose place another could take.
     """
     project = type(tiny_run)(tmp_path_factory.mktemp("recipes") / "project")
     shutil.copytree(tiny_run.folder, project.folder)
@@ -141,6 +143,19 @@ def test_results_are_read_as_the_page_says(finished_mine):
     printed = finished_mine.run(sys.executable, "-c", table)
     assert re.match(r"variant +narrow +nvae +vaebm\n", printed) and re.search(r"^FD-classifier( +\d+\.\d+){3}$", printed, re.MULTILINE), printed
     assert finished_mine.run(sys.executable, "-c", model).startswith("(16, 1, 8, 8) [")
+
+
+def test_variants_take_the_place_of_those_of_the_copied_experiment(tmp_path):
+    """Of `digits`, which the recipe copies, and which has such a section."""
+    (variants,) = blocks("Change the energy network", "yaml")
+    text, found = re.subn(r"(?ms)^variants:\n.*?(?=^\S|\Z)", lambda _: variants, (ROOT / "config/experiments/digits.yaml").read_text())
+    assert found == 1
+    (tmp_path / "mine.yaml").write_text(text)
+    experiment = read_experiment(tmp_path / "mine.yaml")
+    assert experiment.models == ["nvae", "vaebm", "narrow"] and experiment.resources.benchmarks.mem_mb == 1000
+    plain, narrow = (experiment.stage_of(name).settings for name in ("vaebm", "narrow"))
+    changes = {"channels": 8, "widths": [1, 2], "down": [0]}
+    assert plain == experiment.ebm and narrow == plain.model_copy(update={"network": plain.network.model_copy(update=changes)})
 
 
 def test_links_lead_somewhere():

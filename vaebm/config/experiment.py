@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 from vaebm.config.base import S, Settings, fingerprint
 from vaebm.config.ebm import EBMSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, SamplesSettings
-from vaebm.config.layouts import USER_SETS
+from vaebm.config.layouts import LAYOUTS, USER_SETS
 from vaebm.config.nvae import NVAESettings
 from vaebm.config.wgan import WGANSettings
 
@@ -94,8 +94,8 @@ class DataSettings(Settings):
 
     @property
     def bare(self) -> bool:
-        """Whether the name of the data set says everything."""
-        return self.dataset not in USER_SETS and self.path is None
+        """Whether the name of the data set says everything: it is made of no files."""
+        return self.dataset not in USER_SETS and self.dataset not in LAYOUTS
 
     @property
     def facts(self) -> DatasetFacts:
@@ -212,43 +212,55 @@ class Experiment(Settings):
             raise ValueError(f"nvae.network.crop: expected less than half of the images' {facts.side} rows, found {network.crop}")
         if network.decoder == "logistic_mixture" and facts.channels != 3:
             raise ValueError(f"nvae.network.decoder: logistic_mixture is made for 3 colours, {self.data.dataset} has {facts.channels} channel(s)")
-        batches = {"nvae.training": self.nvae.training.batch}
         if (self.ebm is not None or len(self.models) > 1) and network.decoder != "normal":
             raise ValueError(f"nvae.network.decoder: energies and GANs need the decoder normal, found {network.decoder}")
-        sections: dict[str, Settings | None] = {"ebm": self.ebm}
-        for name in self.variants:
-            stage = self.stage_of(name)
-            sections[f"variants.{name}.{stage.name}"] = stage.settings
-        for where, section in sections.items():
-            if not isinstance(section, EBMSettings | WGANSettings):
-                continue
+        for where, section in self._trained.items():
             halvings = len(set(section.network.down))
             if facts.side < 2**halvings:
                 raise ValueError(f"{where}.network.down: {facts.side}×{facts.side} images cannot be halved {halvings} times")
-            if isinstance(section, WGANSettings):
-                batches[where] = section.batch
-            else:
-                batches[f"{where}.training"] = section.training.batch
-        if self.evaluation is not None:
-            single, batch = (DATASETS[self.judged] if facts.stacks else facts).train, self.evaluation.classifier.batch
-            if single is not None and batch > single:
+        if self.evaluation is not None and facts.stacks:
+            single, batch = DATASETS[self.judged].train or 0, self.evaluation.classifier.batch
+            if batch > single:
                 raise ValueError(f"evaluation.classifier.batch: expected at most the {single} training images of {self.judged}, found {batch}")
-        for where, batch in batches.items():
-            if facts.train is not None and batch > facts.train:
-                raise ValueError(f"{where}.batch: expected at most the {facts.train} training images, found {batch}")
+        if facts.train is not None and facts.heldout is not None and (problem := self.too_few(facts.train, facts.heldout)):
+            raise ValueError(problem)
         if self.evaluation is not None and self.evaluation.ood and (facts.side, facts.channels) != (8, 1):
             found = f"{facts.side}×{facts.side} with {facts.channels} channel(s)"
             raise ValueError(f"evaluation.ood: its sets are made from 8×8 images in grey, found {found}; write ood: []")
         for samples in map(self.samples_of, self.models):
             if samples is not None and self.evaluation is not None:
-                chosen, smaller = self.evaluation, min(samples.count, facts.train or samples.count)
-                for key, found in {"kid_subset_size": chosen.kid_subset_size, "precision_recall.images": chosen.precision_recall.images}.items():
-                    if found > smaller:
-                        raise ValueError(f"evaluation.{key}: expected at most the smaller of samples and training images, {smaller}, found {found}")
-                for key, found in {"inception_splits": chosen.inception_splits, "steps.images": chosen.steps.images}.items():
-                    if found > samples.count:
-                        raise ValueError(f"evaluation.{key}: expected at most the {samples.count} samples, found {found}")
+                of_samples = {"inception_splits": self.evaluation.inception_splits, "steps.images": self.evaluation.steps.images}
+                for key, least in (_compared(self.evaluation) | of_samples).items():
+                    if least > samples.count:
+                        raise ValueError(f"evaluation.{key}: expected at most the {samples.count} samples, found {least}")
         return self
+
+    @property
+    def _trained(self) -> dict[str, EBMSettings | WGANSettings]:
+        """Key of each section that says how an energy or a GAN is trained → the section."""
+        stages = {f"variants.{name}.{self.stage_of(name).name}": self.stage_of(name).settings for name in self.variants}
+        return {where: section for where, section in {"ebm": self.ebm, **stages}.items() if isinstance(section, EBMSettings | WGANSettings)}
+
+    def too_few(self, train: int, heldout: int) -> str | None:
+        """In one line which setting asks for more images than there are; None: there are enough.
+
+        Args:
+            train: number of images to train on.
+            heldout: number of images that are held out.
+        """
+        asked = {"nvae.training.batch": self.nvae.training.batch}
+        for where, section in self._trained.items():
+            asked |= {f"{where}.batch": section.batch} if isinstance(section, WGANSettings) else {f"{where}.training.batch": section.training.batch}
+        if self.evaluation is not None:
+            asked |= {f"evaluation.{key}": found for key, found in _compared(self.evaluation).items()}
+            if not self.data.facts.stacks:
+                asked["evaluation.classifier.batch"] = self.evaluation.classifier.batch
+        for where, found in asked.items():
+            if found > train:
+                return f"{where}: expected at most the {train} training images, found {found}"
+        if self.evaluation is not None and heldout < 2:
+            return f"evaluation: expected at least 2 held-out images, found {heldout}; data.heldout says how many are"
+        return None
 
     @property
     def judged(self) -> str:
@@ -269,6 +281,11 @@ class Experiment(Settings):
     def hash(self) -> str:
         """Hash of every setting that a figure depends on; `resources` are left out, and where the raw files stand."""
         return fingerprint(self.model_dump(exclude={"resources": True, "data": {"path"}}))
+
+
+def _compared(evaluation: EvaluationSettings) -> dict[str, int]:
+    """Settings of the evaluation that ask for as many samples, and for as many training images."""
+    return {"kid_subset_size": evaluation.kid_subset_size, "precision_recall.images": evaluation.precision_recall.images}
 
 
 def changed(settings: S, changes: dict[str, Any], where: str) -> S:

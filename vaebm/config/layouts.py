@@ -5,6 +5,7 @@ Nothing here opens a picture: Snakemake asks it before anything starts whether t
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ SAME_FILES = {"stacked_mnist": "mnist"}
 
 def place(dataset: str, path: str | None) -> Path:
     """Where the raw files of a data set stand: `path`, or raw/<dataset> of the project; stacks are made of the files of their images."""
-    return Path(path or f"raw/{SAME_FILES.get(dataset, dataset)}")
+    return Path(os.path.expanduser(path or f"raw/{SAME_FILES.get(dataset, dataset)}"))
 
 
 def absent(dataset: str, path: str | None) -> str | None:

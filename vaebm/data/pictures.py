@@ -4,7 +4,7 @@
 |---|---|
 | turned by its EXIF entry | upright |
 | several frames | the first |
-| 16 bits per channel | their upper 8 |
+| 16 bits per channel | their upper 8 (PPM in colour: to the nearest of 8, by Pillow) |
 | palette | its colours |
 | transparent | laid over white |
 | CMYK and other colour spaces that Pillow converts | RGB, by Pillow, without colour profiles |
@@ -12,7 +12,7 @@
 | colour where grey is wanted | (19595 R + 38470 G + 7471 B + 32768) / 65536, rounded down |
 | larger | its shorter side made `side` by Pillow's bilinear filter (antialiased, in integers), then the centre cut out |
 
-Refused: damaged and truncated files, files that are no picture, 32 bits per channel, and pictures smaller than wanted.
+Refused: damaged and truncated files, files of any other kind than `FORMATS`, 32 bits per channel, and pictures smaller than wanted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What is read, whatever a file's name ends with: Pillow opens other kinds by other programs, or not the same everywhere."""
 
 Converted = tuple[NDArray[np.uint8], list[str]]
 """An image (H, W, C), and in words what was done to the picture that it was."""
@@ -40,21 +43,28 @@ def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]
         Unsuitable: it is damaged, no picture, or of a kind that the rules do not cover.
     """
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             done = ["first of several frames"] if getattr(opened, "n_frames", 1) > 1 else []
-            done += ["16 bits to 8"] if any(";16" in str(tile[3]) for tile in opened.tile) else []
+            done += ["16 bits to 8"] if any(_is_deep(opened.format, tile[3]) for tile in opened.tile) else []
             opened.load()
             upright = ImageOps.exif_transpose(opened)
+            if (opened.format, upright.mode) == ("PPM", "I"):  # 16 bits, whatever the file calls white
+                upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
             done += ["turned upright"] if opened.getexif().get(0x0112, 1) != 1 else []
             return _converted(upright, channels, done)
     except Unsuitable:
         raise
     except UnidentifiedImageError:
-        raise Unsuitable("expected a picture, found a file that is none, or none that Pillow knows") from None
+        raise Unsuitable(f"expected a picture ({', '.join(FORMATS)}), found a file that is none, or one of another kind") from None
     except Image.DecompressionBombError:
         raise Unsuitable(f"expected at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, found more") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
         raise Unsuitable(f"expected a whole picture, found a damaged one ({error})") from None
+
+
+def _is_deep(kind: str | None, arguments: object) -> bool:
+    """Whether a part of a picture is decoded from 16 bits per channel, by what Pillow's decoder is given; PPM's gets what white is."""
+    return ";16" in str(arguments) or (kind == "PPM" and isinstance(arguments, tuple) and arguments[1] > 255)
 
 
 def _converted(image: Image.Image, channels: int, done: list[str]) -> tuple[Image.Image, list[str]]:

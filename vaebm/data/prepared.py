@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vaebm.checkpoint import write_json, writing
 from vaebm.config import UserError
+from vaebm.data.raw import checksum
 
 Prepared = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, tuple[int, int]], dict[str, Any]]
 """A data set before it is written: images (N, H, W, C), labels (N,), name of a split → (first, last + 1), where it came from."""
@@ -56,14 +57,6 @@ class ImageSet:
         return images, torch.from_numpy(np.array(self.labels[first:last]))
 
 
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_images(
     folder: Path,
     name: str,
@@ -81,7 +74,7 @@ def write_images(
 def describe_images(
     folder: Path, name: str, shape: tuple[int, ...], labels: NDArray[np.int64], splits: dict[str, tuple[int, int]], source: dict[str, Any]
 ) -> None:
-    """Write labels and manifest beside images.npy, which holds images of `shape` (N, H, W, C)."""
+    """Write labels and manifest beside images.npy, which holds images of `shape` (N, H, W, C), and say what there is."""
     with writing(folder / "labels.npy") as stream:
         np.save(stream, np.ascontiguousarray(labels))
     manifest = {
@@ -90,9 +83,12 @@ def describe_images(
         "shape": list(shape[1:]),
         "splits": {split: list(bounds) for split, bounds in splits.items()},
         "source": source,
-        "sha256": {file: _checksum(folder / file) for file in ("images.npy", "labels.npy")},
+        "sha256": {file: checksum(folder / file, "sha256") for file in ("images.npy", "labels.npy")},
     }
     write_json(folder / "manifest.json", manifest)
+    parts = ", ".join(f"{split} {last - first:,}" for split, (first, last) in splits.items())
+    counts = {what: number for part in (USERS, "converted") for what, number in source.get(part, {}).items() if isinstance(number, int)}
+    print(f"{folder}: {shape[0]:,} images ({parts})" + "".join(f"; {what}: {number:,}" for what, number in counts.items()))
 
 
 def open_images(manifest: Path) -> ImageSet:
@@ -102,7 +98,10 @@ def open_images(manifest: Path) -> ImageSet:
         UserError: a file is missing, has another form than the manifest says, or its bytes were changed.
     """
     if not manifest.is_file():
-        raise UserError(f"{manifest}: expected the manifest of a prepared data set, found none; `vaebm data NAME --folder {manifest.parent}` makes it")
+        raise UserError(
+            f"{manifest}: expected the manifest of a prepared data set, found none; Snakemake makes it, or `vaebm data NAME --folder {manifest.parent}`, "
+            "for a set with settings of its own with --settings results/data/NAME.yaml"
+        )
     try:
         content = json.loads(manifest.read_text())
         shape, count = tuple(content["shape"]), content["images"]
@@ -128,6 +127,6 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, 
     if array.shape != shape or array.dtype != dtype:
         found = f"({', '.join(map(str, array.shape))}) {array.dtype.name}"
         raise UserError(f"{path}: expected {expected}, found {found}; remove the folder and prepare it again")
-    if _checksum(path) != checksums[path.name]:
+    if checksum(path, "sha256") != checksums[path.name]:
         raise UserError(f"{path}: expected the bytes that manifest.json names, found others (damaged or edited); remove the folder and prepare it again")
     return array

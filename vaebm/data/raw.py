@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import URLError
 
 from vaebm.config import DataSettings, UserError
 from vaebm.config.layouts import LAYOUTS, absent, place
@@ -46,11 +46,19 @@ def verified(data: DataSettings, *files: Published) -> tuple[Path, Source]:
         UserError: a file is not there, cannot be fetched, or has other bytes than were published.
     """
     folder = folder_of(data)
-    for file in files:
+    fetched = [file for file in files if data.path is None and (file.urls or file.drive)]
+    if fetched:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / ".fetching").open("w") as lock:  # another job may want the same files: stacks are made of their images'
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for file in fetched:
+                    _fetch(file, folder, LAYOUTS[data.dataset].offered)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written: {error.strerror or error}; data.path names another place of the raw files") from None
+    for file in [file for file in files if file not in fetched]:
         path = folder / file.name
-        if data.path is None and (file.urls or file.drive):
-            _fetch(file, folder, LAYOUTS[data.dataset].offered)
-        elif not path.is_file():
+        if not path.is_file():
             raise UserError(f"{path}: expected the file that {LAYOUTS[data.dataset].offered} offers, found none")
         elif (found := checksum(path, "md5")) != file.md5:
             raise UserError(
@@ -61,13 +69,29 @@ def verified(data: DataSettings, *files: Published) -> tuple[Path, Source]:
 
 
 def checksum(path: Path, kind: str) -> str:
-    """Checksum of a file's bytes, by the name of its kind in `hashlib`."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+    """Checksum of a file's bytes, by the name of its kind in `hashlib`.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, kind).hexdigest()
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read: {error.strerror or error}") from None
+
+
+def shown(name: Path | str) -> str:
+    """What an error calls a file: its name, or as Python writes it where that would not stay in one line or cannot be printed."""
+    return str(name) if str(name).isprintable() else ascii(str(name))
 
 
 def checksums(paths: list[Path], threads: int) -> list[str]:
-    """SHA-256 of each file."""
+    """SHA-256 of each file.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
     progress, found = Progress("checksums", len(paths), unit="file"), []
     with ThreadPoolExecutor(threads) as pool:
         for one in pool.map(lambda path: checksum(path, "sha256"), paths):
@@ -87,7 +111,6 @@ def torchvision_datasets() -> Any:
 
 def _fetch(file: Published, folder: Path, offered: str) -> None:
     utils = torchvision_datasets().utils
-    folder.mkdir(parents=True, exist_ok=True)
     problems = []
     for url in file.urls or (file.drive,):
         try:
@@ -96,7 +119,7 @@ def _fetch(file: Published, folder: Path, offered: str) -> None:
             else:
                 utils.download_url(url, folder, file.name, file.md5)
             return
-        except (URLError, RuntimeError, OSError, ModuleNotFoundError) as error:
+        except Exception as error:  # gdown has classes of its own, and pages that are no answer end in many others
             problems.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
     where = " or ".join(file.urls) or "Google Drive"
     raise UserError(f"{folder / file.name}: could not be fetched from {where} ({problems[-1]}); get it from {offered} and put it there, MD5 {file.md5}")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vaebm.config import UserError, fingerprint
 from vaebm.data.pictures import Converted, Unsuitable
 from vaebm.data.prepared import describe_images
+from vaebm.data.raw import shown
 from vaebm.runtime import Progress
 
 PIECE = 8 << 20
@@ -87,7 +88,6 @@ def write_pictures(folder: Path, name: str, made: Pictures, threads: int) -> Non
         journal.unlink()
     except OSError as error:
         raise UserError(f"{folder / 'images.npy'}: cannot be written: {error.strerror or error}; choose another place, or make room there") from None
-    print(f"{folder}: {len(made.labels):,} images" + "".join(f"; {what}: {number:,}" for what, number in sorted(counts.items())))
 
 
 def _noted(journal: Path, key: str) -> dict[int, Counter[str]]:
@@ -119,9 +119,14 @@ def _convert(descriptor: int, start: int, made: Pictures, pieces: list[range], t
                 images[row], done = made.read(number)
                 counts.update(done)
             except Unsuitable as reason:
-                refused.append(f"{made.name(number)}: {reason}")
+                refused.append(f"{shown(made.name(number))}: {reason}")
+            except OSError as error:  # said of the picture, not of the file that is written
+                refused.append(f"{shown(made.name(number))}: cannot be read: {error.strerror or error}")
         if not refused:
-            os.pwrite(descriptor, images.tobytes(), start + piece.start * size)
+            rest, at = memoryview(images.tobytes()), start + piece.start * size
+            while rest:  # a call may write a part alone
+                written = os.pwrite(descriptor, rest, at)
+                rest, at = rest[written:], at + written
             os.fsync(descriptor)
         return piece, counts, refused
 

@@ -63,6 +63,8 @@ def read_image(record: Record) -> NDArray[np.uint8]:
     with record.path.open("rb") as file:
         file.seek(record.start)
         content, checksum = file.read(record.length), file.read(4)
+    if len(content) < 4:
+        raise Unsuitable(f"expected an image, found a record of {len(content)} bytes")
     if int.from_bytes(checksum, "little") != masked(crc32c(content)):
         raise Unsuitable("expected a whole record, found another checksum")
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vaebm.config import BASELINE, UserError
 from vaebm.config.layouts import absent
-from vaebm.settings import read_experiment, read_yaml, write_data_settings, write_settings
+from vaebm.settings import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
 
 CONFIG = "config/config.yaml"
 
@@ -58,13 +58,16 @@ SETS = {}
 for name, experiment in EXPERIMENTS.items():
     for one in experiment.sets:
         if SETS.setdefault(one.prepared, one) != one:
-            sys.exit(
-                f"config/experiments/{name}.yaml: data: another experiment has other settings for data/{one.prepared}; give one of them a data.name of its own"
-            )
+            advice = "give both the same data.path" if one.facts.train else "give one of them a data.name of its own"
+            sys.exit(f"config/experiments/{name}.yaml: data: another experiment has other settings for data/{one.prepared}; {advice}")
         if workflow.is_main_process:
             write_data_settings(one, Path("results/data"))
             if (problem := absent(one.dataset, one.path)) and not Path(f"data/{one.prepared}/manifest.json").is_file():
                 sys.exit(f"config/experiments/{name}.yaml: data: {problem}")
+            try:
+                check_prepared(experiment, one, Path("data", one.prepared))
+            except UserError as error:
+                sys.exit(f"config/experiments/{name}.yaml: data: {error}")
 
 
 wildcard_constraints:
@@ -109,6 +112,11 @@ def prepared(dataset):
 def data_settings_of(wildcards):
     """The settings file of a data set, where its name does not say everything."""
     return [] if wildcards.dataset not in SETS or SETS[wildcards.dataset].bare else f"results/data/{wildcards.dataset}.yaml"
+
+
+def images_of(wildcards):
+    """What a data set's settings say of its images. Without the path: other settings make the set anew, another place of the same raw files does not."""
+    return SETS[wildcards.dataset].model_dump_json(exclude={"path"}) if wildcards.dataset in SETS else ""
 
 
 def settings_option(wildcards, input):

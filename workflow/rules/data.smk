@@ -1,6 +1,6 @@
 rule data:
     input:
-        settings=data_settings_of,
+        settings=ancient(data_settings_of),  # once it is prepared, its raw files may be gone
     output:
         images="data/{dataset}/images.npy",
         labels="data/{dataset}/labels.npy",
@@ -16,6 +16,7 @@ rule data:
         runtime=need("data", "runtime"),
     params:
         settings=settings_option,
+        images=images_of,
     shell:
         "python -m vaebm data {wildcards.dataset} --folder data/{wildcards.dataset} {params.settings} --threads {resources.cpus_per_task} --log {log}"
 
