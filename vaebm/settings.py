@@ -155,9 +155,7 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
     facts = data.facts
     expected = [facts.side, facts.side, facts.channels]
     if shape != expected:
-        raise UserError(
-            f"{manifest}: expected images {expected}, as the section data says, found {shape}; remove {folder} or choose another data.name"
-        )
+        raise UserError(f"{manifest}: expected images {expected}, as the section data says, found {shape}; remove {folder} or choose another data.name")
     if data == experiment.data and (problem := experiment.too_few(train, heldout)):
         raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
 
