@@ -55,10 +55,14 @@ def card(row: Compared, variant: str, before: Figure, after: Figure) -> Card:
     """The card of one metric for a variant and the NVAE alone."""
     relative, difference, apart = ratio(row.metric, before["value"], after["value"]), after["value"] - before["value"], in_units(before, after)
     change = f"× {number(relative, 3)}" if relative is not None else f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
-    if apart is not None and abs(apart[0]) < BEYOND[apart[1]][0]:
+    if not difference:
+        verdict = "as good"
+    elif apart is None:
+        verdict = "how uncertain is not known"
+    elif abs(apart[0]) < BEYOND[apart[1]][0]:
         verdict = f"no difference beyond {BEYOND[apart[1]][1]}"
     else:
-        verdict = "as good" if not difference else "better" if (difference < 0) == lower_is_better(row.metric) else "worse"
+        verdict = "better" if (difference < 0) == lower_is_better(row.metric) else "worse"
     first, second = (written(row.metric, figure["value"], 3) for figure in (before, after))
     return Card(arrowed(row.metric), variant, first, second, change, verdict)
 
