@@ -14,6 +14,7 @@ from vaebm.config import UserError
 from vaebm.latex import latex
 from vaebm.metrics import Record
 from vaebm.paper import read_paper
+from vaebm.provenance import merged
 from vaebm.report import page
 from vaebm.settings import read_experiment
 from vaebm.table import COLUMNS, Measured, commands, lines, markdown
@@ -96,7 +97,6 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
             "by_seed": [{"seed": seed, "value": one["value"], "interval": one.get("interval")} for seed, one in zip(seeds, found, strict=True)],
             **({"unit": found[0]["unit"]} if "unit" in found[0] else {}),
         }
-    changed = [run["changed"] for run in runs]
     return {
         "experiment": first["experiment"],
         "variant": first["variant"],
@@ -105,8 +105,7 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
         "without": first["without"],
         "real": first["real"],
         **{key: first[key] for key in SAME},
-        "commit": sorted({commit for run in runs for commit in run["commit"]}),
-        "changed": "unknown" if "unknown" in changed else any(changed),
+        **merged(runs),
         "tracking": tracking,
         "runs": [{"seed": run["seed"], "models": run["models"], "training": run["training"], "steps": run.get("steps")} for run in runs],
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 PROGRAM = ("vaebm", "workflow", "config", "Snakefile")
 """What a figure depends on in the repository."""
@@ -43,6 +45,21 @@ def commit(folders: tuple[Path, ...] | None = None) -> dict[str, str | bool]:
         if head is not None and status is not None:
             return {"commit": head.strip(), "changed": bool(status.strip())}
     return {"commit": UNKNOWN, "changed": UNKNOWN}
+
+
+def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The origin of what several parts went into.
+
+    Args:
+        parts: each with "changed", and with "commit", one or a list of them.
+
+    Returns:
+        {"commit": all of them in order, "changed": whether any was, "unknown" if that is of one}.
+    """
+    found = [(part["commit"], part["changed"]) for part in parts]
+    commits = {commit for given, _ in found for commit in ([given] if isinstance(given, str) else given)}
+    changed = [changed for _, changed in found]
+    return {"commit": sorted(commits), "changed": UNKNOWN if UNKNOWN in changed else any(changed)}
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from vaebm.evaluation import bootstrap, fidelity, ood
 from vaebm.evaluation.bootstrap import generator, interval, resamples
-from vaebm.evaluation.fidelity import Statistics, frechet_distance
+from vaebm.frechet import Statistics, frechet_distance
 
 
 def drawn(values, row):

@@ -9,8 +9,9 @@ import torch
 
 from vaebm.config import EvaluationSettings, NVAENetworkSettings, UserError
 from vaebm.evaluation import figures, stage
-from vaebm.evaluation.fidelity import Judged, Reference, Statistics, frechet_distance, precision_recall
+from vaebm.evaluation.fidelity import Judged, Reference, precision_recall
 from vaebm.evaluation.likelihood import Likelihood
+from vaebm.frechet import Statistics, frechet_distance
 from vaebm.nvae.model import NVAE
 from vaebm.settings import read_experiment
 

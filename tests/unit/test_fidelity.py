@@ -11,7 +11,8 @@ from vaebm.config import UserError
 from vaebm.data import open_images, write_images
 from vaebm.evaluation import fidelity
 from vaebm.evaluation.classifier import Classifier, load_classifier
-from vaebm.evaluation.fidelity import Extractor, Statistics, frechet_distance, kid
+from vaebm.evaluation.fidelity import Extractor, kid
+from vaebm.frechet import Statistics, frechet_distance
 from vaebm.runtime import seeded
 
 

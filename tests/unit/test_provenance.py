@@ -68,3 +68,10 @@ def test_import_needs_no_torch():
     """Every job that only reads settings would pay seconds for it."""
     script = "import sys, vaebm.provenance; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_origin_of_several_parts_names_all_their_commits_and_any_change() -> None:
+    one, other = {"commit": "b", "changed": False}, {"commit": ["a", "b"], "changed": True}
+    assert provenance.merged([one, one]) == {"commit": ["b"], "changed": False}
+    assert provenance.merged([one, other]) == {"commit": ["a", "b"], "changed": True}
+    assert provenance.merged([other, {"commit": "unknown", "changed": "unknown"}])["changed"] == "unknown"

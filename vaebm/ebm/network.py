@@ -13,10 +13,13 @@ from vaebm.config import EnergyNetworkSettings, UserError
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.runtime import place
 
+LIPSWISH = 1.1
+"""What the swish is divided by."""
+
 
 def lipswish(x: Tensor) -> Tensor:
     """swish(x) / 1.1, which has a Lipschitz constant below 1."""
-    return F.silu(x).div_(1.1)  # autograd keeps the input of silu alone
+    return F.silu(x).div_(LIPSWISH)  # autograd keeps the input of silu alone
 
 
 class EnergyBlock(nn.Module):

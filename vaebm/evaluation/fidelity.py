@@ -32,8 +32,7 @@ from vaebm.config import UserError
 from vaebm.data import open_images
 from vaebm.evaluation.bootstrap import BLOCK, Features
 from vaebm.evaluation.classifier import FEATURES, load_classifier, to_float
-from vaebm.frechet import Statistics as Statistics
-from vaebm.frechet import frechet_distance as frechet_distance
+from vaebm.frechet import Statistics, frechet_distance
 
 LAYERS = ("features", "logits")
 BATCH = 500

@@ -14,6 +14,7 @@ from torch import Tensor
 from vaebm.config import EvaluationSettings, UserError
 from vaebm.evaluation import bootstrap, fidelity, ood
 from vaebm.evaluation.likelihood import Likelihood
+from vaebm.frechet import Statistics, frechet_distance
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
 
@@ -26,17 +27,17 @@ Scores = dict[str, NDArray[np.float64]]
 def fidelity_figures(judged: fidelity.Judged, reference: fidelity.Reference, settings: EvaluationSettings, seed: int) -> Figures:
     """How near the samples come to the real images: Fréchet distances, KID, precision and recall, and the inception score.
 
-    Resampled are the samples; the training images, and the held-out ones, stay. Of the recall the training images are resampled, and
-    the samples stay: a sample that comes twice would be its own neighbour. There is no inception score of stacks: a mean over
-    a thousand modes takes more images than a part has, and `modes` and `KL` say it better.
+    Resampled are the samples; the training images, and the held-out ones, stay. Precision and recall are shares, the former of samples
+    and the latter of training images, and have the interval of a share: a sample that comes twice would be its own neighbour. There is
+    no inception score of stacks: a mean over a thousand modes takes more images than a part has, and `modes` and `KL` say it better.
     """
     features, number, images = judged.features, len(judged.features), settings.precision_recall.images
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
-    statistics = fidelity.Statistics.of(features)
+    statistics = Statistics.of(features)
     distances = bootstrap.frechet_replicates(features, counts, [reference.train, reference.heldout])
     figures: Figures = {}
     for name, real, replicates in (("FD-classifier", reference.train, distances[:, 0]), ("FD-classifier-heldout", reference.heldout, distances[:, 1])):
-        value = fidelity.frechet_distance(statistics, real)
+        value = frechet_distance(statistics, real)
         figures[name] = {"value": value, "samples": number, "interval": bootstrap.interval(value, replicates, 0.0)}
 
     value, spread = fidelity.kid(features, reference.train_features, settings.kid_subsets, settings.kid_subset_size, derive(seed, "kid"))

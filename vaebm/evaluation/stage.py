@@ -20,6 +20,7 @@ from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.figures import Scores, fidelity_figures, likelihood_figures, ood_figures, scores
 from vaebm.evaluation.likelihood import Likelihood, estimate
 from vaebm.evaluation.steps import against_steps
+from vaebm.frechet import Statistics, frechet_distance
 from vaebm.settings import read_settings
 
 TRAIN = 3000
@@ -89,12 +90,6 @@ def _training(model: Path) -> dict[str, dict[str, Any]]:
     if trained != read_settings(settings, expected)[1].model_dump():
         raise UserError(f"{model}: expected a model trained with {settings}, found one trained with other settings; remove it and run again")
     return {stage: {key: value for key, value in content.items() if key not in {"settings", "data"}}}
-
-
-def _origin(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The commits that the models and their figures come from, and whether any of the programs was changed since its commit."""
-    changed = [part["changed"] for part in parts]
-    return {"commit": sorted({part["commit"] for part in parts}), "changed": "unknown" if "unknown" in changed else any(changed)}
 
 
 def lacking(ood_sets: Sequence[str], reason: str) -> dict[str, str]:
@@ -170,7 +165,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         pictures.chains(model, sampling_seed, sampling.chain, folder)
 
         def distance(after: Tensor) -> float:
-            return fidelity.frechet_distance(fidelity.Statistics.of(extractor.judge(after).features), statistics.train)
+            return frechet_distance(Statistics.of(extractor.judge(after).features), statistics.train)
 
         along_chain["steps"] = against_steps(model, chosen.steps, sampling.chain.step_size, sampling_seed, sampling.batch, distance)
         pictures.steps(along_chain["steps"], sampling.chain.steps, folder / "steps.png")
@@ -186,7 +181,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind},
         "data": images.hash,
         "users": images.users,
-        **_origin([*trained.values(), provenance.commit()]),
+        **provenance.merged([*trained.values(), provenance.commit()]),
         "versions": provenance.versions(),
         "models": models,
         "training": trained,

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.ebm.network import EnergyBlock, EnergyNetwork
+from vaebm.ebm.network import LIPSWISH, EnergyBlock, EnergyNetwork
 from vaebm.fast.layers import Convolution
-
-LIPSWISH = 1.1
-"""The energy network's swish is divided by it."""
 
 
 class Block:
