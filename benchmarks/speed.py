@@ -20,7 +20,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 from as_published import Unprepared, as_published
+from timing import Traffic, Work, interleaved, machine, resident, seconds
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaebm.checkpoint import write_json
 from vaebm.config import DATASETS, ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings, UserError
@@ -122,9 +120,6 @@ def frozen(nvae: NVAE, energy: EnergyNetwork, way: str, potential: str) -> VAEBM
 
 
 # ---------------------------------------------------------------------------------------------------------------- the works
-Work = Callable[[], Any]
-
-
 def langevin_step(setup: Setup, device: torch.device, way: str) -> Work:
     """One step of a chain; what is prepared once a chain is not in it."""
     nvae, energy = build(setup, device)
@@ -183,45 +178,6 @@ CHAINLESS = ("nvae_step",)
 
 
 # ------------------------------------------------------------------------------------------------------------- measurements
-class _Traffic(TorchDispatchMode):
-    """Counts the bytes that operations read and write, those of views left out."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Called by torch with every operation on tensors, those of backward passes too."""
-        out = function(*args, **(kwargs or {}))
-        if not function.is_view:
-            tensors, _ = torch.utils._pytree.tree_flatten((args, out))
-            self.bytes += sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
-        return out
-
-
-def seconds(work: Work, device: torch.device) -> float:
-    """Wall-clock time of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-def interleaved(turns: dict[str, Callable[[], float]], rounds: int, told: str) -> dict[str, list[float]]:
-    """Seconds of each, in rounds in which all take their turn; one round before is not counted."""
-    times: dict[str, list[float]] = {way: [] for way in turns}
-    for number in range(rounds + 1):
-        for way, turn in turns.items():
-            taken = turn()
-            if number:
-                times[way].append(taken)
-        print(f"\r{told}: round {number} of {rounds}", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    return times
-
-
 def worker(name: str, setup: Setup, device: torch.device, way: str) -> multiprocessing.pool.Pool:
     """A process in which one work waits for its turns."""
     return multiprocessing.get_context("spawn").Pool(1, _begin, (name, setup, device, way, torch.get_num_threads()))
@@ -245,7 +201,7 @@ def _turn(device: torch.device) -> float:
 
 def _count() -> tuple[int, int]:
     """FLOP, and bytes read and written."""
-    traffic = _Traffic()
+    traffic = Traffic()
     with traffic, measured(nn.Identity()) as counted:
         _work()
     return counted().flop, traffic.bytes
@@ -268,30 +224,6 @@ def _peak(device: torch.device) -> int:
         _work()
     after = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM")
     return after - before
-
-
-def resident(name: str) -> int:
-    """A figure of /proc/self/status in bytes."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return 1024 * int(line.split()[1])
-
-
-def machine(device: torch.device, rounds: int) -> dict[str, float]:
-    """What this run gets out of the machine at its best: FLOP/s of a convolution and of a product, bytes/s of a copy."""
-    large = 8 if device.type == "cuda" else 1
-    x = torch.randn(32 * large, 64, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(64, 64, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-    a, b = torch.randn(2, 1536 * large, 1536 * large, device=device).unbind()
-    source, target = torch.randn(2, 2**25 * large, device=device).unbind()
-    works: dict[str, Work] = {
-        "convolution": lambda: F.conv2d(x, weight, padding=1),
-        "product": lambda: a @ b,
-        "copy": lambda: target.copy_(source),
-    }
-    amounts = {"convolution": 2 * weight.numel() * x[:, 0].numel(), "product": 2 * len(a) ** 3, "copy": 2 * source.nbytes}
-    with torch.no_grad():
-        times = interleaved({what: functools.partial(seconds, work, device) for what, work in works.items()}, rounds, "the machine")
-    return {what: amounts[what] / min(found) for what, found in times.items()}
 
 
 def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[str, Any]:
