@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import ENERGY, NETWORK
 from torch import Tensor, nn
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, WGANSettings
+from vaebm.config import WGANSettings
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.wgan import Trainer, critic_loss
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.runtime import seeded
-
-NETWORK = NVAENetworkSettings(
-    channels_encoder=4,
-    channels_decoder=4,
-    groups=[2],
-    latents=2,
-    preprocess_blocks=1,
-    preprocess_cells=1,
-    postprocess_cells=1,
-    cells_encoder=1,
-    cells_decoder=1,
-)
-CRITIC = EnergyNetworkSettings(channels=4, widths=[1, 2], down=[0])
 
 
 @pytest.fixture
@@ -70,8 +58,8 @@ def test_penalty_is_taken_between_the_images() -> None:
 
 
 def test_each_step_of_the_gan_moves_its_own_parameters(nvae: NVAE) -> None:
-    critic = EnergyNetwork(CRITIC, 1)
-    trainer = Trainer(nvae, critic, WGANSettings(network=CRITIC, iterations=1, batch=4), seed=0)
+    critic = EnergyNetwork(ENERGY, 1)
+    trainer = Trainer(nvae, critic, WGANSettings(network=ENERGY, iterations=1, batch=4), seed=0)
     decoder = {id(parameter) for parameter in nvae.decoder_parameters()}
 
     def moved(step: object) -> tuple[set[str], set[str]]:
@@ -92,7 +80,7 @@ def test_each_step_of_the_gan_moves_its_own_parameters(nvae: NVAE) -> None:
 
 def test_generator_lowers_what_the_critic_gives_to_its_images(nvae: NVAE) -> None:
     critic = Linear(torch.ones(1, 8, 8))
-    trainer = Trainer(nvae, critic, WGANSettings(network=CRITIC, iterations=1, batch=16, learning_rate=1e-2), seed=0)  # type: ignore[arg-type]
+    trainer = Trainer(nvae, critic, WGANSettings(network=ENERGY, iterations=1, batch=16, learning_rate=1e-2), seed=0)  # type: ignore[arg-type]
     values = [trainer.generator_step(0).item() for _ in range(5)]
     assert values == sorted(values, reverse=True) and values[-1] < values[0]
 

@@ -1,10 +1,8 @@
 """The baseline of the speed measurements computes what the package does."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from as_published import Convolution, Swish, Unprepared, as_published
 from torch import Tensor, nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
@@ -16,9 +14,6 @@ from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
 from vaebm.spectral import SpectralPenalty
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from as_published import Convolution, Swish, Unprepared, as_published
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

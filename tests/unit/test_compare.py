@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from records import RECORD
 from typer.testing import CliRunner
 
 from vaebm import benchmarks, compare
@@ -19,27 +20,13 @@ from vaebm.latex import PAGE, SYMBOLS, escape, width
 ROOT = Path(__file__).parents[2]
 PAPER, EXPERIMENTS = ROOT / "config" / "paper.yaml", ROOT / "config" / "experiments"
 
-RUN = {
-    "experiment": "digits",
-    "variant": "vaebm",
-    "seed": 0,
+RUN = RECORD | {
     "metrics": {
         "FD-classifier": {"value": 40.0, "samples": 10000, "interval": [37.0, 43.0]},
         "AUROC-turned": {"value": 0.8, "samples": 297},
         "modes": {"value": 990.0, "samples": 10000},
         "modes-floor": {"value": 999.954, "samples": 10000},
     },
-    "without": {},
-    "real": {"FD-classifier": {"value": 8.7, "samples": 297}},
-    "extractor": {"name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
-    "chain": {"steps": 10, "step_size": 0.04, "potential": "noise"},
-    "data": "d" * 64,
-    "users": False,
-    "commit": ["c" * 40],
-    "changed": False,
-    "versions": {"torch": "2.13.0"},
-    "models": {"nvae": "n" * 64},
-    "training": {"nvae": {"status": "finished", "steps": 10}},
 }
 
 

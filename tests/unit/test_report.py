@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from records import RECORD
 
 from vaebm import plots
 from vaebm.benchmarks import over_seeds
@@ -30,22 +31,12 @@ def measured(variant="vaebm", seed=0, steps=None, chain_steps=10, **figures):
     trained = {"nvae": {"status": "finished", "steps": 10}}
     if chain_steps:
         trained["ebm"] = {"status": "finished", "steps": 5, "snapshot": 4, "events": [{"iteration": 3, "reason": "gap 12", "action": "restarted"}]}
-    return {
-        "experiment": "digits",
+    return RECORD | {
         "variant": variant,
         "seed": seed,
         "metrics": metrics,
         **({"steps": steps} if steps else {}),
-        "without": {},
-        "real": {"FD-classifier": {"value": 8.7, "samples": 297}},
-        "extractor": {"name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
         "chain": {"steps": chain_steps, "step_size": 0.04, "potential": "noise"},
-        "data": "d" * 64,
-        "users": False,
-        "commit": ["c" * 40],
-        "changed": False,
-        "versions": {"torch": "2.13.0"},
-        "models": {"nvae": "n" * 64},
         "training": trained,
     }
 

@@ -6,26 +6,13 @@ import io
 
 import pytest
 import torch
+from networks import ENERGY, NETWORK
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.model import VAEBM, pair
 from vaebm.nvae.model import NVAE
 from vaebm.runtime import seeded
 from vaebm.sampler import Sampler
-
-NETWORK = NVAENetworkSettings(
-    channels_encoder=4,
-    channels_decoder=4,
-    groups=[2],
-    latents=2,
-    preprocess_blocks=1,
-    preprocess_cells=1,
-    postprocess_cells=1,
-    cells_encoder=1,
-    cells_decoder=1,
-)
-ENERGY = EnergyNetworkSettings(channels=4, widths=[1, 2], down=[0])
 
 
 @pytest.fixture(params=["noise", "pixels", "none"])

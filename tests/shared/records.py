@@ -1,0 +1,19 @@
+"""The metrics.json of a run, as the tests of table, report and comparison change it."""
+
+RECORD = {
+    "experiment": "digits",
+    "variant": "vaebm",
+    "seed": 0,
+    "metrics": {"FD-classifier": {"value": 40.0, "samples": 10000}, "AUROC-turned": {"value": 0.8, "samples": 297}},
+    "without": {},
+    "real": {"FD-classifier": {"value": 8.7, "samples": 297}},
+    "extractor": {"name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
+    "chain": {"steps": 10, "step_size": 0.04, "potential": "noise"},
+    "data": "d" * 64,
+    "users": False,
+    "commit": ["c" * 40],
+    "changed": False,
+    "versions": {"torch": "2.13.0"},
+    "models": {"nvae": "n" * 64},
+    "training": {"nvae": {"status": "finished", "steps": 10}},
+}
