@@ -32,6 +32,21 @@ def batch_indices(step: int, batch: int, images: int, seed: int) -> Tensor:
     return torch.from_numpy(order[position * batch : (position + 1) * batch])
 
 
+def training_batch(images: Tensor, step: int, batch: int, seed: int, flip: bool) -> Tensor:
+    """The global batch of step `step`, a function of (seed, epoch, position).
+
+    Args:
+        images: all training images, (N, C, H, W).
+        batch: images in it.
+        flip: turn each image left to right with probability one half, as the published loaders do.
+    """
+    chosen = images[batch_indices(step, batch, len(images), seed)]
+    if not flip:
+        return chosen
+    draws = np.random.Generator(np.random.Philox(key=derive(seed, "flip", step))).random(batch) < 0.5
+    return torch.where(torch.from_numpy(draws).to(chosen.device)[:, None, None, None], chosen.flip(3), chosen)
+
+
 def _finite(state: Any) -> bool:
     """Whether every number in the tensors of nested dictionaries and lists is finite."""
     if isinstance(state, Tensor):

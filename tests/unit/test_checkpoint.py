@@ -11,7 +11,7 @@ import torch
 from vaebm.checkpoint import Checkpoints, hash_tensors, load_model, save_model, write_json, writing
 from vaebm.config import UserError
 from vaebm.runtime import RESUME, Interrupted
-from vaebm.training import Limits, Training, batch_indices
+from vaebm.training import Limits, Training, batch_indices, training_batch
 
 
 def test_nothing_appears_when_the_writing_fails(tmp_path: Path) -> None:
@@ -129,3 +129,16 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"^{path}: cannot be written: .*; choose another place, or make room there$"):
             save_model(path, "nvae", {}, {})
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_half_of_the_training_images_are_turned_and_no_other_thing_changes() -> None:
+    """Pixel k of image n is 4n + k, so that the order and the turn can be read off."""
+    images = torch.arange(400).reshape(100, 1, 1, 4)
+    plain, turned = (training_batch(images, 3, 100, seed=0, flip=flip) for flip in (False, True))
+    assert torch.equal(plain, images[batch_indices(3, 100, 100, seed=0)])
+    are = (turned != plain).flatten(1).any(1)
+    assert torch.equal(turned[are], plain[are].flip(3)) and torch.equal(turned[~are], plain[~are])
+    assert torch.equal(turned, training_batch(images, 3, 100, seed=0, flip=True)), "a function of the seed and the step"
+    each = [(training_batch(images, step, 100, seed=0, flip=True) != training_batch(images, step, 100, seed=0, flip=False)).any(3).sum() for step in range(40)]
+    assert abs(int(sum(each)) - 2000) < 5 * 1000**0.5, "five standard deviations of a binomial of 4,000 fair draws, which is √1000"
+    assert len(set(map(int, each))) > 1

@@ -57,6 +57,8 @@ class EBMTrainingSettings(Settings):
     """Updates of the energy's weights."""
     batch: Several
     """Positive images, and chains, per update, over all processes."""
+    flip: bool = False
+    """Turn each training image left to right with probability one half, as the paper does on all its data sets but the digits."""
     precision: Literal["float32", "float64"] = "float32"
     """`float64`: to compare."""
     learning_rate: PositiveFloat

@@ -81,6 +81,8 @@ class NVAETrainingSettings(Settings):
     """Passes over the training images."""
     batch: Several
     """Images per step, over all processes."""
+    flip: bool = False
+    """Turn each training image left to right with probability one half, as the paper does on all its data sets but the digits."""
     micro_batch: Several | None = None
     """Images per forward pass, over all processes: what batch norms and KL balancing see; the gradients of a batch's parts
     are accumulated. None: the whole batch at once. A part of `batch`."""

@@ -19,6 +19,8 @@ class WGANSettings(Settings):
     """Updates of the critic before each of them."""
     batch: Several
     """Images of the data, and of the generator, per update."""
+    flip: bool = False
+    """Turn each training image left to right with probability one half, as the paper does on all its data sets but the digits."""
     learning_rate: PositiveFloat = 1e-4
     """Of Adam, for the generator."""
     critic_learning_rate: PositiveFloat = 1e-4

@@ -18,7 +18,7 @@ from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.spectral import SpectralPenalty
-from vaebm.training import Stateful, batch_indices
+from vaebm.training import Stateful, training_batch
 
 INITIAL_BATCHES = 5
 """Batches of training images that the data-dependent initialisation sees."""
@@ -26,10 +26,11 @@ INITIAL_BATCHES = 5
 
 def initialize(energy: EnergyNetwork, nvae: NVAE, images: Tensor, stage: EBMSettings, seed: int) -> None:
     """Data-dependent initialisation by the first batches of the training images (N, C, H, W) uint8."""
-    batches = range(min(INITIAL_BATCHES, len(images) // stage.training.batch))
-    first = torch.cat([batch_indices(step, stage.training.batch, len(images), derive(seed, "ebm")) for step in batches])
+    batch, flip = stage.training.batch, stage.training.flip
+    batches = range(min(INITIAL_BATCHES, len(images) // batch))
+    first = torch.cat([training_batch(images, step, batch, derive(seed, "ebm"), flip) for step in batches])
     own = distributed.share(range(len(first)))
-    energy.initialize(positives(nvae, images[first[own.start : own.stop]], stage.quantize_positives))
+    energy.initialize(positives(nvae, first[own.start : own.stop], stage.quantize_positives))
 
 
 class Iteration(NamedTuple):
@@ -99,7 +100,8 @@ class Trainer:
 
     def batch(self, step: int, images: Tensor) -> Tensor:
         """The global batch of iteration `step` from all training images (N, C, H, W) uint8."""
-        return images[batch_indices(step, self.stage.training.batch, len(images), derive(self.noise_seed, "ebm"))]
+        training = self.stage.training
+        return training_batch(images, step, training.batch, derive(self.noise_seed, "ebm"), training.flip)
 
     def gradients(self, images: Tensor, step: int) -> Iteration:
         """An iteration up to the gradient of the energy's weights, which `update` then follows.

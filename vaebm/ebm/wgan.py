@@ -22,7 +22,7 @@ from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.runtime import place, prepare, seeded
 from vaebm.settings import read_settings
-from vaebm.training import Limits, Training, batch_indices
+from vaebm.training import Limits, Training, training_batch
 
 CURVES = {"critic: data minus generated": ["gap"], "gradient penalty": ["penalty"], "critic of generated images": ["critic_generated"]}
 
@@ -130,8 +130,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     trainer = Trainer(vae, critic, stage, seed)
 
     def batch_of(step: int) -> Tensor:
-        chosen = batch_indices(step, stage.batch, len(images), derive(seed, "wgan"))
-        return vae.as_input(images[chosen])
+        return vae.as_input(training_batch(images, step, stage.batch, derive(seed, "wgan"), stage.flip))
 
     run_state = Training(
         "wgan",

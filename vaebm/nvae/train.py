@@ -20,7 +20,7 @@ from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient
 from vaebm.runtime import place, prepare, seeded
 from vaebm.settings import read_settings
 from vaebm.spectral import SpectralPenalty
-from vaebm.training import Limits, Training, batch_indices
+from vaebm.training import Limits, Training, training_batch
 
 CURVES = {
     "negative ELBO, nats per image": ["loss", "heldout"],
@@ -166,7 +166,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     total = steps_per_epoch * training.epochs
 
     def batch_of(step: int) -> Tensor:
-        return images[batch_indices(step, training.batch, len(images), seed)]
+        return training_batch(images, step, training.batch, seed, training.flip)
 
     with seeded(derive(seed, "nvae")):
         try:
