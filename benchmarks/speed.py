@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from vaebm.checkpoint import write_json
 from vaebm.config import DATASETS, ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings, UserError
 from vaebm.describe import EXPERIMENTS, measured, quantity
-from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.trainer import Trainer as EBMTrainer
+from vaebm.fast import move
 from vaebm.memory import keep_freed_memory
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
@@ -126,7 +126,7 @@ def langevin_step(setup: Setup, device: torch.device, way: str) -> Work:
     assert energy is not None and setup.ebm is not None
     model, noise = frozen(nvae, energy, way, setup.ebm.potential), NoiseSource(0, "speed", range(setup.batch))
     eps_z, eps_x = model.noise_like_prior(noise)
-    return functools.partial(langevin, model.chain_potential(), [*eps_z, eps_x], steps=1, step_size=setup.ebm.chain.step_size, noise=noise)
+    return functools.partial(move, model.chain_potential(), [*eps_z, eps_x], steps=1, step_size=setup.ebm.chain.step_size, noise=noise)
 
 
 def ebm_iteration(setup: Setup, device: torch.device, way: str) -> Work:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import platform
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Parameters of mallopt in glibc's <malloc.h>: bytes free at the end of the heap, and in a block, from which on they go back to the system."""
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+"""Parameters of mallopt in glibc's <malloc.h>: bytes free at the end of the heap, and in a block, from which on they go back to the
+system; number of heaps, of which only the first follows these two."""
 
 
 def keep_freed_memory() -> None:
@@ -19,3 +20,4 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(MMAP_THRESHOLD, 2**30)
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(ARENA_MAX, 1)

@@ -16,7 +16,7 @@ from vaebm.config.ebm import Potential, Start
 from vaebm.ebm import langevin as chains
 from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import load_energy
-from vaebm.fast import Decoder, PreparedPotential, half_square, prepare_energy, stamp
+from vaebm.fast import Decoder, PreparedPotential, half_square, move, prepare_energy, stamp
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixels import PixelNormal, quantize
@@ -137,7 +137,7 @@ class VAEBM:
 
     def refine(self, eps_z: Sequence[Tensor], eps_x: Tensor, *, steps: int, step_size: float, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
         """Move noise by `steps` Langevin steps: (eps_z, eps_x) → (eps_z, eps_x)."""
-        *moved, moved_x = langevin(self.chain_potential(), [*eps_z, eps_x], steps=steps, step_size=step_size, noise=noise)
+        *moved, moved_x = move(self.chain_potential(), [*eps_z, eps_x], steps=steps, step_size=step_size, noise=noise)
         return moved, moved_x
 
     def chain_potential(self) -> chains.Potential:

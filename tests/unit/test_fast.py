@@ -11,7 +11,7 @@ from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
 from vaebm.describe import measured
 from vaebm.ebm.langevin import Potential, evaluate, langevin
 from vaebm.ebm.network import EnergyNetwork
-from vaebm.fast import Decoder, Energy, PreparedPotential
+from vaebm.fast import Decoder, Energy, PreparedPotential, move
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
@@ -114,6 +114,25 @@ def test_chains_hold_less_for_the_backward_pass() -> None:
         return work().activations
 
     assert held(model.chain_potential()) < 0.4 * held(plain(model))
+
+
+def test_threads_share_the_chains_out_and_each_gets_its_own_noise() -> None:
+    """Two threads of one CPU each are two runs of one thread, bit by bit; and up to rounding they are one run of them all."""
+    model, threads = VAEBM(*random_pair()), torch.get_num_threads()
+    eps, noise, chain = start(model, chains=35), NoiseSource(0, "chain", range(100, 135)), {"steps": 3, "step_size": 1e-3}
+    potential = model.chain_potential()
+    try:
+        torch.set_num_threads(2)
+        moved = move(potential, eps, noise=noise, **chain)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        halves = [langevin(potential, [part[share] for part in eps], noise=noise.at(noise.index[share]), **chain) for share in (slice(17), slice(17, 35))]
+        whole = move(potential, eps, noise=noise, **chain)
+    finally:
+        torch.set_num_threads(threads)
+    for one, parts, other in zip(moved, zip(*halves, strict=True), whole, strict=True):
+        assert torch.equal(one, torch.cat(parts))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_changed_weights_are_seen() -> None:

@@ -9,5 +9,6 @@ What is left keeps one tensor for the backward pass per activation, and its para
 from vaebm.fast.decoder import Decoder, half_square
 from vaebm.fast.energy import Energy, prepare_energy
 from vaebm.fast.potential import PreparedPotential, stamp
+from vaebm.fast.threads import move
 
-__all__ = ["Decoder", "Energy", "PreparedPotential", "half_square", "prepare_energy", "stamp"]
+__all__ = ["Decoder", "Energy", "PreparedPotential", "half_square", "move", "prepare_energy", "stamp"]
