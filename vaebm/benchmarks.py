@@ -19,7 +19,7 @@ from vaebm.report import page
 from vaebm.settings import read_experiment
 from vaebm.table import COLUMNS, Measured, commands, lines, markdown
 
-SAME = ("data", "users", "extractor", "chain", "versions")
+SAME = ("data", "users", "extractor", "modes_by", "chain", "versions")
 """What the seeds of a variant must share for a mean over them to mean something."""
 
 RUN = {"experiment", "variant", "seed", "metrics", "without", "real", "commit", "changed", "models", "training", *SAME}

@@ -31,7 +31,7 @@ Settings = Annotated[Path, typer.Argument(help="The stage's settings file.")]
 Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
 NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.pt of the NVAE.")]
 EnergyModel = Annotated[Path | None, typer.Option("--energy", help="model.pt of the energy network; none: the NVAE alone.")]
-ClassifierModel = Annotated[Path, typer.Option("--classifier", help="model.pt of the classifier.")]
+ClassifierModel = Annotated[Path | None, typer.Option("--classifier", help="model.pt of the classifier, where the experiment trains one.")]
 Model = Annotated[Path, typer.Option(help="Where the model goes.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 GPUs = Annotated[int, typer.Option(min=0, help="GPUs; 0: the CPU.")]
@@ -98,20 +98,32 @@ def pin(
 def classifier(settings: Settings, data: Data, model: Model, threads: Threads = 1, log: Log = None) -> None:
     """Train the classifier whose features measure image quality."""
     from vaebm.evaluation.classifier import run
+    from vaebm.runtime import prepare
 
-    _threads(threads)
+    prepare(threads, gpus=0)
     run(settings, data, model)
 
 
-@app.command(epilog=_example("reference --data data/digits/manifest.json --classifier results/digits/classifier/model.pt --output reference.npz"))
+@app.command(
+    epilog=_example(
+        "reference results/digits/reference/classifier.yaml --data data/digits/manifest.json "
+        "--classifier results/digits/classifier/model.pt --output reference.npz"
+    )
+)
 def reference(
-    data: Data, classifier: ClassifierModel, output: Annotated[Path, typer.Option(help="Where the statistics go.")], threads: Threads = 1, log: Log = None
+    settings: Settings,
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Where the statistics go.")],
+    classifier: ClassifierModel = None,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+    log: Log = None,
 ) -> None:
     """Compute the statistics of the training and held-out images."""
     from vaebm.evaluation.fidelity import reference as run
+    from vaebm.runtime import prepare
 
-    _threads(threads)
-    run(data, classifier, output)
+    run(settings, data, classifier, output, prepare(threads, gpus))
 
 
 @app.command(epilog=_example("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.pt"))
@@ -194,7 +206,8 @@ def samples(
 @app.command(
     epilog=_example(
         f"evaluation {RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt "
-        f"--energy {RUN}/model.pt --classifier results/digits/classifier/model.pt --reference results/digits/reference/classifier.npz "
+        f"--energy {RUN}/model.pt --extractor results/digits/reference/classifier.yaml --classifier results/digits/classifier/model.pt "
+        "--reference results/digits/reference/classifier.npz "
         f"--metrics {RUN}/evaluation/metrics.json {RUN}/samples/shard-000.npy {RUN}/samples/shard-001.npy"
     )
 )
@@ -203,18 +216,20 @@ def evaluation(
     shards: Annotated[list[Path], typer.Argument(help="The samples.")],
     data: Data,
     nvae: NVAEModel,
-    classifier: ClassifierModel,
+    extractor: Annotated[Path, typer.Option(help="Settings file of the extractor.")],
     reference: Annotated[Path, typer.Option(help="Statistics of the real images.")],
     metrics: Annotated[Path, typer.Option(help="Where the figures go: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")],
     energy: EnergyModel = None,
+    classifier: ClassifierModel = None,
     threads: Threads = 1,
+    gpus: GPUs = 0,
     log: Log = None,
 ) -> None:
     """Measure samples and models."""
     from vaebm.evaluation.stage import run
+    from vaebm.runtime import prepare
 
-    _threads(threads)
-    run(settings, data, nvae, energy, classifier, reference, shards, metrics)
+    run(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, prepare(threads, gpus))
 
 
 @app.command(epilog=_example("benchmarks --compare ../other/results"))
@@ -301,12 +316,6 @@ def _one_process_per_gpu(gpus: int) -> None:
     choose(gpus)
     if (found := min(gpus, torch.cuda.device_count())) > 1:
         sys.exit(launch(found, ["-m", "vaebm", *sys.argv[1:]]))
-
-
-def _threads(threads: int) -> None:
-    from vaebm.runtime import prepare
-
-    prepare(threads, gpus=0)
 
 
 def _log_file(arguments: list[str]) -> Path | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import vaebm.torchvision_operators  # noqa: F401  before torch-fidelity, which imports torchvision
 
 # isort: split
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+BLOCK = 8192
+"""Images whose features are held in double precision at once."""
 
 
 class Statistics(NamedTuple):
@@ -21,10 +23,14 @@ class Statistics(NamedTuple):
     covariance: NDArray[np.float64]
 
     @classmethod
-    def of(cls, features: NDArray[np.float64]) -> Statistics:
-        """Those of features (N, D)."""
-        found = fid_features_to_statistics(torch.from_numpy(features))
-        return cls(found["mu"], found["sigma"])
+    def of(cls, features: NDArray[np.floating[Any]]) -> Statistics:
+        """Those of features (N, D), in double precision whatever theirs is; block by block, since a copy of all of them may take gigabytes."""
+        mean = features.mean(axis=0, dtype=np.float64)
+        products = np.zeros((features.shape[1],) * 2)
+        for first in range(0, len(features), BLOCK):
+            centred = features[first : first + BLOCK] - mean
+            products += centred.T @ centred
+        return cls(mean, products / (len(features) - 1))
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vaebm.config import BASELINE
-from vaebm.metrics import Record
+from vaebm.metrics import Record, distance_of
 
 GRIDS = ("after", "before", "chain", "neighbours", "reconstructions", "samples", "sets")
 """Names of the pictures that are grids of images."""
@@ -43,10 +43,10 @@ def gallery(record: Record) -> list[Picture]:
         pictures = _energy(own, measured, record)
     if first["steps"]:
         taken = "The chains of the first samples after more and more steps: distance of their images to the training images, and their mean energy."
-        fewer = first["steps"]["samples"] < record["metrics"]["FD-classifier"]["samples"]
+        fewer = first["steps"]["samples"] < record["metrics"][distance_of(record)]["samples"]
         line = f"The line marks the test chain.{' Of fewer images than the distances in the table, and higher than those for it.' if fewer else ''}"
         pictures.append(Picture("Quality against the number of steps", f"{taken} {line}", measured / "steps.png", wide=True))
-    nearest = "A sample a row: left the sample, then the training images nearest to it in pixels, then those nearest in the classifier's features."
+    nearest = "A sample a row: left the sample, then the training images nearest to it in pixels, then those nearest in the extractor's features."
     near = "A sample that equals its neighbour was learnt by heart; a few samples show no rate of it."
     pictures.append(Picture("Nearest training images", f"{nearest} {near}", measured / "neighbours.png"))
     if "modes" in record["metrics"]:

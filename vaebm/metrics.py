@@ -28,6 +28,20 @@ OTHERS = "Others"
 LOWER_IS_BETTER = ("FD-", "FID", "KID", "KL", "bits-per-dimension", "seconds")
 
 
+STANDARD = {"FD": "FID"}
+"""Figures that have a name of their own with the standard Inception weights; with any other extractor a distance is never called FID."""
+
+
+def named(figure: str, extractor: str) -> str:
+    """The name of a figure of sample quality measured with an extractor: `FID` with `inception`, `FD-resnet56`, `IS-classifier`."""
+    return STANDARD.get(figure, figure) if extractor == "inception" else f"{figure}-{extractor}"
+
+
+def distance_of(record: Record) -> str:
+    """The name of the Fréchet distance to the training images in a record."""
+    return named("FD", record["extractor"]["kind"])
+
+
 class Uncertainty(NamedTuple):
     """How far a figure may be off."""
 

@@ -31,8 +31,11 @@ from vaebm.metrics import (
 from vaebm.paper import Paper, Table
 from vaebm.table import LEGEND, ORIGIN_HEADER, Commands, Measured, chain_of, origin_cells, paper_figures, remark_of, remarks, snapshots
 
-HEADLINES = ("FID", "FD-classifier", "IS", "IS-classifier", "precision-classifier", "recall-classifier", "modes", "KL")
-"""The metrics of the cards above an experiment's table, as far as they were measured; AUROC of the whole score follows."""
+HEADLINES = ("FID", "FD", "IS", "precision", "recall", "modes", "KL", "AUROC")
+"""How the names of the metrics of the cards above an experiment's table begin, as far as they were measured."""
+
+BESIDE = ("-heldout", "-energy", "-likelihood")
+"""How the names of those end that only say more of a headline."""
 
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
 """From how many of its units on a difference is told, at about 95 % for either kind of `metrics.Uncertainty`, and in words."""
@@ -75,8 +78,7 @@ def cards(variants: dict[str, Record]) -> list[Card]:
         rows = []
         for row in (row for _, rows in compared(variants) for row in rows):
             before, after = row.figures[names.index(BASELINE)], row.figures[names.index(variant)]
-            whole = row.metric.startswith("AUROC") and not row.metric.endswith(("-energy", "-likelihood"))
-            if before and after and (whole or row.metric in HEADLINES):
+            if before and after and row.metric.split("-")[0] in HEADLINES and not row.metric.endswith(BESIDE):
                 rows.append(card(row, variant, before, after))
         found += rows if variant == others[0] else rows[:1]
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from vaebm.config import STAGES, DataSettings, Experiment, S, Settings, UserError
+from vaebm.config.evaluation import PATHS
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""
@@ -123,13 +125,15 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> No
 
     A file with the same content is left untouched, so that nothing that reads it runs again.
     """
-    _write(folder / "classifier" / "classifier.yaml", 0, "classifier", experiment.evaluation and experiment.evaluation.classifier)
+    if (evaluation := experiment.evaluation) is not None:
+        _write(folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation.classifier)
+        _write(folder / "reference" / f"{evaluation.extractor}.yaml", 0, "extractor", evaluation.extraction)
     for seed in seeds:
         for model in experiment.models:
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
             _write(run / f"{stage.name}.yaml", seed, stage.name, stage.settings)
             _write(run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model))
-            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", experiment.evaluation)
+            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", evaluation, without=PATHS)
 
 
 def write_data_settings(data: DataSettings, folder: Path) -> None:
@@ -160,10 +164,10 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
         raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
 
 
-def _write(path: Path, seed: int, section: str, settings: Settings | None) -> None:
+def _write(path: Path, seed: int, section: str, settings: Settings | None, without: Set[str] = frozenset()) -> None:
     if settings is None:
         return
-    text = yaml.dump({"seed": seed, section: settings.model_dump()}, Dumper=_Dumper, sort_keys=False)
+    text = yaml.dump({"seed": seed, section: settings.model_dump(exclude=set(without))}, Dumper=_Dumper, sort_keys=False)
     if not path.is_file() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".yaml.tmp")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebm.metrics import FLOOR, Record, arrowed, compared, number, ratio_name, uses_extractor, with_certainty, written
+from vaebm.metrics import FLOOR, Record, arrowed, compared, family, number, ratio_name, uses_extractor, with_certainty, written
 from vaebm.paper import Paper, Row, Table
 from vaebm.settings import read_experiment
 
@@ -61,7 +61,7 @@ class Line:
                 floor=floor and floor["value"],
                 samples=figure["samples"],
                 seeds=" ".join(map(str, figure["seeds"])),
-                extractor=extractor_of(self.record) if uses_extractor(self.metric) else None,
+                extractor=extractor_of(self.record, self.metric) if uses_extractor(self.metric) else None,
                 chain=chain_of(self.record),
                 commit=" ".join(self.record["commit"]),
                 changed=str(self.record["changed"]).lower(),
@@ -72,9 +72,10 @@ class Line:
         return cells
 
 
-def extractor_of(record: Record) -> str:
-    """The extractor and the version of what computed its distances, in words."""
-    return f"{record['extractor']['name']}, torch-fidelity {record['extractor']['torch-fidelity']}"
+def extractor_of(record: Record, metric: str = "") -> str:
+    """The extractor that a metric was measured with, the distances' without one, and the version of what ran it, in words."""
+    found = (family(metric) == "Modes" and record["modes_by"]) or record["extractor"]
+    return f"{found['name']}, torch-fidelity {found['torch-fidelity']}"
 
 
 def chain_of(record: Record) -> str:

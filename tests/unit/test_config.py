@@ -29,6 +29,9 @@ def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> N
     written.pop("variants", None)  # what differs, and no more
     sections = {name: section for name, section in experiment.model_dump(exclude={"resources", "variants"}).items() if section is not None}
     sections["data"] = experiment.data.model_dump(exclude_none=True)  # most of it is said of the user's files alone
+    if experiment.evaluation is not None:  # each extractor has settings that no other has
+        sections["evaluation"] = experiment.evaluation.model_dump(exclude_none=True)
+        written["evaluation"] = {key: value for key, value in written["evaluation"].items() if value is not None}
     assert keys(written) == keys(sections)
     assert set(resources) >= set(written) - {"evaluation"}
     stated = {name: keys(experiment.resources.model_dump()[name]) for name in resources}

@@ -33,7 +33,7 @@ def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):
     original = plots.Axes.plot
     monkeypatch.setattr(plots.Axes, "plot", lambda self, x, y, **keywords: drawn.append((list(x), y.tolist())) or original(self, x, y, **keywords))
     found = {"counts": [0, 5, 10], "FD-classifier": [3.0, None, 1.0], "energy": [1.0, 2.0, 3.0], "samples": 10}
-    pictures.steps(found, 5, tmp_path / "steps.png")
+    pictures.steps(found, "FD-classifier", 5, tmp_path / "steps.png")
     assert [x for x, _ in drawn] == [[0, 5, 10]] * 2
     assert np.array_equal(drawn[0][1], [3.0, float("nan"), 1.0], equal_nan=True) and drawn[1][1] == [1, 2, 3]
     assert Image.open(tmp_path / "steps.png").size[0] > 600

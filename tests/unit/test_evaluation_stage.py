@@ -9,7 +9,8 @@ import torch
 
 from vaebm.config import EvaluationSettings, NVAENetworkSettings, UserError
 from vaebm.evaluation import figures, stage
-from vaebm.evaluation.fidelity import Judged, Reference, precision_recall
+from vaebm.evaluation.extractors import Judged
+from vaebm.evaluation.fidelity import Reference, precision_recall
 from vaebm.evaluation.likelihood import Likelihood
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.nvae.model import NVAE
@@ -137,7 +138,7 @@ def test_the_model_belongs_to_the_run(tmp_path):
     metrics, nothing = tmp_path / "digits" / "vaebm" / "seed0" / "evaluation" / "metrics.json", tmp_path / "none"
     for nvae, energy in ((tmp_path / "digits" / "nvae" / "seed0" / "model.pt", None), (nothing, tmp_path / "digits" / "vaebm" / "seed1" / "model.pt")):
         with pytest.raises(UserError, match="expected the model of this run, seed0/model.pt of the variant vaebm, found .*seed[01]/model.pt"):
-            stage.run(nothing, nothing, nvae, energy, nothing, nothing, [], metrics)
+            stage.run(nothing, nothing, nvae, energy, nothing, nothing, nothing, [], metrics)
 
 
 def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.linalg import sqrtm
 
 from vaebm import torchvision_operators
 from vaebm.checkpoint import save_model
 from vaebm.config import UserError
 from vaebm.data import open_images, write_images
-from vaebm.evaluation import fidelity
+from vaebm.evaluation import extractors, fidelity
 from vaebm.evaluation.classifier import Classifier, load_classifier
-from vaebm.evaluation.fidelity import Extractor, kid
+from vaebm.evaluation.extractors import Extractor
+from vaebm.evaluation.fidelity import kid
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.runtime import seeded
 
@@ -21,6 +23,13 @@ def classifier_file(path, seed):
     with seeded(seed):
         model = Classifier(4, (1, 8, 8), 10)
     save_model(path, "classifier", {"channels": 4, "shape": [1, 8, 8], "classes": 10}, model.state_dict())
+    return path
+
+
+def settings_of(folder, name="classifier", weights=None):
+    """An extractor's settings file."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"seed": 0, "extractor": {"name": name, "weights": weights and str(weights)}}))
     return path
 
 
@@ -98,21 +107,21 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
 
 
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
-    first, second = (Extractor.of(classifier_file(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1))
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (fidelity.BATCH + 7, 1, 8, 8), dtype=np.uint8))
+    first, second = (Extractor.of("classifier", classifier_file(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (extractors.KINDS["classifier"].batch + 7, 1, 8, 8), dtype=np.uint8))
     classifier = load_classifier(first.path)
     expected, found = classifier.features(images / 255).numpy(), first.judge(images)
     # whole batches against batches of another size: float32 rounding
-    assert found.features.dtype == np.float64 and np.allclose(found.features, expected, atol=1e-5)
+    assert found.features.dtype == np.float32 and np.allclose(found.features, expected, atol=1e-5)
     assert found.logits.shape == (len(images), 1, 10) and np.allclose(found.logits[:, 0], classifier(images / 255).numpy(), atol=1e-5)
     assert first.name != second.name and first.weights[:12] in first.name
     assert not np.allclose(second.judge(images).features, expected, atol=1e-2)
-    assert Extractor.of(first.path).name == first.name, "registered twice without harm"
+    assert Extractor.of("classifier", first.path).name == first.name, "registered twice without harm"
 
 
 def test_a_stack_is_judged_channel_by_channel(tmp_path):
     """Its features are those of its channels side by side, so that distances see how the channels go together."""
-    extractor = Extractor.of(classifier_file(tmp_path / "model.pt", 0))
+    extractor = Extractor.of("classifier", classifier_file(tmp_path / "model.pt", 0))
     stacks = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8))
     found = extractor.judge(stacks)
     assert found.features.shape == (9, 192) and found.logits.shape == (9, 3, 10)
@@ -166,24 +175,27 @@ def test_collapse_costs_recall_and_scatter_costs_precision():
 
 def test_reference_holds_what_real_images_score(tmp_path):
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
-    fidelity.reference(manifest, model, tmp_path / "reference.npz")
-    images, extractor = open_images(manifest), Extractor.of(model)
+    fidelity.reference(settings_of(tmp_path), manifest, model, tmp_path / "reference.npz")
+    images, extractor = open_images(manifest), Extractor.of("classifier", model)
     found = fidelity.read_reference(tmp_path / "reference.npz", images.hash, extractor.weights)
     train, held_out = (extractor.judge(images.split(split)[0]).features for split in ("train", "heldout"))
     assert np.array_equal(found.train_features, train)
-    assert np.array_equal(found.train.mean, train.mean(0)) and np.array_equal(found.heldout.covariance, np.cov(held_out, rowvar=False))
+    # sums in another order, in double precision
+    assert np.allclose(found.train.mean, train.astype(float).mean(0), rtol=1e-12) and np.allclose(
+        found.heldout.covariance, np.cov(held_out, rowvar=False), 1e-10
+    )
     assert found.real == frechet_distance(Statistics.of(held_out), Statistics.of(train)) > 0
 
 
 def test_reference_of_other_data_or_weights_is_refused(tmp_path):
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
     path = tmp_path / "reference.npz"
-    fidelity.reference(manifest, model, path)
-    data, weights = open_images(manifest).hash, Extractor.of(model).weights
+    fidelity.reference(settings_of(tmp_path), manifest, model, path)
+    data, weights = open_images(manifest).hash, Extractor.of("classifier", model).weights
     other = open_images(data_set(tmp_path / "other", 1)).hash
     with pytest.raises(UserError, match=f"statistics of data {other[:12]}, found those of {data[:12]}"):
         fidelity.read_reference(path, other, weights)
-    other_weights = Extractor.of(classifier_file(tmp_path / "other.pt", 1)).weights
+    other_weights = Extractor.of("classifier", classifier_file(tmp_path / "other.pt", 1)).weights
     with pytest.raises(UserError, match=f"statistics of weights {other_weights[:12]}, found those of {weights[:12]}"):
         fidelity.read_reference(path, data, other_weights)
 
@@ -192,7 +204,7 @@ def test_a_missing_or_damaged_reference_is_one_line(tmp_path):
     with pytest.raises(UserError, match="found no file"):
         fidelity.read_reference(tmp_path / "none.npz", "a", "b")
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
-    fidelity.reference(manifest, model, tmp_path / "whole.npz")
+    fidelity.reference(settings_of(tmp_path), manifest, model, tmp_path / "whole.npz")
     whole = (tmp_path / "whole.npz").read_bytes()
     for name, content in {"text": b"no statistics", "empty": b"", "half": whole[: len(whole) // 2]}.items():
         (tmp_path / f"{name}.npz").write_bytes(content)

@@ -203,7 +203,7 @@ def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, sub
     jobs = [job for job in cluster.jobs() if job["JobId"] not in before]
     assert Counter(job["rule"] for job in jobs) == planned | {"ebm": 2} and planned["samples"] == 4
     for job in jobs:
-        asked = ASKED["classifier" if job["rule"] == "reference" else job["rule"]]
+        asked = ASKED["evaluation" if job["rule"] == "reference" else job["rule"]]
         found = {"threads": int(job["CPUs/Task"]), "mem_mb": int(job["MinMemoryNode"].removesuffix("M")), "runtime": int(job["TimeLimit"][3:5])}
         assert found == asked, job
         assert job["NumNodes"] == "1" and "TresPerJob" not in job, job

@@ -1,10 +1,10 @@
-"""Settings of the stages `samples` and `evaluation`, and of the classifier that the latter needs."""
+"""Settings of the stages `samples` and `evaluation`, and of the extractors that the latter measures with."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vaebm.config.base import NonNegativeInt, Settings, Several
 from vaebm.config.ebm import ChainSettings
@@ -52,6 +52,24 @@ class ClassifierSettings(Settings):
     """Of Adam, at the top of one cycle."""
 
 
+Extractor = Literal["classifier", "inception", "resnet56"]
+
+NOT_TRAINED = ("inception", "resnet56")
+"""Extractors whose weights are a file of others; `evaluation` has a setting <extractor>_weights for each."""
+
+PATHS = {f"{name}_weights" for name in NOT_TRAINED}
+"""Settings of `evaluation` that say where files stand on this machine: no figure depends on them."""
+
+
+class ExtractorSettings(Settings):
+    """The network whose features measure image quality, and where its weights stand on this machine."""
+
+    name: Extractor
+    """Which network."""
+    weights: str | None = None
+    """File of the weights, seen from the project's folder; none: the classifier that the experiment trains, or Inception's weights, downloaded."""
+
+
 class PrecisionRecallSettings(Settings):
     """Precision and recall by nearest neighbours (Kynkäänniemi et al., 2019)."""
 
@@ -86,7 +104,14 @@ class StepsSettings(Settings):
 class EvaluationSettings(Settings):
     """Stage `evaluation`."""
 
-    classifier: ClassifierSettings
+    extractor: Extractor = "classifier"
+    """What image quality is measured with: a classifier trained on the images, torch-fidelity's InceptionV3, or a ResNet-56 of CIFAR-10."""
+    inception_weights: Annotated[str, Field(min_length=1)] | None = None
+    """Where the file with Inception's standard weights stands, seen from the project's folder; none: torch-fidelity's is downloaded."""
+    resnet56_weights: Annotated[str, Field(min_length=1)] | None = None
+    """Where a checkpoint of the ResNet-56 stands, seen from the project's folder."""
+    classifier: ClassifierSettings | None = None
+    """The extractor `classifier`, or what tells the modes of stacks; none where neither is asked for."""
     bootstrap: Several = 200
     """Resamples that the 95 % intervals come from."""
     inception_splits: PositiveInt = 10
@@ -108,3 +133,31 @@ class EvaluationSettings(Settings):
         if len(set(sets)) < len(sets):
             raise ValueError(f"each set at most once, found {sets}")
         return sets
+
+    @property
+    def extraction(self) -> ExtractorSettings:
+        """What opens the extractor."""
+        return ExtractorSettings(name=self.extractor, weights=getattr(self, f"{self.extractor}_weights") if self.extractor in NOT_TRAINED else None)
+
+    def unfit(self, shape: tuple[int, int, int], stacks: bool) -> str | None:
+        """In one line which extractor cannot measure images of `shape` (C, H, W), or lacks a setting or has one too many; None: it fits.
+
+        Args:
+            stacks: whether the channels are images of a labelled set each, which the classifier tells.
+        """
+        channels, height, width = shape
+        trained = self.extractor == "classifier" or stacks
+        if self.classifier is None and trained:
+            return f"classifier: expected its settings, which {'the modes of stacks need' if stacks else 'the extractor classifier needs'}, found none"
+        if self.classifier is not None and not trained:
+            return f"classifier: the extractor {self.extractor} needs none; leave it out"
+        for name in NOT_TRAINED:
+            if name != self.extractor and getattr(self, f"{name}_weights") is not None:
+                return f"{name}_weights: only the extractor {name} has them, found the extractor {self.extractor}; leave it out"
+        if self.extractor == "resnet56" and self.resnet56_weights is None:
+            return "resnet56_weights: expected the path of a checkpoint, found none"
+        if self.extractor == "inception" and channels != 3:
+            return f"extractor: inception is made for 3 colours, the images have {channels} channel(s)"
+        if self.extractor == "resnet56" and shape != (3, 32, 32):
+            return f"extractor: resnet56 is made for 32×32 images of 3 colours, the images are {height}×{width} with {channels} channel(s)"
+        return None

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 
 from vaebm.config.base import S, Settings, fingerprint
 from vaebm.config.ebm import EBMSettings
-from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, SamplesSettings
+from vaebm.config.evaluation import PATHS, ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
 from vaebm.config.layouts import LAYOUTS, USER_SETS
 from vaebm.config.nvae import NVAESettings
 from vaebm.config.wgan import WGANSettings
@@ -131,7 +131,7 @@ class Resources(Settings):
     nvae: GPUResources = GPUResources()
     ebm: GPUResources = GPUResources()
     samples: GPUResources = GPUResources()
-    evaluation: CPUResources = CPUResources()
+    evaluation: GPUResources = GPUResources()
     benchmarks: CPUResources = CPUResources()
 
 
@@ -218,7 +218,9 @@ class Experiment(Settings):
             halvings = len(set(section.network.down))
             if facts.side < 2**halvings:
                 raise ValueError(f"{where}.network.down: {facts.side}×{facts.side} images cannot be halved {halvings} times")
-        if self.evaluation is not None and facts.stacks:
+        if self.evaluation is not None and (problem := self.evaluation.unfit((facts.channels, facts.side, facts.side), bool(facts.stacks))):
+            raise ValueError(f"evaluation.{problem}")
+        if self.evaluation is not None and self.evaluation.classifier is not None and facts.stacks:
             single, batch = DATASETS[self.judged].train or 0, self.evaluation.classifier.batch
             if batch > single:
                 raise ValueError(f"evaluation.classifier.batch: expected at most the {single} training images of {self.judged}, found {batch}")
@@ -253,7 +255,7 @@ class Experiment(Settings):
             asked |= {f"{where}.batch": section.batch} if isinstance(section, WGANSettings) else {f"{where}.training.batch": section.training.batch}
         if self.evaluation is not None:
             asked |= {f"evaluation.{key}": found for key, found in _compared(self.evaluation).items()}
-            if not self.data.facts.stacks:
+            if self.evaluation.classifier is not None and not self.data.facts.stacks:
                 asked["evaluation.classifier.batch"] = self.evaluation.classifier.batch
         for where, found in asked.items():
             if found > train:
@@ -279,8 +281,8 @@ class Experiment(Settings):
         return [f"a section {name}" for name in ("ebm", "samples", "evaluation") if getattr(self, name) is None]
 
     def hash(self) -> str:
-        """Hash of every setting that a figure depends on; `resources` are left out, and where the raw files stand."""
-        return fingerprint(self.model_dump(exclude={"resources": True, "data": {"path"}}))
+        """Hash of every setting that a figure depends on; `resources` are left out, and where raw files and weights stand."""
+        return fingerprint(self.model_dump(exclude={"resources": True, "data": {"path"}, "evaluation": PATHS}))
 
 
 def _compared(evaluation: EvaluationSettings) -> dict[str, int]:
@@ -319,4 +321,5 @@ STAGES: dict[str, type[Settings]] = {
     "samples": SamplesSettings,
     "evaluation": EvaluationSettings,
     "classifier": ClassifierSettings,
+    "extractor": ExtractorSettings,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ LEVELS = (2.5, 97.5)
 Counts = NDArray[np.int64]
 """(R, N): how often each of N images comes in each of R resamples."""
 Values = NDArray[np.float64]
-Features = NDArray[np.float64]
-"""(N, D)."""
+Features = NDArray[np.floating[Any]]
+"""(N, D), in single precision, as extractors give them; what is computed of them is in double."""
+Logits = NDArray[np.floating[Any]]
+"""(N, classes), or (N, depth, classes) of stacks."""
 
 BLOCK = 1000
 """Images whose relations to all others are held at once."""
@@ -94,9 +97,9 @@ def _kernel(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float3
     return kernel
 
 
-def inception_replicates(logits: Values, splits: int, number: int, random: np.random.Generator) -> Values:
+def inception_replicates(logits: Logits, splits: int, number: int, random: np.random.Generator) -> Values:
     """Inception scores of resamples of logits (N, classes), each of its parts drawn anew from that part's own images; (number,)."""
-    log_p, scores = torch.from_numpy(logits).log_softmax(dim=1).numpy(), np.zeros(number)
+    log_p, scores = torch.from_numpy(logits).double().log_softmax(dim=1).numpy(), np.zeros(number)
     for part in range(splits):
         chunk = log_p[part * len(log_p) // splits : (part + 1) * len(log_p) // splits]
         p, weights = np.exp(chunk), resamples(len(chunk), number, random) / len(chunk)

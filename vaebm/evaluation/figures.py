@@ -13,8 +13,10 @@ from torch import Tensor
 
 from vaebm.config import EvaluationSettings, UserError
 from vaebm.evaluation import bootstrap, fidelity, ood
+from vaebm.evaluation.extractors import Judged
 from vaebm.evaluation.likelihood import Likelihood
 from vaebm.frechet import Statistics, frechet_distance
+from vaebm.metrics import named
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
 
@@ -23,25 +25,30 @@ Energy = Callable[[Tensor], Tensor]
 Figures = dict[str, dict[str, Any]]
 Scores = dict[str, NDArray[np.float64]]
 
+BATCH = 500
+"""Images whose energies are computed at once."""
 
-def fidelity_figures(judged: fidelity.Judged, reference: fidelity.Reference, settings: EvaluationSettings, seed: int) -> Figures:
+
+def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: EvaluationSettings, seed: int) -> Figures:
     """How near the samples come to the real images: Fréchet distances, KID, precision and recall, and the inception score.
+
+    Each is named after the extractor that judged; with the standard Inception weights the distance is the FID.
 
     Resampled are the samples; the training images, and the held-out ones, stay. Precision and recall are shares, the former of samples
     and the latter of training images, and have the interval of a share: a sample that comes twice would be its own neighbour. There is
     no inception score of stacks: a mean over a thousand modes takes more images than a part has, and `modes` and `KL` say it better.
     """
-    features, number, images = judged.features, len(judged.features), settings.precision_recall.images
+    features, number, images, extractor = judged.features, len(judged.features), settings.precision_recall.images, settings.extractor
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
     statistics = Statistics.of(features)
     distances = bootstrap.frechet_replicates(features, counts, [reference.train, reference.heldout])
     figures: Figures = {}
-    for name, real, replicates in (("FD-classifier", reference.train, distances[:, 0]), ("FD-classifier-heldout", reference.heldout, distances[:, 1])):
+    for beside, real, replicates in (("", reference.train, distances[:, 0]), ("-heldout", reference.heldout, distances[:, 1])):
         value = frechet_distance(statistics, real)
-        figures[name] = {"value": value, "samples": number, "interval": bootstrap.interval(value, replicates, 0.0)}
+        figures[named("FD", extractor) + beside] = {"value": value, "samples": number, "interval": bootstrap.interval(value, replicates, 0.0)}
 
     value, spread = fidelity.kid(features, reference.train_features, settings.kid_subsets, settings.kid_subset_size, derive(seed, "kid"))
-    figures["KID-classifier"] = {
+    figures[named("KID", extractor)] = {
         "value": value,
         "samples": number,
         "interval": bootstrap.interval(value, bootstrap.kid_replicates(features, reference.train_features, counts)),
@@ -57,14 +64,14 @@ def fidelity_figures(judged: fidelity.Judged, reference: fidelity.Reference, set
     shares = fidelity.precision_recall(features[:images], real_features[chosen], settings.precision_recall.neighbours)
     for name, share in zip(("precision", "recall"), shares, strict=True):
         interval, neighbours = bootstrap.proportion(share, images), settings.precision_recall.neighbours
-        figures[f"{name}-classifier"] = {"value": share, "samples": images, "interval": interval, "neighbours": neighbours}
+        figures[named(name, extractor)] = {"value": share, "samples": images, "interval": interval, "neighbours": neighbours}
 
     if judged.logits.shape[1] == 1:
         logits, splits = judged.logits[:, 0], settings.inception_splits
         value, spread = fidelity.inception_score(logits, splits)
         replicates = bootstrap.inception_replicates(logits, splits, settings.bootstrap, bootstrap.generator(seed, "inception score"))
         interval = bootstrap.interval(value, replicates, 1.0, logits.shape[1])
-        figures["IS-classifier"] = {"value": value, "samples": number, "interval": interval, "splits": splits, "spread_over_splits": spread}
+        figures[named("IS", extractor)] = {"value": value, "samples": number, "interval": interval, "splits": splits, "spread_over_splits": spread}
     return figures
 
 
@@ -85,7 +92,7 @@ def scores(likelihood: Likelihood | None, images: Tensor, energy: Energy | None)
     """
     found: Scores = {}
     if energy is not None:
-        energies = torch.cat([energy(batch) for batch in torch.split(images, fidelity.BATCH)]).double().numpy()
+        energies = torch.cat([energy(batch) for batch in torch.split(images, BATCH)]).double().cpu().numpy()
         if not np.isfinite(energies).all():
             raise UserError(f"evaluation: expected finite energies, found {np.sum(~np.isfinite(energies))} others: the training of the energy diverged")
         found["energy"] = -energies

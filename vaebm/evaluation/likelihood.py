@@ -43,12 +43,12 @@ def estimate(nvae: NVAE, images: Tensor, seed: int, samples: int) -> Likelihood:
     for start, batch in zip(range(0, len(images), at_once), torch.split(images, at_once), strict=True):
         index = range(start, start + len(batch))
         x, noise = nvae.as_input(batch, NoiseSource(seed, "score input", index)), NoiseSource(seed, "score", index)
-        elbo, weights = torch.zeros(len(x), dtype=torch.float64), []
+        elbo, weights = torch.zeros(len(x), dtype=torch.float64, device=x.device), []
         for draw in range(samples):
             out = nvae(x, noise=noise, step=draw)
             reconstruction = out.pixels.log_likelihood(x).double()
             elbo += (reconstruction - out.kl.double().sum(dim=1)) / samples
             weights.append(reconstruction + out.log_p.double() - out.log_q.double())
-        elbos.append(elbo)
-        bounds.append(torch.stack(weights).logsumexp(dim=0) - math.log(samples))
+        elbos.append(elbo.cpu())
+        bounds.append((torch.stack(weights).logsumexp(dim=0) - math.log(samples)).cpu())
     return Likelihood(torch.cat(elbos), torch.cat(bounds))

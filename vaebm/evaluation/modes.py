@@ -13,13 +13,13 @@ from scipy.special import xlogy
 from scipy.stats import binom
 
 from vaebm.config import UserError
-from vaebm.evaluation.bootstrap import generator, interval
+from vaebm.evaluation.bootstrap import Logits, generator, interval
 
 Law = NDArray[np.float64]
 """Probability of each mode, (modes,)."""
 
 
-def modes_of(logits: NDArray[np.float64]) -> NDArray[np.int64]:
+def modes_of(logits: Logits) -> NDArray[np.int64]:
     """Predicted modes (N,) for the logits (N, depth, classes) of each image's channels."""
     _, depth, classes = logits.shape
     modes: NDArray[np.int64] = logits.argmax(axis=2) @ classes ** np.arange(depth - 1, -1, -1)

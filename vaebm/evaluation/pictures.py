@@ -38,15 +38,15 @@ def ood(inside: Scores, outside: dict[str, Scores], figures: Figures, path: Path
 
 def chains(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
     """Write before.png and after.png, the first samples at the start of their chains and at the end, and chain.png, some step by step."""
-    steps = model.chain(GRID, seed=seed, steps=chain.steps, step_size=chain.step_size)
+    steps = [images.cpu() for images in model.chain(GRID, seed=seed, steps=chain.steps, step_size=chain.step_size)]
     plots.image_grid(steps[0], folder / "before.png")
     plots.image_grid(steps[-1], folder / "after.png")
     plots.chain_strip([images[:CHAINS] for images in steps], folder / "chain.png")
 
 
-def steps(found: dict[str, Any], test_steps: int, path: Path) -> None:
-    """Write distance and energy against the number of steps, as `steps.against_steps` found them; the test chain's is marked."""
-    panels = {f"Fréchet distance, {found['samples']:,} images": found["FD-classifier"], "mean energy along the chain": found["energy"]}
+def steps(found: dict[str, Any], name: str, test_steps: int, path: Path) -> None:
+    """Write the distance called `name` and the energy against the number of steps, as `steps.against_steps` found them; the test chain's is marked."""
+    panels = {f"{name}, {found['samples']:,} images": found[name], "mean energy along the chain": found["energy"]}
     plots.against_counts(found["counts"], panels, path, label="steps of the chain", mark=test_steps)
 
 

@@ -17,10 +17,12 @@ from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
 from vaebm.data import open_images
 from vaebm.evaluation import fidelity, modes, ood, pictures
 from vaebm.evaluation.classifier import to_float
+from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.figures import Scores, fidelity_figures, likelihood_figures, ood_figures, scores
 from vaebm.evaluation.likelihood import Likelihood, estimate
 from vaebm.evaluation.steps import against_steps
 from vaebm.frechet import Statistics, frechet_distance
+from vaebm.metrics import named
 from vaebm.settings import read_settings
 
 TRAIN = 3000
@@ -92,13 +94,31 @@ def _training(model: Path) -> dict[str, dict[str, Any]]:
     return {stage: {key: value for key, value in content.items() if key not in {"settings", "data"}}}
 
 
+def _given(classifier: Path | None, settings: Path) -> Path:
+    """The model of the classifier, which `settings` ask for."""
+    if classifier is None:
+        raise UserError(f"{settings}: expected the model of the classifier beside it (--classifier), found none")
+    return classifier
+
+
 def lacking(ood_sets: Sequence[str], reason: str) -> dict[str, str]:
     """The figures that a model without log p(x) has not, each with the reason; empty where it has all of them."""
     names = ["ELBO", "ELBO-train", "log-likelihood", *(f"AUROC-{name}" for name in ood_sets)] if reason else []
     return dict.fromkeys(names, reason)
 
 
-def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier: Path, reference: Path, shards: list[Path], metrics: Path) -> None:
+def run(
+    settings: Path,
+    data: Path,
+    nvae: Path,
+    energy: Path | None,
+    extractor: Path,
+    classifier: Path | None,
+    reference: Path,
+    shards: list[Path],
+    metrics: Path,
+    device: torch.device | str = "cpu",
+) -> None:
     """Measure the samples and the models of one run; write `metrics`, and pictures/ beside it.
 
     Args:
@@ -106,9 +126,12 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         data: manifest of the images.
         nvae: model file of the NVAE, or of the NVAE whose decoder was trained further as a generator.
         energy: model file of the energy; None for a model without.
-        classifier: model file of the classifier; reference: what `fidelity.reference` wrote.
+        extractor: settings file of the extractor.
+        classifier: model file of the classifier, where that is the extractor or tells the modes of stacks.
+        reference: what `fidelity.reference` wrote.
         shards: the samples; samples.yaml stands beside them.
         metrics: results/<experiment>/<variant>/seed<k>/evaluation/metrics.json.
+        device: that the networks run on.
 
     Raises:
         UserError: a file is missing, damaged, or does not belong to the others.
@@ -119,10 +142,12 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         raise UserError(f"{metrics}: expected the model of this run, {where.folder.name}/model.pt of the variant {where.variant}, found {own}")
     seed, chosen = read_settings(settings, EvaluationSettings)
     sampling_seed, sampling = read_settings(shards[0].with_name("samples.yaml"), SamplesSettings)
-    images, extractor = open_images(data), fidelity.Extractor.of(classifier)
-    statistics = fidelity.read_reference(reference, images.hash, extractor.weights)
+    judge, images = open_extractor(extractor, classifier, device), open_images(data)
+    if judge.kind != chosen.extractor:
+        raise UserError(f"{extractor}: expected the extractor {chosen.extractor}, as {settings} says, found {judge.kind}")
+    statistics = fidelity.read_reference(reference, images.hash, judge.weights)
     samples = read_samples(shards, images.shape, sampling.count)
-    model, folder = VAEBM.load(nvae, energy), metrics.parent / "pictures"
+    model, folder = VAEBM.load(nvae, energy, device), metrics.parent / "pictures"
     network, network_energy = model.nvae, model.energy
     energies = None if network_energy is None else lambda batch: network_energy(network.as_input(batch))
 
@@ -142,11 +167,15 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         pixels = torch.from_numpy(ood.make(name, held_out.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
         outside[name] = scores(likelihood_of(pixels), pixels, energies)
         shown.append(pixels[:16])
-    judged = extractor.judge(samples)
+    judged = judge.judge(samples)
     figures = fidelity_figures(judged, statistics, chosen, seed)
-    if (depth := judged.logits.shape[1]) > 1:
-        law = modes.law_of(images.split("train")[1].numpy(), depth, judged.logits.shape[2])
-        counts = modes.histogram(modes.modes_of(judged.logits), law)
+    telling = judge  # the modes of stacks, if these are any
+    if chosen.classifier is not None and judge.kind != "classifier":
+        telling = Extractor.of("classifier", _given(classifier, settings), device)
+    if (depth := telling.depth(images.shape)) > 1:
+        told = judged if telling is judge else telling.judge(samples)
+        law = modes.law_of(images.split("train")[1].numpy(), depth, told.logits.shape[2])
+        counts = modes.histogram(modes.modes_of(told.logits), law)
         figures |= modes.figures(counts, law, chosen.bootstrap, seed)
         pictures.modes(counts, law, seed, folder / "modes.png")
     if held_out_likelihood is not None and train_likelihood is not None:
@@ -158,17 +187,18 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
     if outside:
         plots.image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
         pictures.ood(inside, outside, figures, folder / "ood.png")
-    models = {"nvae": load_model(nvae, "nvae")["hash"], "classifier": extractor.weights}
-    along_chain = {}
+    models = {"nvae": load_model(nvae, "nvae")["hash"], **{one.kind: one.weights for one in (judge, telling)}}
+    along_chain, distance_name = {}, named("FD", judge.kind)
     if energy is not None:
         models["energy"] = load_model(energy, "energy")["hash"]
         pictures.chains(model, sampling_seed, sampling.chain, folder)
 
         def distance(after: Tensor) -> float:
-            return frechet_distance(Statistics.of(extractor.judge(after).features), statistics.train)
+            return frechet_distance(Statistics.of(judge.judge(after).features), statistics.train)
 
-        along_chain["steps"] = against_steps(model, chosen.steps, sampling.chain.step_size, sampling_seed, sampling.batch, distance)
-        pictures.steps(along_chain["steps"], sampling.chain.steps, folder / "steps.png")
+        found = against_steps(model, chosen.steps, sampling.chain.step_size, sampling_seed, sampling.batch, distance_name, distance)
+        pictures.steps(found, distance_name, sampling.chain.steps, folder / "steps.png")
+        along_chain["steps"] = found
     record = {
         "experiment": where.experiment,
         "variant": where.variant,
@@ -176,8 +206,9 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         "metrics": figures,
         **along_chain,
         "without": lacking(chosen.ood, reason),
-        "real": {"FD-classifier": {"value": statistics.real, "samples": len(held_out)}},
-        "extractor": extractor.describe(images.shape),
+        "real": {distance_name: {"value": statistics.real, "samples": len(held_out)}},
+        "extractor": judge.describe(images.shape),
+        "modes_by": None if telling is judge else telling.describe(images.shape),
         "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind},
         "data": images.hash,
         "users": images.users,

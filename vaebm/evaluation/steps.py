@@ -37,7 +37,7 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: fl
     def look(eps: Sequence[Tensor]) -> None:
         if next(taken) in counts:
             pixels = cast(PixelNormal, model.decoder.decode(eps[:-1])[0])
-            found.append(Stop(pixels.mean.clamp(0.0, 1.0), energy(pixels.sample(eps[-1]))))
+            found.append(Stop(pixels.mean.clamp(0.0, 1.0).cpu(), energy(pixels.sample(eps[-1])).cpu()))
 
     start = [*eps_z, eps_x]
     look(start)
@@ -45,7 +45,9 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: fl
     return found
 
 
-def against_steps(model: VAEBM, settings: StepsSettings, step_size: float, seed: int, batch: int, distance: Callable[[Tensor], float]) -> dict[str, Any]:
+def against_steps(
+    model: VAEBM, settings: StepsSettings, step_size: float, seed: int, batch: int, name: str, distance: Callable[[Tensor], float]
+) -> dict[str, Any]:
     """Distance and mean energy after each number of steps; None where chains have left the finite numbers.
 
     The chains are those of the first samples: with the test chain's number of steps these very images come out.
@@ -55,10 +57,11 @@ def against_steps(model: VAEBM, settings: StepsSettings, step_size: float, seed:
         step_size: of the test chain.
         seed: of the samples.
         batch: chains at once, as for the samples.
+        name: of the distance.
         distance: of images (N, C, H, W) uint8 to the real ones.
 
     Returns:
-        What metrics.json has under "steps": counts, FD-classifier, energy, samples.
+        What metrics.json has under "steps": counts, the distances under their name, energy, samples.
     """
     parts = [range(first, min(first + batch, settings.images)) for first in range(0, settings.images, batch)]
     chains = [stops(model, sample_noise(seed, part), settings.counts, step_size) for part in parts]
@@ -68,4 +71,4 @@ def against_steps(model: VAEBM, settings: StepsSettings, step_size: float, seed:
         images, energy = torch.cat([stop.images for stop in at]), torch.cat([stop.energies for stop in at]).double().mean()
         distances.append(distance(to_uint8(images).permute(0, 3, 1, 2)) if images.isfinite().all() else None)
         energies.append(float(energy) if energy.isfinite() else None)
-    return {"counts": settings.counts, "FD-classifier": distances, "energy": energies, "samples": settings.images}
+    return {"counts": settings.counts, name: distances, "energy": energies, "samples": settings.images}

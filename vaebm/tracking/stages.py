@@ -26,6 +26,7 @@ NO_FIGURES = (
     "metrics",
     "without",
     "extractor",
+    "modes_by",
     "chain",
     "data",
     "users",

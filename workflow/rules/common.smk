@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vaebm.config import BASELINE, UserError
 from vaebm.config.layouts import absent
+from vaebm.config.weights import weights_hash
 from vaebm.settings import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
 
 CONFIG = "config/config.yaml"
@@ -54,6 +55,15 @@ def trained_by(stage):
     return "|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.stage_of(model).name == stage}) or "(?!)"
 
 
+if workflow.is_main_process:
+    for name, experiment in EXPERIMENTS.items():
+        try:
+            if weights := experiment.evaluation.extraction.weights:
+                weights_hash(experiment.evaluation.extractor, weights)
+        except UserError as error:
+            sys.exit(f"config/experiments/{name}.yaml: evaluation: {error}")
+
+
 SETS = {}
 for name, experiment in EXPERIMENTS.items():
     for one in experiment.sets:
@@ -73,6 +83,7 @@ for name, experiment in EXPERIMENTS.items():
 wildcard_constraints:
     dataset=r"\w+",
     experiment=r"[^/]+",
+    extractor=r"\w+",
     variant=r"\w+",
     seed=r"\d+",
     shard=r"\d{3}",
@@ -132,6 +143,30 @@ def data_of(wildcards):
 def judged_data_of(wildcards):
     """The prepared images that an experiment's classifier is trained on: of stacks those of their channels."""
     return prepared(EXPERIMENTS[wildcards.experiment].judged)
+
+
+def classifier_of(wildcards):
+    """The classifier of an experiment that trains one: to measure with, or to tell the modes of stacks; the latter is no statistics' business."""
+    evaluation = EXPERIMENTS[wildcards.experiment].evaluation
+    needed = evaluation.classifier is not None and wildcards.get("extractor", "classifier") == "classifier"
+    return {"classifier": f"results/{wildcards.experiment}/classifier/model.pt"} if needed else {}
+
+
+def classifier_option(wildcards, input):
+    """The option that names the classifier, where there is one."""
+    return f"--classifier {input.classifier}" if "classifier" in input.keys() else ""
+
+
+def reference_of(wildcards):
+    """What an experiment's samples are measured with: the statistics of its images, the extractor's settings, the classifier if there is one."""
+    reference = f"results/{wildcards.experiment}/reference/{EXPERIMENTS[wildcards.experiment].evaluation.extractor}"
+    return {"reference": f"{reference}.npz", "extractor": ancient(f"{reference}.yaml"), **classifier_of(wildcards)}
+
+
+def weights_of(wildcards):
+    """Which weights an extractor has, by their bytes: another place of the same file makes nothing anew."""
+    extraction = EXPERIMENTS[wildcards.experiment].evaluation.extraction
+    return weights_hash(extraction.name, extraction.weights) if extraction.weights and extraction.name != "inception" else ""
 
 
 def together(wildcards):

@@ -17,32 +17,40 @@ rule classifier:
         "python -m vaebm classifier {input.settings} --data {input.data} --model {output} --threads {resources.cpus_per_task} --log {log}"
 
 
+# First of all that can run: weights that cannot be fetched should not be noticed after days of training.
 rule reference:
     input:
         unpack(data_of),
-        classifier="results/{experiment}/classifier/model.pt",
+        unpack(classifier_of),
+        settings=ancient("results/{experiment}/reference/{extractor}.yaml"),  # where weights stand makes nothing anew, but see params
     output:
-        "results/{experiment}/reference/classifier.npz",
+        "results/{experiment}/reference/{extractor}.npz",
     log:
-        "results/{experiment}/reference/classifier.log",
+        "results/{experiment}/reference/{extractor}.log",
+    priority: 1
     conda:
         "../../environment.yml"
-    threads: need("classifier", "threads")
+    threads: need("evaluation", "threads")
     resources:
-        cpus_per_task=need("classifier", "threads"),
-        mem_mb=need("classifier", "mem_mb"),
-        runtime=need("classifier", "runtime"),
+        cpus_per_task=need("evaluation", "threads"),
+        nodes=1,
+        gpu=need("evaluation", "gpu"),
+        mem_mb=need("evaluation", "mem_mb"),
+        runtime=need("evaluation", "runtime"),
+    params:
+        classifier=classifier_option,
+        weights=weights_of,
     shell:
-        "python -m vaebm reference --data {input.data} --classifier {input.classifier} --output {output}" " --threads {resources.cpus_per_task} --log {log}"
+        "python -m vaebm reference {input.settings} --data {input.data} {params.classifier} --output {output}"
+        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
 
 
 rule evaluation:
     input:
         unpack(data_of),
         unpack(models_of),
+        unpack(reference_of),
         settings="results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml",
-        classifier="results/{experiment}/classifier/model.pt",
-        reference="results/{experiment}/reference/classifier.npz",
         shards=shards_of,
     output:
         metrics="results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",
@@ -53,11 +61,14 @@ rule evaluation:
     threads: need("evaluation", "threads")
     resources:
         cpus_per_task=need("evaluation", "threads"),
+        nodes=1,
+        gpu=need("evaluation", "gpu"),
         mem_mb=need("evaluation", "mem_mb"),
         runtime=need("evaluation", "runtime"),
     params:
         energy=energy_option,
+        classifier=classifier_option,
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy}"
-        " --classifier {input.classifier} --reference {input.reference} --metrics {output.metrics}"
-        " --threads {resources.cpus_per_task} --log {log} {input.shards}"
+        " --extractor {input.extractor} {params.classifier} --reference {input.reference} --metrics {output.metrics}"
+        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.shards}"
