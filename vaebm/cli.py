@@ -207,6 +207,7 @@ def evaluation(
     reference: Annotated[Path, typer.Option(help="Statistics of the real images.")],
     metrics: Annotated[Path, typer.Option(help="Where the figures go: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")],
     energy: EnergyModel = None,
+    ood: Annotated[list[Path] | None, typer.Option(help="manifest.json of a data set that held-out images are told from.", show_default=False)] = None,
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
@@ -214,7 +215,7 @@ def evaluation(
     from vaebm.evaluation.stage import run
 
     _threads(threads)
-    run(settings, data, nvae, energy, classifier, reference, shards, metrics)
+    run(settings, data, nvae, energy, classifier, reference, shards, metrics, ood or [])
 
 
 @app.command(epilog=_example("benchmarks --compare ../other/results"))

@@ -19,13 +19,14 @@ FLOOR = "-floor"
 FAMILIES = {
     "Sample quality": ("FD-", "FID", "KID", "IS", "precision", "recall"),
     "Modes": ("modes", "KL"),
-    "Out-of-distribution detection": ("AUROC",),
+    "Out-of-distribution detection": ("AUROC", "AUPR", "FPR95"),
     "Likelihood": ("ELBO", "log-likelihood", "bits-per-dimension"),
+    "Speed": ("seconds",),
 }
 """Title → how the names of its metrics begin, in the order of the tables."""
 OTHERS = "Others"
 
-LOWER_IS_BETTER = ("FD-", "FID", "KID", "KL", "bits-per-dimension", "seconds")
+LOWER_IS_BETTER = ("FD-", "FID", "KID", "KL", "FPR95", "bits-per-dimension", "seconds")
 
 
 class Uncertainty(NamedTuple):

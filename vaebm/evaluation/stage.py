@@ -15,9 +15,9 @@ from vaebm import VAEBM, plots, provenance
 from vaebm.checkpoint import load_model, write_json
 from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
 from vaebm.data import open_images
-from vaebm.evaluation import fidelity, modes, ood, pictures
+from vaebm.evaluation import detection, fidelity, modes, ood, pictures, speed
 from vaebm.evaluation.classifier import to_float
-from vaebm.evaluation.figures import Scores, fidelity_figures, likelihood_figures, ood_figures, scores
+from vaebm.evaluation.figures import fidelity_figures, likelihood_figures
 from vaebm.evaluation.likelihood import Likelihood, estimate
 from vaebm.evaluation.steps import against_steps
 from vaebm.frechet import Statistics, frechet_distance
@@ -92,13 +92,22 @@ def _training(model: Path) -> dict[str, dict[str, Any]]:
     return {stage: {key: value for key, value in content.items() if key not in {"settings", "data"}}}
 
 
-def lacking(ood_sets: Sequence[str], reason: str) -> dict[str, str]:
+def lacking(ood_sets: list[str], reason: str) -> dict[str, str]:
     """The figures that a model without log p(x) has not, each with the reason; empty where it has all of them."""
-    names = ["ELBO", "ELBO-train", "log-likelihood", *(f"AUROC-{name}" for name in ood_sets)] if reason else []
-    return dict.fromkeys(names, reason)
+    return dict.fromkeys(["ELBO", "ELBO-train", "log-likelihood", *detection.lacking(ood_sets)] if reason else [], reason)
 
 
-def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier: Path, reference: Path, shards: list[Path], metrics: Path) -> None:
+def run(
+    settings: Path,
+    data: Path,
+    nvae: Path,
+    energy: Path | None,
+    classifier: Path,
+    reference: Path,
+    shards: list[Path],
+    metrics: Path,
+    ood_data: Sequence[Path] = (),
+) -> None:
     """Measure the samples and the models of one run; write `metrics`, and pictures/ beside it.
 
     Args:
@@ -109,6 +118,7 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         classifier: model file of the classifier; reference: what `fidelity.reference` wrote.
         shards: the samples; samples.yaml stands beside them.
         metrics: results/<experiment>/<variant>/seed<k>/evaluation/metrics.json.
+        ood_data: manifests of the data sets that held-out images are told from, data/<name>/manifest.json.
 
     Raises:
         UserError: a file is missing, damaged, or does not belong to the others.
@@ -132,29 +142,33 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
     def likelihood_of(pixels: Tensor) -> Likelihood | None:
         return None if reason else estimate(network, pixels, seed, draws)
 
-    train, held_out = images.split("train")[0], images.split("heldout")[0]
+    train, held_out = images.split("train", TRAIN)[0], images.split("heldout")[0]
     draws = chosen.elbo_samples
-    held_out_likelihood, train_likelihood = likelihood_of(held_out), likelihood_of(train[:TRAIN])
-    inside = scores(held_out_likelihood, held_out, energies)
-    outside: dict[str, Scores] = {}
-    shown = [held_out[:16]]
-    for name in chosen.ood if inside else []:
-        pixels = torch.from_numpy(ood.make(name, held_out.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
-        outside[name] = scores(likelihood_of(pixels), pixels, energies)
-        shown.append(pixels[:16])
+    held_out_likelihood, train_likelihood = likelihood_of(held_out), likelihood_of(train)
+    training = detection.scores(train_likelihood, train, energies)
+    inside = detection.with_typicality(detection.scores(held_out_likelihood, held_out, energies), training)
+    outside: dict[str, detection.Scores] = {}
+    shown, sources, manifests = [held_out[:16]], {}, {path.parent.name: path for path in ood_data}
+    for name, other in chosen.ood_sets.items() if inside else []:
+        told = ood.make(name, other, images, manifests)
+        outside[name] = detection.with_typicality(detection.scores(likelihood_of(told.images), told.images, energies), training)
+        shown.append(told.images[:16])
+        sources[name] = {"images": len(told.images), **told.source}
     judged = extractor.judge(samples)
     figures = fidelity_figures(judged, statistics, chosen, seed)
     if (depth := judged.logits.shape[1]) > 1:
-        law = modes.law_of(images.split("train")[1].numpy(), depth, judged.logits.shape[2])
+        law = modes.law_of(np.asarray(images.labels[slice(*images.splits["train"])]), depth, judged.logits.shape[2])
         counts = modes.histogram(modes.modes_of(judged.logits), law)
         figures |= modes.figures(counts, law, chosen.bootstrap, seed)
         pictures.modes(counts, law, seed, folder / "modes.png")
     if held_out_likelihood is not None and train_likelihood is not None:
         figures |= likelihood_figures(network, held_out_likelihood, train_likelihood, draws)
-    figures |= ood_figures(inside, outside, chosen.bootstrap, seed)
+    ood_figures = detection.ood_figures(inside, outside, chosen.bootstrap, seed)
+    figures |= detection.in_the_table(ood_figures, list(outside))
+    figures |= (took := speed.figures(shards))
 
     plots.image_grid(to_float(samples[: pictures.GRID]), folder / "samples.png")
-    pictures.neighbours(samples, judged.features, train, statistics.train_features, folder / "neighbours.png")
+    pictures.neighbours(samples, judged.features, images.view("train"), statistics.train_features, folder / "neighbours.png")
     if outside:
         plots.image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
         pictures.ood(inside, outside, figures, folder / "ood.png")
@@ -175,7 +189,8 @@ def run(settings: Path, data: Path, nvae: Path, energy: Path | None, classifier:
         "seed": seed,
         "metrics": figures,
         **along_chain,
-        "without": lacking(chosen.ood, reason),
+        "ood": {"sets": sources, "figures": ood_figures},
+        "without": {**lacking(list(chosen.ood_sets), reason), **({} if took else {speed.NAME: "its samples have no record of the time they took"})},
         "real": {"FD-classifier": {"value": statistics.real, "samples": len(held_out)}},
         "extractor": extractor.describe(images.shape),
         "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind},

@@ -40,6 +40,7 @@ rule evaluation:
     input:
         unpack(data_of),
         unpack(models_of),
+        unpack(ood_of),
         settings="results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml",
         classifier="results/{experiment}/classifier/model.pt",
         reference="results/{experiment}/reference/classifier.npz",
@@ -57,7 +58,8 @@ rule evaluation:
         runtime=need("evaluation", "runtime"),
     params:
         energy=energy_option,
+        ood=ood_options,
     shell:
-        "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy}"
+        "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
         " --classifier {input.classifier} --reference {input.reference} --metrics {output.metrics}"
         " --threads {resources.cpus_per_task} --log {log} {input.shards}"
