@@ -95,7 +95,7 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
             "samples": found[0]["samples"],
             "seeds": seeds,
             "by_seed": [{"seed": seed, "value": one["value"], "interval": one.get("interval")} for seed, one in zip(seeds, found, strict=True)],
-            **({"unit": found[0]["unit"]} if "unit" in found[0] else {}),
+            **({"unit": " and ".join(dict.fromkeys(figure["unit"] for figure in found))} if "unit" in found[0] else {}),
         }
     return {
         "experiment": first["experiment"],
@@ -107,7 +107,7 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
         **{key: first[key] for key in SAME},
         **merged(runs),
         "tracking": tracking,
-        "runs": [{"seed": run["seed"], "models": run["models"], "training": run["training"], "steps": run.get("steps")} for run in runs],
+        "runs": [{"seed": run["seed"], "models": run["models"], "training": run["training"], "steps": run.get("steps"), "ood": run.get("ood")} for run in runs],
     }
 
 

@@ -221,6 +221,7 @@ def evaluation(
     metrics: Annotated[Path, typer.Option(help="Where the figures go: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")],
     energy: EnergyModel = None,
     classifier: ClassifierModel = None,
+    ood: Annotated[list[Path] | None, typer.Option(help="manifest.json of a data set that held-out images are told from.", show_default=False)] = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
     log: Log = None,
@@ -229,7 +230,7 @@ def evaluation(
     from vaebm.evaluation.stage import run
     from vaebm.runtime import prepare
 
-    run(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, prepare(threads, gpus))
+    run(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, ood or [], prepare(threads, gpus))
 
 
 @app.command(epilog=_example("benchmarks --compare ../other/results"))

@@ -56,7 +56,7 @@ def gallery(record: Record) -> list[Picture]:
         energies = "Training images, held-out images, and chains at their start and end. The end should lie where the images do; held-out images apart from"
         pictures.append(Picture("Energies", f"{energies} training images would be overfitting.", own / "energies.png"))
     if any(metric.startswith("AUROC") for metric in record["metrics"]):
-        sets = "The first row is held out; the sets below are brought to its size and grey levels in the same way, so that no resizing gives them away."
+        sets = "The first row is held out; the sets below are brought to its size and levels by one rule, which leaves images of that size as they are."
         scores = "Held-out images against each set; the higher score is taken for in-distribution, so blue should stand to the right of orange."
         pictures += [
             Picture("What the scores tell apart", sets, measured / "sets.png", wide=True),

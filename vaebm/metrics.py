@@ -19,13 +19,14 @@ FLOOR = "-floor"
 FAMILIES = {
     "Sample quality": ("FD-", "FID", "KID", "IS", "precision", "recall"),
     "Modes": ("modes", "KL"),
-    "Out-of-distribution detection": ("AUROC",),
+    "Out-of-distribution detection": ("AUROC", "AUPR", "FPR95"),
     "Likelihood": ("ELBO", "log-likelihood", "bits-per-dimension"),
+    "Speed": ("seconds",),
 }
 """Title → how the names of its metrics begin, in the order of the tables."""
 OTHERS = "Others"
 
-LOWER_IS_BETTER = ("FD-", "FID", "KID", "KL", "bits-per-dimension", "seconds")
+LOWER_IS_BETTER = ("FD-", "FID", "KID", "KL", "FPR95", "bits-per-dimension", "seconds")
 
 
 STANDARD = {"FD": "FID"}
@@ -53,6 +54,12 @@ class Uncertainty(NamedTuple):
 def family(metric: str) -> str:
     """Which of `FAMILIES` a metric belongs to."""
     return next((title for title, begins in FAMILIES.items() if metric.startswith(begins)), OTHERS)
+
+
+def _place(metric: str) -> tuple[int, int]:
+    """Where a metric stands in the tables: the place of its family, and of the beginning of its name there."""
+    places = [(title, place) for title, begins in enumerate(FAMILIES.values()) for place, begin in enumerate(begins) if metric.startswith(begin)]
+    return places[0] if places else (len(FAMILIES), 0)
 
 
 def lower_is_better(metric: str) -> bool:
@@ -148,9 +155,9 @@ def beside_the_baseline(variants: dict[str, Record]) -> list[str]:
 def compared(variants: dict[str, Record]) -> list[tuple[str, list[Compared]]]:
     """Every metric of an experiment's variants, family by family; floors stand with their metric."""
     metrics = dict.fromkeys(metric for record in variants.values() for metric in record["metrics"] if not metric.endswith(FLOOR))
-    order, others = [*FAMILIES, OTHERS], beside_the_baseline(variants)
+    others = beside_the_baseline(variants)
     rows = []
-    for metric in sorted(metrics, key=lambda metric: order.index(family(metric))):
+    for metric in sorted(metrics, key=_place):
         figures = {variant: record["metrics"].get(metric) for variant, record in variants.items()}
         floors = [record["metrics"].get(metric + FLOOR) for record in variants.values()]
         perfect = dict.fromkeys(written(metric, floor["value"]) for floor in floors if floor)

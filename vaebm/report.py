@@ -92,7 +92,7 @@ def _inline(path: Path) -> str | None:
 def _pictures(record: Record, folder: Path) -> dict[str, Any]:
     """The pictures of one variant's first seed, inlined, and which ones are missing."""
     wanted = [(picture, _inline(folder / picture.path)) for picture in gallery(record)]
-    beside = {"steps.png": _steps(record)}
+    beside = {"steps.png": _steps(record), "ood.png": _detection(record)}
     return {
         "pictures": [{**picture._asdict(), "grid": picture.grid, "url": url, "table": beside.get(picture.path.name)} for picture, url in wanted if url],
         "missing": [f"{picture.title} ({folder.name}/{picture.path.as_posix()})" for picture, url in wanted if not url],
@@ -138,6 +138,17 @@ def _steps(record: Record) -> dict[str, Any] | None:
     names = [name for name in found[0] if name not in ("counts", "samples")]
     rows = [[str(count), *(_mean([steps[name][index] for steps in found]) for name in names)] for index, count in enumerate(found[0]["counts"])]
     return {"header": ["steps", *names], "rows": rows}
+
+
+def _detection(record: Record) -> dict[str, Any] | None:
+    """How well every score tells held-out images from every set, over the seeds; None for a variant that it was not measured of."""
+    found = [run["ood"]["figures"] for run in record["runs"] if run.get("ood") and run["ood"]["figures"]]
+    if not found:
+        return None
+    names = list(dict.fromkeys(name.partition("-")[0] for name in found[0]))
+    scored = list(dict.fromkeys(name.partition("-")[2] for name in found[0]))
+    rows = [[one, *(_mean([figures[f"{name}-{one}"]["value"] for figures in found]) for name in names)] for one in scored]
+    return {"header": ["set, score", *map(arrowed, names)], "rows": rows}
 
 
 def _mean(values: list[float | None]) -> str:

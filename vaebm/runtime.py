@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import sys
 import time
@@ -81,6 +82,15 @@ def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called: the GPU's name, or the CPU's where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    told = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in told.read_text().splitlines() if line.startswith("model name")] if told.is_file() else []
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def place(module: M, device: torch.device) -> M:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.checkpoint import writing
+from vaebm.checkpoint import write_json, writing
 from vaebm.config import SamplesSettings, UserError
 from vaebm.model import VAEBM, sample_noise
-from vaebm.runtime import Progress, prepare
+from vaebm.runtime import Progress, device_name, prepare
 from vaebm.settings import read_settings
 
 
@@ -22,9 +22,10 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Path, *, threads: int, gpus: int) -> None:
-    """Draw shard `shard` of the samples: `output` holds (n, H, W, C) uint8.
+    """Draw shard `shard` of the samples: `output` holds (n, H, W, C) uint8, and a .json beside it how long that took and on what.
 
-    Image k depends on the seed and on k alone; the shards are whole batches, so their number changes no bit.
+    Image k depends on the seed and on k alone; the shards are whole batches, so their number changes no bit. The record is no output
+    that Snakemake knows of: samples without one are as good.
 
     Args:
         settings: samples.yaml.
@@ -47,6 +48,9 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
         images = model.images(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
         batches.append(to_uint8(images).cpu())
         progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
+    seconds = time.monotonic() - began
     progress.close()
+    used = {"device": device_name(device), "threads": threads if device.type == "cpu" else None}
+    write_json(output.with_suffix(".json"), {"images": len(index), "seconds": seconds, "steps": stage.chain.steps, "batch": stage.batch, **used})
     with writing(output) as stream:
         np.save(stream, torch.cat(batches).contiguous().numpy())

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Set
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
 from vaebm.config import STAGES, DataSettings, Experiment, S, Settings, UserError
-from vaebm.config.evaluation import PATHS
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""
@@ -84,7 +82,7 @@ def validate(model: type[S], value: Any, where: str) -> S:
 
 def _line(model: type[Settings], problem: Any) -> str:
     """One validation error in words: key, what was expected, what was found."""
-    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("function-", "(")))]  # pydantic's own, no keys
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; keys that exist: {', '.join(_fields(model, location[:-1]))}"
@@ -99,11 +97,13 @@ def _fields(model: type[Settings], location: list[Any]) -> list[str]:
     """Names of the fields of the group of settings at `location`."""
     annotation: Any = model
     for part in location:
-        if isinstance(part, str) and hasattr(annotation, "model_fields"):
-            annotation = annotation.model_fields[part].annotation
-        elif get_args(annotation):  # an element of a list, a value of a dict
-            annotation = get_args(annotation)[-1]
-    return list(getattr(annotation, "model_fields", ()))
+        annotation = get_args(annotation)[-1] if get_origin(annotation) in (list, dict) else _group(annotation).model_fields[part].annotation
+    return list(_group(annotation).model_fields)
+
+
+def _group(annotation: Any) -> Any:
+    """The group of settings that an annotation allows, perhaps among other things."""
+    return annotation if hasattr(annotation, "model_fields") else next(filter(None, map(_group, get_args(annotation))), None)
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -133,7 +133,7 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> No
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
             _write(run / f"{stage.name}.yaml", seed, stage.name, stage.settings)
             _write(run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model))
-            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", evaluation, without=PATHS)
+            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", experiment.evaluation and experiment.evaluation.without_paths)
 
 
 def write_data_settings(data: DataSettings, folder: Path) -> None:
@@ -164,10 +164,10 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
         raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
 
 
-def _write(path: Path, seed: int, section: str, settings: Settings | None, without: Set[str] = frozenset()) -> None:
+def _write(path: Path, seed: int, section: str, settings: Settings | None) -> None:
     if settings is None:
         return
-    text = yaml.dump({"seed": seed, section: settings.model_dump(exclude=set(without))}, Dumper=_Dumper, sort_keys=False)
+    text = yaml.dump({"seed": seed, section: settings.model_dump()}, Dumper=_Dumper, sort_keys=False)
     if not path.is_file() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".yaml.tmp")

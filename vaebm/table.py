@@ -14,7 +14,7 @@ from vaebm.paper import Paper, Row, Table
 from vaebm.settings import read_experiment
 
 COLUMNS = [
-    "table", "model", "experiment", "variant", "metric", "measured", "spread", "low", "high", "floor", "samples", "seeds", "paper", "mark",
+    "table", "model", "experiment", "variant", "metric", "measured", "spread", "low", "high", "floor", "samples", "unit", "seeds", "paper", "mark",
     "extractor", "chain", "commit", "changed", "data", "configuration", "tracking", "note",
 ]  # fmt: skip
 
@@ -60,6 +60,7 @@ class Line:
                 high=high,
                 floor=floor and floor["value"],
                 samples=figure["samples"],
+                unit=figure.get("unit"),
                 seeds=" ".join(map(str, figure["seeds"])),
                 extractor=extractor_of(self.record, self.metric) if uses_extractor(self.metric) else None,
                 chain=chain_of(self.record),
@@ -174,13 +175,16 @@ def paper_header(table: Table) -> list[str]:
 def remark_of(row: Row, measured: Measured, runs: Commands) -> str:
     """What has to be said about one of the paper's rows, and what fills its measured cells, commands in backticks."""
     hows = dict.fromkeys(how_to_run(row, metric, measured, runs) for metric in row.figures)
-    return "; ".join(filter(None, (row.note, *hows)))
+    answers = {metric: record["metrics"][metric] for metric in row.figures if (record := answer_of(row, metric, measured))}
+    units = [f"{metric} measured in {figure['unit']}" for metric, figure in answers.items() if "unit" in figure]
+    return "; ".join(filter(None, (row.note, *hows, *units)))
 
 
 LEGEND = (
     "Measured: of several seeds the mean ± standard deviation over them, each seed's interval standing with its run; of one seed its value and "
-    "[low, high], the 95 % interval over the images that were drawn: the samples; for recall the training images; for AUROC the held-out images and the "
-    "set. Marks of the paper's figures: A seen in two independent sources or in the authors' "
+    "[low, high], the 95 % interval over the images that were drawn: the samples; for recall the training images; for AUROC, AUPR (average precision, "
+    "held-out images positive) and FPR95 (share of the set that passes where 95 % of the held-out images do) these and the set. "
+    "Marks of the paper's figures: A seen in two independent sources or in the authors' "
     "repository, B in one source, M from memory, unverified. FID stands for the standard Inception features only; a distance in other features is named "
     "after them. An empty measured cell was not run."
 )

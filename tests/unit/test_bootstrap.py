@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
 
-from vaebm.evaluation import bootstrap, fidelity, ood
+from vaebm.evaluation import bootstrap, fidelity
 from vaebm.evaluation.bootstrap import generator, interval, resamples
 from vaebm.frechet import Statistics, frechet_distance
 
@@ -94,17 +93,6 @@ def test_inception_replicates_are_scores_of_the_resampled_parts():
     for number, score in enumerate(found):
         redrawn = np.concatenate([drawn(values, counts[number]) for values, counts in parts])
         assert score == pytest.approx(fidelity.inception_score(redrawn, 3)[0], rel=1e-12)
-
-
-def test_auroc_replicates_are_areas_of_the_resampled_images():
-    """Scores with ties, within a set and between the two."""
-    random = np.random.default_rng(0)
-    inside, outside = random.integers(0, 8, 30).astype(float), random.integers(2, 12, 20).astype(float)
-    counts = resamples(30, 6, random), resamples(20, 6, random)
-    found = ood.auroc_replicates(inside, outside, *counts)
-    for area, one, other in zip(found, *counts, strict=True):
-        scores = np.concatenate([drawn(inside, one), drawn(outside, other)])
-        assert area == pytest.approx(roc_auc_score(np.repeat([1, 0], [30, 20]), scores), abs=1e-12)
 
 
 def test_resamples_are_a_function_of_seed_and_purpose():

@@ -14,6 +14,9 @@ from vaebm.settings import check_prepared, read_experiment, read_settings, read_
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 
+OTHERS = "    - dataset: arrays\n      name: {}\n      side: {}\n      channels: 1\n      heldout: 1{}"
+"""A set of the user's that held-out images are told from."""
+
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> None:
@@ -76,7 +79,14 @@ def test_nvae_settings_are_the_published_ones(name: str, shape: tuple[object, ..
         ("warmup_epochs: 2", "warmup_epochs: 2000", "nvae: training.warmup_epochs must be below training.epochs"),
         ("potential: noise", "potential: loud", "ebm.potential: Input should be 'noise', 'density' or 'pixels', found 'loud'"),
         ("start: prior", "start: uniform", "ebm: start uniform belongs to potential pixels, found potential noise"),
-        ("    - turned", "    - interpolation", "evaluation.ood: each set at most once"),
+        ("    - turned", "    - interpolation", "evaluation.ood: each set at most once, found interpolation, interpolation"),
+        ("    - turned", "    - turnd", "evaluation.ood: there is no set 'turnd'; sets that exist: interpolation, turned, photographs, digits,"),
+        ("    - turned", "    - digits", "evaluation.ood: digits: expected another set than the experiment's own"),
+        ("    - turned", "    - svhn", "evaluation.ood: svhn: expected images of 1 channel(s), as digits has, found 3"),
+        ("    - turned", OTHERS.format("other", 4, ""), "evaluation.ood: other: expected at least 8×8 pixels, as digits has, found 4×4"),
+        ("    - turned", OTHERS.format("celeba", 8, ""), "evaluation.ood: name: figures call another set celeba"),
+        ("    - turned", OTHERS.format("other", 8, "\n      sidez: 4"), "evaluation.ood.1.sidez: unknown key; keys that exist: dataset, path, name, side,"),
+        ("    - turned", OTHERS.format("other", "big", ""), "evaluation.ood.1.side: Input should be a valid integer, found 'big'"),
         ("dataset: digits", "dataset: digitz", "data.dataset: there is no data set 'digitz'; data sets that exist: digits"),
         ("beta1: 0.99", "beta1: 1.0", "ebm.training.beta1: Input should be less than 1, found 1.0"),
         ("preprocess_blocks: 1", "preprocess_blocks: 3", "nvae.network: 8×8 images cannot be halved 4 times"),
@@ -289,3 +299,29 @@ def test_hash_leaves_resources_out() -> None:
 def test_configuration_imports_neither_torch_nor_mlflow() -> None:
     code = "import sys, vaebm.settings; print([name for name in ('torch', 'mlflow', 'sklearn') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_ood_sets_are_names_or_sections(tmp_path: Path) -> None:
+    """Figures call them without the side that they had; where raw files stand changes neither settings files nor hash."""
+    experiment = read_experiment(EXPERIMENTS / "celeba64.yaml")
+    evaluation = read_experiment(EXPERIMENTS / "digits.yaml").evaluation
+    assert evaluation is not None
+    sections = {"cifar10": "/a", "svhn": None, "celeba64": None}
+    sets = ["interpolation", *({"dataset": name, "path": path} if path else name for name, path in sections.items())]
+    own = {"dataset": "arrays", "path": "raw/c100.npz", "name": "cifar100_subset", "side": 32, "channels": 3, "heldout": 1.0}
+
+    def changed(**found: object) -> Experiment:
+        content = experiment.model_dump() | {"data": {"dataset": "cifar100"}, "evaluation": evaluation.model_dump() | found}
+        content["nvae"]["network"] |= {"groups": [5, 5], "preprocess_blocks": 1}
+        return Experiment.model_validate(content)
+
+    made = changed(ood=[*sets, own])
+    assert made.evaluation is not None
+    assert list(made.evaluation.ood_sets) == ["interpolation", "cifar10", "svhn", "celeba", "cifar100_subset"]
+    assert [data.prepared for data in made.sets] == ["cifar100", "cifar10", "svhn", "celeba64", "cifar100_subset"]
+    moved = changed(ood=["interpolation", "cifar10", "svhn", {"dataset": "celeba64", "path": "/b"}, own | {"path": "/c.npz"}])
+    assert moved.hash() == made.hash() != changed(ood=sets).hash()
+    write_settings(made, tmp_path, [0])
+    before = (tmp_path / "nvae/seed0/evaluation/evaluation.yaml").read_text()
+    write_settings(moved, tmp_path, [0])
+    assert (tmp_path / "nvae/seed0/evaluation/evaluation.yaml").read_text() == before and "raw" not in before

@@ -12,13 +12,14 @@ def test_nearest_are_those_at_the_smallest_distance():
     random = np.random.default_rng(0)
     queries, among = random.normal(size=(5, 3)), random.normal(size=(40, 3))
     expected = [sorted(range(40), key=lambda index: np.linalg.norm(among[index] - query))[:4] for query in queries]
-    assert pictures.nearest(torch.from_numpy(queries), torch.from_numpy(among), 4).tolist() == expected
+    assert pictures.nearest(torch.from_numpy(queries), torch.from_numpy(among).split(7), 4).tolist() == expected
 
 
-def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path):
+def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkeypatch):
     """Images of one grey level each: the nearest by pixels have the nearest levels; features are made to order them the other way."""
     levels = np.arange(10, 250, 10, dtype=np.uint8)
-    train = torch.from_numpy(levels).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
+    monkeypatch.setattr(pictures, "BLOCK", 7)  # they are read in parts
+    train = np.tile(levels.reshape(-1, 1, 1, 1), (1, 8, 8, 1))
     samples = torch.full((13, 1, 8, 8), 51, dtype=torch.uint8)
     features = np.zeros((13, 1))
     train_features = 250.0 - levels[:, None]

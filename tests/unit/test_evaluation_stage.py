@@ -141,18 +141,6 @@ def test_the_model_belongs_to_the_run(tmp_path):
             stage.run(nothing, nothing, nvae, energy, nothing, nothing, nothing, [], metrics)
 
 
-def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
-    """Nothing else is made up, and what is lacking is named."""
-    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-    found = figures.scores(None, images, lambda x: torch.arange(len(x)))
-    assert list(found) == ["energy"] and found["energy"].tolist() == [0, -1, -2]
-    (name, area), *others = figures.ood_figures(found, {"turned": found}, 50, 0).items()
-    assert not others and name == "AUROC-turned-energy" and area["value"] == 0.5 and area["interval"][0] < 0.5 < area["interval"][1]
-    assert figures.scores(None, images, None) == {}
-    assert stage.lacking(["turned"], "why") == dict.fromkeys(["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned"], "why")
-    assert stage.lacking(["turned"], "") == {}
-
-
 @pytest.mark.parametrize(("decoder", "crop"), [("normal", 0), ("bernoulli", 1), ("logistic_mixture", 0)])
 def test_bits_per_dimension_are_those_of_a_probability(decoder, crop):
     """Of a discrete decoder −log₂ p(x) by the dimensions that the likelihood counts; of a density there are none."""

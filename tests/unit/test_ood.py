@@ -1,61 +1,104 @@
-"""What digits are told from, and how well."""
+"""What held-out images are told from: sets of their own form, without a mark of how they were made."""
+
+from dataclasses import replace
+from fractions import Fraction
+from hashlib import sha256
+from math import gcd
 
 import numpy as np
 import pytest
-import torch
 
-from vaebm.config import UserError
-from vaebm.data.digits import prepare_digits, to_counts, to_uint8
+from vaebm.config import DataSettings, UserError
+from vaebm.data import open_images, write_images
+from vaebm.data.digits import prepare_digits, reduce, to_counts, to_uint8
+from vaebm.data.prepared import ImageSet
 from vaebm.evaluation import ood
-from vaebm.evaluation.figures import ood_figures, scores
-from vaebm.evaluation.likelihood import Likelihood
+from vaebm.evaluation.detection import auroc
+
+LEVELS = set(to_uint8(np.arange(17)))
+
+
+def noise(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def image_set(images, name="mine", train=0):
+    """A data set as it is open."""
+    splits = {"train": (0, train), "heldout": (train, len(images))}
+    return ImageSet(name, images, np.zeros(len(images), np.int64), splits, "hash", False)
+
+
+def prepared(folder, images, name, train=0):
+    """The manifest of a prepared set of these images."""
+    splits = {"train": (0, train), "heldout": (train, len(images))}
+    write_images(folder / name, name, images, np.zeros(len(images), np.int64), splits, {})
+    return folder / name / "manifest.json"
+
+
+def own(name, side, channels=3):
+    return DataSettings(dataset="arrays", name=name, side=side, channels=channels, heldout=0.5)
+
+
+def pictures(made):
+    """(N, H, W, C) of a set."""
+    return made.images.permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture(scope="module")
 def digits():
-    images, _, splits, _ = prepare_digits()
-    first, last = splits["heldout"]
-    return images[first:last]
+    images, labels, splits, _ = prepare_digits()
+    return ImageSet("digits", images, labels, splits, "hash", False)
 
 
 @pytest.mark.parametrize("name", sorted(ood.SETS))
-def test_every_set_has_the_digits_count_form_and_levels(digits, name):
-    pictures = ood.make(name, digits)
-    assert pictures.shape == digits.shape and pictures.dtype == np.uint8
-    assert set(np.unique(pictures)) <= set(to_uint8(np.arange(17))), "the same 17 levels, or the levels would tell them apart"
-    assert np.array_equal(pictures, ood.make(name, digits)), "a function of the digits alone"
+def test_every_set_of_digits_has_their_count_form_and_levels(digits, name):
+    made = ood.make(name, None, digits, {})
+    assert pictures(made).shape == digits.view("heldout").shape and made.images.is_contiguous() and made.source == {}
+    assert set(np.unique(made.images)) <= LEVELS, "the same 17 levels, or the levels would tell them apart"
+    assert np.array_equal(made.images, ood.make(name, None, digits, {}).images), "a function of the digits alone"
 
 
-def test_interpolations_are_means_of_two_different_digits(digits):
-    mixed, counts = to_counts(ood.make("interpolation", digits)), to_counts(digits)
-    pairs = set()
-    for index, picture in enumerate(mixed):
-        partner = (index + len(digits) // 3) % len(digits)
-        assert np.abs(2 * picture - counts[index] - counts[partner]).max() <= 1, "nearest level"
-        pairs.add(frozenset((index, partner)))
-    assert len(pairs) == len(digits) and all(len(pair) == 2 for pair in pairs)
-    # halves go either way alike: the mean brightness stays, and so does the share of even levels among the greys
-    exact = (counts + np.roll(counts, -(len(digits) // 3), axis=0)) / 2
+@pytest.mark.parametrize("name", ["digits", "mine"])
+def test_interpolations_are_unbiased_means_of_two_different_images(digits, name):
+    """Of digits in their 17 levels, of other images, here 1,000 of 5×5 in colour, in 256. The bounds are four standard errors of a fair coin."""
+    images = digits.view("heldout") if name == "digits" else noise(0, 1000, 5, 5, 3)
+    to_levels = to_counts if name == "digits" else lambda found: found.astype(np.int64)
+    mixed, levels = to_levels(pictures(ood.make("interpolation", None, image_set(images, name), {}))), to_levels(images)
+    partners = (np.arange(len(images)) + len(images) // 3) % len(images)
+    assert len({frozenset(pair) for pair in enumerate(partners.tolist())}) == len(images)
+    exact = (levels + levels[partners]) / 2
+    assert np.abs(mixed - exact).max() == 0.5, "to the nearest level"
     odd = exact % 1 == 0.5
-    error = 4 * 0.5 / np.sqrt(odd.sum())  # four standard errors of a fair coin
-    assert abs((mixed - exact)[odd].mean()) < error
-    assert abs((mixed[odd] % 2 == 0).mean() - 0.5) < error
+    error = 4 * 0.5 / np.sqrt(odd.sum())
+    assert abs((mixed - exact)[odd].mean()) < error, "the mean brightness stays"
+    assert abs((mixed[odd] % 2 == 0).mean() - 0.5) < error, "and so does the share of even levels"
+    ups = (mixed - exact)[odd]
+    assert abs((ups[1:] == ups[:-1]).mean() - 0.5) < error, "one bit a value: neighbours do not share it"
 
 
-def test_turned_digits_are_turned_by_180_degrees(digits):
-    pictures = ood.make("turned", digits)
-    assert np.array_equal(np.rot90(pictures, 2, axes=(1, 2)), digits)
-    assert not np.array_equal(pictures, digits)
+def test_memory_is_bounded_without_changing_anything(digits, monkeypatch):
+    images, large = image_set(noise(1, 30, 6, 6, 3)), noise(2, 30, 9, 9, 3)
+    whole = [pictures(ood.make("interpolation", None, images, {})), ood.fitted(large, 6, "mine")]
+    monkeypatch.setattr(ood, "BLOCK", 4 * 108)
+    again = [pictures(ood.make("interpolation", None, images, {})), ood.fitted(large, 6, "mine")]
+    assert all(np.array_equal(one, other) for one, other in zip(whole, again, strict=True))
+
+
+def test_turned_images_are_turned_by_180_degrees(digits):
+    for images in (digits, image_set(noise(0, 5, 6, 6, 3))):
+        found = pictures(ood.make("turned", None, images, {}))
+        assert np.array_equal(np.rot90(found, 2, axes=(1, 2)), images.view("heldout"))
+        assert not np.array_equal(found, images.view("heldout"))
 
 
 def test_photographs_are_different_patches_brought_to_size_like_the_digits(digits):
     """Every patch is found again: 4×4 block means of a 32×32 crop of one of the two photographs."""
-    pictures = ood.make("photographs", digits)
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+    found = pictures(ood.make("photographs", None, digits, {}))
+    assert len({picture.tobytes() for picture in found}) == len(found)
     from sklearn.datasets import load_sample_images
 
     grey = [np.asarray(photo, dtype=np.float64) @ (0.299, 0.587, 0.114) for photo in load_sample_images().images]
-    for picture in pictures[[0, 1, 200]]:
+    for picture in found[[0, 1, 200]]:
         distances = []
         for photo in grey:
             sums = np.pad(photo.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -64,42 +107,102 @@ def test_photographs_are_different_patches_brought_to_size_like_the_digits(digit
             blocks = np.stack([means[4 * r : 4 * r + rows, 4 * c : 4 * c + columns] for r in range(8) for c in range(8)])
             distances.append(np.abs(blocks - to_counts(picture[..., 0]).reshape(64, 1, 1)).max(axis=0).min())
         assert min(distances) <= 0.5 + 16 / 255, "nearest level, and at most one grey level lost by integer grey"
+    with pytest.raises(UserError, match="made for digits alone, found mine"):
+        ood.make("photographs", None, replace(digits, name="mine"), {})
 
 
-def test_other_images_are_refused():
-    with pytest.raises(UserError, match="8×8×1, found images of 10×32×32×3"):
-        ood.make("turned", np.zeros((10, 32, 32, 3), np.uint8))
+def area_mean(image, side):
+    """The mean of the image (T, T) over each of side×side equal areas, in fractions, pixel by pixel."""
+    size = len(image)
+
+    def share(cell, pixel):
+        return max(Fraction(0), min(Fraction(cell + 1, side), Fraction(pixel + 1, size)) - max(Fraction(cell, side), Fraction(pixel, size))) * side
+
+    weights = [[share(cell, pixel) for pixel in range(size)] for cell in range(side)]
+    return [
+        [sum(weights[row][i] * weights[column][j] * int(image[i, j]) for i in range(size) for j in range(size)) for column in range(side)]
+        for row in range(side)
+    ]
 
 
-def test_auroc_counts_pairs():
-    generator = np.random.default_rng(0)
-    inside, outside = generator.integers(0, 9, 40).astype(float), generator.integers(-3, 7, 30).astype(float)
-    expected = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in inside for b in outside])
-    assert ood.auroc(inside, outside) == pytest.approx(expected, rel=1e-12)
-    assert ood.auroc(inside + 100, outside) == 1 and ood.auroc(inside - 100, outside) == 0
+@pytest.mark.parametrize(("size", "side"), [(8, 4), (9, 3), (6, 4), (7, 5), (10, 4)])
+def test_larger_images_become_means_over_areas(size, side):
+    images = noise(3, 6, size, size, 3)
+    made = ood.fitted(images, side, "mine")
+    exact = np.array([[area_mean(image[..., channel], side) for channel in range(3)] for image in images]).transpose(0, 2, 3, 1)
+    distance = np.abs(made.astype(int) - exact)
+    assert made.dtype == np.uint8 and distance.max() <= Fraction(1, 2)
+    ties = distance == Fraction(1, 2)
+    assert size // gcd(size, side) % 2 == 1 or 0 < (made[ties] > exact[ties]).sum() < ties.sum(), "halves go up or down"
 
 
-def test_scores_are_higher_for_what_looks_in_distribution():
-    """Low energy and high likelihood both raise the score; with the NVAE alone there is no more than the likelihood."""
-    bright, dark = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
-
-    def energy(x):
-        assert x.dtype == torch.uint8
-        return -10 * (x / 255).mean(dim=(1, 2, 3))  # bright images are data here
-
-    log_p = torch.arange(6, dtype=torch.float64)
-    likelihood = Likelihood(elbo=log_p - 100, importance=log_p)
-    inside, outside = scores(likelihood, bright, energy), scores(likelihood, dark, energy)
-    assert inside[""] == pytest.approx(log_p.numpy() + 10)
-    assert inside["energy"] == pytest.approx(10.0) and np.array_equal(inside["likelihood"], log_p)
-    found = ood_figures(inside, {"dark": outside}, 20, 0)
-    assert {name: figure["value"] for name, figure in found.items()} == {"AUROC-dark": 1, "AUROC-dark-energy": 1, "AUROC-dark-likelihood": 0.5}
-    alone = scores(likelihood, bright, None)
-    assert list(alone) == [""] and np.array_equal(alone[""], log_p)
-    assert list(ood_figures(alone, {"dark": alone}, 20, 0)) == ["AUROC-dark"]
+def test_digits_are_told_from_images_of_their_own_levels():
+    """Made smaller as scans of digits were, but for halves, which their reduction always rounds up."""
+    large = noise(4, 50, 32, 32, 1)
+    made, scanned = ood.fitted(large, 8, "digits"), reduce(large[..., 0])[..., None]
+    assert set(np.unique(made)) <= LEVELS
+    halves = (large.astype(int).reshape(50, 8, 4, 8, 4, 1).sum(axis=(2, 4)) * 32) % (2 * 255 * 16) == 255 * 16
+    assert np.array_equal(made[~halves], scanned[~halves])
+    small = noise(5, 50, 8, 8, 1)
+    assert np.array_equal(ood.fitted(small, 8, "digits"), to_uint8(to_counts(small))), "also where the size is theirs"
 
 
-def test_an_energy_that_is_not_finite_is_named():
-    likelihood = Likelihood(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
-    with pytest.raises(UserError, match="finite energies, found 2 others"):
-        scores(likelihood, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), lambda x: torch.full((len(x),), torch.nan))
+def sharpness(images):
+    """Minus the mean square of differences of neighbouring pixels: what a model sees at once in images that were resized."""
+    floats = images.astype(np.float64)
+    return -(np.square(np.diff(floats, axis=1)).mean(axis=(1, 2, 3)) + np.square(np.diff(floats, axis=2)).mean(axis=(1, 2, 3)))
+
+
+def test_size_alone_does_not_tell_images_apart(tmp_path):
+    """Two halves of the same images, one of which comes at twice the size, by a score that sees nothing but detail.
+
+    By repeated pixels it comes back as it was. Photographed at twice the size, each set is what the areas of the larger pictures hold, and so
+    are the held-out images: 0.5 within four standard errors of an AUROC of 400 against 400 (√((2n+1)/12n²) = 0.0204). What a
+    softening enlargement took away (Pillow's bilinear filter) cannot be given back: that remains visible, as it is in the larger set.
+    """
+    from PIL import Image
+
+    scenes = noise(6, 800, 32, 32, 3)
+    photos = scenes.astype(np.float64).cumsum(1).cumsum(2)  # detail at every scale
+    photos = (255 * (photos - photos.min((1, 2), keepdims=True)) / np.ptp(photos, axis=(1, 2), keepdims=True) * 0.5 + scenes * 0.5).astype(np.uint8)
+    small = ood.fitted(photos, 16, "mine")
+    inside, other = image_set(small[:400], "inside"), small[400:]
+    enlarged = {
+        "repeated": other.repeat(2, axis=1).repeat(2, axis=2),
+        "photographed": photos[400:],
+        "softened": np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in other]),
+    }
+    manifests = {name: prepared(tmp_path, images, name) for name, images in enlarged.items()}
+    made = {name: pictures(ood.make(name, own(name, 32), inside, manifests)) for name in enlarged}
+    assert np.array_equal(made["repeated"], other)
+    areas = {name: auroc(sharpness(small[:400]), sharpness(found)) for name, found in made.items()}
+    assert abs(areas["repeated"] - 0.5) < 4 * 0.0204 and abs(areas["photographed"] - 0.5) < 4 * 0.0204
+    assert areas["softened"] < 0.05
+
+
+def test_a_prepared_set_is_its_held_out_images_chosen_by_hash(tmp_path):
+    """At most as many as are held out of the experiment's own, in their order; its images to train on are left alone."""
+    images = noise(7, 50, 4, 4, 3)
+    manifest = prepared(tmp_path, images, "other", train=10)
+    inside = image_set(noise(8, 30, 4, 4, 3), train=10)
+    made = ood.make("other", own("other", 4), inside, {"other": manifest})
+    smallest = sorted(range(10, 50), key=lambda index: sha256(images[index].tobytes()).digest())[:20]
+    assert np.array_equal(pictures(made), images[sorted(smallest)])
+    assert made.source == {"data": open_images(manifest).hash, "heldout": 40, "side": 4, "users": False}
+    fewer = ood.make("other", own("other", 4), image_set(noise(8, 90, 4, 4, 3)), {"other": manifest})
+    assert np.array_equal(pictures(fewer), images[10:])
+
+
+@pytest.mark.parametrize("shape", [(20, 4, 4, 1), (20, 3, 3, 3), (1, 4, 4, 3)])
+def test_sets_of_another_form_are_refused(tmp_path, shape):
+    """Grey beside colour, images that would have to be enlarged, and a lone image."""
+    manifest = prepared(tmp_path, noise(9, *shape), "other")
+    with pytest.raises(UserError, match="expected at least 2 held-out images of 4×4×3 or larger ones, found .* of .×.×."):
+        ood.make("other", own("other", 4), image_set(noise(8, 30, 4, 4, 3)), {"other": manifest})
+
+
+def test_what_is_lacking_is_named(tmp_path):
+    with pytest.raises(UserError, match="ood: other: expected --ood data/other/manifest.json, found none"):
+        ood.make("other", own("other", 4), image_set(noise(8, 30, 4, 4, 3)), {})
+    with pytest.raises(UserError, match="expected at least 2 held-out images, found 1"):
+        ood.make("turned", None, image_set(noise(8, 1, 4, 4, 3)), {})

@@ -58,11 +58,9 @@ def mine(tiny_run, tmp_path_factory):
     (project.folder / "vaebm/data/patches.py").write_text(module)
     insert(project, "vaebm/data/__init__.py", "from vaebm.data.digits", "from vaebm.data.patches import prepare_patches\n")
     insert(project, "vaebm/data/__init__.py", "DATASETS.* = {", in_the_package)
-    insert(project, "vaebm/config/experiment.py", "DATASETS.* = {", in_the_settings)
+    insert(project, "vaebm/config/data.py", "DATASETS.* = {", in_the_settings)
     project.edit(MINE, "dataset: digits", "dataset: patches")
-    without_ood, found = re.subn(r"  ood:\n(    - \w+\n)+", "  ood: []\n", (project.folder / MINE).read_text())
-    assert found == 1
-    (project.folder / MINE).write_text(without_ood)
+    project.edit(MINE, "    - photographs\n", "")
     shell(project, prepare)
 
     *asking, command = ask_and_run.splitlines()
@@ -112,7 +110,7 @@ def test_own_metric_stands_in_the_table(finished_mine):
     (finished_mine.folder / "vaebm/evaluation/grey_levels.py").write_text(module)
     stage = "vaebm/evaluation/stage.py"
     insert(finished_mine, stage, "from vaebm.evaluation.figures", "from vaebm.evaluation.grey_levels import grey_level_figures\n")
-    insert(finished_mine, stage, r" +figures \|= ood_figures", added)
+    insert(finished_mine, stage, r" +figures \|= detection", added)
     finished_mine.edit("vaebm/metrics.py", "LOWER_IS_BETTER = (", 'LOWER_IS_BETTER = ("W1", ')
     shell(finished_mine, again)
     figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]

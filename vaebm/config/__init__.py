@@ -5,9 +5,10 @@ imports torch or mlflow: the Snakefile reads this package in every job.
 """
 
 from vaebm.config.base import S, Settings, UserError, fingerprint
+from vaebm.config.data import DATASETS, DatasetFacts, DataSettings
 from vaebm.config.ebm import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
-from vaebm.config.experiment import BASELINE, DATASETS, STAGES, CPUResources, DatasetFacts, DataSettings, Experiment, GPUResources, Resources, Stage, Variant
+from vaebm.config.experiment import BASELINE, STAGES, CPUResources, Experiment, GPUResources, Resources, Stage, Variant
 from vaebm.config.nvae import NVAENetworkSettings, NVAESettings, NVAETrainingSettings
 from vaebm.config.wgan import WGANSettings
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
 from vaebm.config.base import NonNegativeInt, Settings, Several
+from vaebm.config.data import DATASETS, DataSettings
 from vaebm.config.ebm import ChainSettings
 
 
@@ -101,6 +102,18 @@ class StepsSettings(Settings):
         return counts
 
 
+Derived = Literal["interpolation", "turned", "photographs"]
+"""OOD sets that are made of the held-out images themselves, or in their form."""
+DERIVED: tuple[str, ...] = get_args(Derived)
+
+OODName = Annotated[str, Field(json_schema_extra={"enum": [*DERIVED, *DATASETS]})]
+OODSet = Annotated[
+    Annotated[OODName, Tag("(name)")] | Annotated[DataSettings, Tag("(section)")],
+    Discriminator(lambda found: f"({'name' if isinstance(found, str) else 'section'})"),
+]
+"""An OOD set: a name, or a section as `data` is, for a path or files of the user's. No key of a file is in parentheses, as the tags are."""
+
+
 class EvaluationSettings(Settings):
     """Stage `evaluation`."""
 
@@ -124,14 +137,23 @@ class EvaluationSettings(Settings):
     """Images in each of them."""
     elbo_samples: PositiveInt = 10
     """Draws of the posterior per image, for the ELBO and the importance-weighted log-likelihood."""
-    ood: list[Literal["interpolation", "turned", "photographs"]]
-    """Sets that held-out images are told from by log p(x) − E(x)."""
+    ood: list[OODSet]
+    """Sets that held-out images are told from by log p(x) − E(x): names, or sections as `data` is."""
 
     @field_validator("ood")
     @classmethod
-    def _no_set_twice(cls, sets: list[str]) -> list[str]:
-        if len(set(sets)) < len(sets):
-            raise ValueError(f"each set at most once, found {sets}")
+    def _have_names_of_their_own(cls, sets: list[OODSet]) -> list[OODSet]:
+        for one in sets:
+            if isinstance(one, str) and one not in DERIVED and one not in DATASETS:
+                known = f"sets that exist: {', '.join([*DERIVED, *DATASETS])}; files of your own are a section with dataset: folder or arrays"
+                raise ValueError(f"there is no set {one!r}; {known}")
+        called = [_described(one)[0] for one in sets]
+        if len(set(called)) < len(called):
+            raise ValueError(f"each set at most once, found {', '.join(called)}")
+        taken = {*DERIVED, *(_described(name)[0] for name in DATASETS)}
+        for one in sets:
+            if not isinstance(one, str) and one.dataset not in DATASETS and one.called in taken:
+                raise ValueError(f"name: figures call another set {one.called}; choose another name for the user's files")
         return sets
 
     @property
@@ -161,3 +183,22 @@ class EvaluationSettings(Settings):
         if self.extractor == "resnet56" and shape != (3, 32, 32):
             return f"extractor: resnet56 is made for 32×32 images of 3 colours, the images are {height}×{width} with {channels} channel(s)"
         return None
+
+    @property
+    def ood_sets(self) -> dict[str, DataSettings | None]:
+        """What figures call each OOD set → its data; None for a set that is made of the held-out images."""
+        return dict(map(_described, self.ood))
+
+    @property
+    def without_paths(self) -> EvaluationSettings:
+        """The same without the places of raw files and of weights, which change no figure."""
+        sets = [one if isinstance(one, str) else one.dataset if one.dataset in DATASETS else one.model_copy(update={"path": None}) for one in self.ood]
+        return self.model_copy(update={"ood": sets, **dict.fromkeys(PATHS)})
+
+
+def _described(one: str | DataSettings) -> tuple[str, DataSettings | None]:
+    """What figures call an OOD set, and its data."""
+    if isinstance(one, str) and one in DERIVED:
+        return one, None
+    data = DataSettings(dataset=one) if isinstance(one, str) else one
+    return data.called, data

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from vaebm.config.base import S, Settings, fingerprint
+from vaebm.config.data import DATASETS, DataSettings
 from vaebm.config.ebm import EBMSettings
-from vaebm.config.evaluation import PATHS, ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
-from vaebm.config.layouts import LAYOUTS, USER_SETS
+from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
 from vaebm.config.nvae import NVAESettings
 from vaebm.config.wgan import WGANSettings
 
@@ -18,91 +18,6 @@ BASELINE = "nvae"
 
 TAKEN = (BASELINE, "classifier", "reference")
 """Names of folders in an experiment's results, which no variant can have."""
-
-
-class DatasetFacts(NamedTuple):
-    """What the settings of an experiment have to fit."""
-
-    side: int
-    """Height and width of the images, padding included."""
-    channels: int
-    """Of the images."""
-    train: int | None
-    """Training images; None: as many as the user's files hold."""
-    heldout: int | None
-    """Held-out images; None: as many as the user's files hold."""
-    stacks: str | None = None
-    """The greyscale set whose images are the channels of its own."""
-
-
-DATASETS = {
-    "digits": DatasetFacts(side=8, channels=1, train=1500, heldout=297),
-    "stacked_digits": DatasetFacts(side=8, channels=3, train=15_000, heldout=2970, stacks="digits"),
-    "mnist": DatasetFacts(side=32, channels=1, train=60_000, heldout=10_000),
-    "stacked_mnist": DatasetFacts(side=32, channels=3, train=60_000, heldout=10_000, stacks="mnist"),
-    "cifar10": DatasetFacts(side=32, channels=3, train=50_000, heldout=10_000),
-    "cifar100": DatasetFacts(side=32, channels=3, train=50_000, heldout=10_000),
-    "svhn": DatasetFacts(side=32, channels=3, train=73_257, heldout=26_032),
-    "celeba64": DatasetFacts(side=64, channels=3, train=162_770, heldout=19_867),
-    "lsun_church64": DatasetFacts(side=64, channels=3, train=126_227, heldout=300),
-    "celebahq256": DatasetFacts(side=256, channels=3, train=27_000, heldout=3_000),
-}
-"""The registry of `vaebm.data`, which imports torch and so cannot be asked here; a test compares the two."""
-
-
-class DataSettings(Settings):
-    """Which images."""
-
-    dataset: Annotated[str, Field(json_schema_extra={"enum": [*DATASETS, *USER_SETS]})]
-    """Name in the registry of `vaebm.data`; `folder`: pictures of the user's, `arrays`: a file .npz of the user's."""
-    path: Annotated[str, Field(min_length=1)] | None = None
-    """Where the raw files stand, seen from the project's folder; none: raw/<dataset>, where what can be fetched is fetched to."""
-    name: Annotated[str, Field(pattern=r"^\w+$")] | None = None
-    """What the user's files are called; prepared under data/<name>. None, as for every other data set: the data set's name."""
-    side: PositiveInt | None = None
-    """Height and width that the user's pictures are brought to, or that the arrays have."""
-    channels: Literal[1, 3] | None = None
-    """Of the user's images: 1 grey, 3 colour."""
-    heldout: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Fraction of the user's images that are held out; none where a file .npz says itself which."""
-
-    @field_validator("dataset")
-    @classmethod
-    def _is_registered(cls, name: str) -> str:
-        if name not in DATASETS and name not in USER_SETS:
-            raise ValueError(f"there is no data set {name!r}; data sets that exist: {', '.join([*DATASETS, *USER_SETS])}")
-        return name
-
-    @model_validator(mode="after")
-    def _says_what_only_the_user_knows(self) -> DataSettings:
-        about = {"name": self.name, "side": self.side, "channels": self.channels, "heldout": self.heldout}
-        if self.dataset not in USER_SETS:
-            if given := [key for key, value in about.items() if value is not None]:
-                raise ValueError(f"{given[0]}: only the sets {' and '.join(USER_SETS)} have it, {self.dataset} is known; leave it out")
-            return self
-        for key in ("side", "channels", *(["heldout"] if self.dataset == "folder" else [])):
-            if about[key] is None:
-                raise ValueError(f"{key}: expected a value for the set {self.dataset}, found none")
-        if self.name in DATASETS:
-            raise ValueError(f"name: {self.name} is another data set's; choose another")
-        return self
-
-    @property
-    def prepared(self) -> str:
-        """Name of the folder under data/."""
-        return self.name or self.dataset
-
-    @property
-    def bare(self) -> bool:
-        """Whether the name of the data set says everything: it is made of no files."""
-        return self.dataset not in USER_SETS and self.dataset not in LAYOUTS
-
-    @property
-    def facts(self) -> DatasetFacts:
-        """What the other settings have to fit."""
-        if self.side is None or self.channels is None:
-            return DATASETS[self.dataset]
-        return DatasetFacts(self.side, self.channels, train=None, heldout=None)
 
 
 class CPUResources(Settings):
@@ -226,9 +141,9 @@ class Experiment(Settings):
                 raise ValueError(f"evaluation.classifier.batch: expected at most the {single} training images of {self.judged}, found {batch}")
         if facts.train is not None and facts.heldout is not None and (problem := self.too_few(facts.train, facts.heldout)):
             raise ValueError(problem)
-        if self.evaluation is not None and self.evaluation.ood and (facts.side, facts.channels) != (8, 1):
-            found = f"{facts.side}×{facts.side} with {facts.channels} channel(s)"
-            raise ValueError(f"evaluation.ood: its sets are made from 8×8 images in grey, found {found}; write ood: []")
+        for name, data in ({} if self.evaluation is None else self.evaluation.ood_sets).items():
+            if problem := self._unfit_for_ood(name, data):
+                raise ValueError(f"evaluation.ood: {name}: {problem}")
         for samples in map(self.samples_of, self.models):
             if samples is not None and self.evaluation is not None:
                 of_samples = {"inception_splits": self.evaluation.inception_splits, "steps.images": self.evaluation.steps.images}
@@ -236,6 +151,20 @@ class Experiment(Settings):
                     if least > samples.count:
                         raise ValueError(f"evaluation.{key}: expected at most the {samples.count} samples, found {least}")
         return self
+
+    def _unfit_for_ood(self, name: str, data: DataSettings | None) -> str | None:
+        """In one line why the held-out images cannot be told from a set; None: they can."""
+        own = self.data.facts
+        if data is None:
+            return f"it is made for digits alone, found {self.data.dataset}; leave it out" if name == "photographs" and self.data.dataset != "digits" else None
+        if data.prepared == self.data.prepared:
+            return "expected another set than the experiment's own"
+        if data.facts.channels != own.channels:
+            channels = f"{own.channels} channel(s), as {self.data.prepared} has, found {data.facts.channels}"
+            return f"expected images of {channels}: colour alone would tell them apart; a folder is converted to what its section says"
+        if data.facts.side < own.side:
+            return f"expected at least {own.side}×{own.side} pixels, as {self.data.prepared} has, found {data.facts.side}×{data.facts.side}"
+        return None
 
     @property
     def _trained(self) -> dict[str, EBMSettings | WGANSettings]:
@@ -271,9 +200,14 @@ class Experiment(Settings):
 
     @property
     def sets(self) -> list[DataSettings]:
-        """The data sets that have to be prepared: the experiment's own, and the one whose images its stacks are made of."""
+        """The data sets that have to be prepared: the experiment's own, the one whose images its stacks are made of, and those of OOD detection."""
         stacks = self.data.facts.stacks
-        return [self.data, *([DataSettings(dataset=stacks, path=self.data.path)] if stacks else [])]
+        return [self.data, *([DataSettings(dataset=stacks, path=self.data.path)] if stacks else []), *self.ood_data]
+
+    @property
+    def ood_data(self) -> list[DataSettings]:
+        """The data sets that held-out images are told from."""
+        return [] if self.evaluation is None else [data for data in self.evaluation.ood_sets.values() if data is not None]
 
     @property
     def missing(self) -> list[str]:
@@ -282,7 +216,8 @@ class Experiment(Settings):
 
     def hash(self) -> str:
         """Hash of every setting that a figure depends on; `resources` are left out, and where raw files and weights stand."""
-        return fingerprint(self.model_dump(exclude={"resources": True, "data": {"path"}, "evaluation": PATHS}))
+        placeless = self.model_copy(update={"evaluation": self.evaluation and self.evaluation.without_paths})
+        return fingerprint(placeless.model_dump(exclude={"resources": True, "data": {"path"}}))
 
 
 def _compared(evaluation: EvaluationSettings) -> dict[str, int]:

@@ -79,18 +79,21 @@ def place(dataset: str, path: str | None) -> Path:
     return Path(os.path.expanduser(path or f"raw/{SAME_FILES.get(dataset, dataset)}"))
 
 
-def absent(dataset: str, path: str | None) -> str | None:
+def absent(dataset: str, path: str | None, key: str = "data.path") -> str | None:
     """In one line what of a data set's raw files is not there; None: nothing is missing, or it will be fetched.
 
     What is fetched goes to the default place only: a path that the user gives has to hold the files.
+
+    Args:
+        key: what names the place in the experiment file.
     """
     where = place(dataset, path)
     if dataset == "folder":
-        return None if where.is_dir() else f"{where}: expected a folder of pictures, found {'a file' if where.exists() else 'none'}; data.path names it"
+        return None if where.is_dir() else f"{where}: expected a folder of pictures, found {'a file' if where.exists() else 'none'}; {key} names it"
     if dataset == "arrays":
-        return None if where.is_file() else f"{where}: expected a file .npz, found {'a folder' if where.exists() else 'none'}; data.path names it"
+        return None if where.is_file() else f"{where}: expected a file .npz, found {'a folder' if where.exists() else 'none'}; {key} names it"
     layout = LAYOUTS.get(dataset)
     if layout is None or (layout.fetched and path is None) or any(all((where / name).exists() for name in names) for names in layout.files):
         return None
     found = "other files" if where.is_dir() else "no such folder"
-    return f"{where}: expected {layout.words}; found {found}; its owners offer it at {layout.offered}, and data.path names another place"
+    return f"{where}: expected {layout.words}; found {found}; its owners offer it at {layout.offered}, and {key} names another place"

@@ -50,9 +50,15 @@ class ImageSet:
         _, height, width, channels = self.images.shape
         return channels, height, width
 
-    def split(self, name: str) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) uint8 and labels (n,) int64 of one split."""
+    def view(self, name: str) -> NDArray[np.uint8]:
+        """Images (n, H, W, C) of one split, still on the disk."""
         first, last = self.splits[name]
+        return self.images[first:last]
+
+    def split(self, name: str, most: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) uint8 and labels (n,) int64 of one split, or of its first `most` images."""
+        first, last = self.splits[name]
+        last = last if most is None else min(last, first + most)
         images = torch.from_numpy(np.array(self.images[first:last].transpose(0, 3, 1, 2), order="C"))  # one copy: large sets are many gigabytes
         return images, torch.from_numpy(np.array(self.labels[first:last]))
 

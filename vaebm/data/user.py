@@ -34,11 +34,13 @@ CLASSES = 1 << 16
 def split_by_hash(hashes: list[str], fraction: float, where: str) -> tuple[list[int], list[int]]:
     """Numbers of the images to train on and of those held out: the given fraction, whose hashes are the smallest, equal ones together.
 
-    However large the fraction is, the images of one hash stay to train on.
+    However large the fraction is below 1, the images of one hash stay to train on; at 1, for OOD detection, all are held out.
 
     Raises:
         UserError: there are no two different images.
     """
+    if fraction == 1:
+        return [], list(range(len(hashes)))
     different = sorted(set(hashes))
     if len(different) < 2:
         raise UserError(f"{where}: expected at least two different images, so that one can be held out, found {len(different)}")

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from vaebm.config import EvaluationSettings, UserError
-from vaebm.evaluation import bootstrap, fidelity, ood
+from vaebm.evaluation import bootstrap, fidelity
 from vaebm.evaluation.extractors import Judged
 from vaebm.evaluation.likelihood import Likelihood
 from vaebm.frechet import Statistics, frechet_distance
@@ -20,13 +14,7 @@ from vaebm.metrics import named
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
 
-Energy = Callable[[Tensor], Tensor]
-"""Energies (B,) of images (B, C, H, W) uint8."""
 Figures = dict[str, dict[str, Any]]
-Scores = dict[str, NDArray[np.float64]]
-
-BATCH = 500
-"""Images whose energies are computed at once."""
 
 
 def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: EvaluationSettings, seed: int) -> Figures:
@@ -72,49 +60,6 @@ def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: Ev
         replicates = bootstrap.inception_replicates(logits, splits, settings.bootstrap, bootstrap.generator(seed, "inception score"))
         interval = bootstrap.interval(value, replicates, 1.0, logits.shape[1])
         figures[named("IS", extractor)] = {"value": value, "samples": number, "interval": interval, "splits": splits, "spread_over_splits": spread}
-    return figures
-
-
-@torch.no_grad()
-def scores(likelihood: Likelihood | None, images: Tensor, energy: Energy | None) -> Scores:
-    """Scores of images (N, C, H, W) uint8, higher for what looks in-distribution.
-
-    Args:
-        likelihood: log p(x) of the images; None for a model without.
-        energy: E(x); None for a model without.
-
-    Returns:
-        "" → log p(x) − E(x), or log p(x) of a model without an energy; with an energy also "energy" → −E(x), and with both
-        "likelihood" → log p(x).
-
-    Raises:
-        UserError: a score is not finite.
-    """
-    found: Scores = {}
-    if energy is not None:
-        energies = torch.cat([energy(batch) for batch in torch.split(images, BATCH)]).double().cpu().numpy()
-        if not np.isfinite(energies).all():
-            raise UserError(f"evaluation: expected finite energies, found {np.sum(~np.isfinite(energies))} others: the training of the energy diverged")
-        found["energy"] = -energies
-    if likelihood is not None:
-        log_p = likelihood.importance.numpy()
-        found = {"": log_p + found["energy"], **found, "likelihood": log_p} if found else {"": log_p}
-    return found
-
-
-def ood_figures(inside: Scores, outside: dict[str, Scores], resamples: int, seed: int) -> Figures:
-    """AUROC of every score for held-out images against every set: AUROC-<set>, and -energy and -likelihood beside it.
-
-    Resampled are the held-out images and the set, each by itself; all scores of a pair of sets see the same resamples.
-    """
-    figures: Figures = {}
-    for name, found in outside.items():
-        random = bootstrap.generator(seed, "AUROC", name)
-        counts = [bootstrap.resamples(len(next(iter(scored.values()))), resamples, random) for scored in (inside, found)]
-        for kind, own in inside.items():
-            value = ood.auroc(own, found[kind])
-            interval = bootstrap.interval(value, ood.auroc_replicates(own, found[kind], *counts), 0.0, 1.0)
-            figures["-".join(filter(None, ("AUROC", name, kind)))] = {"value": value, "samples": len(own), "interval": interval}
     return figures
 
 

@@ -27,6 +27,11 @@ class Likelihood(NamedTuple):
     """ln of the mean over the draws of p(x|z) p(z) / q(z|x): never below the ELBO but for chance."""
 
 
+def at_once(images: Tensor) -> int:
+    """How many of the images (N, C, H, W) a network sees at once."""
+    return max(min(BATCH, BATCH * 32 * 32 // (images.shape[2] * images.shape[3])), 1)
+
+
 @torch.no_grad()
 def estimate(nvae: NVAE, images: Tensor, seed: int, samples: int) -> Likelihood:
     """Both bounds for uint8 images (N, C, H, W), from the same draws of the posterior.
@@ -38,9 +43,8 @@ def estimate(nvae: NVAE, images: Tensor, seed: int, samples: int) -> Likelihood:
         seed: of the noise; the draws of an image depend on it, on the image's place in `images`, and on nothing else.
         samples: draws per image.
     """
-    elbos, bounds = [], []
-    at_once = max(min(BATCH, BATCH * 32 * 32 // (images.shape[2] * images.shape[3])), 1)
-    for start, batch in zip(range(0, len(images), at_once), torch.split(images, at_once), strict=True):
+    elbos, bounds, size = [], [], at_once(images)
+    for start, batch in zip(range(0, len(images), size), torch.split(images, size), strict=True):
         index = range(start, start + len(batch))
         x, noise = nvae.as_input(batch, NoiseSource(seed, "score input", index)), NoiseSource(seed, "score", index)
         elbo, weights = torch.zeros(len(x), dtype=torch.float64, device=x.device), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from vaebm import VAEBM, plots
 from vaebm.config import ChainSettings
-from vaebm.evaluation.bootstrap import Features, generator
+from vaebm.evaluation.bootstrap import BLOCK, Features, generator
 from vaebm.evaluation.classifier import to_float
-from vaebm.evaluation.figures import Figures, Scores
+from vaebm.evaluation.detection import IN_THE_TABLE, Scores, named
+from vaebm.evaluation.figures import Figures
 from vaebm.evaluation.modes import Law
 
 GRID, CHAINS = 160, 10
@@ -30,8 +32,8 @@ def ood(inside: Scores, outside: dict[str, Scores], figures: Figures, path: Path
     names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)"}
     panels = {}
     for name, found in outside.items():
-        for kind in inside:
-            area = figures["-".join(filter(None, ("AUROC", name, kind)))]["value"]
+        for kind in filter(inside.__contains__, IN_THE_TABLE["AUROC"]):
+            area = figures[named("AUROC", name, kind)]["value"]
             panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out images": inside[kind], name: found[kind]}
     plots.histograms(panels, path, "score")
 
@@ -50,23 +52,29 @@ def steps(found: dict[str, Any], name: str, test_steps: int, path: Path) -> None
     plots.against_counts(found["counts"], panels, path, label="steps of the chain", mark=test_steps)
 
 
-def nearest(queries: Tensor, among: Tensor, count: int) -> Tensor:
-    """Numbers of the `count` of `among` (M, D) nearest to each of `queries` (N, D), the nearest first; (N, count)."""
-    return torch.cdist(queries, among, compute_mode="donot_use_mm_for_euclid_dist").topk(count, dim=1, largest=False).indices
+def nearest(queries: Tensor, among: Iterable[Tensor], count: int) -> Tensor:
+    """Numbers of the `count` of `among` (M, D), given in parts, nearest to each of `queries` (N, D), the nearest first; (N, count)."""
+    distances = [torch.cdist(queries, part, compute_mode="donot_use_mm_for_euclid_dist") for part in among]
+    return torch.cat(distances, dim=1).topk(count, dim=1, largest=False).indices
 
 
-def neighbours(samples: Tensor, features: Features, train: Tensor, train_features: Features, path: Path) -> None:
+def neighbours(samples: Tensor, features: Features, train: NDArray[np.uint8], train_features: Features, path: Path) -> None:
     """Write the first samples, one a row: the sample, its nearest training images by pixels, then those by features.
 
     Args:
         samples: (N, C, H, W) uint8, `features` (N, D) theirs.
-        train: (M, C, H, W) uint8, `train_features` (M, D) theirs.
+        train: (M, H, W, C), read in parts: they may be more than fit into memory; `train_features` (M, D) theirs.
     """
+
+    def real(part: NDArray[np.uint8]) -> Tensor:
+        return to_float(torch.from_numpy(np.array(part)).movedim(-1, -3))
+
     shown = to_float(samples[:QUERIES])
-    by_pixels = nearest(shown.flatten(1), to_float(train).flatten(1), NEIGHBOURS)
-    by_features = nearest(torch.from_numpy(features[:QUERIES]), torch.from_numpy(train_features), NEIGHBOURS)
+    parts = (real(train[first : first + BLOCK]).flatten(1) for first in range(0, len(train), BLOCK))
+    by_pixels = nearest(shown.flatten(1), parts, NEIGHBOURS)
+    by_features = nearest(torch.from_numpy(features[:QUERIES]), [torch.from_numpy(train_features)], NEIGHBOURS)
     gap = torch.full_like(shown[:, None], plots.BACKGROUND / 255)
-    rows = torch.cat([shown[:, None], gap, to_float(train[by_pixels]), gap, to_float(train[by_features])], dim=1)
+    rows = torch.cat([shown[:, None], gap, real(train[by_pixels.numpy()]), gap, real(train[by_features.numpy()])], dim=1)
     plots.image_grid(rows.flatten(0, 1), path, columns=rows.shape[1])
 
 

@@ -15,10 +15,10 @@ from vaebm import VAEBM, plots, provenance
 from vaebm.checkpoint import load_model, write_json
 from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
 from vaebm.data import open_images
-from vaebm.evaluation import fidelity, modes, ood, pictures
+from vaebm.evaluation import detection, fidelity, modes, ood, pictures, speed
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.extractors import Extractor, open_extractor
-from vaebm.evaluation.figures import Scores, fidelity_figures, likelihood_figures, ood_figures, scores
+from vaebm.evaluation.figures import fidelity_figures, likelihood_figures
 from vaebm.evaluation.likelihood import Likelihood, estimate
 from vaebm.evaluation.steps import against_steps
 from vaebm.frechet import Statistics, frechet_distance
@@ -101,10 +101,9 @@ def _given(classifier: Path | None, settings: Path) -> Path:
     return classifier
 
 
-def lacking(ood_sets: Sequence[str], reason: str) -> dict[str, str]:
+def lacking(ood_sets: list[str], reason: str) -> dict[str, str]:
     """The figures that a model without log p(x) has not, each with the reason; empty where it has all of them."""
-    names = ["ELBO", "ELBO-train", "log-likelihood", *(f"AUROC-{name}" for name in ood_sets)] if reason else []
-    return dict.fromkeys(names, reason)
+    return dict.fromkeys(["ELBO", "ELBO-train", "log-likelihood", *detection.lacking(ood_sets)] if reason else [], reason)
 
 
 def run(
@@ -117,6 +116,7 @@ def run(
     reference: Path,
     shards: list[Path],
     metrics: Path,
+    ood_data: Sequence[Path] = (),
     device: torch.device | str = "cpu",
 ) -> None:
     """Measure the samples and the models of one run; write `metrics`, and pictures/ beside it.
@@ -131,6 +131,7 @@ def run(
         reference: what `fidelity.reference` wrote.
         shards: the samples; samples.yaml stands beside them.
         metrics: results/<experiment>/<variant>/seed<k>/evaluation/metrics.json.
+        ood_data: manifests of the data sets that held-out images are told from, data/<name>/manifest.json.
         device: that the networks run on.
 
     Raises:
@@ -157,16 +158,18 @@ def run(
     def likelihood_of(pixels: Tensor) -> Likelihood | None:
         return None if reason else estimate(network, pixels, seed, draws)
 
-    train, held_out = images.split("train")[0], images.split("heldout")[0]
+    train, held_out = images.split("train", TRAIN)[0], images.split("heldout")[0]
     draws = chosen.elbo_samples
-    held_out_likelihood, train_likelihood = likelihood_of(held_out), likelihood_of(train[:TRAIN])
-    inside = scores(held_out_likelihood, held_out, energies)
-    outside: dict[str, Scores] = {}
-    shown = [held_out[:16]]
-    for name in chosen.ood if inside else []:
-        pixels = torch.from_numpy(ood.make(name, held_out.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
-        outside[name] = scores(likelihood_of(pixels), pixels, energies)
-        shown.append(pixels[:16])
+    held_out_likelihood, train_likelihood = likelihood_of(held_out), likelihood_of(train)
+    training = detection.scores(train_likelihood, train, energies)
+    inside = detection.with_typicality(detection.scores(held_out_likelihood, held_out, energies), training)
+    outside: dict[str, detection.Scores] = {}
+    shown, sources, manifests = [held_out[:16]], {}, {path.parent.name: path for path in ood_data}
+    for name, other in chosen.ood_sets.items() if inside else []:
+        there = ood.make(name, other, images, manifests)
+        outside[name] = detection.with_typicality(detection.scores(likelihood_of(there.images), there.images, energies), training)
+        shown.append(there.images[:16])
+        sources[name] = {"images": len(there.images), **there.source}
     judged = judge.judge(samples)
     figures = fidelity_figures(judged, statistics, chosen, seed)
     telling = judge  # the modes of stacks, if these are any
@@ -174,16 +177,18 @@ def run(
         telling = Extractor.of("classifier", _given(classifier, settings), device)
     if (depth := telling.depth(images.shape)) > 1:
         told = judged if telling is judge else telling.judge(samples)
-        law = modes.law_of(images.split("train")[1].numpy(), depth, told.logits.shape[2])
+        law = modes.law_of(np.asarray(images.labels[slice(*images.splits["train"])]), depth, told.logits.shape[2])
         counts = modes.histogram(modes.modes_of(told.logits), law)
         figures |= modes.figures(counts, law, chosen.bootstrap, seed)
         pictures.modes(counts, law, seed, folder / "modes.png")
     if held_out_likelihood is not None and train_likelihood is not None:
         figures |= likelihood_figures(network, held_out_likelihood, train_likelihood, draws)
-    figures |= ood_figures(inside, outside, chosen.bootstrap, seed)
+    ood_figures = detection.ood_figures(inside, outside, chosen.bootstrap, seed)
+    figures |= detection.in_the_table(ood_figures, list(outside))
+    figures |= (took := speed.figures(shards))
 
     plots.image_grid(to_float(samples[: pictures.GRID]), folder / "samples.png")
-    pictures.neighbours(samples, judged.features, train, statistics.train_features, folder / "neighbours.png")
+    pictures.neighbours(samples, judged.features, images.view("train"), statistics.train_features, folder / "neighbours.png")
     if outside:
         plots.image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
         pictures.ood(inside, outside, figures, folder / "ood.png")
@@ -205,7 +210,8 @@ def run(
         "seed": seed,
         "metrics": figures,
         **along_chain,
-        "without": lacking(chosen.ood, reason),
+        "ood": {"sets": sources, "figures": ood_figures},
+        "without": {**lacking(list(chosen.ood_sets), reason), **({} if took else {speed.NAME: "its samples have no record of the time they took"})},
         "real": {distance_name: {"value": statistics.real, "samples": len(held_out)}},
         "extractor": judge.describe(images.shape),
         "modes_by": None if telling is judge else telling.describe(images.shape),

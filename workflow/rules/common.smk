@@ -67,17 +67,18 @@ if workflow.is_main_process:
 SETS = {}
 for name, experiment in EXPERIMENTS.items():
     for one in experiment.sets:
+        section, keys = ("evaluation.ood", "") if one in experiment.ood_data else ("data", "data.")
         if SETS.setdefault(one.prepared, one) != one:
-            advice = "give both the same data.path" if one.facts.train else "give one of them a data.name of its own"
-            sys.exit(f"config/experiments/{name}.yaml: data: another experiment has other settings for data/{one.prepared}; {advice}")
+            advice = f"give both the same {keys}path" if one.facts.train else f"give one of them a {keys}name of its own"
+            sys.exit(f"config/experiments/{name}.yaml: {section}: another experiment has other settings for data/{one.prepared}; {advice}")
         if workflow.is_main_process:
             write_data_settings(one, Path("results/data"))
-            if (problem := absent(one.dataset, one.path)) and not Path(f"data/{one.prepared}/manifest.json").is_file():
-                sys.exit(f"config/experiments/{name}.yaml: data: {problem}")
+            if (problem := absent(one.dataset, one.path, f"{keys}path")) and not Path(f"data/{one.prepared}/manifest.json").is_file():
+                sys.exit(f"config/experiments/{name}.yaml: {section}: {problem}")
             try:
                 check_prepared(experiment, one, Path("data", one.prepared))
             except UserError as error:
-                sys.exit(f"config/experiments/{name}.yaml: data: {error}")
+                sys.exit(f"config/experiments/{name}.yaml: {section}: {error}")
 
 
 wildcard_constraints:
@@ -105,7 +106,7 @@ def need(stage, what):
 
     def of(wildcards):
         name, dataset = wildcards.get("experiment"), wildcards.get("dataset")
-        asking = [one for key, one in EXPERIMENTS.items() if name in (None, key) and dataset in (None, one.data.prepared, one.judged)]
+        asking = [one for key, one in EXPERIMENTS.items() if name in (None, key) and (dataset is None or dataset in {each.prepared for each in one.sets})]
         return max(getattr(getattr(one.resources, stage), what) for one in asking or EXPERIMENTS.values())
 
     return of
@@ -167,6 +168,15 @@ def weights_of(wildcards):
     """Which weights an extractor has, by their bytes: another place of the same file makes nothing anew."""
     extraction = EXPERIMENTS[wildcards.experiment].evaluation.extraction
     return weights_hash(extraction.name, extraction.weights) if extraction.weights and extraction.name != "inception" else ""
+def ood_of(wildcards):
+    """The prepared images of the data sets that an experiment's held-out images are told from."""
+    sets = [prepared(data.prepared) for data in EXPERIMENTS[wildcards.experiment].ood_data]
+    return {"ood": [each["data"] for each in sets], "ood_files": [file for each in sets for file in [*each["arrays"], each["pinned"]]]}
+
+
+def ood_options(wildcards, input):
+    """The options that name their manifests."""
+    return " ".join(f"--ood {manifest}" for manifest in input.ood)
 
 
 def together(wildcards):

@@ -50,6 +50,7 @@ rule evaluation:
         unpack(data_of),
         unpack(models_of),
         unpack(reference_of),
+        unpack(ood_of),
         settings="results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml",
         shards=shards_of,
     output:
@@ -68,7 +69,8 @@ rule evaluation:
     params:
         energy=energy_option,
         classifier=classifier_option,
+        ood=ood_options,
     shell:
-        "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy}"
+        "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
         " --extractor {input.extractor} {params.classifier} --reference {input.reference} --metrics {output.metrics}"
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.shards}"

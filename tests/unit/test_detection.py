@@ -1,0 +1,110 @@
+"""How well scores tell held-out images from others, against computations by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from vaebm.config import UserError
+from vaebm.evaluation import bootstrap, detection, stage
+from vaebm.evaluation.detection import METRICS, ood_figures, scores, with_typicality
+from vaebm.evaluation.likelihood import Likelihood
+
+
+def by_hand(inside, outside):
+    """The three measures from their definitions, one pair and one threshold at a time."""
+    pairs = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in inside for b in outside])
+    precision, before, passing = 0.0, 0.0, None
+    for threshold in sorted({*inside, *outside}, reverse=True):
+        hits, others = sum(a >= threshold for a in inside), sum(b >= threshold for b in outside)
+        precision += (hits / len(inside) - before) * hits / (hits + others)
+        before = hits / len(inside)
+        if passing is None and 100 * hits >= 95 * len(inside):
+            passing = others / len(outside)
+    return {"AUROC": pairs, "AUPR": precision, "FPR95": passing}
+
+
+@pytest.mark.parametrize(("levels", "sizes"), [(9, (40, 30)), (3, (20, 50)), (10**6, (60, 60)), (1, (5, 7))])
+def test_measures_are_those_of_their_definitions(levels, sizes):
+    """With many equal scores, with 95 % of the images exactly (20, 40, 60), and with nothing but equal ones."""
+    generator = np.random.default_rng(levels)
+    inside, outside = (generator.integers(low, low + levels, size).astype(float) for low, size in zip((levels // 4, 0), sizes, strict=True))
+    expected = by_hand(inside, outside)
+    assert {name: metric.of(inside, outside) for name, metric in METRICS.items()} == pytest.approx(expected, rel=1e-12)
+    shift = 2 * levels
+    assert [metric.of(inside + shift, outside) for metric in METRICS.values()] == [1, 1, 0]
+    assert METRICS["AUROC"].of(inside - shift, outside) == 0 and METRICS["FPR95"].of(inside - shift, outside) == 1
+
+
+@pytest.mark.parametrize("levels", [6, 10**6])
+def test_replicates_are_the_measures_of_the_resampled_images(levels):
+    generator = np.random.default_rng(1)
+    inside, outside = generator.integers(levels // 3, 2 * levels, 40).astype(float), generator.integers(0, levels + levels // 2, 23).astype(float)
+    counts = [bootstrap.resamples(size, 25, generator) for size in (40, 23)]
+    for name, metric in METRICS.items():
+        expected = [by_hand(np.repeat(inside, a), np.repeat(outside, b))[name] for a, b in zip(*counts, strict=True)]
+        assert metric.replicates(inside, outside, *counts) == pytest.approx(expected, rel=1e-12), name
+
+
+def test_scores_are_higher_for_what_looks_in_distribution():
+    """Low energy and high likelihood both raise the score; with the NVAE alone there is no more than the likelihood."""
+    bright, dark = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
+
+    def energy(x):
+        assert x.dtype == torch.uint8
+        return -10 * (x / 255).mean(dim=(1, 2, 3))  # bright images are data here
+
+    log_p = torch.arange(6, dtype=torch.float64)
+    likelihood = Likelihood(elbo=-log_p, importance=log_p)
+    inside, outside = scores(likelihood, bright, energy), scores(likelihood, dark, energy)
+    values = log_p.numpy()
+    assert inside.keys() == outside.keys() == {"", "elbo", "energy", "likelihood", "likelihood-elbo"}
+    assert inside[""] == pytest.approx(values + 10) and inside["elbo"] == pytest.approx(10 - values)
+    assert inside["energy"] == pytest.approx(10.0) and np.array_equal(inside["likelihood"], values) and np.array_equal(inside["likelihood-elbo"], -values)
+    found = ood_figures(inside, {"dark": outside}, 20, 0)
+    areas = {name: figure["value"] for name, figure in found.items() if name.startswith("AUROC")}
+    assert areas == {"AUROC-dark": 1, "AUROC-dark-elbo": 1, "AUROC-dark-energy": 1, "AUROC-dark-likelihood": 0.5, "AUROC-dark-likelihood-elbo": 0.5}
+    alone = scores(likelihood, bright, None)
+    assert list(alone) == ["", "elbo"] and np.array_equal(alone[""], values)
+
+
+def test_typicality_is_the_distance_from_the_mean_of_training_images():
+    """What is likelier than any training image is as suspect as what is less so; a model without a whole score has none."""
+    training = {"": np.array([1.0, 3.0])}
+    found = with_typicality({"": np.array([2.0, 5.0, 0.0]), "energy": np.zeros(3)}, training)
+    assert found["typicality"].tolist() == [0, -3, -2] and list(found) == ["", "energy", "typicality"]
+    assert with_typicality({"energy": np.zeros(3)}, {"energy": np.zeros(2)}).keys() == {"energy"}
+
+
+def test_the_table_has_some_of_the_figures_and_the_record_all():
+    random = np.random.default_rng(2)
+    kinds = ("", "elbo", "energy", "likelihood", "likelihood-elbo", "typicality")
+    inside, outside = ({name: random.normal(mean, size=30) for name in kinds} for mean in (1.5, 0))
+    figures = ood_figures(inside, {"svhn": outside, "celeba": outside}, 50, 0)
+    assert len(figures) == 2 * 6 * 3
+    for figure in figures.values():
+        low, high = figure["interval"]
+        assert figure["samples"] == 30 and 0 <= low < figure["value"] < high <= 1
+    shown = detection.in_the_table(figures, ["svhn", "celeba"])
+    wanted = ["AUROC-{}", "AUROC-{}-energy", "AUROC-{}-likelihood", "AUPR-{}", "FPR95-{}"]
+    assert set(shown) == {name.format(one) for name in wanted for one in ("svhn", "celeba")}
+    assert figures == ood_figures(inside, {"svhn": outside, "celeba": outside}, 50, 0), "a function of the seed"
+
+
+def test_an_energy_that_is_not_finite_is_named():
+    likelihood = Likelihood(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(UserError, match="finite energies, found 2 others"):
+        scores(likelihood, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), lambda x: torch.full((len(x),), torch.nan))
+
+
+def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
+    """Nothing else is made up, and what is lacking is named."""
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    found = with_typicality(scores(None, images, lambda x: torch.arange(len(x))), {})
+    assert list(found) == ["energy"] and found["energy"].tolist() == [0, -1, -2]
+    shown = detection.in_the_table(ood_figures(found, {"turned": found}, 50, 0), ["turned"])
+    (name, area), *others = shown.items()
+    assert not others and name == "AUROC-turned-energy" and area["value"] == 0.5 and area["interval"][0] < 0.5 < area["interval"][1]
+    assert scores(None, images, None) == {}
+    names = ["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned", "AUPR-turned", "FPR95-turned"]
+    assert stage.lacking(["turned"], "why") == dict.fromkeys(names, "why")
+    assert stage.lacking(["turned"], "") == {}
