@@ -168,6 +168,8 @@ def weights_of(wildcards):
     """Which weights an extractor has, by their bytes: another place of the same file makes nothing anew."""
     extraction = EXPERIMENTS[wildcards.experiment].evaluation.extraction
     return weights_hash(extraction.name, extraction.weights) if extraction.weights and extraction.name != "inception" else ""
+
+
 def ood_of(wildcards):
     """The prepared images of the data sets that an experiment's held-out images are told from."""
     sets = [prepared(data.prepared) for data in EXPERIMENTS[wildcards.experiment].ood_data]
