@@ -12,7 +12,7 @@ def test_nearest_are_those_at_the_smallest_distance():
     random = np.random.default_rng(0)
     queries, among = random.normal(size=(5, 3)), random.normal(size=(40, 3))
     expected = [sorted(range(40), key=lambda index: np.linalg.norm(among[index] - query))[:4] for query in queries]
-    assert pictures.nearest(torch.from_numpy(queries), torch.from_numpy(among).split(7), 4).tolist() == expected
+    assert pictures.nearest(torch.from_numpy(queries), torch.from_numpy(among).split(7), 40, 4).tolist() == expected
 
 
 def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkeypatch):

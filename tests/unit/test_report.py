@@ -1,6 +1,7 @@
 """The page: headline figures, the pictures that a run should have, figures of every seed, and what a browser asks of it."""
 
 import copy
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -183,3 +184,22 @@ def test_floors_stand_beside_their_metric(tmp_path):
     variants = [record(measured(name, chain_steps=steps, modes=990.0, **{"modes-floor": 999.954})) for name, steps in (("nvae", 0), ("vaebm", 10))]
     text = show(tmp_path, *variants)
     assert "perfect sampler" in text and "999.95" in text and "modes-floor" not in text
+
+
+def test_page_shows_every_score_of_detection_and_the_device_of_a_time(tmp_path):
+    """Beside the scores' histograms, over the seeds; the table's families hold what stands among the metrics alone."""
+    runs = []
+    for seed in (0, 1):
+        figures = {f"{metric}-svhn{score}": {"value": seed / 2} for metric in ("AUROC", "AUPR", "FPR95") for score in ("", "-typicality")}
+        run = measured(seed=seed, AUROC_svhn=seed / 2, FPR95_svhn=1 - seed / 2) | {"ood": {"sets": {}, "figures": figures}}
+        run["metrics"]["seconds-per-50"] = {"value": 2.0, "samples": 10, "unit": f"seconds on {'AB'[seed]}"}
+        runs.append(run)
+        pictures = tmp_path / "digits" / "vaebm" / f"seed{seed}" / "evaluation" / "pictures"
+        pictures.mkdir(parents=True)
+        plots.image_grid(torch.rand(1, 1, 8, 8), pictures / "ood.png")
+    html = page(Measured({"digits": {"vaebm": record(*runs)}}, []), PAPER, COMMANDS, tmp_path)
+    beside = html[html.index("Out-of-distribution detection, digits") :]
+    shown = re.sub(r"\s*<[^>]+>\s*", "|", beside[: beside.index("</table>")]).replace("||", "|")
+    assert re.search(r"set, score\|+AUROC ↑\|+AUPR ↑\|+FPR95 ↓", shown), shown
+    assert len(re.findall(r"svhn(-typicality)?(\|+0\.2500 ± 0\.35){3}", shown)) == 2, shown
+    assert "In seconds on A and seconds on B: seconds-per-50." in html and "Speed" in html and "FPR95-svhn ↓" in html.replace("−", "-")

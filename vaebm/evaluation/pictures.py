@@ -52,10 +52,18 @@ def steps(found: dict[str, Any], name: str, test_steps: int, path: Path) -> None
     plots.against_counts(found["counts"], panels, path, label="steps of the chain", mark=test_steps)
 
 
-def nearest(queries: Tensor, among: Iterable[Tensor], count: int) -> Tensor:
-    """Numbers of the `count` of `among` (M, D), given in parts, nearest to each of `queries` (N, D), the nearest first; (N, count)."""
-    distances = [torch.cdist(queries, part, compute_mode="donot_use_mm_for_euclid_dist") for part in among]
-    return torch.cat(distances, dim=1).topk(count, dim=1, largest=False).indices
+def nearest(queries: Tensor, among: Iterable[Tensor], total: int, count: int) -> Tensor:
+    """Numbers of the `count` images nearest to each of `queries` (N, D), the nearest first; (N, count).
+
+    Args:
+        among: the images (M, D), in parts.
+        total: M.
+    """
+    distances, first = queries.new_empty(len(queries), total), 0  # in one piece: small ones between the parts would keep freed memory from use
+    for part in among:
+        distances[:, first : first + len(part)] = torch.cdist(queries, part, compute_mode="donot_use_mm_for_euclid_dist")
+        first += len(part)
+    return distances.topk(count, dim=1, largest=False).indices
 
 
 def neighbours(samples: Tensor, features: Features, train: NDArray[np.uint8], train_features: Features, path: Path) -> None:
@@ -71,8 +79,8 @@ def neighbours(samples: Tensor, features: Features, train: NDArray[np.uint8], tr
 
     shown = to_float(samples[:QUERIES])
     parts = (real(train[first : first + BLOCK]).flatten(1) for first in range(0, len(train), BLOCK))
-    by_pixels = nearest(shown.flatten(1), parts, NEIGHBOURS)
-    by_features = nearest(torch.from_numpy(features[:QUERIES]), [torch.from_numpy(train_features)], NEIGHBOURS)
+    by_pixels = nearest(shown.flatten(1), parts, len(train), NEIGHBOURS)
+    by_features = nearest(torch.from_numpy(features[:QUERIES]), [torch.from_numpy(train_features)], len(train_features), NEIGHBOURS)
     gap = torch.full_like(shown[:, None], plots.BACKGROUND / 255)
     rows = torch.cat([shown[:, None], gap, real(train[by_pixels.numpy()]), gap, real(train[by_features.numpy()])], dim=1)
     plots.image_grid(rows.flatten(0, 1), path, columns=rows.shape[1])
