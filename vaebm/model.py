@@ -165,16 +165,15 @@ class VAEBM:
         return self._decoder[1]
 
     @torch.no_grad()
-    def means(self, eps_z: Sequence[Tensor]) -> Tensor:
-        """Decoder means, clamped to [0, 1], (B, C, H, W)."""
-        return self.decoder.decode(eps_z)[0].mean.clamp(0.0, 1.0)
-
-    @torch.no_grad()
-    def images(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
-        """Decoder means, clamped to [0, 1], after the test chain; one image per index of `noise`, (B, C, H, W) of the weights' type."""
+    def means(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
+        """Decoder means after the test chain, which may leave [0, 1]; one image per index of `noise`, (B, C, H, W) of the weights' type."""
         steps, step_size = self._chain(steps, step_size)
         eps_z, _ = self.refine(*self.noise_like_prior(noise), steps=steps, step_size=step_size, noise=noise)
-        return self.means(eps_z)
+        return self.decoder.decode(eps_z)[0].mean
+
+    def images(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
+        """`means`, clamped to [0, 1]."""
+        return self.means(noise, steps=steps, step_size=step_size).clamp(0.0, 1.0)
 
     def sample(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500) -> Tensor:
         """Draw images (count, C, H, W) in [0, 1], float32, or float64 where the model was made `.double()`.
@@ -202,7 +201,7 @@ class VAEBM:
             noise=noise,
             watch=lambda eps: states.append(eps[:-1]),
         )
-        return [self.means(state) for state in states]
+        return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> tuple[int, float]:
         return self.steps if steps is None else steps, self.step_size if step_size is None else step_size

@@ -34,7 +34,7 @@ from vaebm.table import LEGEND, ORIGIN_HEADER, Commands, Measured, chain_of, ori
 HEADLINES = ("FID", "FD", "IS", "precision", "recall", "modes", "KL", "AUROC")
 """How the names of the metrics of the cards above an experiment's table begin, as far as they were measured."""
 
-BESIDE = ("-heldout", "-energy", "-likelihood")
+BESIDE = ("-heldout", "-stretched", "-energy", "-likelihood")
 """How the names of those end that only say more of a headline."""
 
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
@@ -162,7 +162,7 @@ def _mean(values: list[float | None]) -> str:
 def _facts(variants: dict[str, Record]) -> str:
     """The seeds, and the test chains of the variants, in a sentence each."""
     seeds = dict.fromkeys(run["seed"] for record in variants.values() for run in record["runs"])
-    chains = [f"{variant}: {chain_of(record)}." for variant, record in variants.items() if record["chain"]["steps"]]
+    chains = [f"{variant}: {chain_of(record)}." for variant, record in variants.items() if record["chain"]["steps"] or record["chain"]["stretch"]]
     return " ".join([f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}.", *chains])
 
 

@@ -21,6 +21,20 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.mul(255.0).round_().to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def stretched(images: Tensor) -> Tensor:
+    """Each of the images (B, C, H, W), of any range, moved and scaled so that its darkest value is 0 and its brightest 1; in one go for all colours.
+
+    The published program writes its samples so, which changes their contrast, each one's in another way.
+    """
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp_min(1e-5)  # an image of one colour becomes black
+
+
+def grey_levels(means: Tensor, stretch: bool) -> Tensor:
+    """Decoder means (B, C, H, W), which may leave [0, 1], as samples are kept: (B, H, W, C) uint8, clamped or each one stretched."""
+    return to_uint8(stretched(means) if stretch else means.clamp(0.0, 1.0))
+
+
 def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Path, *, threads: int, gpus: int) -> None:
     """Draw shard `shard` of the samples: `output` holds (n, H, W, C) uint8, and a .json beside it how long that took and on what.
 
@@ -45,8 +59,8 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     batches, began = [], time.monotonic()
     for first in range(index.start, index.stop, stage.batch):
         chunk = range(first, min(first + stage.batch, index.stop))
-        images = model.images(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
-        batches.append(to_uint8(images).cpu())
+        means = model.means(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
+        batches.append(grey_levels(means, stage.stretch).cpu())
         progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
     seconds = time.monotonic() - began
     progress.close()

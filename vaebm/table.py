@@ -80,9 +80,10 @@ def extractor_of(record: Record, metric: str = "") -> str:
 
 
 def chain_of(record: Record) -> str:
-    """The test chain in words."""
+    """The test chain in words, and that the images were stretched where they were."""
     chain = record["chain"]
-    return f"{chain['steps']} steps of {chain['step_size']:g}, potential {chain['potential']}" if chain["steps"] else "no chain"
+    steps = f"{chain['steps']} steps of {chain['step_size']:g}, potential {chain['potential']}" if chain["steps"] else "no chain"
+    return steps + ", each image stretched" * chain["stretch"]
 
 
 def commands(paper: Paper, experiments: Path) -> Commands:

@@ -9,7 +9,7 @@ RECORD = {
     "real": {"FD-classifier": {"value": 8.7, "samples": 297}},
     "extractor": {"kind": "classifier", "name": "classifier-0123", "weights": "0123", "features": 64, "torch-fidelity": "0.4.0"},
     "modes_by": None,
-    "chain": {"steps": 10, "step_size": 0.04, "potential": "noise"},
+    "chain": {"steps": 10, "step_size": 0.04, "potential": "noise", "stretch": False},
     "data": "d" * 64,
     "users": False,
     "commit": ["c" * 40],

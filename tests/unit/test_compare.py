@@ -83,7 +83,11 @@ def test_differences_in_units_of_intervals_or_of_spreads(tmp_path):
         ({"data": "e" * 64}, {"FD-classifier", "AUROC-turned", "modes"}, "vaebm, data: dddddddddddd here, eeeeeeeeeeee there"),
         ({"extractor": {**RUN["extractor"], "name": "classifier-4567"}}, {"FD-classifier", "modes"}, "vaebm, extractor: classifier-0123, "),
         ({"commit": ["b" * 40]}, set(), "vaebm, commit: cccccccccccc here, bbbbbbbbbbbb there"),
-        ({"chain": {"steps": 20, "step_size": 0.04, "potential": "noise"}}, set(), "vaebm, chain: 10 steps of 0.04, potential noise here, 20 steps"),
+        (
+            {"chain": RUN["chain"] | {"steps": 20}},
+            set(),
+            "vaebm, chain: 10 steps of 0.04, potential noise here, 20 steps",
+        ),
     ],
 )
 def test_figures_of_other_data_or_another_extractor_are_not_set_beside_each_other(tmp_path, changes, apart, told):

@@ -37,7 +37,7 @@ def measured(variant="vaebm", seed=0, steps=None, chain_steps=10, **figures):
         "seed": seed,
         "metrics": metrics,
         **({"steps": steps} if steps else {}),
-        "chain": {"steps": chain_steps, "step_size": 0.04, "potential": "noise"},
+        "chain": {"steps": chain_steps, "step_size": 0.04, "potential": "noise", "stretch": False},
         "training": trained,
     }
 

@@ -20,6 +20,8 @@ class SamplesSettings(Settings):
     """Images computed at once."""
     shards: PositiveInt = 1
     """Files, and jobs, that the images are spread over."""
+    stretch: bool = False
+    """Whether each image is stretched from its darkest to its brightest value, as the published program writes it; else clamped to [0, 1]."""
     chain: ChainSettings
     """The test chain; the variant `nvae` takes no step."""
 

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import xlogy
 from scipy.stats import binomtest
+from torch import Tensor
 
-from vaebm.frechet import Statistics, frechet_distance
+from vaebm.frechet import DistanceTo, Statistics
 from vaebm.noise import derive
 
 LEVELS = (2.5, 97.5)
@@ -31,6 +32,9 @@ Logits = NDArray[np.floating[Any]]
 
 BLOCK = 1000
 """Images whose relations to all others are held at once."""
+
+LARGE = 8192
+"""Images whose weighted features are held at once."""
 
 
 def generator(seed: int, *purpose: str) -> np.random.Generator:
@@ -64,37 +68,42 @@ def proportion(value: float, images: int) -> list[float]:
     return [float(bound) for bound in binomtest(round(value * images), images).proportion_ci(method="wilson")]
 
 
-def frechet_replicates(features: Features, counts: Counts, references: Sequence[Statistics]) -> Values:
+def frechet_replicates(features: Features, counts: Counts, references: Sequence[Statistics], device: torch.device | str = "cpu") -> Values:
     """Fréchet distances of resamples of features (N, D), `counts` (R, N), to each of the references; (R, references)."""
-    replicates = []
-    for row in counts:
-        drawn = row > 0
-        mean, covariance = np.average(features[drawn], axis=0, weights=row[drawn]), np.cov(features[drawn], rowvar=False, fweights=row[drawn])
-        replicates.append([frechet_distance(Statistics(mean, covariance), reference) for reference in references])
+    distances = [DistanceTo(reference, device) for reference in references]
+    shift = features.mean(axis=0, dtype=np.float64)  # the weighted products below lose digits where the mean is far from zero
+    values, centre = torch.from_numpy(features).to(device, torch.float64) - torch.from_numpy(shift).to(device), torch.from_numpy(shift).to(device)
+    number, replicates = len(features), []
+    for row in torch.from_numpy(counts).to(device, torch.float64):
+        mean = row @ values / number
+        products = torch.zeros_like(values[:1].T @ values[:1])
+        for part, weights in zip(values.split(LARGE), row.split(LARGE), strict=True):
+            products += (part * weights[:, None]).T @ part
+        covariance = (products - number * torch.outer(mean, mean)) / (number - 1)
+        replicates.append([distance(mean + centre, covariance) for distance in distances])
     return np.array(replicates)
 
 
-def kid_replicates(a: Features, b: Features, counts: Counts) -> Values:
+def kid_replicates(a: Features, b: Features, counts: Counts, device: torch.device | str = "cpu") -> Values:
     """Kernel distances of resamples of features a (N, D), `counts` (R, N), to the whole of b (M, D), up to a constant; (R,).
 
     Pairs of an image with itself are left out, as in the unbiased estimate, although a resample has some.
     """
-    one, other, weights = a.astype(np.float32), b.astype(np.float32), counts.astype(np.float32)
-    within, across = np.zeros(len(counts)), np.zeros(len(counts))
+    one, other, weights = (torch.from_numpy(values).to(device, torch.float32) for values in (a, b, counts))
+    within, across = torch.zeros(2, len(counts), dtype=torch.float64, device=device)
     for first in range(0, len(a), BLOCK):
         part = slice(first, first + BLOCK)
         kernel = _kernel(one[part], one)
-        np.fill_diagonal(kernel[:, part], 0.0)
-        within += ((weights @ kernel.T) * weights[:, part]).sum(axis=1, dtype=np.float64)
-        across += weights[:, part] @ _kernel(one[part], other).mean(axis=1, dtype=np.float64)
-    return within / (len(a) * (len(a) - 1)) - 2 * across / len(a)
+        kernel[:, part].fill_diagonal_(0.0)
+        within += ((weights @ kernel.T) * weights[:, part]).sum(dim=1, dtype=torch.float64)
+        across += weights[:, part].double() @ _kernel(one[part], other).mean(dim=1, dtype=torch.float64)
+    found: Values = (within / (len(a) * (len(a) - 1)) - 2 * across / len(a)).cpu().numpy()
+    return found
 
 
-def _kernel(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
     """KID's kernel (x · y / D + 1)³ of features (N, D) and (M, D), (N, M)."""
-    linear = a @ b.T / np.float32(a.shape[1]) + np.float32(1)
-    kernel: NDArray[np.float32] = linear * linear * linear
-    return kernel
+    return (a @ b.T / a.shape[1] + 1).pow_(3)
 
 
 def inception_replicates(logits: Logits, splits: int, number: int, random: np.random.Generator) -> Values:

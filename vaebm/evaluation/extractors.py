@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import os.path
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,17 +21,19 @@ import vaebm.torchvision_operators  # noqa: F401  before torch-fidelity, which i
 
 # isort: split
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 from torch_fidelity.version import __version__ as TORCH_FIDELITY
 
-from vaebm.checkpoint import load_model
-from vaebm.config import ExtractorSettings, UserError
-from vaebm.config.weights import weights_hash
+from vaebm.checkpoint import load_model, load_plain
+from vaebm.config import ExtractorSettings, UserError, weights
+from vaebm.config.weights import INCEPTION_URL
 from vaebm.evaluation import classifier, resnet56
 from vaebm.evaluation.bootstrap import Features, Logits
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.resnet56 import load_resnet56
+from vaebm.runtime import Progress
 from vaebm.settings import read_settings
 
 
@@ -36,6 +41,15 @@ class _Own(FeatureExtractorBase):  # type: ignore[misc]
     """torch-fidelity's view of a network that it does not bring along: uint8 images → features and logits."""
 
     LAYERS = ("features", "logits")
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, …) and logits (B, …) of images (B, C, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The layers that were asked for."""
+        found = dict(zip(self.LAYERS, self.both(images), strict=True))
+        return tuple(found[layer] for layer in self.features_list)
 
     @classmethod
     def get_provided_features_list(cls) -> tuple[str, str]:
@@ -60,7 +74,7 @@ class ClassifierExtractor(_Own):
         super().__init__(name, features_list)
         self.network = load_classifier(feature_extractor_weights_path)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, depth · 64) and logits (B, depth · classes) of images (B, depth · C, H, W)."""
         features = self.network.features(to_float(images).reshape(-1, *self.network.shape))
         return features.reshape(len(images), -1), self.network.logits(features).reshape(len(images), -1)
@@ -73,7 +87,7 @@ class ResNet56Extractor(_Own):
         super().__init__(name, features_list)
         self.network = load_resnet56(feature_extractor_weights_path)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, 64) and logits (B, 10) of images (B, 3, 32, 32)."""
         features = self.network.features(images)
         return features, self.network.logits(features)
@@ -94,6 +108,8 @@ class Kind(NamedTuple):
 KINDS = {
     "classifier": Kind(ClassifierExtractor, _Own.LAYERS, classifier.FEATURES, 500),
     "resnet56": Kind(ResNet56Extractor, _Own.LAYERS, resnet56.FEATURES, 500),
+    # the layers that FID, KID and the inception score are defined on
+    "inception": Kind(FeatureExtractorInceptionV3, ("2048", "logits_unbiased"), 2048, 50),
 }
 
 
@@ -106,17 +122,39 @@ class Judged(NamedTuple):
     """(N, depth, classes): of each channel of a stack with the classifier; in all other cases depth is 1."""
 
 
-class _Images(Dataset[Tensor]):
-    """Tensors (N, C, H, W) as the data set that torch-fidelity reads."""
+Change = Callable[[Tensor], Tensor]
+"""Makes an image (C, H, W) uint8 of another one."""
 
-    def __init__(self, images: Tensor):
-        self.images = images
+
+class _Images(Dataset[Tensor]):
+    """Tensors (N, C, H, W) as the data set that torch-fidelity reads, one image after the other, changed or not, and tells how far it is."""
+
+    def __init__(self, images: Tensor, change: Change | None, progress: Progress):
+        self.images, self.change, self.progress = images, change, progress
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+        self.progress.advance()
+        return self.images[index] if self.change is None else self.change(self.images[index])
+
+
+def downloaded() -> Path:
+    """The file with Inception's standard weights in torch's own cache, fetched from where torch-fidelity offers it unless it is there.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", INCEPTION_URL.rpartition("/")[2])
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=weights.INCEPTION_SHA256, progress=sys.stderr.isatty())
+        except (OSError, HTTPException, RuntimeError) as error:  # no network, half an answer, other bytes
+            ways = "download it elsewhere and name its place as evaluation.inception_weights, or choose evaluation.extractor classifier or resnet56"
+            raise UserError(f"{INCEPTION_URL}: expected the weights of inception, found no way to them ({error}); {ways}") from None
+    return path
 
 
 @dataclass(frozen=True)
@@ -127,14 +165,14 @@ class Extractor:
         kind: key of `KINDS`.
         weights: of the classifier hash of the tensors, of the others SHA-256 of the file.
         path: the file of the weights.
-        shape: (C, H, W) of the images that it judges.
+        shape: (C, H, W) of the images that it judges; (C,) where they may have any size.
         device: what it runs on.
     """
 
     kind: str
     weights: str
     path: Path
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     device: torch.device
 
     @classmethod
@@ -144,16 +182,19 @@ class Extractor:
         Raises:
             UserError: no such file, or not one of such weights.
         """
+        shape: tuple[int, ...]
         if kind == "classifier":
             content = load_model(path, "classifier")
-            weights, shape = content["hash"], tuple(content["network"]["shape"])
+            found, shape = content["hash"], tuple(content["network"]["shape"])
         else:
             path = Path(os.path.expanduser(path))
-            weights, shape = weights_hash(kind, path), resnet56.SHAPE
-        found = cls(kind, weights, path, shape, torch.device(device))
-        if found.name not in FEATURE_EXTRACTORS_REGISTRY:
-            register_feature_extractor(found.name, KINDS[kind].module)
-        return found
+            found, shape = weights.weights_hash(kind, path), resnet56.SHAPE if kind == "resnet56" else (3,)
+            if kind == "inception":  # torch-fidelity would run what else stands in the file; the start of a hash can be forged
+                load_plain(path, "the weights of inception")
+        extractor = cls(kind, found, path, shape, torch.device(device))
+        if extractor.name not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(extractor.name, KINDS[kind].module)
+        return extractor
 
     @property
     def name(self) -> str:
@@ -167,7 +208,7 @@ class Extractor:
             UserError: it is made for other images.
         """
         if self.kind != "classifier":
-            if shape != self.shape:
+            if shape[: len(self.shape)] != self.shape:
                 raise UserError(f"{self.path}: {self.kind} is made for images {self.shape}, found {shape}; choose another evaluation.extractor")
             return 1
         if shape[0] % self.shape[0] or shape[1:] != self.shape[1:]:
@@ -180,11 +221,25 @@ class Extractor:
         Raises:
             UserError: it is made for other images.
         """
-        depth, kind, cuda = self.depth(tuple(images.shape[1:])), KINDS[self.kind], self.device.type == "cuda"
-        module = create_feature_extractor(self.name, list(kind.layers), cuda=cuda, verbose=False, feature_extractor_weights_path=str(self.path))
-        found = get_featuresdict_from_dataset(_Images(images), module, kind.batch, cuda=cuda, save_cpu_ram=True, verbose=False)
-        features, logits = (found[layer].numpy() for layer in kind.layers)
-        return Judged(features, logits.reshape(len(images), depth, -1))
+        features, logits = self._layers(images, KINDS[self.kind].layers)
+        return Judged(features, logits.reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
+
+    def features(self, images: Tensor, change: Change | None = None) -> Features:
+        """The features alone, (N, D), of images (N, C, H, W), each changed before: the logits of a large set are gigabytes that nothing asks for.
+
+        Raises:
+            UserError: it is made for other images.
+        """
+        return self._layers(images, KINDS[self.kind].layers[:1], change)[0]
+
+    def _layers(self, images: Tensor, layers: Sequence[str], change: Change | None = None) -> list[Features]:
+        """Some layers of uint8 images (N, C, H, W), each (N, …)."""
+        self.depth(tuple(images.shape[1:]))
+        cuda, progress = self.device.type == "cuda", Progress(f"{self.kind}'s features", len(images), unit="image")
+        module = create_feature_extractor(self.name, list(layers), cuda=cuda, verbose=False, feature_extractor_weights_path=str(self.path))
+        found = get_featuresdict_from_dataset(_Images(images, change, progress), module, KINDS[self.kind].batch, cuda=cuda, save_cpu_ram=True, verbose=False)
+        progress.close()
+        return [found[layer].numpy() for layer in layers]
 
     def describe(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """What a figure about images of `shape`, (C, H, W), has to say about its extractor."""
@@ -200,13 +255,13 @@ def open_extractor(settings: Path, trained: Path | None, device: torch.device | 
         trained: model of the classifier; None: not given.
 
     Raises:
-        UserError: the file of the weights is missing, not named, or one of others.
+        UserError: the file of the weights is missing, not named, one of others, or cannot be fetched.
     """
     chosen = read_settings(settings, ExtractorSettings)[1]
     if chosen.name == "classifier":
         if trained is None:
             raise UserError(f"{settings}: expected the model of the classifier beside it (--classifier), found none")
         return Extractor.of("classifier", trained, device)
-    if chosen.weights is None:
+    if chosen.weights is None and chosen.name != "inception":
         raise UserError(f"{settings}: extractor.weights: expected the path of a file, found none")
-    return Extractor.of(chosen.name, Path(chosen.weights), device)
+    return Extractor.of(chosen.name, downloaded() if chosen.weights is None else Path(chosen.weights), device)

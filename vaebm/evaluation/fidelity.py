@@ -91,7 +91,7 @@ def reference(settings: Path, data: Path, classifier: Path | None, output: Path,
         UserError: bad data, or bad weights.
     """
     extractor, images = open_extractor(settings, classifier, device), open_images(data)
-    features = {split: extractor.judge(images.split(split)[0]).features for split in ("train", "heldout")}
+    features = {split: extractor.features(images.split(split)[0]) for split in ("train", "heldout")}
     statistics = {split: Statistics.of(found) for split, found in features.items()}
     content: dict[str, NDArray[Any]] = {
         "data": np.array(images.hash),

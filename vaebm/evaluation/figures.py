@@ -17,7 +17,7 @@ from vaebm.nvae.model import NVAE
 Figures = dict[str, dict[str, Any]]
 
 
-def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: EvaluationSettings, seed: int) -> Figures:
+def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: EvaluationSettings, seed: int, device: torch.device | str = "cpu") -> Figures:
     """How near the samples come to the real images: Fréchet distances, KID, precision and recall, and the inception score.
 
     Each is named after the extractor that judged; with the standard Inception weights the distance is the FID.
@@ -29,7 +29,7 @@ def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: Ev
     features, number, images, extractor = judged.features, len(judged.features), settings.precision_recall.images, settings.extractor
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
     statistics = Statistics.of(features)
-    distances = bootstrap.frechet_replicates(features, counts, [reference.train, reference.heldout])
+    distances = bootstrap.frechet_replicates(features, counts, [reference.train, reference.heldout], device)
     figures: Figures = {}
     for beside, real, replicates in (("", reference.train, distances[:, 0]), ("-heldout", reference.heldout, distances[:, 1])):
         value = frechet_distance(statistics, real)
@@ -39,7 +39,7 @@ def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: Ev
     figures[named("KID", extractor)] = {
         "value": value,
         "samples": number,
-        "interval": bootstrap.interval(value, bootstrap.kid_replicates(features, reference.train_features, counts)),
+        "interval": bootstrap.interval(value, bootstrap.kid_replicates(features, reference.train_features, counts, device)),
         "subsets": settings.kid_subsets,
         "subset_size": settings.kid_subset_size,
         "spread_over_subsets": spread,

@@ -23,6 +23,7 @@ from vaebm.evaluation.likelihood import Likelihood, estimate
 from vaebm.evaluation.steps import against_steps
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.metrics import named
+from vaebm.samples import grey_levels
 from vaebm.settings import read_settings
 
 TRAIN = 3000
@@ -61,7 +62,7 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) ->
     for path in shards:
         expected = f"(n, {height}, {width}, {channels}) uint8"
         try:
-            part = np.load(path, allow_pickle=False)
+            part = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"{path}: expected samples {expected}, found no file; `vaebm samples` makes it") from None
         except (ValueError, EOFError, OSError):
@@ -69,10 +70,11 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) ->
         if part.dtype != np.uint8 or part.shape[1:] != (height, width, channels):
             raise UserError(f"{path}: expected samples {expected}, found {part.shape} {part.dtype}; remove it and sample again")
         parts.append(part)
-    samples = np.concatenate(parts)
-    if len(samples) != count:
-        raise UserError(f"{shards[0].parent}: expected {count} samples, as samples.yaml says, found {len(samples)} in {len(shards)} shards")
-    return torch.from_numpy(samples).permute(0, 3, 1, 2).contiguous()
+    if (found := sum(map(len, parts))) != count:
+        raise UserError(f"{shards[0].parent}: expected {count} samples, as samples.yaml says, found {found} in {len(shards)} shards")
+    samples = np.empty((count, *shape), dtype=np.uint8)  # filled from memory maps: large samples are gigabytes, and are held once
+    np.concatenate([part.transpose(0, 3, 1, 2) for part in parts], out=samples)
+    return torch.from_numpy(samples)
 
 
 def _training(model: Path) -> dict[str, dict[str, Any]]:
@@ -171,7 +173,11 @@ def run(
         shown.append(there.images[:16])
         sources[name] = {"images": len(there.images), **there.source}
     judged = judge.judge(samples)
-    figures = fidelity_figures(judged, statistics, chosen, seed)
+    figures = fidelity_figures(judged, statistics, chosen, seed, device)
+    distance_name = named("FD", judge.kind)
+    if not sampling.stretch:  # what the published program's way of writing images does to the distance
+        again = judge.features(samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1))
+        figures[f"{distance_name}-stretched"] = {"value": frechet_distance(Statistics.of(again), statistics.train), "samples": len(samples)}
     telling = judge  # the modes of stacks, if these are any
     if chosen.classifier is not None and judge.kind != "classifier":
         telling = Extractor.of("classifier", _given(classifier, settings), device)
@@ -193,15 +199,15 @@ def run(
         plots.image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
         pictures.ood(inside, outside, figures, folder / "ood.png")
     models = {"nvae": load_model(nvae, "nvae")["hash"], **{one.kind: one.weights for one in (judge, telling)}}
-    along_chain, distance_name = {}, named("FD", judge.kind)
+    along_chain = {}
     if energy is not None:
         models["energy"] = load_model(energy, "energy")["hash"]
         pictures.chains(model, sampling_seed, sampling.chain, folder)
 
         def distance(after: Tensor) -> float:
-            return frechet_distance(Statistics.of(judge.judge(after).features), statistics.train)
+            return frechet_distance(Statistics.of(judge.features(after)), statistics.train)
 
-        found = against_steps(model, chosen.steps, sampling.chain.step_size, sampling_seed, sampling.batch, distance_name, distance)
+        found = against_steps(model, chosen.steps, sampling, sampling_seed, distance_name, distance)
         pictures.steps(found, distance_name, sampling.chain.steps, folder / "steps.png")
         along_chain["steps"] = found
     record = {
@@ -215,7 +221,7 @@ def run(
         "real": {distance_name: {"value": statistics.real, "samples": len(held_out)}},
         "extractor": judge.describe(images.shape),
         "modes_by": None if telling is judge else telling.describe(images.shape),
-        "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind},
+        "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind, "stretch": sampling.stretch},
         "data": images.hash,
         "users": images.users,
         **provenance.merged([*trained.values(), provenance.commit()]),

@@ -9,19 +9,20 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from vaebm.config import SamplesSettings
 from vaebm.config.evaluation import StepsSettings
 from vaebm.ebm.langevin import langevin
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.pixels import PixelNormal
-from vaebm.samples import to_uint8
+from vaebm.samples import grey_levels
 
 
 class Stop(NamedTuple):
     """A batch of chains after some number of steps."""
 
     images: Tensor
-    """Decoder means (B, C, H, W), clamped to [0, 1], as the samples are."""
+    """Decoder means (B, C, H, W), which may leave [0, 1]."""
     energies: Tensor
     """E(x), (B,), at the chain's own x, which holds the noise of the pixels."""
 
@@ -37,7 +38,7 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: fl
     def look(eps: Sequence[Tensor]) -> None:
         if next(taken) in counts:
             pixels = cast(PixelNormal, model.decoder.decode(eps[:-1])[0])
-            found.append(Stop(pixels.mean.clamp(0.0, 1.0).cpu(), energy(pixels.sample(eps[-1])).cpu()))
+            found.append(Stop(pixels.mean.cpu(), energy(pixels.sample(eps[-1])).cpu()))
 
     start = [*eps_z, eps_x]
     look(start)
@@ -46,7 +47,7 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: fl
 
 
 def against_steps(
-    model: VAEBM, settings: StepsSettings, step_size: float, seed: int, batch: int, name: str, distance: Callable[[Tensor], float]
+    model: VAEBM, settings: StepsSettings, sampling: SamplesSettings, seed: int, name: str, distance: Callable[[Tensor], float]
 ) -> dict[str, Any]:
     """Distance and mean energy after each number of steps; None where chains have left the finite numbers.
 
@@ -54,21 +55,20 @@ def against_steps(
 
     Args:
         model: with an energy.
-        step_size: of the test chain.
+        sampling: of the samples: the chain's step size, chains at once, and how images are kept.
         seed: of the samples.
-        batch: chains at once, as for the samples.
         name: of the distance.
         distance: of images (N, C, H, W) uint8 to the real ones.
 
     Returns:
         What metrics.json has under "steps": counts, the distances under their name, energy, samples.
     """
-    parts = [range(first, min(first + batch, settings.images)) for first in range(0, settings.images, batch)]
-    chains = [stops(model, sample_noise(seed, part), settings.counts, step_size) for part in parts]
+    parts = [range(first, min(first + sampling.batch, settings.images)) for first in range(0, settings.images, sampling.batch)]
+    chains = [stops(model, sample_noise(seed, part), settings.counts, sampling.chain.step_size) for part in parts]
     distances: list[float | None] = []
     energies: list[float | None] = []
     for at in zip(*chains, strict=True):
         images, energy = torch.cat([stop.images for stop in at]), torch.cat([stop.energies for stop in at]).double().mean()
-        distances.append(distance(to_uint8(images).permute(0, 3, 1, 2)) if images.isfinite().all() else None)
+        distances.append(distance(grey_levels(images, sampling.stretch).permute(0, 3, 1, 2)) if images.isfinite().all() else None)
         energies.append(float(energy) if energy.isfinite() else None)
     return {"counts": settings.counts, name: distances, "energy": energies, "samples": settings.images}

@@ -175,7 +175,7 @@ def _told(facts: dict[str, Any]) -> str:
 
 
 def _evaluation(folder: Path) -> Stage | None:
-    """The figures of one variant with one seed, with every setting that they depend on; None if its models or its chain are others since."""
+    """The figures of one variant with one seed, with every setting that they depend on; None if its models, its chain or its stretch are others since."""
     run_folder = folder.parent
     experiment, variant, seed = run_folder.parts[-3:]
     facts = read_json(folder / "metrics.json")
@@ -186,7 +186,8 @@ def _evaluation(folder: Path) -> Stage | None:
     trained = {one["stage"]: one for one in ((nvae, own) if own["stage"] == "ebm" else (own,))}
     settings, sampling = read_yaml(folder / "evaluation.yaml"), read_yaml(run_folder / "samples" / "samples.yaml")
     same_models = {one["model"] for one in trained.values()} <= set(facts["models"].values())
-    if not (same_models and sampling["samples"]["chain"].items() <= facts["chain"].items()):
+    chain = {**sampling["samples"]["chain"], "stretch": sampling["samples"]["stretch"]}
+    if not (same_models and chain.items() <= facts["chain"].items()):
         return None
     sections = {name: one["settings"] for name, one in (("nvae", nvae), *trained.items())}
     tags = _tags("evaluation", variant, {**settings, **sampling}, {"status": "finished", **facts})
