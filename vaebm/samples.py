@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.checkpoint import writing
 from vaebm.config import SamplesSettings, UserError
+from vaebm.files import writing
 from vaebm.model import VAEBM, sample_noise
 from vaebm.runtime import Progress, prepare
 from vaebm.settings import read_settings

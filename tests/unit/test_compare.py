@@ -12,7 +12,7 @@ from records import RECORD
 from typer.testing import CliRunner
 
 from vaebm import benchmarks, compare
-from vaebm.checkpoint import write_json
+from vaebm.files import write_json
 from vaebm.cli import app
 from vaebm.config import UserError
 from vaebm.latex import PAGE, SYMBOLS, escape, width
