@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -21,10 +22,17 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.mul(255.0).round_().to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def begin_array(stream: IO[bytes], shape: tuple[int, ...]) -> None:
+    """Write what stands before the bytes of an .npy file of uint8 in `shape`, so that they can follow batch by batch."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+
+
 def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Path, *, threads: int, gpus: int) -> None:
     """Draw shard `shard` of the samples: `output` holds (n, H, W, C) uint8.
 
-    Image k depends on the seed and on k alone; the shards are whole batches, so their number changes no bit.
+    Image k depends on the seed and on k alone; the shards are whole batches, so their number changes no bit. Every batch goes
+    into the file when it is there: memory does not grow with the number of images.
 
     Args:
         settings: samples.yaml.
@@ -41,12 +49,13 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     model = VAEBM.load(nvae, energy, device)
     index = stage.shard(shard)
     progress = Progress(f"samples, shard {shard}", len(index), unit="image")
-    batches, began = [], time.monotonic()
-    for first in range(index.start, index.stop, stage.batch):
-        chunk = range(first, min(first + stage.batch, index.stop))
-        images = model.images(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
-        batches.append(to_uint8(images).cpu())
-        progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
-    progress.close()
+    began = time.monotonic()
     with writing(output) as stream:
-        np.save(stream, torch.cat(batches).contiguous().numpy())
+        for first in range(index.start, index.stop, stage.batch):
+            chunk = range(first, min(first + stage.batch, index.stop))
+            images = to_uint8(model.images(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size))
+            if first == index.start:
+                begin_array(stream, (len(index), *images.shape[1:]))
+            stream.write(images.contiguous().cpu().numpy())
+            progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
+    progress.close()
