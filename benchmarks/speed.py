@@ -31,12 +31,12 @@ from as_published import Unprepared, as_published
 from timing import Traffic, Work, interleaved, machine, resident, seconds
 from torch import Tensor, nn
 
-from vaebm.checkpoint import write_json
 from vaebm.config import DATASETS, ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings, UserError
 from vaebm.describe import EXPERIMENTS, measured, quantity
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.trainer import Trainer as EBMTrainer
 from vaebm.fast import move
+from vaebm.files import write_json
 from vaebm.memory import keep_freed_memory
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource

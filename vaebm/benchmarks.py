@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vaebm.checkpoint import write_json, writing
 from vaebm.config import UserError
+from vaebm.files import write_json, writing
 from vaebm.latex import latex
 from vaebm.metrics import Record
 from vaebm.paper import read_paper

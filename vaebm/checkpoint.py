@@ -1,52 +1,22 @@
-"""Files that are whole or not there: models, training checkpoints, JSON, and the hashes of their contents."""
+"""Models and training checkpoints: files that are whole or not there, and the hashes of their contents."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaebm.config import UserError
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream whose bytes appear at `path` all at once: temporary name, sync, rename.
-
-    Raises:
-        UserError: the file cannot be written there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
-            left.unlink(missing_ok=True)
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place, or make room there") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write plain values as indented JSON, whole or not at all."""
-    with writing(path) as stream:
-        stream.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+from vaebm.files import write_json as write_json  # `as`: offered from here too
+from vaebm.files import writing as writing
 
 
 def hash_tensors(state: dict[str, Tensor]) -> str:

@@ -13,6 +13,7 @@ import typer
 from vaebm.config import DATASETS, DataSettings, UserError
 from vaebm.guide import guide
 from vaebm.logfile import mirrored
+from vaebm.startup import imports
 
 
 def _example(command: str) -> str:
@@ -73,9 +74,9 @@ def data(
     log: Log = None,
 ) -> None:
     """Prepare a data set: images.npy, labels.npy, manifest.json."""
-    from vaebm.data import prepare
-    from vaebm.settings import read_settings
-
+    with imports():
+        from vaebm.data import prepare
+        from vaebm.settings import read_settings
     chosen = None if settings is None else read_settings(settings, DataSettings)[1]
     if chosen is not None and chosen.prepared != dataset:
         raise UserError(f"{settings}: expected the settings of {dataset}, found those of {chosen.prepared}")
@@ -89,16 +90,17 @@ def pin(
     log: Log = None,
 ) -> None:
     """Compare a prepared data set with the bytes that data.dvc pins."""
-    from vaebm.data.pin import run
-
+    with imports():
+        from vaebm.pin import run
     run(folder, pins)
 
 
 @app.command(epilog=_example("classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt"))
 def classifier(settings: Settings, data: Data, model: Model, threads: Threads = 1, log: Log = None) -> None:
     """Train the classifier whose features measure image quality."""
-    from vaebm.evaluation.classifier import run
-    from vaebm.runtime import prepare
+    with imports():
+        from vaebm.evaluation.classifier import run
+        from vaebm.runtime import prepare
 
     prepare(threads, gpus=0)
     run(settings, data, model)
@@ -120,8 +122,9 @@ def reference(
     log: Log = None,
 ) -> None:
     """Compute the statistics of the training and held-out images."""
-    from vaebm.evaluation.fidelity import reference as run
-    from vaebm.runtime import prepare
+    with imports():
+        from vaebm.evaluation.fidelity import reference as run
+        from vaebm.runtime import prepare
 
     run(settings, data, classifier, output, prepare(threads, gpus))
 
@@ -139,9 +142,9 @@ def nvae(
 ) -> None:
     """Train the NVAE, on several GPUs with a process for each."""
     _one_process_per_gpu(gpus)
-    from vaebm.nvae.train import run
-    from vaebm.training import Limits
-
+    with imports():
+        from vaebm.nvae.train import run
+        from vaebm.training import Limits
     run(settings, data, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
@@ -159,9 +162,9 @@ def ebm(
 ) -> None:
     """Train the energy network on a frozen NVAE."""
     _one_process_per_gpu(gpus)
-    from vaebm.ebm.train import run
-    from vaebm.training import Limits
-
+    with imports():
+        from vaebm.ebm.train import run
+        from vaebm.training import Limits
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
@@ -178,9 +181,9 @@ def wgan(
     log: Log = None,
 ) -> None:
     """Train the NVAE's decoder further as the generator of a GAN, for the ablation."""
-    from vaebm.ebm.wgan import run
-    from vaebm.training import Limits
-
+    with imports():
+        from vaebm.ebm.wgan import run
+        from vaebm.training import Limits
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
@@ -198,8 +201,8 @@ def samples(
     log: Log = None,
 ) -> None:
     """Draw one shard of samples: decoder means after the test chain."""
-    from vaebm.samples import run
-
+    with imports():
+        from vaebm.samples import run
     run(settings, nvae, energy, shard, output, threads=threads, gpus=gpus)
 
 
@@ -227,8 +230,9 @@ def evaluation(
     log: Log = None,
 ) -> None:
     """Measure samples and models."""
-    from vaebm.evaluation.stage import run
-    from vaebm.runtime import prepare
+    with imports():
+        from vaebm.evaluation.stage import run
+        from vaebm.runtime import prepare
 
     run(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, ood or [], prepare(threads, gpus))
 
@@ -244,12 +248,12 @@ def benchmarks(
 ) -> None:
     """Set the figures beside the paper's, as table and report, or beside those of other results."""
     if metrics or compare is None:
-        from vaebm.benchmarks import run
-
+        with imports():
+            from vaebm.benchmarks import run
         run(metrics or [], paper, experiments, results)
     if compare is not None:
-        from vaebm.compare import run as run_comparison
-
+        with imports():
+            from vaebm.compare import run as run_comparison
         run_comparison(results, compare)
 
 
@@ -260,8 +264,8 @@ def describe(
     log: Log = None,
 ) -> None:
     """Tell what an experiment takes: parameters, work, memory and time. Needs no data and trains nothing."""
-    from vaebm.describe import run
-
+    with imports():
+        from vaebm.describe import run
     run(experiment, tflops)
 
 
@@ -279,24 +283,24 @@ Converted = Annotated[Path, typer.Argument(help="Where the model goes.", metavar
 @convert.command("nvae", epilog=_example("convert nvae checkpoint.pt model.pt"))
 def convert_nvae(official: Published, model: Converted, log: Log = None) -> None:
     """An NVAE with its own arguments: weights and settings, every key and shape checked."""
-    from vaebm.nvae.official import convert
-
+    with imports():
+        from vaebm.nvae.official import convert
     convert(official, model)
 
 
 @convert.command("energy", epilog=_example("convert energy EBM_25000.pth model.pt"))
 def convert_energy(official: Published, model: Converted, log: Log = None) -> None:
     """An energy network, recognised by its shapes."""
-    from vaebm.ebm.official import convert
-
+    with imports():
+        from vaebm.ebm.official import convert
     convert(official, model)
 
 
 @app.command(epilog=_example("track results/digits"))
 def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")], log: Log = None) -> None:
     """Mirror an experiment's results to MLflow; what is there already is not written twice."""
-    from vaebm.tracking import run
-
+    with imports():
+        from vaebm.tracking import run
     run(results)
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from vaebm.checkpoint import writing
 from vaebm.config import UserError
+from vaebm.files import writing
 from vaebm.metrics import FLOOR, Figure, Record, arrowed, in_units, number, uses_extractor, with_certainty, written
 from vaebm.table import chain_of, extractor_of, grid
 

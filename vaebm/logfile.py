@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from vaebm.startup import summary
+
 
 class _Both:
     """A text stream that writes to the terminal and to a file; progress bars stay out of the file."""
@@ -30,6 +32,8 @@ class _Both:
 def mirrored(path: Path | None) -> Iterator[None]:
     """Within this context what goes to stdout and stderr goes to `path` as well.
 
+    Of a command that succeeds the file's last line says how long it took.
+
     Of several processes (torchrun) the first begins the file and the others only add their errors to it: their stdout goes
     nowhere.
     """
@@ -48,5 +52,9 @@ def mirrored(path: Path | None) -> Iterator[None]:
                 sys.stdout = _Both(out, file)
         try:
             yield
+        except SystemExit as ended:
+            if not ended.code and path is not None and first and (took := summary()):
+                file.write(f"{took}\n")
+            raise
         finally:
             sys.stdout, sys.stderr = out, err

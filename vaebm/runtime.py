@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from vaebm import distributed
 from vaebm.config import UserError
 from vaebm.memory import keep_freed_memory
+from vaebm.startup import age
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -172,14 +172,5 @@ def deadline(minutes: float | None) -> float:
     if minutes is None:
         return float("inf")
     limit = 60.0 * minutes
-    return time.monotonic() - _age() + _waited + limit - min(RESERVE, 0.1 * limit)
-
-
-def _age() -> float:
-    """Seconds since this process or its torchrun started, imports included."""
-    process = os.getppid() if torch.distributed.is_torchelastic_launched() else os.getpid()
-    try:
-        started = float(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
-        return float(Path("/proc/uptime").read_text().split()[0]) - started
-    except OSError:
-        return 0.0
+    process = os.getppid() if torch.distributed.is_torchelastic_launched() else None
+    return time.monotonic() - age(process) + _waited + limit - min(RESERVE, 0.1 * limit)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.checkpoint import write_json, writing
 from vaebm.config import SamplesSettings, UserError
+from vaebm.files import write_json, writing
 from vaebm.model import VAEBM, sample_noise
 from vaebm.runtime import Progress, device_name, prepare
 from vaebm.settings import read_settings
@@ -35,11 +36,18 @@ def grey_levels(means: Tensor, stretch: bool) -> Tensor:
     return to_uint8(stretched(means) if stretch else means.clamp(0.0, 1.0))
 
 
+def begin_array(stream: IO[bytes], shape: tuple[int, ...]) -> None:
+    """Write what stands before the bytes of an .npy file of uint8 in `shape`, so that they can follow batch by batch."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+
+
 def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Path, *, threads: int, gpus: int) -> None:
     """Draw shard `shard` of the samples: `output` holds (n, H, W, C) uint8, and a .json beside it how long that took and on what.
 
     Image k depends on the seed and on k alone; the shards are whole batches, so their number changes no bit. The record is no output
     that Snakemake knows of: samples without one are as good.
+    Every batch goes into the file when it is there: memory does not grow with the number of images.
 
     Args:
         settings: samples.yaml.
@@ -56,15 +64,17 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     model = VAEBM.load(nvae, energy, device)
     index = stage.shard(shard)
     progress = Progress(f"samples, shard {shard}", len(index), unit="image")
-    batches, began = [], time.monotonic()
-    for first in range(index.start, index.stop, stage.batch):
-        chunk = range(first, min(first + stage.batch, index.stop))
-        means = model.means(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
-        batches.append(grey_levels(means, stage.stretch).cpu())
-        progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
+    began = time.monotonic()
+    with writing(output) as stream:
+        for first in range(index.start, index.stop, stage.batch):
+            chunk = range(first, min(first + stage.batch, index.stop))
+            means = model.means(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
+            images = grey_levels(means, stage.stretch)
+            if first == index.start:
+                begin_array(stream, (len(index), *images.shape[1:]))
+            stream.write(images.contiguous().cpu().numpy())
+            progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
     seconds = time.monotonic() - began
     progress.close()
     used = {"device": device_name(device), "threads": threads if device.type == "cpu" else None}
     write_json(output.with_suffix(".json"), {"images": len(index), "seconds": seconds, "steps": stage.chain.steps, "batch": stage.batch, **used})
-    with writing(output) as stream:
-        np.save(stream, torch.cat(batches).contiguous().numpy())

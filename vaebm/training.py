@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from vaebm import distributed
-from vaebm.checkpoint import Checkpoints, write_json, writing
+from vaebm.checkpoint import Checkpoints
 from vaebm.config import UserError, fingerprint
+from vaebm.files import write_json, writing
 from vaebm.noise import derive
 from vaebm.provenance import commit
 from vaebm.runtime import RESUME, Interrupted, Progress, StopSignals, deadline

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaebm.checkpoint import Checkpoints, hash_tensors, load_model, save_model, write_json, writing
+from vaebm.checkpoint import Checkpoints, hash_tensors, load_model, save_model
 from vaebm.config import UserError
+from vaebm.files import write_json, writing
 from vaebm.runtime import RESUME, Interrupted
 from vaebm.training import Limits, Training, batch_indices, training_batch
 

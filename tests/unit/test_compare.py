@@ -12,9 +12,9 @@ from records import RECORD
 from typer.testing import CliRunner
 
 from vaebm import benchmarks, compare
-from vaebm.checkpoint import write_json
 from vaebm.cli import app
 from vaebm.config import UserError
+from vaebm.files import write_json
 from vaebm.latex import PAGE, SYMBOLS, escape, width
 
 ROOT = Path(__file__).parents[2]

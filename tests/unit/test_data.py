@@ -13,8 +13,8 @@ from vaebm.config import UserError
 from vaebm.config.layouts import LAYOUTS, USER_SETS
 from vaebm.data import DATASETS, FROM_FILES, open_images, prepare
 from vaebm.data.digits import reduce, to_counts, to_uint8
-from vaebm.data.pin import folder_hash
 from vaebm.data.stacked import stack
+from vaebm.pin import folder_hash
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from vaebm import distributed
-from vaebm.checkpoint import load_plain, writing
+from vaebm.checkpoint import load_plain
+from vaebm.files import writing
 
 
 class Snapshot(NamedTuple):

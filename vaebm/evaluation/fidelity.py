@@ -17,11 +17,11 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from vaebm.checkpoint import writing
 from vaebm.config import UserError
 from vaebm.data import open_images
 from vaebm.evaluation.bootstrap import BLOCK, Features, Logits
 from vaebm.evaluation.extractors import open_extractor
+from vaebm.files import writing
 from vaebm.frechet import Statistics, frechet_distance
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vaebm.config import fingerprint
+from vaebm.files import write_json
+from vaebm.startup import imports
 from vaebm.tracking.stages import Model, Stage, whole
 
 DATABASE = "mlflow.db"
@@ -44,7 +46,8 @@ class Mirror:
         # a tracking server that does not answer costs seconds, not MLflow's default of minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        from mlflow.tracking import MlflowClient
+        with imports():
+            from mlflow.tracking import MlflowClient
 
         for noisy in ("alembic", "mlflow"):  # after the import, which sets its own levels
             logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -105,14 +108,15 @@ class Mirror:
 
     def _register(self, model: Model, run: str) -> None:
         """Log a model as a torch module with the program that it needs, from the run that has its figures, and register it."""
-        import mlflow
-        import numpy as np
-        from mlflow.models import Model as LoggedModel
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+        with imports():
+            import mlflow.pytorch
+            import numpy as np
+            from mlflow.models import Model as LoggedModel
+            from mlflow.models import ModelSignature
+            from mlflow.types import Schema, TensorSpec
 
-        from vaebm import VAEBM
-        from vaebm.sampler import Sampler
+            from vaebm import VAEBM
+            from vaebm.sampler import Sampler
 
         sampler = Sampler(VAEBM.from_results(model.folder))
         images, scores = (TensorSpec(np.dtype("float32"), (-1, *shape)) for shape in (sampler.nvae.shape, ()))
@@ -237,8 +241,5 @@ def read_place(results: Path) -> Place:
 
 
 def write_place(results: Path, place: Place) -> None:
-    """Write tracking.json, whole or not at all (without `vaebm.checkpoint`, which would load torch for this)."""
-    path = results / "tracking.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(place, indent=2) + "\n")
-    temporary.replace(path)
+    """Write tracking.json."""
+    write_json(results / "tracking.json", place)

@@ -1,0 +1,243 @@
+"""What the pipeline costs beside its work: a run in a copy of the project, each job's time split up.
+
+    python benchmarks/orchestration.py                                      # the default run; a quarter of an hour on two cores
+    python benchmarks/orchestration.py tiny --json orchestration.json       # one experiment; a minute and a half
+    python benchmarks/orchestration.py --dry-run                            # only the plan of the paper's experiments
+
+When jobs began and ended is Snakemake's own record. What of a job was the interpreter and its imports is written down by each
+process (`recorder/sitecustomize.py`). All that the jobs `tracking` and `track` do beyond that is MLflow's, and all of `dvc` DVC's.
+A core is idle while fewer jobs run than there are cores although one is ready: every job that makes an input of it has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vaebm.config.layouts import LAYOUTS, place
+from vaebm.files import write_json
+from vaebm.settings import read_yaml
+
+ROOT = Path(__file__).parent.parent
+RECORDER = Path(__file__).parent / "recorder"
+PAPER = ("cifar10", "celeba64", "lsun_church64", "celebahq256", "stacked_mnist")
+"""The paper's experiments."""
+PLANS = 5
+"""Dry runs, of which the median counts."""
+PARTS = ("start", "end", "DVC", "MLflow", "work")
+
+
+@dataclass
+class Job:
+    """One job of a run; times in seconds since 1970."""
+
+    rule: str
+    began: float
+    ended: float
+    inputs: set[str] = field(default_factory=set)
+    outputs: set[str] = field(default_factory=set)
+    parts: dict[str, float] = field(default_factory=dict)
+    """`start` (shell, interpreter, imports), `end` (of the interpreter, Snakemake's notice of it), DVC, MLflow, work."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
+
+
+# --------------------------------------------------------------------------------------------------------------------- the run
+def copy_project(folder: Path) -> None:
+    """The files that git knows of, as they are now, in a repository of their own: DVC asks for one."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in names:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    identity = ("-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost")
+    for command in (("init", "--quiet"), ("add", "--all"), (*identity, "commit", "--quiet", "--message", "copy")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+def environment(folder: Path, record: Path | None = None) -> dict[str, str]:
+    """This process's environment, with the copy's package, and the recorder where there is a folder for its records.
+
+    Python may keep what it compiled, as it does for users.
+    """
+    left_out = ("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+    paths = [str(path) for path in (RECORDER if record else None, folder) if path]
+    kept |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(paths)}
+    return kept | ({"VAEBM_RECORD": str(record)} if record else {})
+
+
+def run(folder: Path, experiments: list[str], cores: int) -> tuple[float, float]:
+    """Run Snakemake in `folder`: when it began and ended."""
+    record = folder / ".record"
+    record.mkdir()
+    command = ["snakemake", "--cores", str(cores), "--config", f"experiments=[{','.join(experiments)}]"]
+    began = time.time()
+    done = subprocess.run(command, cwd=folder, env=environment(folder, record), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(f"snakemake ended with status {done.returncode}:\n{done.stdout}")
+    return began, time.time()
+
+
+def jobs_of(folder: Path) -> list[Job]:
+    """Every job of the run in `folder`, in the order in which they began."""
+    found: dict[str, Job] = {}
+    for path in (folder / ".snakemake" / "metadata").rglob("*"):
+        if path.is_file():
+            one = json.loads(path.read_text())
+            job = found.setdefault(one["log"][0], Job(one["rule"], one["starttime"], one["endtime"]))
+            job.inputs |= set(one["input"])
+            job.outputs.add(_output(path, folder))
+    processes = [json.loads(path.read_text()) for path in (folder / ".record").glob("*.json")]
+    logs = {command[command.index("--log") + 1]: one for one in processes if "--log" in (command := one["command"])}
+    commits = [one for one in processes if one["command"][:2] == ["-m", "dvc"]]
+    for log, job in found.items():
+        _split(job, logs[log], [one for one in commits if job.rule == "pin" and logs[log]["began"] <= one["began"] <= job.ended])
+    return sorted(found.values(), key=lambda job: job.began)
+
+
+def _output(path: Path, folder: Path) -> str:
+    """The output that a file of Snakemake's metadata is about: its name is the output's path in base64, cut in parts where it is long."""
+    parts = path.relative_to(folder / ".snakemake" / "metadata").parts
+    return base64.b64decode("".join(part.removeprefix("@") for part in parts)).decode()
+
+
+def _split(job: Job, process: dict[str, Any], commits: list[dict[str, Any]]) -> None:
+    """Fill in the parts of a job's time."""
+    dvc = sum(one["ended"] - one["began"] for one in commits)
+    start = process["began"] - job.began + process["interpreter"] + process["imports"]
+    end = job.ended - process["ended"]
+    rest = job.seconds - start - end - dvc
+    mlflow = rest if job.rule in ("tracking", "track") else 0.0
+    job.parts = {"start": start, "end": end, "DVC": dvc, "MLflow": mlflow, "work": rest - mlflow}
+
+
+# ----------------------------------------------------------------------------------------------------------------- the figures
+def idle(jobs: list[Job], cores: int, began: float) -> float:
+    """Seconds in which a core had nothing to do although a job was ready."""
+    makers = {output: job for job in jobs for output in job.outputs}
+    ready = {id(job): max((makers[name].ended for name in job.inputs if name in makers), default=began) for job in jobs}
+    moments = sorted({began, *(job.began for job in jobs), *(job.ended for job in jobs)})
+    total = 0.0
+    for first, last in zip(moments, moments[1:], strict=False):
+        running = sum(job.began <= first < job.ended for job in jobs)
+        waiting = any(ready[id(job)] <= first < job.began for job in jobs)
+        total += (last - first) * (running < cores and waiting)
+    return total
+
+
+def summary(jobs: list[Job], cores: int, began: float, ended: float) -> dict[str, Any]:
+    """The figures of a run: by stage, their sum, and what of the wall time a core was idle."""
+    first, last = min(job.began for job in jobs), max(job.ended for job in jobs)
+    stages: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(("jobs", "seconds", *PARTS), 0.0))
+    for job in jobs:
+        stages[job.rule]["jobs"] += 1
+        stages[job.rule]["seconds"] += job.seconds
+        for part, seconds in job.parts.items():
+            stages[job.rule][part] += seconds
+    snakemake = (first - began) + (ended - last)
+    work, total = (sum(stage[part] for stage in stages.values()) for part in ("work", "seconds"))
+    waiting = idle(jobs, cores, first)
+    return {
+        "wall_seconds": ended - began,
+        "snakemake_seconds": snakemake,
+        "job_seconds": total,
+        "overhead_share": 1 - work / (total + snakemake),
+        "idle_seconds": waiting,
+        "idle_share": waiting / (ended - began),
+        "busy_share": total / (cores * (ended - began)),
+        "stages": dict(stages),
+        "timeline": [{"rule": job.rule, "began": job.began - began, "ended": job.ended - began, "outputs": sorted(job.outputs)[:1]} for job in jobs],
+    }
+
+
+def plan(folder: Path) -> dict[str, Any]:
+    """Seconds of a dry run of the paper's experiments, with empty files in place of raw data that users have to bring."""
+    for dataset, layout in LAYOUTS.items():
+        for name in () if layout.fetched else layout.files[0]:
+            (folder / place(dataset, None)).mkdir(parents=True, exist_ok=True)
+            (folder / place(dataset, None) / name).touch()
+    command = ["snakemake", "--dry-run", "--quiet", "all", "--cores", "1", "--config", f"experiments=[{','.join(PAPER)}]"]
+    times = []
+    for _ in range(PLANS + 1):  # the first compiles, and is not counted
+        began = time.monotonic()
+        done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
+        times.append(time.monotonic() - began)
+        if done.returncode:
+            sys.exit(f"snakemake cannot plan the paper's experiments:\n{(done.stderr or done.stdout).strip()}")
+    return {"experiments": list(PAPER), "seconds": statistics.median(times[1:]), "of": times[1:]}
+
+
+def show(results: dict[str, Any]) -> str:
+    """The figures as text."""
+    lines = []
+    if "run" in results:
+        run = results["run"]
+        lines += [
+            f"{', '.join(results['experiments'])} on {results['cores']} cores, load {results['load'][0]:.1f} before: {run['wall_seconds']:.0f} s, "
+            f"{run['job_seconds']:.0f} s of jobs, Snakemake before and after them {run['snakemake_seconds']:.1f} s",
+            "",
+            f"{'stage':<12}{'jobs':>5}{'seconds':>9}" + "".join(f"{part:>9}" for part in PARTS) + f"{'overhead':>10}",
+        ]
+        for name, stage in run["stages"].items():
+            share = 1 - stage["work"] / stage["seconds"]
+            lines.append(f"{name:<12}{stage['jobs']:>5.0f}{stage['seconds']:>9.1f}" + "".join(f"{stage[part]:>9.1f}" for part in PARTS) + f"{share:>10.0%}")
+        sums = {part: sum(stage[part] for stage in run["stages"].values()) for part in PARTS}
+        total = f"{sum(stage['jobs'] for stage in run['stages'].values()):>5.0f}{run['job_seconds']:>9.1f}"
+        lines += [
+            f"{'all':<12}{total}" + "".join(f"{sums[part]:>9.1f}" for part in PARTS) + f"{1 - sums['work'] / run['job_seconds']:>10.0%}",
+            "",
+            f"overhead, Snakemake's own time included: {run['overhead_share']:.1%} (at most 20 %)",
+            f"a core idle although a job was ready: {run['idle_share']:.1%} of the wall time (at most 15 %); cores busy: {run['busy_share']:.0%}",
+        ]
+    if "plan" in results:
+        plan = results["plan"]
+        lines.append(f"dry run of {', '.join(plan['experiments'])}: {plan['seconds']:.1f} s (below 5 s)")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", help="names in config/experiments; default: those of config/config.yaml")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--keep", type=Path, help="a folder for the copy, which then stays")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--run", action="store_true", help="only the run")
+    what.add_argument("--dry-run", action="store_true", help="only the plan of the paper's experiments")
+    arguments = parser.parse_args()
+    if arguments.keep and arguments.keep.exists():
+        sys.exit(f"{arguments.keep}: expected a folder that is not there yet")
+    results: dict[str, Any] = {"load": os.getloadavg(), "cores": arguments.cores}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (arguments.keep or Path(scratch) / "project").absolute()
+        copy_project(folder)
+        if not arguments.dry_run:
+            results["experiments"] = arguments.experiments or read_yaml(folder / "config" / "config.yaml")["experiments"]
+            began, ended = run(folder, results["experiments"], arguments.cores)
+            results["run"] = summary(jobs_of(folder), arguments.cores, began, ended)
+        if not arguments.run:
+            results["plan"] = plan(folder)
+    print(show(results))
+    if arguments.json is not None:
+        write_json(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What a command costs beside its work: imports without the garbage collector, stages without torch, the log's last line."""
+
+from __future__ import annotations
+
+import gc
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vaebm import startup
+from vaebm.logfile import mirrored
+
+TOOK = re.compile(r"took (\d+\.\d) s, of which (\d+\.\d) s to start")
+
+
+def test_imports_run_without_the_collector_and_are_left_out_of_it() -> None:
+    """Also where they fail: a program that goes on has its collector back."""
+    with startup.imports():
+        assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() > 0
+    with pytest.raises(ImportError), startup.imports():
+        raise ImportError
+    assert gc.isenabled()
+    gc.unfreeze()
+
+
+def test_start_is_the_age_at_the_first_imports_and_the_length_of_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 s until the first have ended, work until 10 s, 3 s of imports more, 20 s in all."""
+    clock = iter([2.0, 10.0, 13.0, 20.0])
+    monkeypatch.setattr(startup, "_starting", None)
+    monkeypatch.setattr(startup, "age", lambda: next(clock))
+    assert startup.summary() is None
+    with startup.imports():
+        pass
+    with startup.imports():
+        pass
+    assert startup.summary() == "took 20.0 s, of which 5.0 s to start"
+    gc.unfreeze()
+
+
+def test_age_is_that_of_the_process() -> None:
+    """A child that slept, seen from outside."""
+    before = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        after = time.monotonic()
+        time.sleep(0.2)
+        tick = 0.02  # the system counts hundredths of a second
+        assert time.monotonic() - after - tick <= startup.age(child.pid) <= time.monotonic() - before + tick
+        assert startup.age() > startup.age(child.pid)
+        child.communicate(b"\n")
+
+
+@pytest.mark.parametrize(("status", "written"), [(0, True), (None, True), (1, False), ("a message", False)])
+def test_log_of_a_command_that_succeeds_ends_with_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: object, written: bool
+) -> None:
+    """That of one that fails ends with its message; the terminal shows neither."""
+    monkeypatch.setattr(startup, "_starting", 1.5)
+    with pytest.raises(SystemExit), mirrored(tmp_path / "log"):
+        print("the work")
+        sys.exit(status)  # type: ignore[arg-type]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "the work" and len(lines) == 1 + written
+    assert not written or TOOK.fullmatch(lines[1])
+    assert capsys.readouterr().out == "the work\n"
+
+
+def test_log_of_a_real_command(tmp_path: Path) -> None:
+    """From the outside: it started within the time that it took, and it took no longer than it was waited for."""
+    pins = tmp_path / "data.dvc"
+    pins.write_text("outs:\n- path: data/other\n  md5: 0.dir\n")
+    began = time.monotonic()
+    command = [sys.executable, "-m", "vaebm", "pin", str(tmp_path / "data" / "mine"), "--pins", str(pins), "--log", str(tmp_path / "log")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    waited = time.monotonic() - began
+    match = TOOK.fullmatch((tmp_path / "log").read_text().splitlines()[-1])
+    assert match is not None
+    took, start = map(float, match.groups())
+    assert 0.0 < start <= took <= waited + 0.1
+
+
+@pytest.mark.parametrize("module", ["vaebm.pin", "vaebm.benchmarks", "vaebm.compare", "vaebm.tracking", "vaebm.cli"])
+def test_small_stages_do_without_torch(module: str) -> None:
+    """It takes longer to load than they work."""
+    found = subprocess.run([sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
