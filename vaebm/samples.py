@@ -72,7 +72,7 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
             images = grey_levels(means, stage.stretch)
             if first == index.start:
                 begin_array(stream, (len(index), *images.shape[1:]))
-            stream.write(images.contiguous().cpu().numpy())
+            stream.write(images.contiguous().cpu().numpy().tobytes())
             progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
     seconds = time.monotonic() - began
     progress.close()
