@@ -76,7 +76,7 @@ def test_where_weights_stand_is_no_setting_of_a_figure(tmp_path: Path) -> None:
     for one in (here, there):
         write_settings(one, tmp_path, [0])
         written = (tmp_path / "vaebm" / "seed0" / "evaluation" / "evaluation.yaml").read_text()
-        assert "weights" not in written and "extractor: resnet56" in written
+        assert "resnet56.th" not in written and "extractor: resnet56" in written
         if one is here:
             first = written
     assert written == first

@@ -28,8 +28,8 @@ def test_stretched_images_are_what_torchvision_writes() -> None:
 
 def test_a_stretch_is_one_for_all_colours() -> None:
     """Hue survives it; an image of one grey level becomes black, as torchvision's does."""
-    image = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert grey_levels(image, stretch=True)[0, 0, 0].tolist() == [0, 128, 255]
+    image = torch.tensor([0.2, 0.3, 0.6]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert grey_levels(image, stretch=True)[0, 0, 0].tolist() == [0, 64, 255]
     assert not grey_levels(torch.full((2, 1, 4, 4), 0.7), stretch=True).any()
 
 

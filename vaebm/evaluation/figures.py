@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from vaebm.config import EvaluationSettings, UserError
 from vaebm.evaluation import bootstrap, fidelity
 from vaebm.evaluation.extractors import Judged
