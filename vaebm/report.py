@@ -186,7 +186,9 @@ def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict
             {"name": name, **_pictures(record, folder), "training": _training(record), "seeds": _seeds(record)}
             for name, record in sorted(variants.items(), key=lambda item: item[0] == BASELINE)
         ],
-        "classifier": _inline(folder / "classifier" / "pictures" / "confusion.png"),
+        "classifier": _inline(folder / "classifier" / "pictures" / "confusion.png")
+        if first["modes_by"] or first["extractor"]["kind"] == "classifier"
+        else None,
         "origin": [origin_cells(record) for record in variants.values()],
         "versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
     }
