@@ -18,7 +18,8 @@ rule ebm:
         "results/{experiment}/{variant}/seed{seed}/ebm.log",
     wildcard_constraints:
         variant=trained_by("ebm"),
-    retries: 3  # as for the NVAE
+    priority: 2  # as for the NVAE
+    retries: 3
     conda:
         "../../environment.yml"
     threads: need("ebm", "threads")
@@ -54,7 +55,8 @@ rule wgan:
         "results/{experiment}/{variant}/seed{seed}/wgan.log",
     wildcard_constraints:
         variant=trained_by("wgan"),
-    retries: 3  # as for the NVAE
+    priority: 2  # as for the NVAE
+    retries: 3
     conda:
         "../../environment.yml"
     threads: need("ebm", "threads")

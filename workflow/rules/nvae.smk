@@ -15,6 +15,7 @@ rule nvae:
         ),
     log:
         "results/{experiment}/nvae/seed{seed}/nvae.log",
+    priority: 2  # trainings first: what waits for them is longest
     retries: 3  # a training stops itself before its time is up, and the next attempt goes on from there
     conda:
         "../../environment.yml"
