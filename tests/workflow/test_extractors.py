@@ -25,7 +25,8 @@ def measured(tiny_run, tmp_path_factory):
     shutil.copytree(tiny_run.folder, project.folder)
     random = np.random.default_rng(0)
     (project.folder / "raw").mkdir()
-    np.savez(project.folder / "raw" / "few.npz", images=random.integers(0, 200, (160, 32, 32, 3), dtype=np.uint8), labels=np.arange(160) % 2)
+    images = random.integers(0, 200, (160, 4, 4, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+    np.savez(project.folder / "raw" / "few.npz", images=images, labels=np.arange(160) % 2)
     with seeded(0):
         torch.save(ResNet56().state_dict(), project.folder / "raw" / "resnet56.th")
     (block,) = re.findall(r"^```yaml\n(  extractor: .*?)^```$", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
@@ -33,6 +34,7 @@ def measured(tiny_run, tmp_path_factory):
     text = text.replace("dataset: digits", "dataset: arrays\n  path: raw/few.npz\n  name: few\n  side: 32\n  channels: 3\n  heldout: 0.2")
     text = re.sub(r"  extractor: classifier\n  classifier:\n(    .*\n)+", block, text)
     text = re.sub(r"  ood:\n(    - .*\n)+", "  ood: []\n", text).replace("count: 200", "count: 100")
+    text = text.replace("gap_limit: 10.0", "gap_limit: 1000.0")  # energies of larger images, after next to no training
     text += "\nvariants:\n  vaebm: {}\n  stretched:\n    samples:\n      stretch: true\n"
     (project.folder / EXPERIMENT).write_text(text)
     project.edit("config/config.yaml", "  - tiny\n", "  - few\n")
