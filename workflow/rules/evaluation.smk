@@ -17,7 +17,7 @@ rule classifier:
         "python -m vaebm classifier {input.settings} --data {input.data} --model {output} --threads {resources.cpus_per_task} --log {log}"
 
 
-# First of all that can run: weights that cannot be fetched should not be noticed after days of training.
+# Before the trainings: weights that cannot be fetched should not be noticed after days.
 rule reference:
     input:
         unpack(data_of),
@@ -27,7 +27,7 @@ rule reference:
         "results/{experiment}/reference/{extractor}.npz",
     log:
         "results/{experiment}/reference/{extractor}.log",
-    priority: 1
+    priority: 3
     conda:
         "../../environment.yml"
     threads: need("evaluation", "threads")
