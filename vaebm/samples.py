@@ -68,8 +68,7 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     with writing(output) as stream:
         for first in range(index.start, index.stop, stage.batch):
             chunk = range(first, min(first + stage.batch, index.stop))
-            means = model.means(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size)
-            images = grey_levels(means, stage.stretch)
+            images = grey_levels(model.means(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size), stage.stretch)
             if first == index.start:
                 begin_array(stream, (len(index), *images.shape[1:]))
             stream.write(images.contiguous().cpu().numpy().tobytes())
