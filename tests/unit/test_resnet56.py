@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from vaebm.config import UserError
+from vaebm.evaluation import bootstrap
 from vaebm.evaluation.extractors import Extractor
 from vaebm.evaluation.resnet56 import MEAN, STD, ResNet56, load_resnet56, shortcut
+from vaebm.frechet import Statistics
 from vaebm.runtime import seeded
 
 
@@ -134,3 +136,19 @@ def test_extractor_names_the_bytes_of_its_weights(tmp_path: Path) -> None:
         extractor.judge(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(UserError, match=r"none.th: expected the weights of resnet56, found No such file.*; evaluation.resnet56_weights names the file"):
         Extractor.of("resnet56", tmp_path / "none.th")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_gpu_gives_the_features_and_the_resamples_of_the_cpu(tmp_path: Path) -> None:
+    path = saved(tmp_path / "weights.th", random_state(0))
+    cpu, gpu = (Extractor.of("resnet56", path, device).judge(IMAGES) for device in ("cpu", "cuda"))
+    # single precision, where a GPU may round factors of convolutions to TF32: 2⁻¹¹ each
+    assert np.allclose(cpu.features, gpu.features, rtol=1e-2, atol=1e-2 * np.abs(cpu.features).max())
+    counts = np.ones((2, len(IMAGES)), dtype=np.int64)
+    reference = Statistics.of(cpu.features[::-1] + 1)
+    there = [bootstrap.frechet_replicates(cpu.features, counts, [reference], device) for device in ("cpu", "cuda")]
+    # double precision on both; roots of eigenvalues that should be 0 are rounding errors
+    assert np.allclose(*there, rtol=1e-4)
+    kernels = [bootstrap.kid_replicates(cpu.features, cpu.features + 1, counts, device) for device in ("cpu", "cuda")]
+    assert np.allclose(*kernels, rtol=1e-2)
