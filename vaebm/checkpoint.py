@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from vaebm.config import UserError
-from vaebm.files import write_json as write_json  # `as`: offered from here too
-from vaebm.files import writing as writing
+from vaebm.files import write_json, writing
 
 
 def hash_tensors(state: dict[str, Tensor]) -> str:

@@ -10,9 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
-from vaebm.config import DATASETS, DataSettings, UserError
+from vaebm.config import DataSettings, UserError
 from vaebm.guide import guide
-from vaebm.logfile import mirrored
+from vaebm.logfile import asked_for, mirrored
+from vaebm.options import (
+    CheckpointEvery,
+    ClassifierModel,
+    Data,
+    EnergyModel,
+    GPUs,
+    Log,
+    Model,
+    NVAEModel,
+    Settings,
+    Threads,
+    TimeLimit,
+    data_sets,
+    experiments_here,
+)
 from vaebm.startup import imports
 
 
@@ -28,33 +43,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Settings = Annotated[Path, typer.Argument(help="The stage's settings file.")]
-Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
-NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.pt of the NVAE.")]
-EnergyModel = Annotated[Path | None, typer.Option("--energy", help="model.pt of the energy network; none: the NVAE alone.")]
-ClassifierModel = Annotated[Path | None, typer.Option("--classifier", help="model.pt of the classifier, where the experiment trains one.")]
-Model = Annotated[Path, typer.Option(help="Where the model goes.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
-GPUs = Annotated[int, typer.Option(min=0, help="GPUs; 0: the CPU.")]
-TimeLimit = Annotated[float | None, typer.Option(min=0, help="Minutes after which to save and stop; the same command goes on.")]
-CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")]
-Log = Annotated[Path | None, typer.Option(help="File that gets a copy of everything printed.")]
-
-
-def _data_sets(incomplete: str) -> list[tuple[str, str]]:
-    """Shell completion: data sets that their name is enough for, each with what it holds."""
-    return [
-        (name, f"{facts.side}×{facts.side}, {facts.channels} channel(s), {facts.train:,} training images")
-        for name, facts in DATASETS.items()
-        if name.startswith(incomplete)
-    ]
-
-
-def _experiments(incomplete: str) -> list[str]:
-    """Shell completion: experiments of the present folder; where none begins like that, the shell completes paths."""
-    return sorted(path.stem for path in Path("config/experiments").glob("*.yaml") if path.stem.startswith(incomplete))
-
-
 RUN = "results/digits/vaebm/seed0"
 
 
@@ -67,7 +55,7 @@ def show_the_way(context: typer.Context) -> None:
 
 @app.command(epilog=_example("data digits --folder data/digits"))
 def data(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set, or what its settings file calls it.", autocompletion=_data_sets)],
+    dataset: Annotated[str, typer.Argument(help="Name of the data set, or what its settings file calls it.", autocompletion=data_sets)],
     folder: Annotated[Path, typer.Option(help="Where it goes.")],
     settings: Annotated[Path | None, typer.Option(help="Settings file; none: the raw files stand in raw/DATASET, or are fetched to there.")] = None,
     threads: Threads = 1,
@@ -259,7 +247,7 @@ def benchmarks(
 
 @app.command(epilog=_example("describe cifar10 --tflops 20"))
 def describe(
-    experiment: Annotated[Path, typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=_experiments)],
+    experiment: Annotated[Path, typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=experiments_here)],
     tflops: Annotated[float, typer.Option(help="What all devices of a stage sustain together, in TFLOP/s.")] = 10.0,
     log: Log = None,
 ) -> None:
@@ -323,16 +311,6 @@ def _one_process_per_gpu(gpus: int) -> None:
         sys.exit(launch(found, ["-m", "vaebm", *sys.argv[1:]]))
 
 
-def _log_file(arguments: list[str]) -> Path | None:
-    """The value of --log, read before anything else can fail."""
-    for number, argument in enumerate(arguments):
-        if argument == "--log" and number + 1 < len(arguments):
-            return Path(arguments[number + 1])
-        if argument.startswith("--log="):
-            return Path(argument.removeprefix("--log="))
-    return None
-
-
 def _tell(reason: str) -> None:
     """Print why this command ends, unless another process of the same training has done so."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -347,7 +325,7 @@ def main() -> Any:
     """Run the command line; the last line of the log of a failed command is its message, without a trace for a user's mistake."""
     if "RANK" not in os.environ:  # torchrun sets both; a cluster's shell may set the other alone, which makes no processes
         os.environ.pop("WORLD_SIZE", None)
-    with mirrored(_log_file(sys.argv[1:])):
+    with mirrored(asked_for(sys.argv[1:])):
         try:
             app()
         except UserError as error:

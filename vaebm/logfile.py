@@ -58,3 +58,13 @@ def mirrored(path: Path | None) -> Iterator[None]:
             raise
         finally:
             sys.stdout, sys.stderr = out, err
+
+
+def asked_for(arguments: list[str]) -> Path | None:
+    """The value of --log, read before anything else can fail."""
+    for number, argument in enumerate(arguments):
+        if argument == "--log" and number + 1 < len(arguments):
+            return Path(arguments[number + 1])
+        if argument.startswith("--log="):
+            return Path(argument.removeprefix("--log="))
+    return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os.path
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -42,9 +43,9 @@ class _Own(FeatureExtractorBase):  # type: ignore[misc]
 
     LAYERS = ("features", "logits")
 
+    @abstractmethod
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, …) and logits (B, …) of images (B, C, H, W)."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The layers that were asked for."""

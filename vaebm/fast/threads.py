@@ -31,7 +31,9 @@ def move(potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: 
         return langevin(potential, [part[share] for part in eps], steps=steps, step_size=step_size, noise=noise.at(noise.index[share]))
 
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        moved = list(pool.map(of, (slice(number * chains // threads, (number + 1) * chains // threads) for number in range(threads))))
-    torch.set_num_threads(before)  # each thread has its own number, but later ones begin with the one that was set last
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            moved = list(pool.map(of, (slice(number * chains // threads, (number + 1) * chains // threads) for number in range(threads))))
+    finally:
+        torch.set_num_threads(before)  # each thread has its own number, but later ones begin with the one that was set last
     return [torch.cat(parts) for parts in zip(*moved, strict=True)]
