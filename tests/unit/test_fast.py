@@ -116,13 +116,16 @@ def test_chains_hold_less_for_the_backward_pass() -> None:
     assert held(model.chain_potential()) < 0.4 * held(plain(model))
 
 
-def test_threads_share_the_chains_out_and_each_gets_its_own_noise() -> None:
+def test_threads_share_the_chains_out_and_each_gets_its_own_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads of one CPU each are two runs of one thread, bit by bit; and up to rounding they are one run of them all."""
     model, threads = VAEBM(*random_pair()), torch.get_num_threads()
     eps, noise, chain = start(model, chains=35), NoiseSource(0, "chain", range(100, 135)), {"steps": 3, "step_size": 1e-3}
     potential = model.chain_potential()
     try:
         torch.set_num_threads(2)
+        small = move(potential, eps, noise=noise, **chain)
+        assert all(map(torch.equal, small, langevin(potential, eps, noise=noise, **chain))), "of 16×16 images no thread gets a share"
+        monkeypatch.setattr("vaebm.fast.threads.LARGE", 16 * 16)
         moved = move(potential, eps, noise=noise, **chain)
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)

@@ -180,9 +180,14 @@ def ask(project, changes):
 
 
 def table(project):
-    """The lines of the table without what tells where they were made."""
+    """The lines of the table without what tells where they were made, and without the values of those that are times."""
     with (project.folder / "results" / "benchmarks.csv").open() as file:
-        return [{column: cell for column, cell in line.items() if column not in ("commit", "changed", "tracking")} for line in csv.DictReader(file)]
+        lines = [{column: cell for column, cell in line.items() if column not in ("commit", "changed", "tracking")} for line in csv.DictReader(file)]
+    times = [line for line in lines if line["metric"].startswith("seconds") and line["measured"]]
+    assert len(times) == 2 and all(float(line["measured"]) > 0 for line in times)
+    for line in times:
+        line["measured"] = "a time"
+    return lines
 
 
 def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, submit, clone, tiny_run):

@@ -15,16 +15,19 @@ from vaebm.noise import NoiseSource
 LEAST = 16
 """Chains of a thread, at least: with fewer images torch takes a slower convolution in a single thread."""
 
+LARGE = 1024
+"""Values of an image, at least: operations on smaller ones are so short that the threads would wait for Python's lock instead."""
+
 
 def move(potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
-    """As `langevin`. On a CPU the chains of a prepared potential are shared out to as many threads as torch has.
+    """As `langevin`. On a CPU the chains of a prepared potential on large images are shared out to as many threads as torch has.
 
     Chains know nothing of each other. Threads that share them need not wait for each other until the end; threads that share
     every operation, as torch's own do, wait after each of some hundred in every step.
     """
     chains = len(eps[0])
     threads = min(torch.get_num_threads(), chains // LEAST)
-    if threads < 2 or eps[0].device.type != "cpu" or not isinstance(potential, PreparedPotential):
+    if threads < 2 or eps[-1][0].numel() < LARGE or eps[0].device.type != "cpu" or not isinstance(potential, PreparedPotential):
         return langevin(potential, eps, steps=steps, step_size=step_size, noise=noise)
 
     def of(share: slice) -> list[Tensor]:
