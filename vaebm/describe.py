@@ -187,6 +187,7 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
     training, every = experiment.nvae.training, parameters(nvae)
     decoder = sum(parameter.numel() for parameter in nvae.decoder_parameters())
     share = -(-(training.micro_batch or training.batch) // max(experiment.resources.nvae.gpu, 1))
+    nvae.recompute(training.recompute)
     forward, part = nvae_training(nvae, share)
     step = training.batch * part.flop // share
     train = experiment.data.facts.train

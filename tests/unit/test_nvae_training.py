@@ -14,6 +14,7 @@ import yaml
 
 from vaebm.config import NVAENetworkSettings, NVAETrainingSettings
 from vaebm.data import prepare
+from vaebm.describe import measured
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.nvae.model import NVAE
@@ -38,18 +39,38 @@ def images(count: int = 8) -> torch.Tensor:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """The command itself under torchrun: batch norms, KL balancing, gradients and penalties are those of the whole batch."""
+    """The command itself under torchrun: batch norms, KL balancing, gradients and penalties are those of the whole batch.
+
+    The two compute their activations again, where batch norms gather the moments a second time.
+    """
     prepare("digits", tmp_path / "data")
     training = {"epochs": 2, "batch": 500, "micro_batch": 250, "warmup_epochs": 1, "precision": "float64", "norm_weight": 1e-2}
-    (tmp_path / "nvae.yaml").write_text(yaml.safe_dump({"seed": 0, "nvae": {"network": NETWORK, "training": training}}))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"seed": 0, "nvae": {"network": NETWORK, "training": training | {"recompute": name == "two"}}}))
     python, torchrun = [sys.executable, "-m"], [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     for name, start in (("one", python), ("two", torchrun)):
-        command = [*start, "vaebm", "nvae", "nvae.yaml", "--data", "data/manifest.json", "--model", f"{name}/model.pt"]
+        command = [*start, "vaebm", "nvae", f"{name}.yaml", "--data", "data/manifest.json", "--model", f"{name}/model.pt"]
         subprocess.run(command, cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])})
     one, two = (torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"] for name in ("one", "two"))
     assert one["prior_constant"].dtype == torch.float64
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("architecture", ["res_mbconv", "res_bnelu"])
+def test_recomputed_activations_change_nothing_but_memory(architecture: str) -> None:
+    """Weights, batch norms' statistics and optimiser after three steps are the same bits; less is kept for the backward pass."""
+    kept, again = trainer(architecture), trainer(architecture, recompute=True)
+    activations = []
+    for each in (kept, again):
+        for step in range(3):
+            each.step(images(), step, 1e-2, penalise=True)
+        with measured(each.nvae) as work:
+            each.nvae(images().double() / 255.0, noise=NoiseSource(0, "any", range(8)))
+        activations.append(work().activations)
+    for name, value in kept.nvae.state_dict().items():
+        assert torch.equal(value, again.nvae.state_dict()[name]), name
+    assert activations[1] < 0.5 * activations[0]
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:

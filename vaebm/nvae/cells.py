@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vaebm.config.nvae import Architecture
-from vaebm.nvae.layers import BatchNorm, BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, PlainConv2d, SqueezeExcitation
+from vaebm.nvae.layers import BatchNorm, BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, PlainConv2d, SqueezeExcitation, recomputation
 
 Resample = Literal["none", "down", "up"]
 
@@ -154,6 +155,9 @@ class ResidualCell(nn.Module):
         squeeze_excitation: gate the branch.
     """
 
+    recompute = False
+    """Whether a pass that keeps something for a backward pass keeps the cell's input alone, and the backward pass computes the rest again."""
+
     def __init__(self, channels_in: int, channels_out: int, resample: Resample, operations: Sequence[Operation], *, squeeze_excitation: bool):
         super().__init__()
         self.skip = skip(channels_in, channels_out, resample)
@@ -164,4 +168,10 @@ class ResidualCell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
+        if self.recompute and torch.is_grad_enabled():
+            out: Tensor = checkpoint(self._sum, x, use_reentrant=False, preserve_rng_state=False, context_fn=recomputation)
+            return out
+        return self._sum(x)
+
+    def _sum(self, x: Tensor) -> Tensor:
         return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +110,26 @@ def convolution_weights(module: nn.Module) -> list[Callable[[], Tensor]]:
     return [layer.effective_weight for layer in module.modules() if isinstance(layer, NormalizedConv2d | PlainConv2d)]
 
 
+_RECOMPUTING: ContextVar[bool] = ContextVar("recomputing", default=False)
+
+
+@contextlib.contextmanager
+def _recomputing() -> Iterator[None]:
+    token = _RECOMPUTING.set(True)
+    try:
+        yield
+    finally:
+        _RECOMPUTING.reset(token)
+
+
+def recomputation() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a computation and of its repetition in the backward pass, as torch's checkpointing asks for them.
+
+    In the repetition batch norms leave their running statistics alone: they have counted the batch already.
+    """
+    return contextlib.nullcontext(), _recomputing()
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm with the NVAE's momentum of 0.05; in training over the batches of all processes together.
 
@@ -119,7 +141,10 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), same shape; in training every process must give as many images."""
+        again = self.training and _RECOMPUTING.get()
         if not self.training or distributed.processes() == 1:
+            if again:  # torch wants to save the same tensors as the first time, the statistics among them
+                return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, momentum=0.0, eps=self.eps)
             return super().forward(x)
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         own_mean = wide.mean(dim=(0, 2, 3))
@@ -127,7 +152,8 @@ class BatchNorm(nn.BatchNorm2d):
         means, variances = distributed.gather(torch.stack([own_mean, own_variance])).unbind(1)
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)
-        self._update_statistics(mean.detach(), variance.detach(), x[:, 0].numel() * distributed.processes())
+        if not again:
+            self._update_statistics(mean.detach(), variance.detach(), x[:, 0].numel() * distributed.processes())
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul((self.bias - mean * scale)[:, None, None], wide, scale[:, None, None]).to(x.dtype)
 

@@ -76,6 +76,7 @@ class Trainer:
     def __init__(self, nvae: NVAE, training: NVAETrainingSettings, total: int, seed: int):
         self.nvae, self.training, self.total, self.seed = nvae, training, total, seed
         self.device = nvae.prior_constant.device
+        nvae.recompute(training.recompute)
         self.spectral = SpectralPenalty(convolution_weights(nvae), derive(seed, "spectral")).to(self.device, nvae.prior_constant.dtype)
         self.optimizer = torch.optim.Adamax(
             nvae.parameters(), lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-3, weight_decay=training.weight_decay, foreach=True
