@@ -56,6 +56,19 @@ class Project:
         return kept | name | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster's tests first, which mostly wait, then those of the whole pipeline; each of the two in one process, since it shares a run."""
+    order = {"slurm": 0, "workflow": 1, "": 2}
+
+    def group(item: pytest.Item) -> str:
+        return "slurm" if item.get_closest_marker("slurm") else "workflow" if item.path.parent.name == "workflow" else ""
+
+    items.sort(key=lambda item: order[group(item)])
+    for item in items:
+        if name := group(item):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 def make_project(folder: Path) -> Project:
     """The project as a clone has it: the files of a run in a git repository of their own."""
     for name in PROJECT:
