@@ -189,6 +189,7 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
     share = -(-(training.micro_batch or training.batch) // max(experiment.resources.nvae.gpu, 1))
     nvae.recompute(training.recompute)
     forward, part = nvae_training(nvae, share)
+    nvae.recompute(False)  # chains never do
     step = training.batch * part.flop // share
     train = experiment.data.facts.train
     steps = (train or training.batch) // training.batch * training.epochs
