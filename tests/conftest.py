@@ -57,16 +57,8 @@ class Project:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cluster's tests first, which mostly wait, then those of the whole pipeline; each of the two in one process, since it shares a run."""
-    order = {"slurm": 0, "workflow": 1, "": 2}
-
-    def group(item: pytest.Item) -> str:
-        return "slurm" if item.get_closest_marker("slurm") else "workflow" if item.path.parent.name == "workflow" else ""
-
-    items.sort(key=lambda item: order[group(item)])
-    for item in items:
-        if name := group(item):
-            item.add_marker(pytest.mark.xdist_group(name))
+    """The longest tests first, so that two processes end together: those on a cluster, which mostly wait, then those of the whole pipeline."""
+    items.sort(key=lambda item: 0 if item.get_closest_marker("slurm") else 1 if item.path.parent.name == "workflow" else 2)
 
 
 def make_project(folder: Path) -> Project:
