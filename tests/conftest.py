@@ -57,7 +57,7 @@ class Project:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that two processes end together: those on a cluster, which mostly wait, then those of the whole pipeline."""
+    """The longest files first, so that two processes end together: the one on a cluster, which mostly waits, then those of the whole pipeline."""
     items.sort(key=lambda item: 0 if item.get_closest_marker("slurm") else 1 if item.path.parent.name == "workflow" else 2)
 
 
