@@ -59,7 +59,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["res_mbconv", "res_bnelu"])
 def test_recomputed_activations_change_nothing_but_memory(architecture: str) -> None:
-    """Weights, batch norms' statistics and optimiser after three steps are the same bits; less is kept for the backward pass."""
+    """Weights and batch norms' statistics after three steps are the same bits; less is kept for the backward pass."""
     kept, again = trainer(architecture), trainer(architecture, recompute=True)
     activations = []
     for each in (kept, again):
