@@ -200,10 +200,12 @@ def _turn(device: torch.device) -> float:
 
 
 def _count() -> tuple[int, int]:
-    """FLOP, and bytes read and written."""
-    traffic = Traffic()
+    """FLOP, and bytes read and written; in one thread, since what chains do in threads of their own is not seen from here."""
+    traffic, threads = Traffic(), torch.get_num_threads()
+    torch.set_num_threads(1)
     with traffic, measured(nn.Identity()) as counted:
         _work()
+    torch.set_num_threads(threads)
     return counted().flop, traffic.bytes
 
 

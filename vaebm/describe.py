@@ -23,6 +23,7 @@ from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.objective import contrastive_divergence
 from vaebm.metrics import number
 from vaebm.model import VAEBM
+from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
 from vaebm.settings import read_experiment
@@ -187,9 +188,9 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
     training, every = experiment.nvae.training, parameters(nvae)
     decoder = sum(parameter.numel() for parameter in nvae.decoder_parameters())
     share = -(-(training.micro_batch or training.batch) // max(experiment.resources.nvae.gpu, 1))
-    nvae.recompute(training.recompute)
+    set_recompute(nvae, training.recompute)
     forward, part = nvae_training(nvae, share)
-    nvae.recompute(False)  # chains never do
+    set_recompute(nvae, False)  # chains never do
     step = training.batch * part.flop // share
     train = experiment.data.facts.train
     steps = (train or training.batch) // training.batch * training.epochs

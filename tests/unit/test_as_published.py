@@ -1,11 +1,12 @@
 """The baseline of the speed measurements computes what the package does."""
 
 import pytest
+import speed
 import torch
 from as_published import Convolution, Swish, Unprepared, as_published
 from torch import Tensor, nn
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
+from vaebm.config import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings
 from vaebm.ebm.langevin import evaluate
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.model import VAEBM
@@ -72,3 +73,25 @@ def test_it_is_another_arithmetic(pair: tuple[NVAE, EnergyNetwork]) -> None:
     with torch.profiler.profile() as seen:
         published(torch.rand(2, 3, 16, 16), noise=NoiseSource(0, "test", range(2)))
     assert not {event.name for event in seen.events()} & {"aten::silu", "aten::addcmul_"}
+
+
+def test_work_of_shared_chains_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains that two threads share do the FLOP that one thread does; its own number of threads is left as it was."""
+    parts = {"groups": [1, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1}
+    network = NVAENetworkSettings.model_validate({"channels_encoder": 4, "channels_decoder": 4} | parts)
+    ebm = EBMSettings(
+        network=EnergyNetworkSettings(channels=4, widths=[1], down=[0]),
+        chain=ChainSettings(steps=1, step_size=0.1),
+        training=EBMTrainingSettings(iterations=1, batch=32, learning_rate=1e-3),
+    )
+    setup = speed.Setup("small", network, NVAETrainingSettings(epochs=1, batch=32, warmup_epochs=0), ebm, (1, 32, 32), 32)
+    before, counts = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(speed, "_work", speed.langevin_step(setup, torch.device("cpu"), "fast"), raising=False)
+            counts[threads] = speed._count()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert counts[1] == counts[2] and counts[1][0] > 0

@@ -171,6 +171,16 @@ def test_time_is_work_over_throughput() -> None:
     assert row.split("  ")[-1] == f"2 epochs, 60 steps, {quantity(60 * step.flop, 'FLOP')}" and " 55.0 h " in row
 
 
+def test_recomputation_is_of_the_training_alone(tmp_path: Path) -> None:
+    """More work and fewer activations of an NVAE's step; decoder, chains and samples are as they were."""
+    kept, again = (tmp_path / f"{name}.yaml" for name in ("kept", "again"))
+    kept.write_text((EXPERIMENTS / "tiny.yaml").read_text())
+    again.write_text(kept.read_text().replace("recompute: false", "recompute: true"))
+    pairs = list(zip(*(describe(path, 10).splitlines()[1:] for path in (kept, again)), strict=True))
+    changed = [one[:22].strip() for one, other in pairs if one != other]
+    assert changed == ["NVAE training step", "NVAE training", "activations", "NVAE training"], "work, memory, and the NVAE's time"
+
+
 def test_numbers_are_read_without_an_exponent() -> None:
     assert [quantity(value, "B") for value in (12, 999.4, 999.6, 1.2345e9, 9.996e11, 4e18)] == ["12.0 B", "999 B", "1.00 kB", "1.23 GB", "1.00 TB", "4.00 EB"]
     assert [duration(value) for value in (0.5, 5, 300, 3600 * 55, 86400 * 12)] == ["below 1 s", "5.00 s", "5.00 min", "55.0 h", "12.0 days"]

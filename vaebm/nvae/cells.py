@@ -175,3 +175,10 @@ class ResidualCell(nn.Module):
 
     def _sum(self, x: Tensor) -> Tensor:
         return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)
+
+
+def set_recompute(network: nn.Module, recompute: bool) -> None:
+    """Whether backward passes compute the activations of the network's residual cells again (`NVAETrainingSettings.recompute`)."""
+    for cell in network.modules():
+        if isinstance(cell, ResidualCell):
+            cell.recompute = recompute

@@ -242,12 +242,6 @@ class NVAE(nn.Module):
         channels, height, width = self.shape
         return channels * (height - 2 * self.settings.crop) * (width - 2 * self.settings.crop)
 
-    def recompute(self, recompute: bool) -> None:
-        """Whether backward passes compute the residual cells' activations again, which then are not kept (`NVAETrainingSettings.recompute`)."""
-        for cell in self.modules():
-            if isinstance(cell, ResidualCell):
-                cell.recompute = recompute
-
     def decoder_parameters(self) -> list[nn.Parameter]:
         """The parameters that `decode` uses."""
         return [parameter for name, parameter in self.named_parameters() if not ENCODER & set(name.split("."))]

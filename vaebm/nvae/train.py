@@ -14,6 +14,7 @@ from vaebm.checkpoint import hash_tensors, save_model
 from vaebm.config import NVAESettings, NVAETrainingSettings, UserError
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import NoiseSource, derive
+from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.layers import BatchNorm, convolution_weights, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo, norm_weight
@@ -76,7 +77,7 @@ class Trainer:
     def __init__(self, nvae: NVAE, training: NVAETrainingSettings, total: int, seed: int):
         self.nvae, self.training, self.total, self.seed = nvae, training, total, seed
         self.device = nvae.prior_constant.device
-        nvae.recompute(training.recompute)
+        set_recompute(nvae, training.recompute)
         self.spectral = SpectralPenalty(convolution_weights(nvae), derive(seed, "spectral")).to(self.device, nvae.prior_constant.dtype)
         self.optimizer = torch.optim.Adamax(
             nvae.parameters(), lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-3, weight_decay=training.weight_decay, foreach=True
