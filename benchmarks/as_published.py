@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vaebm.ebm.network import EnergyBlock, EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import FactorizedReduce, ResidualCell
-from vaebm.nvae.layers import BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, SqueezeExcitation
+from vaebm.nvae.layers import BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, PlainConv2d, SqueezeExcitation
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,6 +41,14 @@ class Convolution(NormalizedConv2d):
         norm = torch.sqrt(torch.sum(weight * weight, dim=[1, 2, 3])).view(-1, 1, 1, 1)
         weight = torch.exp(self.log_weight_norm) * weight / (norm + 1e-5)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Plain(PlainConv2d):
+    """A convolution by the library."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) → (B, out, H', W')."""
+        return nn.Conv2d.forward(self, x)
 
 
 class Swish(BatchNormSwish):
@@ -101,6 +109,7 @@ class Energy(EnergyNetwork):
 PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
     NormalizedConv2d: Convolution,
     DataInitializedConv2d: Convolution,
+    PlainConv2d: Plain,
     BatchNormSwish: Swish,
     FactorizedReduce: Reduce,
     SqueezeExcitation: Gate,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ class Traffic(TorchDispatchMode):
     """Counts the bytes that operations read and write, those of views left out."""
 
     bytes = 0
+    flop = 0
+    """Of what torch does not count itself."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Called by torch with every operation on tensors, those of backward passes too."""
@@ -29,6 +33,21 @@ class Traffic(TorchDispatchMode):
             tensors, _ = torch.utils._pytree.tree_flatten((args, out))
             self.bytes += sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
         return out
+
+    @contextlib.contextmanager
+    def of_kernels(self) -> Iterator[None]:
+        """Within this context the kernels that are no operations of torch count too: on a GPU the fused depthwise convolution."""
+        from vaebm.fast import depthwise
+
+        launch = depthwise._launch
+
+        def counted(source: Tensor, before: Tensor, weight: Tensor, bias: Tensor, a: Tensor, out: Tensor, swished: Tensor, backward: bool) -> None:
+            launch(source, before, weight, bias, a, out, swished, backward)
+            self.bytes += sum(tensor.nbytes for tensor in ((source, before, a, out) if backward else (a, out, swished)))
+            self.flop += 2 * depthwise.KERNEL**2 * a.numel()
+
+        with mock.patch.object(depthwise, "_launch", counted):
+            yield
 
 
 def seconds(work: Work, device: torch.device) -> float:

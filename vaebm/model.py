@@ -52,6 +52,8 @@ class VAEBM:
 
     without_likelihood = ""
     """Why there is no estimate of log p(x); empty where there is one."""
+    chain_type: torch.dtype | None = None
+    """Of the networks' features within chains, bfloat16 for instance; None: the weights'. Images are always decoded in the weights'."""
 
     def __init__(
         self,
@@ -65,7 +67,8 @@ class VAEBM:
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.kind = nvae, energy, potential
         self.steps, self.step_size = steps, step_size
-        self._decoder: tuple[object, Decoder] | None = None
+        self._decoders: tuple[object, dict[torch.dtype | None, Decoder]] = (), {}
+        self._potential: PreparedPotential | None = None
 
     @classmethod
     def from_results(cls, folder: Path | str, device: torch.device | str = "cpu") -> VAEBM:
@@ -143,12 +146,17 @@ class VAEBM:
     def chain_potential(self) -> chains.Potential:
         """`potential` for chains, of the list of all noise, prepared with the weights as they are now (`fast`).
 
-        In double precision, which is for comparisons, and for an NVAE in training mode it goes through the modules.
+        In double precision, which is for comparisons, and for an NVAE in training mode it goes through the modules. As
+        long as decoder and architecture are the same, a call gives what the last one gave, with the weights of now: what a GPU has
+        recorded of it stays of use.
         """
         if not self._prepares:
             return lambda eps: self.potential(eps[:-1], eps[-1])
-        energy = self._energy if self.energy is None else prepare_energy(self.energy)
-        return PreparedPotential(cast(Decoder, self.decoder), energy, cast(Literal["noise", "density"], self.kind))
+        energy = self._energy if self.energy is None else prepare_energy(self.energy, self.chain_type)
+        potential = PreparedPotential(self._prepared_decoder(self.chain_type), energy, cast(Literal["noise", "density"], self.kind))
+        if self._potential is None or not self._potential.become(potential):
+            self._potential = potential
+        return self._potential
 
     @property
     def _prepares(self) -> bool:
@@ -157,12 +165,15 @@ class VAEBM:
     @property
     def decoder(self) -> NVAE | Decoder:
         """What images are decoded by: the NVAE's decoder, prepared once for the weights that it has, or in cases as above the NVAE."""
-        if not self._prepares:
-            return self.nvae
+        return self._prepared_decoder(None) if self._prepares else self.nvae
+
+    def _prepared_decoder(self, dtype: torch.dtype | None) -> Decoder:
         current = stamp(self.nvae)
-        if self._decoder is None or self._decoder[0] != current:
-            self._decoder = current, Decoder(self.nvae)
-        return self._decoder[1]
+        if self._decoders[0] != current:
+            self._decoders = current, {}
+        if dtype not in self._decoders[1]:
+            self._decoders[1][dtype] = Decoder(self.nvae, dtype)
+        return self._decoders[1][dtype]
 
     @torch.no_grad()
     def means(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
@@ -288,7 +299,7 @@ class PixelEBM(VAEBM):
     def chain_potential(self) -> chains.Potential:
         """`potential` with the energy's weights as they are now."""
         assert self.energy is not None
-        energy = self.energy if self.nvae.prior_constant.dtype == torch.float64 else prepare_energy(self.energy)
+        energy = self.energy if self.nvae.prior_constant.dtype == torch.float64 else prepare_energy(self.energy, self.chain_type)
         return lambda eps: energy(eps[0]) + half_square(eps[-1])
 
     def noise_like_prior(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:

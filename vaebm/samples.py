@@ -13,7 +13,7 @@ from torch import Tensor
 from vaebm.config import SamplesSettings, UserError
 from vaebm.files import write_json, writing
 from vaebm.model import VAEBM, sample_noise
-from vaebm.runtime import Progress, device_name, prepare
+from vaebm.runtime import Progress, check_bfloat16, device_name, prepare
 from vaebm.settings import read_settings
 
 
@@ -57,11 +57,14 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     Raises:
         UserError: there is no such shard, or a model is missing.
     """
-    device = prepare(threads, gpus)
     seed, stage = read_settings(settings, SamplesSettings)
+    device = prepare(threads, gpus, tf32=stage.precision == "tf32")
     if shard >= stage.shards:
         raise UserError(f"{settings}: samples.shards: expected more than {shard}, the shard asked for, found {stage.shards}")
     model = VAEBM.load(nvae, energy, device)
+    if stage.precision == "bfloat16":
+        check_bfloat16(device, f"{settings}: samples.precision")
+        model.chain_type = torch.bfloat16
     index = stage.shard(shard)
     progress = Progress(f"samples, shard {shard}", len(index), unit="image")
     began = time.monotonic()

@@ -12,8 +12,10 @@ from vaebm.nvae.layers import (
     NormalizedConv2d,
     PlainConv2d,
     SqueezeExcitation,
+    _Depthwise,
     convolution_weights,
     data_initialization,
+    pointwise,
 )
 
 DOUBLE = torch.float64
@@ -169,3 +171,28 @@ def test_squeeze_excitation_gates_whole_channels_by_all_means(channels: int, hid
     assert first.shape == (hidden, channels)
     gate = torch.sigmoid((x.mean((2, 3)) @ first.T + first_bias).relu() @ second.T + second_bias)
     torch.testing.assert_close(module(x), x * gate[:, :, None, None])
+
+
+def test_matrix_products_for_pointwise_convolutions() -> None:
+    """What a GPU computes 1×1 convolutions by: the same function and gradients, and no copy of what is in the layout channels_last."""
+    x, weight, bias = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(6, 3, 1, 1, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last)
+    inputs = [part.requires_grad_() for part in (x, weight, bias)]
+    gradient = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    found, expected = pointwise(*inputs), F.conv2d(*inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, gradient), torch.autograd.grad(expected, inputs, gradient), rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    with torch.profiler.profile() as seen:
+        pointwise(x.detach(), weight.detach(), bias.detach())
+    assert "aten::clone" not in {event.name for event in seen.events()}
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_backward_pass_of_depthwise_convolutions(kernel: int) -> None:
+    """What a GPU trains with: gradients of input and weight are the library's."""
+    x, weight = torch.randn(2, 3, 6, 7, dtype=torch.float64), torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
+    inputs, gradient = [part.requires_grad_() for part in (x, weight)], torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    found, expected = _Depthwise.apply(*inputs), F.conv2d(*inputs, padding=kernel // 2, groups=3)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, gradient), torch.autograd.grad(expected, inputs, gradient), rtol=1e-12, atol=1e-12)

@@ -217,17 +217,3 @@ def test_public_stochastic_calls_repeat_and_leave_the_global_generator_alone() -
         before = torch.get_rng_state()
         assert torch.equal(call(), call())
         assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("potential", ["noise", "density"])
-def test_gpu_agrees_with_cpu_from_the_same_noise(potential: str) -> None:
-    model = small("res_mbconv")
-    host = VAEBM(model.nvae, model.energy, potential)  # type: ignore[arg-type]
-    eps_z, eps_x = host.noise_like_prior(NoiseSource(0, "test", range(4)))
-    expected = host.potential(eps_z, eps_x)
-    assert model.energy is not None
-    device = VAEBM(model.nvae.cuda(), model.energy.cuda(), potential)  # type: ignore[arg-type]
-    found = device.potential([eps.cuda() for eps in eps_z], eps_x.cuda())
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)

@@ -83,6 +83,20 @@ def test_file_is_what_numpy_writes_of_all_images_at_once(stage: dict[str, Path],
     assert (tmp_path / "shard.npy").read_bytes() == expected.getvalue()
 
 
+def test_rounded_chains_are_asked_for_by_the_settings(stage: dict[str, Path], tmp_path: Path) -> None:
+    """`bfloat16` moves chains so; `tf32` concerns GPUs, and is for them alone."""
+    drawn = {}
+    for precision in ("float32", "tf32", "bfloat16"):
+        stage["settings"].write_text(SETTINGS.replace("  chain:", f"  precision: {precision}\n  chain:"))
+        samples.run(**stage, shard=0, output=tmp_path / "shard.npy", threads=1, gpus=0)
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+        drawn[precision] = np.load(tmp_path / "shard.npy")
+    assert np.array_equal(drawn["float32"], drawn["tf32"])
+    model = VAEBM.load(stage["nvae"], stage["energy"])
+    model.chain_type = torch.bfloat16
+    assert np.array_equal(drawn["bfloat16"][:4], samples.to_uint8(model.images(sample_noise(3, range(4)), steps=2, step_size=0.01)).numpy())
+
+
 def test_one_batch_is_in_memory_at_a_time(stage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a batch is drawn, no images are left of any before the last one; the file is begun with the first."""
     alive: list[weakref.ref[Tensor]] = []

@@ -59,8 +59,9 @@ class EBMTrainingSettings(Settings):
     """Positive images, and chains, per update, over all processes."""
     flip: bool = False
     """Turn each training image left to right with probability one half, as the paper does on all its data sets but the digits."""
-    precision: Literal["float32", "float64"] = "float32"
-    """`float64`: to compare."""
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
+    """`tf32`: an NVIDIA GPU rounds the factors of convolutions and products to ten bits. `bfloat16`: so, and within chains the
+    features of both networks are kept and computed in bfloat16. `float64`: to compare."""
     learning_rate: PositiveFloat
     """Of Adam."""
     learning_rate_decay: Literal["none", "cosine"] = "none"

@@ -89,8 +89,9 @@ class NVAETrainingSettings(Settings):
     recompute: bool = False
     """Keep the inputs of the residual cells only, and compute a cell again when the backward pass comes to it: for large images,
     several times less memory for about a third more time. The results are the same."""
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """`bfloat16`: convolutions in bfloat16 where the device has it (autocast), the rest in float32. `float64`: to compare."""
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
+    """`tf32`: an NVIDIA GPU rounds the factors of convolutions and products to ten bits. `bfloat16`: convolutions in bfloat16 where
+    the device has it (autocast), the rest in float32. `float64`: to compare."""
     learning_rate: PositiveFloat = 1e-2
     """Of Adamax, after the warm-up."""
     learning_rate_min: PositiveFloat = 1e-4

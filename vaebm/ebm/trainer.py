@@ -70,6 +70,7 @@ class Trainer:
     def __init__(self, nvae: NVAE, energy: EnergyNetwork, stage: EBMSettings, seed: int):
         self.energy, self.stage, self.seed = energy, stage, seed
         self.vaebm = pair(nvae, energy, stage.potential, stage.start)
+        self.vaebm.chain_type = torch.bfloat16 if stage.training.precision == "bfloat16" else None
         self.nvae = self.vaebm.nvae
         training, like = stage.training, nvae.prior_constant
         self.spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(like.device, like.dtype)

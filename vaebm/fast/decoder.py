@@ -24,6 +24,7 @@ class Cell:
         branch = list(primitive(cell.branch))
         gates = [layer for layer in branch if isinstance(layer, SqueezeExcitation)]
         self.gate = gates[0].gate if gates else None
+        self.gate_type = None if self.gate is None else next(self.gate.parameters()).dtype
         self.branch = fold((layer for layer in branch if not isinstance(layer, SqueezeExcitation)), like)
         # The 1×1 convolution acts on the low resolution: it and the interpolation change places.
         self.skip = Convolution.of(cell.skip.conv).ready(like) if isinstance(cell.skip, BilinearUp) else None
@@ -37,8 +38,8 @@ class Cell:
             x = F.interpolate(self.skip(x), scale_factor=2.0, mode="bilinear", align_corners=True)
         if self.gate is None:
             return torch.add(x, branch, alpha=RESIDUAL_SCALE)
-        gate = RESIDUAL_SCALE * self.gate(branch.mean(dim=(2, 3)))
-        return torch.addcmul(x, branch, gate[:, :, None, None])
+        gate = RESIDUAL_SCALE * self.gate(branch.mean(dim=(2, 3), dtype=self.gate_type))
+        return torch.addcmul(x, branch, gate[:, :, None, None].to(branch.dtype))
 
 
 class Group:
@@ -54,9 +55,9 @@ class Group:
         """State above (B, C, h, w) and noise (B, latents, h, w) → state below, and σ of the prior, (B, latents, h, w)."""
         for cell in self.cells:
             state = cell(state)
-        raw = state.new_zeros(1, 2 * self.latents, 1, 1) if self.prior is None else self.prior(F.elu(state))
+        raw = eps.new_zeros(1, 2 * self.latents, 1, 1) if self.prior is None else self.prior(F.elu(state)).to(eps.dtype)
         prior = Normal(raw[:, : self.latents], raw[:, self.latents :])
-        return self.combine(torch.cat([state, prior.sample(eps)], dim=1)), prior.sigma
+        return self.combine(torch.cat([state, prior.sample(eps).to(state.dtype)], dim=1)), prior.sigma
 
 
 class Decoder:
@@ -64,10 +65,11 @@ class Decoder:
 
     Args:
         nvae: in evaluation mode; read once.
+        dtype: of its features; latents and the distribution of the pixels are of the noise's. None: as the NVAE.
     """
 
-    def __init__(self, nvae: NVAE):
-        like = nvae.prior_constant.detach()
+    def __init__(self, nvae: NVAE, dtype: torch.dtype | None = None):
+        like = nvae.prior_constant.detach().to(dtype)
         self.settings, self.constant = nvae.settings, like
         self.groups = [Group(group, like) for group in nvae.groups]
         self.postprocess = [Cell(cast(ResidualCell, cell), like) for cell in nvae.postprocess]
@@ -81,7 +83,7 @@ class Decoder:
             sigmas.append(sigma)
         for cell in self.postprocess:
             state = cell(state)
-        return pixels_of(self.settings, self.pixels(F.elu(state))), sigmas
+        return pixels_of(self.settings, self.pixels(F.elu(state)).to(eps[0].dtype)), sigmas
 
     def decode(self, eps: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
         """As `NVAE.decode` at temperature 1: p(x|z), and log p(z), (B,)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -39,22 +40,43 @@ class Energy:
 
     Args:
         energy: read once.
+        dtype: of its features; their sum and the head are of the network's type. None: as the network.
     """
 
-    def __init__(self, energy: EnergyNetwork):
-        like = energy.head.weight.detach()
+    def __init__(self, energy: EnergyNetwork, dtype: torch.dtype | None = None):
+        head = energy.head.weight.detach()
+        like = head.to(dtype)
         self.stem = Convolution.of(energy.stem).ready(like)
         self.blocks = [Block(cast(EnergyBlock, block), like) for block in energy.blocks]
-        self.weight, self.bias = like / LIPSWISH, energy.head.bias.detach()
+        self.weight, self.bias = head / LIPSWISH, energy.head.bias.detach().clone()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies (B,) of images (B, C, H, W) in [0, 1]."""
         x = F.silu(self.stem(x))
         for block in self.blocks:
             x = block(x)
-        return F.linear(x.sum(dim=(2, 3)), self.weight, self.bias)[:, 0]
+        return F.linear(x.sum(dim=(2, 3), dtype=self.weight.dtype), self.weight, self.bias)[:, 0]
+
+    def become(self, other: Energy) -> bool:
+        """Take over the weights of another one in place; whether that can be: both must be of one architecture and type."""
+        pairs = [(mine, new) for mine, new in itertools.zip_longest(self._tensors(), other._tensors())]
+        if any(mine is None or new is None or mine.shape != new.shape or mine.dtype != new.dtype for mine, new in pairs):
+            return False
+        for mine, new in pairs:
+            mine.copy_(new)
+        return True
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for convolution in (self.stem, *(each for block in self.blocks for each in (block.first, block.second, block.skip))):
+            if convolution is not None:
+                yield from convolution.tensors()
+        yield from (self.weight, self.bias)
 
 
-def prepare_energy(energy: nn.Module) -> Callable[[Tensor], Tensor]:
-    """E(x) → (B,) with the weights that it has now; a network of another kind is left as it is."""
-    return Energy(energy) if isinstance(energy, EnergyNetwork) else energy
+def prepare_energy(energy: nn.Module, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
+    """E(x) → (B,) with the weights that it has now; a network of another kind is left as it is.
+
+    Args:
+        dtype: of its features; None: as the network.
+    """
+    return Energy(energy, dtype) if isinstance(energy, EnergyNetwork) else energy

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
 from vaebm.fast.decoder import Decoder, half_square, negative_log_prior
+from vaebm.fast.energy import Energy
+from vaebm.fast.graph import GraphedChain
+from vaebm.noise import NoiseSource
 from vaebm.nvae.pixels import PixelNormal
 
 
@@ -22,6 +25,7 @@ class PreparedPotential:
 
     def __init__(self, decoder: Decoder, energy: Callable[[Tensor], Tensor], kind: Literal["noise", "density"]):
         self.decoder, self.energy, self.kind = decoder, energy, kind
+        self._graph: GraphedChain | None = None
 
     def __call__(self, eps: Sequence[Tensor]) -> Tensor:
         """U(ε), (B,)."""
@@ -32,6 +36,22 @@ class PreparedPotential:
         if self.kind == "density":
             return self.energy(x) + negative_log_prior(eps_z, sigmas) - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
         return self.energy(x) + half_square(*eps)
+
+    def become(self, other: PreparedPotential) -> bool:
+        """Take over the energy of another potential in place, so that a recorded step goes on with it; whether that can be.
+
+        It can where both have the same decoder, and energies of one kind and architecture.
+        """
+        mine, new = self.energy, other.energy
+        same = self.decoder is other.decoder and self.kind == other.kind and isinstance(mine, Energy) and isinstance(new, Energy)
+        return same and cast(Energy, mine).become(cast(Energy, new))
+
+    def replay(self, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
+        """As `ebm.langevin.langevin` on a GPU, by a step that is recorded at the first chains of their number and shape; the last record is kept."""
+        if self._graph is None or self._graph.key != GraphedChain.key_of(eps, step_size):
+            self._graph = None  # its memory is free before that of the next one is taken
+            self._graph = GraphedChain(self, eps, step_size)
+        return self._graph.move(eps, steps, noise)
 
 
 def stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:

@@ -1,4 +1,4 @@
-"""Chains on several threads of a CPU: each moves chains of its own, from their start to their end."""
+"""How prepared chains are moved: on a GPU by a recorded step, on a CPU by several threads, each with chains of its own."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ LARGE = 1024
 
 
 def move(potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
-    """As `langevin`. On a CPU the chains of a prepared potential on large images are shared out to as many threads as torch has.
+    """As `langevin`. On a GPU the step of a prepared potential is recorded and replayed (`graph`). On a CPU its chains on large
+    images are shared out to as many threads as torch has.
 
     Chains know nothing of each other. Threads that share them need not wait for each other until the end; threads that share
     every operation, as torch's own do, wait after each of some hundred in every step.
     """
-    chains = len(eps[0])
+    device, chains = eps[0].device, len(eps[0])
+    if device.type == "cuda" and steps > 1 and isinstance(potential, PreparedPotential):
+        return potential.replay(eps, steps=steps, step_size=step_size, noise=noise)
     threads = min(torch.get_num_threads(), chains // LEAST)
-    if threads < 2 or eps[-1][0].numel() < LARGE or eps[0].device.type != "cpu" or not isinstance(potential, PreparedPotential):
+    if threads < 2 or eps[-1][0].numel() < LARGE or device.type != "cpu" or not isinstance(potential, PreparedPotential):
         return langevin(potential, eps, steps=steps, step_size=step_size, noise=noise)
 
     def of(share: slice) -> list[Tensor]:

@@ -1,0 +1,173 @@
+"""swish(depthwise(swish(a))), the middle of an inverted residual, in one pass over its features on an NVIDIA GPU.
+
+These features, six times as many as a cell has outside, are most of what a chain moves through the GPU's memory. As operations of
+torch they are read and written eighteen times in a step and its gradient, here ten times: the swishes are computed where the
+convolution reads and writes, once more in the backward pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any, cast
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+KERNEL = 5
+"""Side of the convolution, that of all inverted residuals (NVAE section 3.3)."""
+
+ROWS, COLUMNS, CHANNELS = 16, 16, 64
+"""What one program of the GPU computes, at most: rows, columns (a power of two) and channels of one image."""
+
+PHASES = 4
+"""Columns beside each other that share what they read: their 4 + 4 columns are read, and their swishes computed, twice a value, not five times."""
+
+
+@triton.jit
+def _sigmoid(x):  # type: ignore[no-untyped-def]
+    # 1 / (1 + 2^(−x log₂ e)) by the approximations of the hardware, 2⁻²² each; Triton's own division takes three times as long
+    return tl.inline_asm_elementwise(
+        """{ .reg .f32 t; mul.ftz.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.ftz.f32 t, t, 0f3F800000; rcp.approx.ftz.f32 $0, t; }""",
+        "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _swish_slope(x):  # type: ignore[no-untyped-def]
+    sigmoid = _sigmoid(x)
+    return sigmoid * (1.0 + x * (1.0 - sigmoid))
+
+
+@triton.jit
+def _load(source, before, at, mask, BACKWARD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What the convolution reads: swish(a), or for the gradient of a that of its output, through the swish behind it."""
+    x = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
+    if BACKWARD:
+        return x * _swish_slope(tl.load(before + at, mask=mask, other=0.0).to(tl.float32))
+    return x * _sigmoid(x)
+
+
+@triton.jit
+def _add(sums, x, weight, known, channels, SHIFT: tl.constexpr, PHASES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """To the sums of each phase what the column `SHIFT` − 2 from the first phase gives, by a row of the weight."""
+    new = ()
+    for phase in tl.static_range(PHASES):
+        if SHIFT - phase >= 0 and SHIFT - phase < 5:
+            new += (sums[phase] + x * tl.load(weight + (SHIFT - phase) * channels, mask=known, other=0.0),)  # type: ignore[assignment]
+        else:
+            new += (sums[phase],)  # type: ignore[assignment]
+    return new
+
+
+@triton.jit
+def _convolve(  # type: ignore[no-untyped-def]
+    source, before, weight, bias, a, out, swished, height, width, channels, strips, blocks,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PHASES: tl.constexpr, BACKWARD: tl.constexpr,
+):  # fmt: skip
+    """A strip of rows of one image, by columns and channels of it.
+
+    It goes down the rows that it reads, and each goes into the five sums of the rows around it; the oldest is then whole.
+
+    Forward: source a, `out` b = depthwise(swish(a)) + bias, `swished` swish(b).
+    Backward: source the gradient of swish(b), `before` b, `out` the gradient of a; the weight is turned by half a circle.
+    """
+    place = tl.program_id(0)
+    block = place % blocks
+    strip = place // blocks % strips
+    image = (place // (blocks * strips)).to(tl.int64)
+    columns = block * COLUMNS + PHASES * tl.arange(0, COLUMNS // PHASES)[:, None]
+    features = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    known = features < channels
+    start = image * height * width * channels + columns * channels + features
+    first = strip * ROWS
+
+    zero = tl.zeros((COLUMNS // PHASES, CHANNELS), tl.float32)
+    empty = zero if BACKWARD else zero + tl.load(bias + features, mask=known, other=0.0)
+    none = (empty,) * PHASES
+    sums0, sums1, sums2, sums3, sums4 = none, none, none, none, none
+    for step in range(ROWS + 4):
+        row = first - 2 + step
+        if (row >= 0) & (row < height):
+            for shift in tl.static_range(PHASES + 4):
+                column = columns + (shift - 2)
+                mask = (column >= 0) & (column < width) & known
+                x = _load(source, before, start + (row * width + (shift - 2)) * channels, mask, BACKWARD)
+                sums0 = _add(sums0, x, weight + 20 * channels + features, known, channels, shift, PHASES)
+                sums1 = _add(sums1, x, weight + 15 * channels + features, known, channels, shift, PHASES)
+                sums2 = _add(sums2, x, weight + 10 * channels + features, known, channels, shift, PHASES)
+                sums3 = _add(sums3, x, weight + 5 * channels + features, known, channels, shift, PHASES)
+                sums4 = _add(sums4, x, weight + features, known, channels, shift, PHASES)
+        whole = row - 2
+        there = (whole >= first) & (whole < first + ROWS) & (whole < height)
+        for phase in tl.static_range(PHASES):
+            mask = there & (columns + phase < width) & known
+            at = start + (whole * width + phase) * channels
+            value = sums0[phase]
+            if BACKWARD:
+                value *= _swish_slope(tl.load(a + at, mask=mask, other=0.0).to(tl.float32))
+            else:
+                tl.store(swished + at, (value * _sigmoid(value)).to(swished.dtype.element_ty), mask=mask)
+            tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+        sums0, sums1, sums2, sums3, sums4 = sums1, sums2, sums3, sums4, none
+
+
+def _launch(source: Tensor, before: Tensor, weight: Tensor, bias: Tensor, a: Tensor, out: Tensor, swished: Tensor, backward: bool) -> None:
+    batch, channels, height, width = source.shape
+    rows, columns = min(ROWS, height), max(min(COLUMNS, triton.next_power_of_2(width)), PHASES)
+    strips, blocks = triton.cdiv(height, rows), triton.cdiv(width, columns)
+    grid = (batch * strips * blocks, triton.cdiv(channels, CHANNELS))
+    _convolve[grid](
+        source, before, weight, bias, a, out, swished, height, width, channels, strips, blocks,
+        ROWS=rows, COLUMNS=columns, CHANNELS=CHANNELS, PHASES=PHASES, BACKWARD=backward, num_warps=4,
+    )  # fmt: skip
+
+
+class _SwishDepthwiseSwish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, layer: SwishDepthwiseSwish) -> Tensor:
+        a = a.contiguous(memory_format=torch.channels_last)
+        b, c = torch.empty_like(a), torch.empty_like(a)
+        _launch(a, a, layer.weight, layer.bias, a, b, c, backward=False)
+        ctx.layer = layer
+        ctx.save_for_backward(a, b)
+        return c
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        a, b = ctx.saved_tensors
+        gradient, layer = torch.empty_like(a), ctx.layer
+        _launch(gradients[0].contiguous(memory_format=torch.channels_last), b, layer.turned, layer.bias, a, gradient, gradient, backward=True)
+        return gradient, None
+
+
+class SwishDepthwiseSwish:
+    """swish(depthwise(swish(a)) + bias), with sums in single precision.
+
+    Args:
+        weight: (C, 1, 5, 5).
+        bias: (C,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        self.weight = weight.float()[:, 0].permute(1, 2, 0).contiguous()
+        self.turned, self.bias = self.weight.flip(0, 1).contiguous(), bias.float()
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """(B, C, H, W) on a GPU, same shape."""
+        return cast(Tensor, _SwishDepthwiseSwish.apply(a, self))  # type: ignore[no-untyped-call]  # torch declares none
+
+
+@cache
+def compiles() -> bool:
+    """Whether this machine can compile the kernel; Triton needs a C compiler for that. If not, says so once."""
+    layer = SwishDepthwiseSwish(*(torch.zeros(shape, device="cuda") for shape in ((1, 1, KERNEL, KERNEL), (1,))))
+    try:
+        layer(torch.zeros(1, 1, 1, 1, device="cuda"))
+    except Exception as error:  # whatever a compiler that is missing or broken leads to
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        print(f"the fused depthwise convolution cannot be compiled here ({first}); chains use torch's, which is slower", file=sys.stderr)
+        return False
+    return True

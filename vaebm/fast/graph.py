@@ -1,0 +1,62 @@
+"""A chain's step as one CUDA graph: the host launches one thing a step, not some thousand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vaebm.ebm.langevin import evaluate, propose
+from vaebm.noise import NoiseSource
+
+
+class GraphedChain:
+    """Langevin steps on chains of one number and shape, recorded once and then replayed.
+
+    Args:
+        potential: U(ε) of a list of noise tensors; without synchronisation or shapes that depend on data, and reading weights from where
+            they are now: new ones have to be written there.
+        eps: like the noise that will be moved, one tensor (B, …) each.
+        step_size: η.
+    """
+
+    def __init__(self, potential: Callable[[Sequence[Tensor]], Tensor], eps: Sequence[Tensor], step_size: float):
+        self.key = self.key_of(eps, step_size)
+        self.shapes = [part.shape for part in eps]
+        sizes = [math.prod(shape[1:]) for shape in self.shapes]
+        # All noise of a chain is one row, so that a step begins and ends with one operation each.
+        self.eps = torch.cat([part.flatten(1) for part in eps], dim=1)
+        self.omega = torch.zeros_like(self.eps)
+
+        def of_rows(rows: Sequence[Tensor]) -> Tensor:
+            return potential([part.view(shape) for part, shape in zip(rows[0].split(sizes, dim=1), self.shapes, strict=True)])
+
+        def step() -> None:
+            self.eps.copy_(propose(evaluate(of_rows, [self.eps]), step_size, [self.omega])[0])
+
+        side = torch.cuda.Stream(self.eps.device)
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # once before it is recorded: libraries choose their kernels, and Triton compiles its own
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph has memory of its own; what the step before it took is not needed any more
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            step()
+
+    @staticmethod
+    def key_of(eps: Sequence[Tensor], step_size: float) -> object:
+        """What a recorded step serves."""
+        return step_size, *(part.shape for part in eps)
+
+    def move(self, eps: Sequence[Tensor], steps: int, noise: NoiseSource) -> list[Tensor]:
+        """As `ebm.langevin.langevin`, for noise that `key_of` says it serves."""
+        self.eps.copy_(torch.cat([part.detach().flatten(1) for part in eps], dim=1))
+        for step in range(1, steps + 1):
+            self.omega.copy_(noise.like([self.omega], step)[0])
+            self.graph.replay()
+        sizes = [math.prod(shape[1:]) for shape in self.shapes]
+        return [part.reshape(shape).clone() for part, shape in zip(self.eps.split(sizes, dim=1), self.shapes, strict=True)]
