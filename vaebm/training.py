@@ -112,6 +112,7 @@ class Training:
         self.seconds = 0.0
         self.extra: dict[str, Any] = {}
         self._records: list[str] = []
+        self._shown: dict[str, float] = {}
         self._resume()
 
     def _resume(self) -> None:
@@ -138,7 +139,7 @@ class Training:
             while self.step < self.total:
                 yield self.step
                 self.step += 1
-                self._progress.advance(self._latest())
+                self._progress.advance(self._shown)
                 now = time.monotonic()
                 self.seconds = before + now - began
                 decision = distributed.agree(self._wish(signals.received, now, now - saved))
@@ -159,13 +160,14 @@ class Training:
             return RESUME
         return SAVE if distributed.rank() == 0 and unsaved >= self.limits.checkpoint_every else 0
 
-    def _latest(self) -> dict[str, float]:
-        latest = json.loads(self._records[-1]) if self._records else {}
-        return {name: latest[name] for name in list(latest)[1:4]}
+    def show(self, **figures: float) -> None:
+        """Show `figures` of the present step beside the progress."""
+        self._shown = figures
 
     def record(self, **figures: float) -> None:
-        """Add one line to the history: the present step and `figures`."""
+        """Add one line to the history, the present step and `figures`, and show the first three."""
         self._records.append(json.dumps({"step": self.step, **figures}))
+        self.show(**{name: figures[name] for name in list(figures)[:3]})
 
     def save(self) -> None:
         """Save the whole state, and bring history.jsonl up to it; the first process does. What is not finite is not saved: the last good state stays."""

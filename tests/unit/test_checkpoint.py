@@ -108,6 +108,18 @@ def test_a_training_stops_before_its_time_limit(tmp_path: Path) -> None:
     assert train(tmp_path).step == 20
 
 
+def test_progress_tells_of_the_present_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where figures are recorded only now and then; of a record the first three."""
+    monkeypatch.setattr("vaebm.runtime.LINE_EVERY", 0.0)
+    run = Training("test", tmp_path, {"seed": 0}, 4, {}, Limits())
+    for step in run.steps():
+        run.show(loss=10.0 * step)
+        if step == 2:
+            run.record(loss=20.0, gap=1.0, spread=2.0, more=3.0)
+    told = [line.partition(", ")[2].rpartition(", ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["loss 0", "loss 10", "loss 20, gap 1, spread 2", "loss 30"]
+
+
 def test_checkpoints_of_other_settings_are_not_taken(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(tmp_path, 5)

@@ -1,7 +1,7 @@
 """swish(depthwise(swish(a))), the middle of an inverted residual, in one pass over its features on an NVIDIA GPU.
 
 These features, six times as many as a cell has outside, are most of what a chain moves through the GPU's memory. As operations of
-torch they are read and written eighteen times in a step and its gradient, here ten times: the swishes are computed where the
+torch they are read and written eighteen times in a step and its gradient, here eleven times: the swishes are computed where the
 convolution reads and writes, once more in the backward pass.
 """
 

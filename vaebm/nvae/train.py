@@ -204,8 +204,9 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
                 f"{settings}: {skipped['in_a_row']} steps in a row had a non-finite loss or gradient (step {step}); {kept}; "
                 "choose a larger nvae.training.norm_weight, annealed from a norm_weight_initial, and a smaller learning_rate"
             )
+        figures = {"loss": done.reconstruction + sum(done.kl), "reconstruction": done.reconstruction, "kl": sum(done.kl)}
+        run_state.show(**figures)
         if position == 0:
-            figures = {"loss": done.reconstruction + sum(done.kl), "reconstruction": done.reconstruction, "kl": sum(done.kl)}
             if epoch % heldout_every == 0:
                 figures["heldout"] = heldout_nelbo(nvae, dataset, seed, at_once)
             figures |= {"spectral": done.spectral, "batch_norm": done.batch_norm, "beta": trainer.beta(step), "learning_rate": rate}
