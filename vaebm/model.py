@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,10 @@ class VAEBM:
         self.steps, self.step_size = steps, step_size
         self._decoders: tuple[object, dict[torch.dtype | None, Decoder]] = (), {}
         self._potential: PreparedPotential | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is prepared: a copy prepares anew what it needs, and a recorded step belongs to its process."""
+        return self.__dict__ | {"_decoders": ((), {}), "_potential": None}
 
     @classmethod
     def from_results(cls, folder: Path | str, device: torch.device | str = "cpu") -> VAEBM:

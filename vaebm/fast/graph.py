@@ -49,8 +49,8 @@ class GraphedChain:
 
     @staticmethod
     def key_of(eps: Sequence[Tensor], step_size: float) -> object:
-        """What a recorded step serves."""
-        return step_size, *(part.shape for part in eps)
+        """What a recorded step serves; it goes on rounding as was allowed when it was recorded (`runtime.set_tf32`)."""
+        return step_size, torch.backends.cudnn.allow_tf32, *(part.shape for part in eps)
 
     def move(self, eps: Sequence[Tensor], steps: int, noise: NoiseSource) -> list[Tensor]:
         """As `ebm.langevin.langevin`, for noise that `key_of` says it serves."""
