@@ -37,7 +37,7 @@ from vaebm.ebm.langevin import langevin
 from vaebm.fast import PreparedPotential
 from vaebm.files import write_json
 from vaebm.memory import keep_freed_memory
-from vaebm.runtime import set_tf32
+from vaebm.precision import ROUNDED, set_tf32
 
 ROUNDS = 7
 """After one that is not counted."""
@@ -81,7 +81,7 @@ def _begin(name: str, setup: Setup, device: torch.device, way: Way, threads: int
     work = WORKS[name](setup, device, way)
 
     def in_its_precision() -> Any:
-        set_tf32(way.precision != "float32")
+        set_tf32(way.precision in ROUNDED)
         return work()
 
     _work = in_its_precision
@@ -112,7 +112,7 @@ def _count(device: torch.device) -> tuple[int, int]:
 
 
 def peak_memory(setup: Setup, device: torch.device, way: Way) -> int:
-    """Bytes that a chain takes beyond what there was with the networks in place; on a CPU in a process of its own."""
+    """Bytes that a chain takes on a CPU beyond what there was with the networks in place, in a process of its own."""
     with worker("langevin_step", setup, device, way) as pool:
         return int(pool.apply(_peak, (device,)))
 
@@ -176,7 +176,8 @@ def heading(results: dict[str, Any]) -> str:
             f"{results['setup']}, batch {results['batch']}, {results['device']}, {results['threads']} thread(s), medians of {results['rounds']} rounds",
             f"the machine: convolution {quantity(best['convolution'], 'FLOP/s')}, product {quantity(best['product'], 'FLOP/s')}, "
             f"copy {quantity(best['copy'], 'B/s')}",
-            f"ebm_iteration with {steps['ebm_iteration']} chain steps, sampling with {steps['sampling']}; bytes: read and written by all operations",
+            f"langevin_step in a chain of {steps['langevin_step']}, ebm_iteration with {steps['ebm_iteration']} chain steps, sampling with {steps['sampling']}",
+            "bytes: read and written by all operations",
             "",
             f"{'':<16}{'':<24}{'ms':>9}{'quartiles':>19}{'ratio':>8}{'FLOP/s':>16}{'B/s':>14}{'peak memory':>14}",
         ]
@@ -217,6 +218,10 @@ def main() -> None:
         setup = of_experiment(arguments.experiment, arguments.batch, device) if arguments.experiment else reduced(arguments.batch or 32)
     except UserError as error:
         sys.exit(str(error))
+    chosen = [name for name in arguments.only or WORKS if setup.ebm is not None or name in CHAINLESS]
+    if not chosen:
+        sys.exit(f"{setup.name}: expected an experiment with an energy for {' and '.join(arguments.only)}, found one without; it has {', '.join(CHAINLESS)}")
+    set_tf32(False)  # for what the machine can do
     results: dict[str, Any] = {
         "setup": setup.name,
         "batch": setup.batch,
@@ -224,15 +229,13 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rounds": arguments.rounds,
-        "chain_steps": {"langevin_step": LANGEVIN_STEPS, "ebm_iteration": setup.ebm.chain.steps if setup.ebm else None, "sampling": setup.steps},
+        "chain_steps": {"langevin_step": LANGEVIN_STEPS, "ebm_iteration": setup.ebm.chain.steps if setup.ebm else 0, "sampling": setup.steps},
         "load": os.getloadavg(),
         "machine": machine(device, arguments.rounds),
         "works": {},
     }
     print(heading(results))
-    for name in arguments.only or WORKS:
-        if setup.ebm is None and name not in CHAINLESS:
-            continue
+    for name in chosen:
         try:
             found = compare(name, setup, device, arguments.rounds)
         except torch.OutOfMemoryError:

@@ -38,7 +38,7 @@ class Way:
     kind: str
     """`as published`, `plain` or `fast`."""
     precision: str = "float32"
-    """As in the settings of the trainings; of no other way than `fast` the bfloat16 of chains."""
+    """As in the settings; chains in bfloat16 are for `fast` alone."""
 
     def __str__(self) -> str:
         return self.kind if self.precision == "float32" else f"{self.kind}, {self.precision}"
@@ -181,7 +181,7 @@ def grey_levels(setup: Setup, device: torch.device) -> Tensor:
     return torch.randint(0, 256, (setup.batch, *setup.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-WORKS: dict[str, Callable[[Setup, torch.device, str], Work]] = {
+WORKS: dict[str, Callable[[Setup, torch.device, Way], Work]] = {
     "langevin_step": langevin_step,
     "ebm_iteration": ebm_iteration,
     "nvae_step": nvae_step,

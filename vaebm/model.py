@@ -53,7 +53,8 @@ class VAEBM:
     without_likelihood = ""
     """Why there is no estimate of log p(x); empty where there is one."""
     chain_type: torch.dtype | None = None
-    """Of the networks' features within chains, bfloat16 for instance; None: the weights'. Images are always decoded in the weights'."""
+    """Of the networks' features within chains, bfloat16 for instance; None: the weights'. Chains through the modules (`chain_potential`) and the
+    decoding of images have the weights' in any case."""
 
     def __init__(
         self,
@@ -93,8 +94,7 @@ class VAEBM:
         if (folder / "wgan.yaml").is_file():
             return cls.load(folder / "model.pt", None, device)
         model = cls.load(nvae, folder / "model.pt", device)
-        chain = read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1].chain
-        model.steps, model.step_size = chain.steps, chain.step_size
+        model.follow(read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1])
         return model
 
     @classmethod
@@ -110,6 +110,11 @@ class VAEBM:
         check_decoder(vae, nvae)
         content = load_model(energy, "energy")
         return pair(vae, load_energy(energy, device), content["potential"], content["start"])
+
+    def follow(self, samples: SamplesSettings) -> None:
+        """Take the test chain, and what it computes in, from the settings of samples; TF32 is the process's (`precision`)."""
+        self.steps, self.step_size = samples.chain.steps, samples.chain.step_size
+        self.chain_type = torch.bfloat16 if samples.precision == "bfloat16" else None
 
     @property
     def device(self) -> torch.device:
@@ -144,6 +149,8 @@ class VAEBM:
 
     def refine(self, eps_z: Sequence[Tensor], eps_x: Tensor, *, steps: int, step_size: float, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
         """Move noise by `steps` Langevin steps: (eps_z, eps_x) → (eps_z, eps_x)."""
+        if steps == 0:
+            return [part.detach() for part in eps_z], eps_x.detach()
         *moved, moved_x = move(self.chain_potential(), [*eps_z, eps_x], steps=steps, step_size=step_size, noise=noise)
         return moved, moved_x
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from vaebm import distributed
 from vaebm.config import UserError
 from vaebm.memory import keep_freed_memory
+from vaebm.precision import set_tf32
 from vaebm.startup import age
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -45,29 +46,10 @@ _waited = 0.0
 """Seconds that `prepare` waited for a GPU."""
 
 
-def set_tf32(allowed: bool) -> None:
-    """Whether GPUs round the factors of convolutions and matrix products of single precision to ten bits (TF32).
+def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
+    """Set torch's threads and the host's memory, and choose this process's device: a GPU if the experiment asks for any and there is one.
 
-    torch by itself lets them do so in convolutions, not in products.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-
-
-def check_bfloat16(device: torch.device, key: str) -> None:
-    """That a device computes in bfloat16.
-
-    Args:
-        key: what the message begins with.
-
-    Raises:
-        UserError: a GPU that has no bfloat16.
-    """
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(f"{key}: this GPU has no bfloat16; choose float32")
-
-
-def prepare(threads: int, gpus: int, join: bool = False, tf32: bool = False) -> torch.device:
-    """Set torch's threads, its precision and the host's memory, and choose this process's device: a GPU if the experiment asks for any and there is one.
+    Single precision means single precision from here on, until `precision.set_precision` says otherwise.
 
     Under torchrun a training joins the other processes, and its threads are shared out to them. Otherwise it takes a GPU that no
     other job holds, and waits for one. A job that asks for more GPUs than it can use, or for some on a machine without any, says so.
@@ -76,7 +58,6 @@ def prepare(threads: int, gpus: int, join: bool = False, tf32: bool = False) -> 
         threads: of the job.
         gpus: of the job; 0: the CPU.
         join: whether this is a training that several processes can share.
-        tf32: as in `set_tf32`.
 
     Raises:
         UserError: several processes for what only one can do, or more than there are GPUs.
@@ -86,7 +67,7 @@ def prepare(threads: int, gpus: int, join: bool = False, tf32: bool = False) -> 
     if together > 1 and not join:
         raise UserError(f"expected one process for this stage, found {together} (WORLD_SIZE); run it without torchrun")
     torch.set_num_threads(max(threads // together, 1))
-    set_tf32(tf32)
+    set_tf32(False)
     keep_freed_memory()
     if gpus and together == 1:
         from vaebm.lease import choose  # needs flock, which Windows lacks

@@ -13,7 +13,8 @@ from torch import Tensor
 from vaebm.config import SamplesSettings, UserError
 from vaebm.files import write_json, writing
 from vaebm.model import VAEBM, sample_noise
-from vaebm.runtime import Progress, check_bfloat16, device_name, prepare
+from vaebm.precision import set_precision
+from vaebm.runtime import Progress, device_name, prepare
 from vaebm.settings import read_settings
 
 
@@ -57,26 +58,25 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     Raises:
         UserError: there is no such shard, or a model is missing.
     """
+    device = prepare(threads, gpus)
     seed, stage = read_settings(settings, SamplesSettings)
-    device = prepare(threads, gpus, tf32=stage.precision == "tf32")
+    set_precision(stage.precision, device, f"{settings}: samples.precision")
     if shard >= stage.shards:
         raise UserError(f"{settings}: samples.shards: expected more than {shard}, the shard asked for, found {stage.shards}")
     model = VAEBM.load(nvae, energy, device)
-    if stage.precision == "bfloat16":
-        check_bfloat16(device, f"{settings}: samples.precision")
-        model.chain_type = torch.bfloat16
+    model.follow(stage)
     index = stage.shard(shard)
     progress = Progress(f"samples, shard {shard}", len(index), unit="image")
     began = time.monotonic()
     with writing(output) as stream:
         for first in range(index.start, index.stop, stage.batch):
             chunk = range(first, min(first + stage.batch, index.stop))
-            images = grey_levels(model.means(sample_noise(seed, chunk), steps=stage.chain.steps, step_size=stage.chain.step_size), stage.stretch)
+            images = grey_levels(model.means(sample_noise(seed, chunk)), stage.stretch)
             if first == index.start:
                 begin_array(stream, (len(index), *images.shape[1:]))
             stream.write(images.contiguous().cpu().numpy().tobytes())
             progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
     seconds = time.monotonic() - began
     progress.close()
-    used = {"device": device_name(device), "threads": threads if device.type == "cpu" else None}
-    write_json(output.with_suffix(".json"), {"images": len(index), "seconds": seconds, "steps": stage.chain.steps, "batch": stage.batch, **used})
+    used = {"batch": stage.batch, "precision": stage.precision, "device": device_name(device), "threads": threads if device.type == "cpu" else None}
+    write_json(output.with_suffix(".json"), {"images": len(index), "seconds": seconds, "steps": stage.chain.steps, **used})

@@ -125,7 +125,7 @@ def test_threads_share_the_chains_out_and_each_gets_its_own_noise(monkeypatch: p
         torch.set_num_threads(2)
         small = move(potential, eps, noise=noise, **chain)
         assert all(map(torch.equal, small, langevin(potential, eps, noise=noise, **chain))), "of 16×16 images no thread gets a share"
-        monkeypatch.setattr("vaebm.fast.threads.LARGE", 16 * 16)
+        monkeypatch.setattr("vaebm.fast.chains.LARGE", 16 * 16)
         moved = move(potential, eps, noise=noise, **chain)
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
@@ -169,6 +169,24 @@ def test_a_chain_takes_new_energies_in_place() -> None:
     assert torch.equal(model.chain_potential()(eps), VAEBM(nvae, other).chain_potential()(eps))
     energy.head.bias.data.add_(1.0)
     assert torch.equal(model.chain_potential()(eps), VAEBM(nvae, other).chain_potential()(eps))  # nothing of the first energy is left in it
+
+
+def test_what_was_prepared_in_inference_mode_is_no_hindrance_later() -> None:
+    """Such tensors can neither be changed nor kept for a backward pass outside it."""
+    model, other, noise = VAEBM(*random_pair(), steps=2, step_size=0.1), VAEBM(*random_pair(), steps=2, step_size=0.1), sample_noise(0, range(2))
+    with torch.inference_mode():
+        start_of_chain = model.images(noise, steps=0)
+        model.chain_potential()
+    assert torch.equal(model.images(noise, steps=0), start_of_chain)
+    assert torch.equal(model.images(noise), other.images(noise))
+
+
+def test_what_is_prepared_shares_no_memory_with_the_weights() -> None:
+    """Taking over other energies would change them; in double precision, too, where nothing is converted."""
+    _, energy = random_pair()
+    for network in (energy, copy.deepcopy(energy).double()):
+        taken = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+        assert not {tensor.untyped_storage().data_ptr() for tensor in Energy(network)._tensors()} & taken
 
 
 def test_chains_in_bfloat16() -> None:

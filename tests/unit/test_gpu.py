@@ -26,7 +26,8 @@ from vaebm.model import VAEBM
 from vaebm.noise import Law, NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.train import Trainer as NVAETrainer
-from vaebm.runtime import place, set_tf32
+from vaebm.precision import set_tf32
+from vaebm.runtime import place
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -221,13 +222,35 @@ def test_score() -> None:
 
 
 def test_copies_are_apart() -> None:
-    """A copy of the energy has weights of its own, and a recorded chain keeps to those of its model."""
-    one = model("cuda")
-    other = VAEBM(one.nvae, copy.deepcopy(one.energy))
+    """A copy of a model whose step is recorded records its own: its energy's weights move no chain of the first."""
+    one, noise = model("cuda"), NoiseSource(0, "chain", range(5))
+    first, _ = moved(one, 3, noise)
+    other = copy.deepcopy(one)
     assert other.energy is not None
-    first = one.chain_potential()(start(one))
     with torch.no_grad():
         for parameter in other.energy.parameters():
             parameter.mul_(2.0)
-    other.chain_potential()
-    assert torch.equal(one.chain_potential()(start(one)), first)
+    assert not torch.allclose(moved(other, 3, noise)[0][0], first[0])
+    assert_close(moved(one, 3, noise)[0], first)
+
+
+def test_a_step_is_recorded_anew_where_rounding_changes() -> None:
+    device, noise = model("cuda"), NoiseSource(0, "chain", range(5))
+    exact, _ = moved(device, 3, noise)
+    set_tf32(True)
+    rounded, _ = moved(device, 3, noise)
+    set_tf32(False)
+    assert not torch.equal(exact[-1], rounded[-1])
+    assert_close(moved(device, 3, noise)[0], exact)
+
+
+def test_energies_of_another_kind_are_not_recorded() -> None:
+    """They may synchronise, which no record can."""
+
+    class Halting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.sum().item() > 0
+            return x.square().flatten(1).sum(1)
+
+    found, expected = (moved(VAEBM(model(device).nvae, Halting()), 3, NoiseSource(0, "chain", range(5)))[0] for device in ("cuda", "cpu"))
+    assert_close(found, expected)

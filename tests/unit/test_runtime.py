@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from vaebm import lease, runtime
+from vaebm.config import UserError
+from vaebm.precision import set_precision
 from vaebm.runtime import deadline, prepare
 
 SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_SIZE": "4", "LOCAL_RANK": "3"}
@@ -45,3 +47,14 @@ def test_waiting_for_a_gpu_is_no_part_of_the_time_limit(monkeypatch: pytest.Monk
     prepare(threads=1, gpus=1)
     # both count from the start of this process, to the clock ticks of /proc
     assert deadline(10.0) - before == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_gpu_without_bfloat16_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line with the key; other precisions do not ask, and a CPU has it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(UserError, match="samples.yaml: samples.precision: this GPU has no bfloat16; choose float32"):
+        set_precision("bfloat16", torch.device("cuda"), "samples.yaml: samples.precision")
+    set_precision("bfloat16", torch.device("cpu"), "")
+    assert torch.backends.cudnn.allow_tf32
+    set_precision("float32", torch.device("cuda"), "")
+    assert not torch.backends.cudnn.allow_tf32

@@ -21,6 +21,7 @@ from vaebm.checkpoint import save_model
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import NVAE
+from vaebm.precision import rounding, set_tf32
 from vaebm.runtime import seeded
 from vaebm.samples import grey_levels
 
@@ -87,14 +88,16 @@ def test_rounded_chains_are_asked_for_by_the_settings(stage: dict[str, Path], tm
     """`bfloat16` moves chains so; `tf32` concerns GPUs, and is for them alone."""
     drawn = {}
     for precision in ("float32", "tf32", "bfloat16"):
-        stage["settings"].write_text(SETTINGS.replace("  chain:", f"  precision: {precision}\n  chain:"))
+        stage["settings"].write_text(SETTINGS.replace("  chain:", f"  precision: {precision}\n  chain:").replace("0.01", "1.0"))
         samples.run(**stage, shard=0, output=tmp_path / "shard.npy", threads=1, gpus=0)
-        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision != "float32")
+        assert rounding()[1] == ("none" if precision == "float32" else "tf32")
         drawn[precision] = np.load(tmp_path / "shard.npy")
-    assert np.array_equal(drawn["float32"], drawn["tf32"])
+    set_tf32(False)
+    assert np.array_equal(drawn["float32"], drawn["tf32"]) and not np.array_equal(drawn["float32"], drawn["bfloat16"])
     model = VAEBM.load(stage["nvae"], stage["energy"])
     model.chain_type = torch.bfloat16
-    assert np.array_equal(drawn["bfloat16"][:4], samples.to_uint8(model.images(sample_noise(3, range(4)), steps=2, step_size=0.01)).numpy())
+    assert np.array_equal(drawn["bfloat16"][:4], samples.to_uint8(model.images(sample_noise(3, range(4)), steps=2, step_size=1.0)).numpy())
 
 
 def test_one_batch_is_in_memory_at_a_time(stage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def test_the_stage_keeps_its_time_beside_its_samples(tmp_path):
         run(tmp_path / "samples.yaml", tmp_path / "nvae.pt", None, number, shard, threads=1, gpus=0)
         found = json.loads(shard.with_suffix(".json").read_text())
         assert found.pop("seconds") > 0 and found.pop("device")
-        assert found == {"images": len(np.load(shard)), "steps": 0, "batch": 2, "threads": 1}
+        assert found == {"images": len(np.load(shard)), "steps": 0, "batch": 2, "precision": "float32", "threads": 1}
     before = shards[0].read_bytes()
     shards[0].with_suffix(".json").unlink()
     run(tmp_path / "samples.yaml", tmp_path / "nvae.pt", None, 0, shards[0], threads=1, gpus=0)
@@ -46,6 +46,8 @@ def test_seconds_are_for_50_images_on_the_device_that_is_named(tmp_path):
     assert speed.figures(shards) == {"seconds-per-50": {"value": 3.75, "samples": 40, "unit": "seconds on A, 2 thread(s), 10 images at once"}}
     record(shards[1], device="B", threads=None)
     assert speed.figures(shards)["seconds-per-50"]["unit"] == "seconds on A, 2 thread(s), 10 images at once and seconds on B, 10 images at once"
+    record(shards[1], precision="bfloat16")
+    assert speed.figures(shards)["seconds-per-50"]["unit"].endswith(" and seconds on A, 2 thread(s), 10 images at once, bfloat16")
 
 
 def test_samples_without_a_record_have_no_figure_and_a_damaged_one_is_refused(tmp_path):

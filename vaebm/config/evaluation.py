@@ -23,8 +23,8 @@ class SamplesSettings(Settings):
     stretch: bool = False
     """Whether each image is stretched from its darkest to its brightest value, as the published program writes it; else clamped to [0, 1]."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """`tf32`: an NVIDIA GPU rounds the factors of convolutions and products to ten bits. `bfloat16`: within chains the features of
-    both networks are kept and computed in bfloat16; images are decoded in float32."""
+    """`tf32`: an NVIDIA GPU rounds the factors of convolutions and products to ten bits. `bfloat16`: so, and within chains
+    the features of both networks are kept and computed in bfloat16."""
     chain: ChainSettings
     """The test chain; the variant `nvae` takes no step."""
 

@@ -90,8 +90,8 @@ class NVAETrainingSettings(Settings):
     """Keep the inputs of the residual cells only, and compute a cell again when the backward pass comes to it: for large images,
     several times less memory for about a third more time. The results are the same."""
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
-    """`tf32`: an NVIDIA GPU rounds the factors of convolutions and products to ten bits. `bfloat16`: convolutions in bfloat16 where
-    the device has it (autocast), the rest in float32. `float64`: to compare."""
+    """`tf32`: an NVIDIA GPU rounds the factors of convolutions and products to ten bits. `bfloat16`: so, and convolutions are
+    computed in bfloat16 (autocast). `float64`: to compare."""
     learning_rate: PositiveFloat = 1e-2
     """Of Adamax, after the warm-up."""
     learning_rate_min: PositiveFloat = 1e-4

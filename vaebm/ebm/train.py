@@ -22,7 +22,8 @@ from vaebm.ebm.trainer import Trainer, initialize
 from vaebm.model import check_decoder
 from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
-from vaebm.runtime import check_bfloat16, place, prepare, seeded
+from vaebm.precision import set_precision
+from vaebm.runtime import place, prepare, seeded
 from vaebm.settings import read_settings
 from vaebm.training import Limits, Training
 
@@ -53,11 +54,10 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         UserError: images that do not fit the NVAE or the batch, or a training that diverged before its first good snapshot.
         Interrupted: stopped in time, to be resumed.
     """
+    device = prepare(threads, gpus, join=True)
     seed, stage = read_settings(settings, EBMSettings)
     training = stage.training
-    device = prepare(threads, gpus, join=True, tf32=training.precision in ("tf32", "bfloat16"))
-    if training.precision == "bfloat16":
-        check_bfloat16(device, f"{settings}: ebm.training.precision")
+    set_precision(training.precision, device, f"{settings}: ebm.training.precision")
     distributed.check_share(training.batch, f"{settings}: ebm.training.batch")
     dataset = open_images(data)
     vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]

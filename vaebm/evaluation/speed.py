@@ -37,4 +37,5 @@ def figures(shards: list[Path]) -> Figures:
 def _unit(record: dict[str, int | str]) -> str:
     """Seconds on what."""
     threads = f", {record['threads']} thread(s)" if record["threads"] else ""
-    return f"seconds on {record['device']}{threads}, {record['batch']} images at once"
+    rounded = "" if record.get("precision", "float32") == "float32" else f", {record['precision']}"
+    return f"seconds on {record['device']}{threads}, {record['batch']} images at once{rounded}"

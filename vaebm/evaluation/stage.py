@@ -152,6 +152,7 @@ def run(
     statistics = fidelity.read_reference(reference, images.hash, judge.weights)
     samples = read_samples(shards, images.shape, sampling.count)
     model, folder = VAEBM.load(nvae, energy, device), metrics.parent / "pictures"
+    model.follow(sampling)
     network, network_energy = model.nvae, model.energy
     energies = None if network_energy is None else lambda batch: network_energy(network.as_input(batch))
 

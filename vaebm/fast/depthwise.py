@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 KERNEL = 5
 """Side of the convolution, that of all inverted residuals (NVAE section 3.3)."""
@@ -119,10 +120,11 @@ def _launch(source: Tensor, before: Tensor, weight: Tensor, bias: Tensor, a: Ten
     rows, columns = min(ROWS, height), max(min(COLUMNS, triton.next_power_of_2(width)), PHASES)
     strips, blocks = triton.cdiv(height, rows), triton.cdiv(width, columns)
     grid = (batch * strips * blocks, triton.cdiv(channels, CHANNELS))
-    _convolve[grid](
-        source, before, weight, bias, a, out, swished, height, width, channels, strips, blocks,
-        ROWS=rows, COLUMNS=columns, CHANNELS=CHANNELS, PHASES=PHASES, BACKWARD=backward, num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device(source.device):
+        _convolve[grid](
+            source, before, weight, bias, a, out, swished, height, width, channels, strips, blocks,
+            ROWS=rows, COLUMNS=columns, CHANNELS=CHANNELS, PHASES=PHASES, BACKWARD=backward, num_warps=4,
+        )  # fmt: skip
 
 
 class _SwishDepthwiseSwish(torch.autograd.Function):
@@ -136,6 +138,7 @@ class _SwishDepthwiseSwish(torch.autograd.Function):
         return c
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         a, b = ctx.saved_tensors
         gradient, layer = torch.empty_like(a), ctx.layer
@@ -166,6 +169,8 @@ def compiles() -> bool:
     layer = SwishDepthwiseSwish(*(torch.zeros(shape, device="cuda") for shape in ((1, 1, KERNEL, KERNEL), (1,))))
     try:
         layer(torch.zeros(1, 1, 1, 1, device="cuda"))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a compiler that is missing or broken leads to
         first, *_ = str(error).splitlines() or [type(error).__name__]
         print(f"the fused depthwise convolution cannot be compiled here ({first}); chains use torch's, which is slower", file=sys.stderr)

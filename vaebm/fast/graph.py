@@ -1,4 +1,4 @@
-"""A chain's step as one CUDA graph: the host launches one thing a step, not some thousand."""
+"""A chain's step as one CUDA graph: the host launches it and the noise of each chain, not some thousand operations."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vaebm.ebm.langevin import evaluate, propose
 from vaebm.noise import NoiseSource
+from vaebm.precision import rounding
 
 
 class GraphedChain:
@@ -27,7 +28,7 @@ class GraphedChain:
         self.shapes = [part.shape for part in eps]
         sizes = [math.prod(shape[1:]) for shape in self.shapes]
         # All noise of a chain is one row, so that a step begins and ends with one operation each.
-        self.eps = torch.cat([part.flatten(1) for part in eps], dim=1)
+        self.eps = torch.cat([part.detach().flatten(1) for part in eps], dim=1)
         self.omega = torch.zeros_like(self.eps)
 
         def of_rows(rows: Sequence[Tensor]) -> Tensor:
@@ -44,13 +45,13 @@ class GraphedChain:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has memory of its own; what the step before it took is not needed any more
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=side):
             step()
 
     @staticmethod
     def key_of(eps: Sequence[Tensor], step_size: float) -> object:
-        """What a recorded step serves; it goes on rounding as was allowed when it was recorded (`runtime.set_tf32`)."""
-        return step_size, torch.backends.cudnn.allow_tf32, *(part.shape for part in eps)
+        """What a recorded step serves; it goes on rounding as was allowed when it was recorded (`precision.set_tf32`)."""
+        return step_size, rounding(), *(part.shape for part in eps)
 
     def move(self, eps: Sequence[Tensor], steps: int, noise: NoiseSource) -> list[Tensor]:
         """As `ebm.langevin.langevin`, for noise that `key_of` says it serves."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from vaebm.nvae.layers import BatchNorm, BatchNormSwish, NormalizedConv2d, PlainConv2d, pointwise
+from vaebm.precision import rounding
 
 Layer = Callable[[Tensor], Tensor]
 """(B, in, H, W) → (B, out, H', W')."""
@@ -83,7 +84,7 @@ class Convolution:
 
     def ready(self, like: Tensor) -> Convolution:
         """Of the type and on the device of `like`, in the layout in which convolutions are fastest."""
-        self.weight, self.bias = self.weight.to(like).contiguous(memory_format=torch.channels_last), self.bias.to(like)
+        self.weight, self.bias = self.weight.to(like, copy=True).contiguous(memory_format=torch.channels_last), self.bias.to(like, copy=True)
         if self.depthwise or self.pointwise or (self.square and rounds(like)):
             # Their adjoints are convolutions of the same kind, and faster as such than by the library's backward pass: on a CPU the
             # depthwise ones by 1.3 to 2.7 times; on a GPU all of them, k×k ones where their factors are rounded.
@@ -117,7 +118,7 @@ class Convolution:
 
 def rounds(like: Tensor) -> bool:
     """Whether a GPU rounds the factors of convolutions of such tensors to fewer bits than single precision has, as the settings are now."""
-    return like.is_cuda and (like.dtype == torch.bfloat16 or (like.dtype == torch.float32 and torch.backends.cudnn.allow_tf32))
+    return like.is_cuda and (like.dtype == torch.bfloat16 or (like.dtype == torch.float32 and "tf32" in rounding()))
 
 
 class Affine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from vaebm.fast.decoder import Decoder, half_square, negative_log_prior
@@ -37,6 +38,11 @@ class PreparedPotential:
             return self.energy(x) + negative_log_prior(eps_z, sigmas) - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
         return self.energy(x) + half_square(*eps)
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a GPU can record a step: what an energy of another kind does is not known."""
+        return isinstance(self.energy, Energy)
+
     def become(self, other: PreparedPotential) -> bool:
         """Take over the energy of another potential in place, so that a recorded step goes on with it; whether that can be.
 
@@ -48,10 +54,11 @@ class PreparedPotential:
 
     def replay(self, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
         """As `ebm.langevin.langevin` on a GPU, by a step that is recorded at the first chains of their number and shape; the last record is kept."""
-        if self._graph is None or self._graph.key != GraphedChain.key_of(eps, step_size):
-            self._graph = None  # its memory is free before that of the next one is taken
-            self._graph = GraphedChain(self, eps, step_size)
-        return self._graph.move(eps, steps, noise)
+        with torch.cuda.device(eps[0].device):
+            if self._graph is None or self._graph.key != GraphedChain.key_of(eps, step_size):
+                self._graph = None  # its memory is free before that of the next one is taken
+                self._graph = GraphedChain(self, eps, step_size)
+            return self._graph.move(eps, steps, noise)
 
 
 def stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:

@@ -35,11 +35,14 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
+        (gradient,), (of_x, of_weight) = gradients, ctx.needs_input_grad
         padding, groups = weight.shape[-1] // 2, len(weight)
-        of_x = F.conv2d(gradients[0], weight.flip(2, 3), padding=padding, groups=groups)
-        return of_x, conv2d_weight(x, weight.shape, gradients[0], padding=padding, groups=groups)
+        return (
+            F.conv2d(gradient, weight.flip(2, 3), padding=padding, groups=groups) if of_x else None,
+            conv2d_weight(x, weight.shape, gradient, padding=padding, groups=groups) if of_weight else None,
+        )
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.layers import BatchNorm, convolution_weights, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo, norm_weight
-from vaebm.runtime import check_bfloat16, place, prepare, seeded
+from vaebm.precision import set_precision
+from vaebm.runtime import place, prepare, seeded
 from vaebm.settings import read_settings
 from vaebm.spectral import SpectralPenalty
 from vaebm.training import Limits, Training, training_batch
@@ -154,11 +155,10 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
         UserError: images that do not fit the architecture or the batch, or a training that diverged.
         Interrupted: stopped in time, to be resumed.
     """
+    device = prepare(threads, gpus, join=True)
     seed, stage = read_settings(settings, NVAESettings)
     training = stage.training
-    device = prepare(threads, gpus, join=True, tf32=training.precision == "tf32")
-    if training.precision == "bfloat16":
-        check_bfloat16(device, f"{settings}: nvae.training.precision")
+    set_precision(training.precision, device, f"{settings}: nvae.training.precision")
     distributed.check_share(training.micro_batch or training.batch, f"{settings}: nvae.training.{'micro_batch' if training.micro_batch else 'batch'}")
     dataset = open_images(data)
     images = dataset.split("train")[0].to(device)

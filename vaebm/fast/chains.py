@@ -27,7 +27,7 @@ def move(potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: 
     every operation, as torch's own do, wait after each of some hundred in every step.
     """
     device, chains = eps[0].device, len(eps[0])
-    if device.type == "cuda" and steps > 1 and isinstance(potential, PreparedPotential):
+    if device.type == "cuda" and steps > 1 and isinstance(potential, PreparedPotential) and potential.recordable:
         return potential.replay(eps, steps=steps, step_size=step_size, noise=noise)
     threads = min(torch.get_num_threads(), chains // LEAST)
     if threads < 2 or eps[-1][0].numel() < LARGE or device.type != "cpu" or not isinstance(potential, PreparedPotential):
