@@ -143,8 +143,12 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
         if device.type == "cuda":
             memory = {way: pool.apply(_peak, (device,)) for way, pool in workers.items()}
         times = interleaved({way: functools.partial(pool.apply, _turn, (device,)) for way, pool in workers.items()}, rounds, name)
-        counted = device.type == "cpu" or name == "langevin_step"
-        counts = {way: pool.apply(_count, (device,)) for way, pool in workers.items()} if counted else {}
+        counts: dict[str, tuple[int, int]] = {}
+        if device.type == "cpu" or name == "langevin_step":
+            try:
+                counts = {way: pool.apply(_count, (device,)) for way, pool in workers.items()}
+            except torch.OutOfMemoryError:  # step by step beside the records, there is no room for what can be timed
+                print(f"{name}: operations are not counted, for want of memory", file=sys.stderr)
         images = {way: pool.apply(_images) for way, pool in workers.items()} if name == "sampling" else {}
     parts, baseline = PARTS.get(name, 1), str(BASELINE)
     found: dict[str, Any] = {}
