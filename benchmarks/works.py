@@ -22,6 +22,7 @@ from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.train import Trainer as NVAETrainer
+from vaebm.precision import chain_type
 from vaebm.runtime import place, seeded
 from vaebm.settings import read_experiment
 
@@ -42,11 +43,6 @@ class Way:
 
     def __str__(self) -> str:
         return self.kind if self.precision == "float32" else f"{self.kind}, {self.precision}"
-
-    @property
-    def chain_type(self) -> torch.dtype | None:
-        """Of the features within chains."""
-        return torch.bfloat16 if self.precision == "bfloat16" else None
 
 
 BASELINE = Way("as published")
@@ -128,7 +124,7 @@ def frozen(nvae: NVAE, energy: EnergyNetwork, way: Way, potential: str) -> VAEBM
         nvae, energy = as_published(nvae), as_published(energy)
     kind = VAEBM if way.kind == "fast" else Unprepared
     model = kind(nvae.requires_grad_(False), energy.requires_grad_(False), potential)  # type: ignore[arg-type]
-    model.chain_type = way.chain_type
+    model.chain_type = chain_type(way.precision)
     return model
 
 

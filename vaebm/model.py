@@ -20,6 +20,7 @@ from vaebm.fast import Decoder, PreparedPotential, half_square, move, prepare_en
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixels import PixelNormal, quantize
+from vaebm.precision import chain_type
 from vaebm.settings import read_settings
 
 
@@ -114,7 +115,7 @@ class VAEBM:
     def follow(self, samples: SamplesSettings) -> None:
         """Take the test chain, and what it computes in, from the settings of samples; TF32 is the process's (`precision`)."""
         self.steps, self.step_size = samples.chain.steps, samples.chain.step_size
-        self.chain_type = torch.bfloat16 if samples.precision == "bfloat16" else None
+        self.chain_type = chain_type(samples.precision)
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,11 @@ def rounding() -> tuple[str, str]:
     return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch makes it as it loads
 
 
+def chain_type(precision: str) -> torch.dtype | None:
+    """What the networks' features within chains are kept in, by a setting; None: what the weights are."""
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
 def set_precision(precision: str, device: torch.device, key: str) -> None:
     """Compute as a setting says, as far as that is a matter of the whole process.
 

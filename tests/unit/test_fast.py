@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Sequence
 
+import networks
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
+from vaebm.config import EnergyNetworkSettings
 from vaebm.describe import measured
 from vaebm.ebm.langevin import Potential, evaluate, langevin
 from vaebm.ebm.network import EnergyNetwork
@@ -35,16 +36,8 @@ NETWORK: dict[str, object] = {
 
 
 def random_pair(**changes: object) -> tuple[NVAE, EnergyNetwork]:
-    """A random pair for 16×16 colour images; batch norms have seen something, so that none is the identity."""
-    torch.manual_seed(0)
-    nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK | changes), (3, 16, 16))
-    for layer in nvae.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.running_mean is not None and layer.running_var is not None
-            for tensor, low, high in ((layer.weight, 0.5, 1.5), (layer.bias, -0.5, 0.5), (layer.running_mean, -0.5, 0.5), (layer.running_var, 0.5, 1.5)):
-                nn.init.uniform_(tensor, low, high)
-    energy = EnergyNetwork(EnergyNetworkSettings(channels=8, widths=[1, 1, 2], down=[0, 2]), 3)
-    energy.initialize(torch.rand(16, 3, 16, 16))
+    """A random pair, frozen."""
+    nvae, energy = networks.random_pair(NETWORK | changes)
     cpu = torch.device("cpu")
     return place(nvae.eval().requires_grad_(False), cpu), place(energy.requires_grad_(False), cpu)
 

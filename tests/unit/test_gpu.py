@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 
+import networks
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from vaebm.config import (
     EBMSettings,
     EBMTrainingSettings,
     EnergyNetworkSettings,
-    NVAENetworkSettings,
     NVAETrainingSettings,
     WGANSettings,
 )
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """Single precision, through some hundred operations on quantities of the order of 1."""
 
-NETWORK = {"channels_encoder": 8, "channels_decoder": 8, "groups": [2, 2], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1}
+NETWORK: dict[str, object] = {"channels_encoder": 8, "channels_decoder": 8, "groups": [2, 2], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1}
 NETWORK |= {"postprocess_cells": 2, "cells_encoder": 1, "cells_decoder": 2, "flows": 1}
 
 IMAGES = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -53,22 +53,14 @@ def same_noise_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[
     set_tf32(False)
 
 
-def networks(device: str = "cpu") -> tuple[NVAE, EnergyNetwork]:
-    """The same random pair for 16×16 colour images on either device; batch norms have seen something, so that none is the identity."""
-    torch.manual_seed(0)
-    nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK), (3, 16, 16))
-    for layer in nvae.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.running_mean is not None and layer.running_var is not None
-            for tensor, low, high in ((layer.weight, 0.5, 1.5), (layer.bias, -0.5, 0.5), (layer.running_mean, -0.5, 0.5), (layer.running_var, 0.5, 1.5)):
-                nn.init.uniform_(tensor, low, high)
-    energy = EnergyNetwork(EnergyNetworkSettings(channels=8, widths=[1, 1, 2], down=[0, 2]), 3)
-    energy.initialize(torch.rand(16, 3, 16, 16))
+def random_pair(device: str = "cpu") -> tuple[NVAE, EnergyNetwork]:
+    """The same random pair on either device."""
+    nvae, energy = networks.random_pair(NETWORK)
     return place(nvae, torch.device(device)), place(energy, torch.device(device))
 
 
 def model(device: str, kind: str = "noise") -> VAEBM:
-    nvae, energy = networks(device)
+    nvae, energy = random_pair(device)
     return VAEBM(nvae.eval().requires_grad_(False), energy.requires_grad_(False), kind)  # type: ignore[arg-type]
 
 
@@ -174,7 +166,7 @@ def test_step_of_the_nvae() -> None:
     training = NVAETrainingSettings(epochs=10, batch=8)
     found, weights = [], []
     for device in ("cpu", "cuda"):
-        nvae, _ = networks(device)
+        nvae, _ = random_pair(device)
         step = NVAETrainer(nvae.train(), training, 100, seed=0).step(IMAGES.to(device), 50, 1e-3, penalise=True)
         found.append(torch.tensor([step.reconstruction, *step.kl, step.spectral, step.batch_norm]))
         weights.append([parameter.detach() for parameter in nvae.parameters()])
@@ -193,7 +185,7 @@ def test_iteration_of_the_energy(kind: str) -> None:
     )
     found, gradients = [], []
     for device in ("cpu", "cuda"):
-        nvae, energy = networks(device)
+        nvae, energy = random_pair(device)
         trainer = EBMTrainer(nvae.eval().requires_grad_(False), energy, stage, seed=0)
         found.append(torch.tensor(trainer.gradients(IMAGES.to(device), 0)))
         gradients.append([parameter.grad.clone() for parameter in energy.parameters() if parameter.grad is not None])
@@ -208,7 +200,7 @@ def test_steps_of_the_gan() -> None:
     settings = WGANSettings(network=network, iterations=10, batch=8)
     found = []
     for device in ("cpu", "cuda"):
-        nvae, critic = networks(device)
+        nvae, critic = random_pair(device)
         trainer = wgan.Trainer(nvae.eval(), critic, settings, seed=0)
         parts = trainer.critic_step(nvae.as_input(IMAGES.to(device)), 0)
         found.append(torch.stack([parts.loss.detach(), parts.gap.detach(), parts.penalty.detach(), trainer.generator_step(0)]))

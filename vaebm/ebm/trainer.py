@@ -17,6 +17,7 @@ from vaebm.model import pair
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
+from vaebm.precision import chain_type
 from vaebm.spectral import SpectralPenalty
 from vaebm.training import Stateful, training_batch
 
@@ -70,7 +71,7 @@ class Trainer:
     def __init__(self, nvae: NVAE, energy: EnergyNetwork, stage: EBMSettings, seed: int):
         self.energy, self.stage, self.seed = energy, stage, seed
         self.vaebm = pair(nvae, energy, stage.potential, stage.start)
-        self.vaebm.chain_type = torch.bfloat16 if stage.training.precision == "bfloat16" else None
+        self.vaebm.chain_type = chain_type(stage.training.precision)
         self.nvae = self.vaebm.nvae
         training, like = stage.training, nvae.prior_constant
         self.spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(like.device, like.dtype)

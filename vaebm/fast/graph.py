@@ -26,16 +26,12 @@ class GraphedChain:
     def __init__(self, potential: Callable[[Sequence[Tensor]], Tensor], eps: Sequence[Tensor], step_size: float):
         self.key = self.key_of(eps, step_size)
         self.shapes = [part.shape for part in eps]
-        sizes = [math.prod(shape[1:]) for shape in self.shapes]
         # All noise of a chain is one row, so that a step begins and ends with one operation each.
-        self.eps = torch.cat([part.detach().flatten(1) for part in eps], dim=1)
+        self.eps = _rows(eps)
         self.omega = torch.zeros_like(self.eps)
 
-        def of_rows(rows: Sequence[Tensor]) -> Tensor:
-            return potential([part.view(shape) for part, shape in zip(rows[0].split(sizes, dim=1), self.shapes, strict=True)])
-
         def step() -> None:
-            self.eps.copy_(propose(evaluate(of_rows, [self.eps]), step_size, [self.omega])[0])
+            self.eps.copy_(propose(evaluate(lambda rows: potential(self._parts(rows[0])), [self.eps]), step_size, [self.omega])[0])
 
         side = torch.cuda.Stream(self.eps.device)
         side.wait_stream(torch.cuda.current_stream())
@@ -55,9 +51,18 @@ class GraphedChain:
 
     def move(self, eps: Sequence[Tensor], steps: int, noise: NoiseSource) -> list[Tensor]:
         """As `ebm.langevin.langevin`, for noise that `key_of` says it serves."""
-        self.eps.copy_(torch.cat([part.detach().flatten(1) for part in eps], dim=1))
+        self.eps.copy_(_rows(eps))
         for step in range(1, steps + 1):
             self.omega.copy_(noise.like([self.omega], step)[0])
             self.graph.replay()
+        return [part.clone() for part in self._parts(self.eps)]
+
+    def _parts(self, rows: Tensor) -> list[Tensor]:
+        """Views of the rows (B, n) as noise of the latent groups and of the pixels."""
         sizes = [math.prod(shape[1:]) for shape in self.shapes]
-        return [part.reshape(shape).clone() for part, shape in zip(self.eps.split(sizes, dim=1), self.shapes, strict=True)]
+        return [part.view(shape) for part, shape in zip(rows.split(sizes, dim=1), self.shapes, strict=True)]
+
+
+def _rows(eps: Sequence[Tensor]) -> Tensor:
+    """All noise of a chain as one row, (B, n)."""
+    return torch.cat([part.detach().flatten(1) for part in eps], dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +48,9 @@ class PreparedPotential:
 
         It can where both have the same decoder, and energies of one kind and architecture.
         """
-        mine, new = self.energy, other.energy
-        same = self.decoder is other.decoder and self.kind == other.kind and isinstance(mine, Energy) and isinstance(new, Energy)
-        return same and cast(Energy, mine).become(cast(Energy, new))
+        if self.decoder is not other.decoder or self.kind != other.kind:
+            return False
+        return isinstance(self.energy, Energy) and isinstance(other.energy, Energy) and self.energy.become(other.energy)
 
     def replay(self, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
         """As `ebm.langevin.langevin` on a GPU, by a step that is recorded at the first chains of their number and shape; the last record is kept."""
