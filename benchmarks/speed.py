@@ -3,7 +3,7 @@
     python benchmarks/speed.py                                   # CIFAR-10's architecture, reduced; minutes on two cores
     python benchmarks/speed.py digits --json speed.json          # the networks of an experiment
 
-On a CPU each way has a process of its own, the fast one with the memory settings of the stages. They take turns in every round, so
+On a CPU each way has a process of its own, those of the package with the memory settings of the stages. They take turns in every round, so
 that what else the machine does falls on all of them; figures are medians over the rounds. On a CPU iterations of the energy's training
 and sampling are timed with fewer chain steps than in earnest, and say so. On a GPU the precisions that the settings offer are compared too.
 """
@@ -76,7 +76,7 @@ _work: Work
 def _begin(name: str, setup: Setup, device: torch.device, way: Way, threads: int) -> None:
     global _work
     torch.set_num_threads(threads)
-    if way.kind == "fast":
+    if way.kind != "as published":
         keep_freed_memory()
     work = WORKS[name](setup, device, way)
 

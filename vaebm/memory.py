@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import platform
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
-"""Parameters of mallopt in glibc's <malloc.h>: bytes free at the end of the heap, and in a block, from which on they go back to the
-system; number of heaps, of which only the first follows these two."""
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of mallopt in glibc's <malloc.h>: bytes free at the end of the heap from which on they go back to the system; bytes that are
+left there then; bytes of a block that is asked of the system, and given back, by itself."""
 
 
 def keep_freed_memory() -> None:
@@ -20,4 +20,6 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(MMAP_THRESHOLD, 2**30)
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
-        library.mallopt(ARENA_MAX, 1)
+        # Threads have heaps of their own, in pieces of 64 MB, and keep a piece that is empty where more than that is to be left. In one heap for
+        # all, blocks of threads that move chains mix, so that what a thread gets is seldom what it has just freed and still has in its cache.
+        library.mallopt(TOP_PAD, 2**27)

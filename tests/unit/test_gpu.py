@@ -134,6 +134,7 @@ def test_recorded_step_goes_on_with_new_weights_and_other_numbers_of_chains() ->
 def test_fused_depthwise_convolution() -> None:
     """Values and gradients against layers in double precision; shapes that no program's tile divides."""
     from vaebm.fast.depthwise import SwishDepthwiseSwish
+    from vaebm.fast.layers import through
 
     for shape in [(2, 40, 16, 16), (1, 33, 20, 9), (2, 8, 8, 8), (1, 4, 18, 40)]:
         channels = shape[1]
@@ -143,7 +144,7 @@ def test_fused_depthwise_convolution() -> None:
         slope = torch.autograd.grad(expected, exact, gradient.double())[0]
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):  # bfloat16: eight bits, twice rounded
             given = x.to(dtype).requires_grad_()
-            found = SwishDepthwiseSwish(weight.to(dtype), bias.to(dtype))(given)
+            found = through([SwishDepthwiseSwish(weight.to(dtype), bias.to(dtype))], given)
             scale = expected.abs().max().item(), slope.abs().max().item()
             assert_close([found.double()], [expected.detach()], rtol=0.0, atol=tolerance * scale[0])
             assert_close([torch.autograd.grad(found, given, gradient.to(dtype))[0].double()], [slope], rtol=0.0, atol=tolerance * scale[1])

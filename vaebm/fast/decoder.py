@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.fast.layers import Convolution, fold, primitive
+from vaebm.fast.layers import Convolution, fold, through
 from vaebm.nvae.cells import RESIDUAL_SCALE, BilinearUp, ResidualCell
 from vaebm.nvae.distributions import LOG_2PI, Normal
-from vaebm.nvae.layers import NormalizedConv2d, SqueezeExcitation
+from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.model import NVAE, LatentGroup
 from vaebm.nvae.pixels import Pixels, pixels_of
 
@@ -21,25 +21,14 @@ class Cell:
     """skip(x) + 0.1 · SE(branch(x))."""
 
     def __init__(self, cell: ResidualCell, like: Tensor):
-        branch = list(primitive(cell.branch))
-        gates = [layer for layer in branch if isinstance(layer, SqueezeExcitation)]
-        self.gate = gates[0].gate if gates else None
-        self.gate_type = None if self.gate is None else next(self.gate.parameters()).dtype
-        self.branch = fold((layer for layer in branch if not isinstance(layer, SqueezeExcitation)), like)
+        self.branch = fold(cell.branch, like, RESIDUAL_SCALE)
         # The 1×1 convolution acts on the low resolution: it and the interpolation change places.
         self.skip = Convolution.of(cell.skip.conv).ready(like) if isinstance(cell.skip, BilinearUp) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
-        branch = x
-        for layer in self.branch:
-            branch = layer(branch)
-        if self.skip is not None:
-            x = F.interpolate(self.skip(x), scale_factor=2.0, mode="bilinear", align_corners=True)
-        if self.gate is None:
-            return torch.add(x, branch, alpha=RESIDUAL_SCALE)
-        gate = RESIDUAL_SCALE * self.gate(branch.mean(dim=(2, 3), dtype=self.gate_type))
-        return torch.addcmul(x, branch, gate[:, :, None, None].to(branch.dtype))
+        skip = x if self.skip is None else F.interpolate(self.skip(x), scale_factor=2.0, mode="bilinear", align_corners=True)
+        return skip + through(self.branch, x)
 
 
 class Group:

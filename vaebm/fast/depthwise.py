@@ -8,14 +8,13 @@ convolution reads and writes, once more in the backward pass.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, cast
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 KERNEL = 5
 """Side of the convolution, that of all inverted residuals (NVAE section 3.3)."""
@@ -127,25 +126,6 @@ def _launch(source: Tensor, before: Tensor, weight: Tensor, bias: Tensor, a: Ten
         )  # fmt: skip
 
 
-class _SwishDepthwiseSwish(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, layer: SwishDepthwiseSwish) -> Tensor:
-        a = a.contiguous(memory_format=torch.channels_last)
-        b, c = torch.empty_like(a), torch.empty_like(a)
-        _launch(a, a, layer.weight, layer.bias, a, b, c, backward=False)
-        ctx.layer = layer
-        ctx.save_for_backward(a, b)
-        return c
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        a, b = ctx.saved_tensors
-        gradient, layer = torch.empty_like(a), ctx.layer
-        _launch(gradients[0].contiguous(memory_format=torch.channels_last), b, layer.turned, layer.bias, a, gradient, gradient, backward=True)
-        return gradient, None
-
-
 class SwishDepthwiseSwish:
     """swish(depthwise(swish(a)) + bias), with sums in single precision.
 
@@ -158,9 +138,19 @@ class SwishDepthwiseSwish:
         self.weight = weight.float()[:, 0].permute(1, 2, 0).contiguous()
         self.turned, self.bias = self.weight.flip(0, 1).contiguous(), bias.float()
 
-    def __call__(self, a: Tensor) -> Tensor:
-        """(B, C, H, W) on a GPU, same shape."""
-        return cast(Tensor, _SwishDepthwiseSwish.apply(a, self))  # type: ignore[no-untyped-call]  # torch declares none
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, C, H, W) on a GPU, same shape; keeps the input and what the second swish is of."""
+        a = x.contiguous(memory_format=torch.channels_last)
+        b, c = torch.empty_like(a), torch.empty_like(a)
+        _launch(a, a, self.weight, self.bias, a, b, c, backward=False)
+        return c, (a, b)
+
+    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+        """Into a new tensor: a pixel's gradient reads those around it."""
+        a, b = kept
+        found = torch.empty_like(a)
+        _launch(gradient.contiguous(memory_format=torch.channels_last), b, self.turned, self.bias, a, found, found, backward=True)
+        return found
 
 
 @cache
@@ -168,7 +158,7 @@ def compiles() -> bool:
     """Whether this machine can compile the kernel; Triton needs a C compiler for that. If not, says so once."""
     layer = SwishDepthwiseSwish(*(torch.zeros(shape, device="cuda") for shape in ((1, 1, KERNEL, KERNEL), (1,))))
     try:
-        layer(torch.zeros(1, 1, 1, 1, device="cuda"))
+        layer.forward(torch.zeros(1, 1, 1, 1, device="cuda"))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler that is missing or broken leads to

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaebm.ebm.network import LIPSWISH, EnergyBlock, EnergyNetwork
-from vaebm.fast.layers import Convolution
+from vaebm.fast.layers import Convolution, Swish, through
 
 
 class Block:
@@ -24,12 +24,12 @@ class Block:
             if convolution is not None:
                 convolution.weight = convolution.weight / LIPSWISH
         self.down = block.down
-        self.first, self.second = first.ready(like), (second.pooled() if block.down else second).ready(like)
+        self.branch = first.ready(like), Swish(), (second.pooled() if block.down else second).ready(like)
         self.skip = None if skip is None else skip.ready(like)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
-        branch = self.second(F.silu(self.first(x)))
+        branch = through(self.branch, x)
         if self.skip is None:
             return F.silu(torch.add(branch, x, alpha=1.0 / LIPSWISH))
         return F.silu(branch + self.skip(F.avg_pool2d(x, 2) if self.down else x))
@@ -67,7 +67,7 @@ class Energy:
         return True
 
     def _tensors(self) -> Iterator[Tensor]:
-        for convolution in (self.stem, *(each for block in self.blocks for each in (block.first, block.second, block.skip))):
+        for convolution in (self.stem, *(each for block in self.blocks for each in (block.branch[0], block.branch[2], block.skip))):
             if convolution is not None:
                 yield from convolution.tensors()
         yield from (self.weight, self.bias)

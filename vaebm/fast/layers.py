@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-from vaebm.nvae.layers import BatchNorm, BatchNormSwish, NormalizedConv2d, PlainConv2d, pointwise
+from vaebm.nvae.layers import BatchNorm, BatchNormSwish, NormalizedConv2d, PlainConv2d, SqueezeExcitation, pointwise
 from vaebm.precision import rounding
 
-Layer = Callable[[Tensor], Tensor]
-"""(B, in, H, W) → (B, out, H', W')."""
+
+class Layer(Protocol):
+    """(B, in, H, W) → (B, out, H', W'), and its gradient; both without autograd's record."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The output, and what `backward` needs to be kept."""
+
+    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+        """Gradient of an input of this shape from that of the output, which may be written over where the layer is not the last of its branch."""
 
 
-class _FrozenConvolution(torch.autograd.Function):
-    """A convolution with constant weights: for its backward pass it keeps nothing but the shape of its input."""
+class _Branch(torch.autograd.Function):
+    """Layers one after the other as one operation, which keeps no more than they ask for and goes back through them in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, convolution: Convolution) -> Tensor:
-        ctx.convolution, ctx.shape, ctx.dtype = convolution, x.shape, x.dtype
-        return convolution.apply(x)
+    def forward(ctx: Any, x: Tensor, layers: Sequence[Layer]) -> Tensor:
+        ctx.layers, ctx.dtype, ctx.shapes, ctx.counts = layers, x.dtype, [], []
+        kept: list[Tensor] = []
+        for layer in layers:
+            ctx.shapes.append(x.shape)
+            x, needed = layer.forward(x)
+            ctx.counts.append(len(needed))
+            kept += needed
+        ctx.save_for_backward(*kept)
+        return x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.convolution.adjoint(gradients[0], ctx.shape).to(ctx.dtype), None
+        gradient, kept = gradients[0], list(ctx.saved_tensors)
+        for layer, shape, count in zip(reversed(ctx.layers), reversed(ctx.shapes), reversed(ctx.counts), strict=True):
+            first = len(kept) - count
+            gradient = layer.backward(gradient, shape, kept[first:])
+            del kept[first:]
+        return gradient.to(ctx.dtype), None
+
+
+def through(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """(B, in, H, W) → (B, out, H', W'), with a gradient in x alone."""
+    return cast(Tensor, _Branch.apply(x, layers))  # type: ignore[no-untyped-call]  # torch declares none
 
 
 class Convolution:
@@ -92,23 +118,23 @@ class Convolution:
             self._turned = turned.contiguous(memory_format=torch.channels_last)
         return self
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W'), of the weight's type whatever that of x."""
-        return _FrozenConvolution.apply(x, self) if torch.is_grad_enabled() else self.apply(x)  # type: ignore[no-untyped-call]  # torch declares none
-
-    def apply(self, x: Tensor) -> Tensor:
-        """As a call, without a gradient."""
-        x = x.to(self.weight.dtype)
-        if x.is_cuda and self.pointwise:
-            return pointwise(x, self.weight, self.bias)
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
     def tensors(self) -> list[Tensor]:
         """All that a pass reads, once it is `ready`."""
         return [self.weight, self.bias] + ([] if self._turned is None else [self._turned])
 
-    def adjoint(self, gradient: Tensor, shape: torch.Size) -> Tensor:
-        """Gradient of an input of this shape, (B, in, H, W), from that of the output."""
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) → (B, out, H', W'), of the weight's type whatever that of x."""
+        return through([self], x)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The weights are constant, so that nothing of the input is kept."""
+        x = x.to(self.weight.dtype)
+        if x.is_cuda and self.pointwise:
+            return pointwise(x, self.weight, self.bias), ()
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups), ()
+
+    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+        """The adjoint."""
         if self._turned is not None:
             if gradient.is_cuda and self.pointwise:
                 return pointwise(gradient, self._turned, None)
@@ -135,14 +161,78 @@ class Affine:
         self.scale, self.shift = self.scale.to(like)[:, None, None], self.shift.to(like)[:, None, None]
         return self
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(B, C, H, W), same shape."""
-        return torch.addcmul(self.shift, x, self.scale)
+        return torch.addcmul(self.shift, x, self.scale), ()
+
+    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+        """In place."""
+        return gradient.mul_(self.scale)
 
 
-def upsample(x: Tensor) -> Tensor:
+class Swish:
+    """x · sigmoid(x)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Any shape."""
+        return F.silu(x), (x,)
+
+    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+        """In place."""
+        return cast(Tensor, torch.ops.aten.silu_backward.grad_input(gradient, kept[0], grad_input=gradient))
+
+
+class ELU:
+    """x, below 0 exp(x) − 1."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Any shape."""
+        return F.elu(x), (x,)
+
+    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+        """In place."""
+        return cast(Tensor, torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, kept[0], grad_input=gradient))
+
+
+class Upsample:
     """Every pixel four times: (B, C, H, W) → (B, C, 2H, 2W)."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Nearest neighbours."""
+        return F.interpolate(x, scale_factor=2.0, mode="nearest"), ()
+
+    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+        """Sums of 2×2."""
+        return F.avg_pool2d(gradient, 2, divisor_override=1)
+
+
+class Gate:
+    """Squeeze and excitation: x times a function of its channels' means, in single precision or more.
+
+    Args:
+        layer: read once.
+    """
+
+    def __init__(self, layer: SqueezeExcitation):
+        narrow, widen = cast(nn.Linear, layer.gate[0]), cast(nn.Linear, layer.gate[2])
+        self.narrow, self.widen = ((linear.weight.detach(), linear.bias.detach()) for linear in (narrow, widen))
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(B, C, H, W), same shape; keeps the input, the hidden units and the gate."""
+        hidden = F.linear(x.mean(dim=(2, 3), dtype=self.narrow[0].dtype), *self.narrow).relu_()
+        gate = F.linear(hidden, *self.widen).sigmoid_()
+        return x * self._factor(gate, x), (x, hidden, gate)
+
+    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+        """Of the product, and of the means."""
+        x, hidden, gate = kept
+        slope = self.scale * (gradient * x).sum(dim=(2, 3), dtype=gate.dtype) * gate * (1.0 - gate)
+        mean = ((slope @ self.widen[0]) * (hidden > 0)) @ self.narrow[0] / x[0, 0].numel()
+        return torch.addcmul(mean[:, :, None, None].to(x.dtype), gradient, self._factor(gate, x))
+
+    def _factor(self, gate: Tensor, x: Tensor) -> Tensor:
+        return (self.scale * gate)[:, :, None, None].to(x.dtype)
 
 
 def primitive(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
@@ -154,11 +244,16 @@ def primitive(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
             yield module
 
 
-def fold(modules: Iterable[nn.Module], like: Tensor) -> list[Layer]:
-    """Layers one after the other, in as few as they can be: affine maps go into convolutions, upsamplings behind what acts on pixels alone.
+def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer]:
+    """The branch of a cell in as few layers as it can be: affine maps go into convolutions, upsamplings behind what acts on pixels alone.
+
+    Args:
+        modules: one after the other.
+        like: tensor of the type and on the device of the layers.
+        scale: factor of what comes out.
 
     Raises:
-        TypeError: a layer that no branch of the decoder has.
+        TypeError: a layer that no branch of the decoder has, or an end that none has.
     """
     layers: list[Layer] = []
     up = False
@@ -172,7 +267,7 @@ def fold(modules: Iterable[nn.Module], like: Tensor) -> list[Layer]:
                     convolution.after(affine)
                     layers.pop()
             elif up:
-                layers.append(upsample)
+                layers.append(Upsample())
                 up = False
             layers.append(convolution)
         elif isinstance(module, BatchNorm):
@@ -181,13 +276,22 @@ def fold(modules: Iterable[nn.Module], like: Tensor) -> list[Layer]:
             else:
                 layers.append(Affine(module))
             if isinstance(module, BatchNormSwish):
-                layers.append(F.silu)
+                layers.append(Swish())
         elif isinstance(module, nn.ELU):
-            layers.append(F.elu)
+            layers.append(ELU())
+        elif isinstance(module, SqueezeExcitation):
+            layers.append(Gate(module))
         else:
             raise TypeError(f"expected a layer of the decoder, found {type(module).__name__}")
+    end = layers[-1]
+    if isinstance(end, Gate):
+        end.scale = scale
+    elif isinstance(end, Convolution):
+        end.weight, end.bias = end.weight * scale, end.bias * scale
+    else:
+        raise TypeError(f"expected a convolution or a gate at the end of a branch, found {type(end).__name__}")
     if up:
-        layers.append(upsample)
+        layers.append(Upsample())
     layers = [layer.ready(like) if isinstance(layer, Affine | Convolution) else layer for layer in layers]
     return fuse(layers) if like.is_cuda and like.dtype != torch.float64 and find_spec("triton") else layers
 
@@ -199,10 +303,10 @@ def fuse(layers: Sequence[Layer]) -> list[Layer]:
     fused: list[Layer] = []
     rest = list(layers)
     while rest:
-        first, middle, last = (*rest[:3], None, None)[:3]
-        if first is F.silu and isinstance(middle, Convolution) and middle.depthwise and middle.weight.shape[-1] == KERNEL and last is F.silu and compiles():
-            fused.append(SwishDepthwiseSwish(middle.weight, middle.bias))
-            del rest[:3]
-        else:
-            fused.append(rest.pop(0))
+        match rest[:3]:
+            case [Swish(), Convolution(depthwise=True) as middle, Swish()] if middle.weight.shape[-1] == KERNEL and compiles():
+                fused.append(SwishDepthwiseSwish(middle.weight, middle.bias))
+                del rest[:3]
+            case _:
+                fused.append(rest.pop(0))
     return fused
