@@ -13,8 +13,10 @@ from vaebm.describe import measured
 from vaebm.ebm.langevin import Potential, evaluate, langevin
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy, PreparedPotential, move
+from vaebm.fast.layers import fold
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
+from vaebm.nvae.layers import BatchNormSwish, PlainConv2d
 from vaebm.nvae.model import NVAE
 from vaebm.runtime import place
 
@@ -217,3 +219,9 @@ def test_energies_on_pixels() -> None:
         torch.testing.assert_close(found.potential, expected.potential)
         for one, other in zip(found.gradient, expected.gradient, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_branch_ends_with_what_leaves_the_gradient_that_it_is_given() -> None:
+    """Other layers write over it, and the skip connection reads it, too."""
+    with pytest.raises(TypeError, match="expected a convolution or a gate at the end of a branch, found Swish"):
+        fold([PlainConv2d(8, 8, 3), BatchNormSwish(8)], torch.zeros(1), 1.0)

@@ -67,9 +67,9 @@ class Energy:
         return True
 
     def _tensors(self) -> Iterator[Tensor]:
-        for convolution in (self.stem, *(each for block in self.blocks for each in (block.branch[0], block.branch[2], block.skip))):
-            if convolution is not None:
-                yield from convolution.tensors()
+        for layer in (self.stem, *(each for block in self.blocks for each in (*block.branch, block.skip))):
+            if isinstance(layer, Convolution):
+                yield from layer.tensors()
         yield from (self.weight, self.bias)
 
 

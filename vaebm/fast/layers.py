@@ -54,6 +54,10 @@ class _Branch(torch.autograd.Function):
 
 def through(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """(B, in, H, W) → (B, out, H', W'), with a gradient in x alone."""
+    if not torch.is_grad_enabled():
+        for layer in layers:
+            x, _ = layer.forward(x)  # what would be kept is free at once
+        return x
     return cast(Tensor, _Branch.apply(x, layers))  # type: ignore[no-untyped-call]  # torch declares none
 
 
