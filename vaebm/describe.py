@@ -137,14 +137,15 @@ def decoding(nvae: NVAE, batch: int) -> Work:
 
 
 def langevin_step(vaebm: VAEBM, chains: int) -> Work:
-    """One step of `chains` chains: the potential and its gradient in the noise, the models frozen."""
+    """One step of `chains` chains: the potential and its gradient in the noise, through the prepared networks (`fast`), as the stages take it."""
     assert vaebm.energy is not None
     vaebm.nvae.requires_grad_(False).eval()
     vaebm.energy.requires_grad_(False)
+    potential = vaebm.chain_potential()
     eps_x, eps_z = blank(vaebm.nvae, chains)
     eps = [part.requires_grad_() for part in (*eps_z, eps_x)]
     with measured(vaebm.nvae, vaebm.energy) as work:
-        torch.autograd.grad(vaebm.potential(eps[:-1], eps[-1]).sum(), eps)
+        torch.autograd.grad(potential(eps).sum(), eps)
     return work()
 
 
@@ -227,6 +228,7 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
     step = langevin_step(vaebm, share)
     a_step, an_update = step.flop // share, update.flop // share
     both = parameters(vaebm.nvae) + parameters(vaebm.energy)
+    update_memory = (1 + MOMENTS) * SINGLE * parameters(vaebm.energy) + update.activations  # gradients, optimiser, activations
     rows = {
         "Parameters": [("energy", f"{parameters(vaebm.energy):,}", ""), ("both", f"{both:,}", "")],
         "Work": [
@@ -238,6 +240,7 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
             ("Langevin step", quantity(both * SINGLE + step.activations, "B"), f"{share} chains at once"),
             ("  weights of both", quantity(both * SINGLE, "B"), ""),
             ("  activations", quantity(step.activations, "B"), ""),
+            ("energy update", quantity(update_memory, "B"), "on a GPU beside the Langevin step, whose record stays"),
         ],
         "Time": [
             _time(
@@ -249,7 +252,8 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
         ],
     }
     if experiment.samples is not None:
-        count, steps = experiment.samples.count, experiment.samples.chain.steps
+        count, steps, chains = experiment.samples.count, experiment.samples.chain.steps, experiment.samples.batch
+        rows["Memory"].append(("samples", quantity(both * SINGLE + chains * step.activations // share, "B"), f"{chains} chains at once"))
         rows["Time"].append(_time("samples", count * (steps * a_step + decoded), throughput, f"{count:,} images, {steps} Langevin steps each"))
     return rows
 
