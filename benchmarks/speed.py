@@ -181,7 +181,7 @@ def heading(results: dict[str, Any]) -> str:
             f"the machine: convolution {quantity(best['convolution'], 'FLOP/s')}, product {quantity(best['product'], 'FLOP/s')}, "
             f"copy {quantity(best['copy'], 'B/s')}",
             f"langevin_step in a chain of {steps['langevin_step']}, ebm_iteration with {steps['ebm_iteration']} chain steps, sampling with {steps['sampling']}",
-            "bytes: read and written by all operations",
+            "bytes: read and written by all operations; freed memory: on a CPU left to the system where it computes as published, else kept as in the stages",
             "",
             f"{'':<16}{'':<24}{'ms':>9}{'quartiles':>19}{'ratio':>8}{'FLOP/s':>16}{'B/s':>14}{'peak memory':>14}",
         ]

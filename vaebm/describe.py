@@ -299,7 +299,7 @@ def describe(path: Path, throughput: float) -> str:
         sections = {title: rows + more[title] for title, rows in sections.items()}
     remarks = {
         "Work": ": floating-point operations of convolutions and matrix products, a multiply-add is two",
-        "Memory": " of each process in single precision, an estimate: without what the libraries take",
+        "Memory": " of each process in single precision, an estimate: without prepared weights and the libraries",
         "Time": f" if all devices of a stage together sustain {throughput:g} TFLOP/s",
     }
     for title, rows in sections.items():

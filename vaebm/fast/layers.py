@@ -44,19 +44,19 @@ class _Branch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient, kept = gradients[0], list(ctx.saved_tensors)
+        gradient, kept = gradients[0], ctx.saved_tensors
+        end = len(kept)
         for layer, shape, count in zip(reversed(ctx.layers), reversed(ctx.shapes), reversed(ctx.counts), strict=True):
-            first = len(kept) - count
-            gradient = layer.backward(gradient, shape, kept[first:])
-            del kept[first:]
+            gradient = layer.backward(gradient, shape, kept[end - count : end])
+            end -= count
         return gradient.to(ctx.dtype), None
 
 
 def through(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """(B, in, H, W) → (B, out, H', W'), with a gradient in x alone."""
+    """(B, in, H, W) → (B, out, H', W'), with a gradient in x alone; the last layer must be one that leaves the gradient it is given, as `fold` sees to."""
     if not torch.is_grad_enabled():
         for layer in layers:
-            x, _ = layer.forward(x)  # what would be kept is free at once
+            x = layer.forward(x)[0]  # what would be kept is free at once
         return x
     return cast(Tensor, _Branch.apply(x, layers))  # type: ignore[no-untyped-call]  # torch declares none
 
@@ -219,7 +219,7 @@ class Gate:
 
     def __init__(self, layer: SqueezeExcitation):
         narrow, widen = cast(nn.Linear, layer.gate[0]), cast(nn.Linear, layer.gate[2])
-        self.narrow, self.widen = ((linear.weight.detach(), linear.bias.detach()) for linear in (narrow, widen))
+        self.narrow, self.widen = ((linear.weight.detach().clone(), linear.bias.detach().clone()) for linear in (narrow, widen))
         self.scale = 1.0
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -249,7 +249,8 @@ def primitive(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
 
 
 def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer]:
-    """The branch of a cell in as few layers as it can be: affine maps go into convolutions, upsamplings behind what acts on pixels alone.
+    """The branch of a cell in as few layers as it can be: affine maps go into convolutions, upsamplings behind what acts on pixels alone,
+    and behind a gate, whose means an upsampling leaves as they are.
 
     Args:
         modules: one after the other.
