@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from vaebm.config import DatasetFacts, Experiment, UserError
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.objective import contrastive_divergence
+from vaebm.fast import Energy, PreparedPotential
 from vaebm.metrics import number
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import set_recompute
@@ -149,6 +150,13 @@ def langevin_step(vaebm: VAEBM, chains: int) -> Work:
     return work()
 
 
+def prepared_weights(vaebm: VAEBM) -> int:
+    """Bytes of weights that the prepared networks have beside the modules', which are in evaluation mode."""
+    potential = vaebm.chain_potential()
+    assert isinstance(potential, PreparedPotential) and isinstance(potential.energy, Energy)
+    return sum(tensor.nbytes for network in (potential.decoder, potential.energy) for tensor in network.tensors())
+
+
 def energy_update(energy: EnergyNetwork, x: Tensor) -> tuple[Work, Work]:
     """The energies of images `x`, and the loss of as many images and chains with its backward pass."""
     energy.requires_grad_(True)
@@ -228,6 +236,7 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
     step = langevin_step(vaebm, share)
     a_step, an_update = step.flop // share, update.flop // share
     both = parameters(vaebm.nvae) + parameters(vaebm.energy)
+    weights = both * SINGLE + (prepared := prepared_weights(vaebm))
     update_memory = (1 + MOMENTS) * SINGLE * parameters(vaebm.energy) + update.activations  # gradients, optimiser, activations
     rows = {
         "Parameters": [("energy", f"{parameters(vaebm.energy):,}", ""), ("both", f"{both:,}", "")],
@@ -237,8 +246,9 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
             ("energy update", quantity(batch * an_update, "FLOP"), f"{batch} images and as many chains, forward and backward"),
         ],
         "Memory": [
-            ("Langevin step", quantity(both * SINGLE + step.activations, "B"), f"{share} chains at once"),
+            ("Langevin step", quantity(weights + step.activations, "B"), f"{share} chains at once"),
             ("  weights of both", quantity(both * SINGLE, "B"), ""),
+            ("  prepared weights", quantity(prepared, "B"), "normalised, folded, some of them turned for the gradient"),
             ("  activations", quantity(step.activations, "B"), ""),
             ("energy update", quantity(update_memory, "B"), "on a GPU beside the Langevin step, whose record stays"),
         ],
@@ -253,7 +263,7 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
     }
     if experiment.samples is not None:
         count, steps, chains = experiment.samples.count, experiment.samples.chain.steps, experiment.samples.batch
-        rows["Memory"].append(("samples", quantity(both * SINGLE + chains * step.activations // share, "B"), f"{chains} chains at once"))
+        rows["Memory"].append(("samples", quantity(weights + chains * step.activations // share, "B"), f"{chains} chains at once"))
         rows["Time"].append(_time("samples", count * (steps * a_step + decoded), throughput, f"{count:,} images, {steps} Langevin steps each"))
     return rows
 
@@ -299,7 +309,7 @@ def describe(path: Path, throughput: float) -> str:
         sections = {title: rows + more[title] for title, rows in sections.items()}
     remarks = {
         "Work": ": floating-point operations of convolutions and matrix products, a multiply-add is two",
-        "Memory": " of each process in single precision, an estimate: without prepared weights and the libraries",
+        "Memory": " of each process in single precision, an estimate: without what the libraries take",
         "Time": f" if all devices of a stage together sustain {throughput:g} TFLOP/s",
     }
     for title, rows in sections.items():

@@ -19,7 +19,8 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(MMAP_THRESHOLD, 2**30) or library.mallopt(MMAP_THRESHOLD, 2**25)  # older versions take no more than this
+        if not library.mallopt(MMAP_THRESHOLD, 2**30):
+            library.mallopt(MMAP_THRESHOLD, 2**25)  # older versions take no more than this
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
         # Threads have heaps of their own, in pieces of 64 MB, and keep a piece that is empty where more than that is to be left. In one heap for
         # all, blocks of threads that move chains mix, and chains are slower.

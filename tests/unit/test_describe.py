@@ -20,10 +20,12 @@ from vaebm.describe import (
     measured,
     nvae_training,
     parameters,
+    prepared_weights,
     quantity,
     run,
 )
 from vaebm.ebm.network import EnergyNetwork
+from vaebm.fast import Decoder, Energy
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.model import NVAE
@@ -137,6 +139,16 @@ def test_activations_are_the_bytes_that_autograd_saves() -> None:
         training, update = nvae_training(nvae, 3), energy_update(energy, blank(nvae, 3)[0])
         found.append((training, update, langevin_step(VAEBM(nvae, energy, "density"), 3)))
     assert found[0] == found[1]
+
+
+def test_prepared_weights_by_hand() -> None:
+    """A block of an energy: stem, two convolutions and the skip, pointwise ones also turned, the second one with its pool; head apart."""
+    energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[2], down=[0]), 3)
+    stem, first, second, skip, head = 3 * 4 * 9 + 4, 4 * 8 * 9 + 8, 8 * 8 * 16 + 8, 2 * 4 * 8 + 8, 8 + 1
+    assert sum(tensor.numel() for tensor in Energy(energy).tensors()) == stem + first + second + skip + head
+    nvae, whole = networks("meta")
+    decoder = sum(tensor.nbytes for tensor in Decoder(nvae).tensors())
+    assert prepared_weights(VAEBM(nvae.eval(), whole)) == decoder + sum(tensor.nbytes for tensor in Energy(whole).tensors())
 
 
 def test_activations_of_one_layer() -> None:

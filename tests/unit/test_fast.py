@@ -13,7 +13,7 @@ from vaebm.describe import measured
 from vaebm.ebm.langevin import Potential, evaluate, langevin
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy, PreparedPotential, move
-from vaebm.fast.layers import fold
+from vaebm.fast.layers import ELU, Swish, fold, through
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import BatchNormSwish, PlainConv2d
@@ -178,10 +178,10 @@ def test_what_was_prepared_in_inference_mode_is_no_hindrance_later() -> None:
 
 def test_what_is_prepared_shares_no_memory_with_the_weights() -> None:
     """Taking over other energies would change them; in double precision, too, where nothing is converted."""
-    _, energy = random_pair()
-    for network in (energy, copy.deepcopy(energy).double()):
-        taken = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-        assert not {tensor.untyped_storage().data_ptr() for tensor in Energy(network)._tensors()} & taken
+    for nvae, energy in (random_pair(), [network.double() for network in random_pair()]):
+        for network, prepared in ((energy, Energy(energy)), (nvae, Decoder(nvae))):
+            taken = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+            assert taken and not {tensor.untyped_storage().data_ptr() for tensor in prepared.tensors()} & taken
 
 
 def test_chains_in_bfloat16() -> None:
@@ -221,7 +221,17 @@ def test_energies_on_pixels() -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_a_branch_ends_with_what_leaves_the_gradient_that_it_is_given() -> None:
-    """Other layers write over it, and the skip connection reads it, too."""
+def test_a_branch_leaves_the_gradient_that_it_is_given() -> None:
+    """Its layers write over theirs, but a skip connection reads this one, too."""
+    x, given = torch.randn(2, 8, 4, 4, requires_grad=True), torch.randn(2, 8, 4, 4)
+    for layers in ([Swish()], [Swish(), ELU()]):
+        before = given.clone()
+        (found,) = torch.autograd.grad(through(layers, x), x, given)
+        out = nn.functional.silu(x) if len(layers) == 1 else nn.functional.elu(nn.functional.silu(x))
+        torch.testing.assert_close(found, torch.autograd.grad(out, x, given)[0])
+        assert torch.equal(given, before)
+
+
+def test_a_branch_ends_with_what_can_be_scaled() -> None:
     with pytest.raises(TypeError, match="expected a convolution or a gate at the end of a branch, found Swish"):
         fold([PlainConv2d(8, 8, 3), BatchNormSwish(8)], torch.zeros(1), 1.0)

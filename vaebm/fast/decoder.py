@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.fast.layers import Convolution, fold, through
+from vaebm.fast.layers import Convolution, Layer, fold, through
 from vaebm.nvae.cells import RESIDUAL_SCALE, BilinearUp, ResidualCell
 from vaebm.nvae.distributions import LOG_2PI, Normal
 from vaebm.nvae.layers import NormalizedConv2d
@@ -29,6 +30,10 @@ class Cell:
         """(B, in, H, W) → (B, out, H', W')."""
         skip = x if self.skip is None else F.interpolate(self.skip(x), scale_factor=2.0, mode="bilinear", align_corners=True)
         return skip + through(self.branch, x)
+
+    def layers(self) -> list[Layer]:
+        """All that it has prepared."""
+        return self.branch if self.skip is None else [*self.branch, self.skip]
 
 
 class Group:
@@ -73,6 +78,14 @@ class Decoder:
         for cell in self.postprocess:
             state = cell(state)
         return pixels_of(self.settings, self.pixels(F.elu(state)).to(eps[0].dtype)), sigmas
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a pass reads and the NVAE does not have."""
+        cells = itertools.chain(*(group.cells for group in self.groups), self.postprocess)
+        others = itertools.chain(*((group.prior, group.combine) for group in self.groups), [self.pixels])
+        for layer in itertools.chain(*(cell.layers() for cell in cells), others):
+            if layer is not None:
+                yield from layer.tensors()
 
     def decode(self, eps: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
         """As `NVAE.decode` at temperature 1: p(x|z), and log p(z), (B,)."""

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vaebm.fast.layers import Layer
+
 KERNEL = 5
 """Side of the convolution, that of all inverted residuals (NVAE section 3.3)."""
 
@@ -126,7 +128,7 @@ def _launch(source: Tensor, before: Tensor, weight: Tensor, bias: Tensor, a: Ten
         )  # fmt: skip
 
 
-class SwishDepthwiseSwish:
+class SwishDepthwiseSwish(Layer):
     """swish(depthwise(swish(a)) + bias), with sums in single precision.
 
     Args:
@@ -151,6 +153,10 @@ class SwishDepthwiseSwish:
         found = torch.empty_like(a)
         _launch(gradient.contiguous(memory_format=torch.channels_last), b, self.turned, self.bias, a, found, found, backward=True)
         return found
+
+    def tensors(self) -> list[Tensor]:
+        """Weights, also turned, and bias."""
+        return [self.weight, self.turned, self.bias]
 
 
 @cache

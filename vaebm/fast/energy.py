@@ -59,16 +59,17 @@ class Energy:
 
     def become(self, other: Energy) -> bool:
         """Take over the weights of another one in place; whether that can be: both must be of one architecture and type."""
-        pairs = list(itertools.zip_longest(self._tensors(), other._tensors()))
+        pairs = list(itertools.zip_longest(self.tensors(), other.tensors()))
         if any(mine is None or new is None or mine.shape != new.shape or mine.dtype != new.dtype or mine.is_inference() for mine, new in pairs):
             return False
         for mine, new in pairs:
             mine.copy_(new)
         return True
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a pass reads."""
         for layer in (self.stem, *(each for block in self.blocks for each in (*block.branch, block.skip))):
-            if isinstance(layer, Convolution):
+            if layer is not None:
                 yield from layer.tensors()
         yield from (self.weight, self.bias)
 

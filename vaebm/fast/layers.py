@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,23 @@ from vaebm.nvae.layers import BatchNorm, BatchNormSwish, NormalizedConv2d, Plain
 from vaebm.precision import rounding
 
 
-class Layer(Protocol):
+class Layer(ABC):
     """(B, in, H, W) → (B, out, H', W'), and its gradient; both without autograd's record."""
 
+    in_place = False
+    """Whether `backward` writes over the gradient that it is given."""
+
+    @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The output, and what `backward` needs to be kept."""
 
+    @abstractmethod
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """Gradient of an input of this shape from that of the output, which may be written over where the layer is not the last of its branch."""
+        """Gradient of an input of this shape from that of the output."""
+
+    def tensors(self) -> list[Tensor]:
+        """The constants that a pass reads, once the layer is ready."""
+        return []
 
 
 class _Branch(torch.autograd.Function):
@@ -44,8 +54,9 @@ class _Branch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient, kept = gradients[0], ctx.saved_tensors
-        end = len(kept)
+        # The first gradient is not the branch's own: a skip connection reads it, too.
+        gradient = gradients[0].clone() if ctx.layers[-1].in_place else gradients[0]
+        kept, end = ctx.saved_tensors, len(ctx.saved_tensors)
         for layer, shape, count in zip(reversed(ctx.layers), reversed(ctx.shapes), reversed(ctx.counts), strict=True):
             gradient = layer.backward(gradient, shape, kept[end - count : end])
             end -= count
@@ -53,7 +64,7 @@ class _Branch(torch.autograd.Function):
 
 
 def through(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """(B, in, H, W) → (B, out, H', W'), with a gradient in x alone; the last layer must be one that leaves the gradient it is given, as `fold` sees to."""
+    """(B, in, H, W) → (B, out, H', W'), with a gradient in x alone."""
     if not torch.is_grad_enabled():
         for layer in layers:
             x = layer.forward(x)[0]  # what would be kept is free at once
@@ -61,7 +72,7 @@ def through(layers: Sequence[Layer], x: Tensor) -> Tensor:
     return cast(Tensor, _Branch.apply(x, layers))  # type: ignore[no-untyped-call]  # torch declares none
 
 
-class Convolution:
+class Convolution(Layer):
     """A convolution with constant weight and bias, to be changed by what stands beside it and then made `ready`.
 
     Args:
@@ -112,6 +123,10 @@ class Convolution:
         self.weight, self.stride = weight.unflatten(0, self.weight.shape[:2])[:, :, 0], 2
         return self
 
+    def scaled(self, factor: float) -> None:
+        """Multiply what comes out."""
+        self.weight, self.bias = self.weight * factor, self.bias * factor
+
     def ready(self, like: Tensor) -> Convolution:
         """Of the type and on the device of `like`, in the layout in which convolutions are fastest."""
         self.weight, self.bias = self.weight.to(like, copy=True).contiguous(memory_format=torch.channels_last), self.bias.to(like, copy=True)
@@ -151,8 +166,10 @@ def rounds(like: Tensor) -> bool:
     return like.is_cuda and (like.dtype == torch.bfloat16 or (like.dtype == torch.float32 and "tf32" in rounding()))
 
 
-class Affine:
+class Affine(Layer):
     """x · scale + shift, of each channel (C,), double precision until it is made `ready`."""
+
+    in_place = True
 
     def __init__(self, layer: nn.BatchNorm2d):
         assert layer.running_mean is not None and layer.running_var is not None
@@ -170,35 +187,43 @@ class Affine:
         return torch.addcmul(self.shift, x, self.scale), ()
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """In place."""
+        """The same scale."""
         return gradient.mul_(self.scale)
 
+    def tensors(self) -> list[Tensor]:
+        """Scale and shift."""
+        return [self.scale, self.shift]
 
-class Swish:
+
+class Swish(Layer):
     """x · sigmoid(x)."""
+
+    in_place = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Any shape."""
         return F.silu(x), (x,)
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """In place."""
+        """σ(x) (1 + x (1 − σ(x))) of it."""
         return cast(Tensor, torch.ops.aten.silu_backward.grad_input(gradient, kept[0], grad_input=gradient))
 
 
-class ELU:
+class ELU(Layer):
     """x, below 0 exp(x) − 1."""
+
+    in_place = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Any shape."""
         return F.elu(x), (x,)
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """In place."""
+        """Of it all, below 0 exp(x)."""
         return cast(Tensor, torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, kept[0], grad_input=gradient))
 
 
-class Upsample:
+class Upsample(Layer):
     """Every pixel four times: (B, C, H, W) → (B, C, 2H, 2W)."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -210,7 +235,7 @@ class Upsample:
         return F.avg_pool2d(gradient, 2, divisor_override=1)
 
 
-class Gate:
+class Gate(Layer):
     """Squeeze and excitation: x times a function of its channels' means, in single precision or more.
 
     Args:
@@ -221,6 +246,10 @@ class Gate:
         narrow, widen = cast(nn.Linear, layer.gate[0]), cast(nn.Linear, layer.gate[2])
         self.narrow, self.widen = ((linear.weight.detach().clone(), linear.bias.detach().clone()) for linear in (narrow, widen))
         self.scale = 1.0
+
+    def scaled(self, factor: float) -> None:
+        """Multiply what comes out."""
+        self.scale *= factor
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(B, C, H, W), same shape; keeps the input, the hidden units and the gate."""
@@ -234,6 +263,10 @@ class Gate:
         slope = self.scale * (gradient * x).sum(dim=(2, 3), dtype=gate.dtype) * gate * (1.0 - gate)
         mean = ((slope @ self.widen[0]) * (hidden > 0)) @ self.narrow[0] / x[0, 0].numel()
         return torch.addcmul(mean[:, :, None, None].to(x.dtype), gradient, self._factor(gate, x))
+
+    def tensors(self) -> list[Tensor]:
+        """Weights and biases."""
+        return [*self.narrow, *self.widen]
 
     def _factor(self, gate: Tensor, x: Tensor) -> Tensor:
         return (self.scale * gate)[:, :, None, None].to(x.dtype)
@@ -288,13 +321,9 @@ def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer
             layers.append(Gate(module))
         else:
             raise TypeError(f"expected a layer of the decoder, found {type(module).__name__}")
-    end = layers[-1]
-    if isinstance(end, Gate):
-        end.scale = scale
-    elif isinstance(end, Convolution):
-        end.weight, end.bias = end.weight * scale, end.bias * scale
-    else:
+    if not isinstance(end := layers[-1], Convolution | Gate):
         raise TypeError(f"expected a convolution or a gate at the end of a branch, found {type(end).__name__}")
+    end.scaled(scale)
     if up:
         layers.append(Upsample())
     layers = [layer.ready(like) if isinstance(layer, Affine | Convolution) else layer for layer in layers]
