@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,14 +13,14 @@ from torch import Tensor, nn
 
 from vaebm.checkpoint import load_model
 from vaebm.config import BASELINE, SamplesSettings, UserError
-from vaebm.config.ebm import Potential, Start
+from vaebm.config.ebm import Positives, Potential, Start
 from vaebm.ebm import langevin as chains
 from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import load_energy
 from vaebm.fast import Decoder, PreparedPotential, half_square, move, prepare_energy, stamp
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.nvae.pixels import PixelNormal, quantize
+from vaebm.nvae.pixels import PixelNormal, Pixels, quantize
 from vaebm.precision import chain_type
 from vaebm.settings import read_settings
 
@@ -37,6 +38,23 @@ def check_decoder(nvae: NVAE, where: Path | str) -> None:
         raise UserError(f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}")
 
 
+class Estimates(NamedTuple):
+    """Estimates for images, in nats per image, each (B,) in double precision; None where a model has none."""
+
+    elbo: Tensor | None
+    """E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)), the expectation as a mean over the draws (NVAE eq. 1)."""
+    importance: Tensor | None
+    """ln of the mean over the draws of p(x|z) p(z) / q(z|x): never below the ELBO but for chance (Burda et al., 2016)."""
+    energy: Tensor | None
+    """E(x), as the energy was trained to see x."""
+
+    @property
+    def score(self) -> Tensor:
+        """log p(x) − E(x), of the parts that there are, (B,)."""
+        parts = [part for part in (self.importance, None if self.energy is None else -self.energy) if part is not None]
+        return torch.stack(parts).sum(dim=0)
+
+
 class VAEBM:
     """A frozen NVAE, an energy, and the law that they define together.
 
@@ -46,6 +64,7 @@ class VAEBM:
         potential: the chain's U(ε). `noise`: E(x) + ½‖ε_z‖² + ½‖ε_x‖², the exact law of the model in noise space.
             `density`: E(x) − log p(z) − log p(x|z), the published program's.
         steps, step_size: of the test chain, where `sample` is not given others.
+        positives: what the energy was trained to know as data: images, or (`matched`) images with the decoder's pixel noise.
 
     Raises:
         UserError: an energy on an NVAE without a Gaussian decoder.
@@ -64,11 +83,12 @@ class VAEBM:
         potential: Potential = "noise",
         steps: int = 0,
         step_size: float = 1.0,
+        positives: Positives = "clean",
     ):
         if energy is not None and isinstance(nvae, NVAE):
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.kind = nvae, energy, potential
-        self.steps, self.step_size = steps, step_size
+        self.steps, self.step_size, self.positives = steps, step_size, positives
         self._decoders: tuple[object, dict[torch.dtype | None, Decoder]] = (), {}
         self._potential: PreparedPotential | None = None
 
@@ -110,7 +130,7 @@ class VAEBM:
             return cls(vae, None)
         check_decoder(vae, nvae)
         content = load_model(energy, "energy")
-        return pair(vae, load_energy(energy, device), content["potential"], content["start"])
+        return pair(vae, load_energy(energy, device), content["potential"], content["start"], content.get("positives", "clean"))
 
     def follow(self, samples: SamplesSettings) -> None:
         """Take the test chain, and what it computes in, from the settings of samples; TF32 is the process's (`precision`)."""
@@ -230,32 +250,54 @@ class VAEBM:
         return self.steps if steps is None else steps, self.step_size if step_size is None else step_size
 
     @torch.no_grad()
+    def estimate(self, x: Tensor, noise: NoiseSource, draws: int) -> Estimates:
+        """What log p(x) and E(x) are estimated by, from the same draws z ~ q(z|x).
+
+        An energy trained on `matched` positives knows images with pixel noise: its E(x) is the mean of E(x + ½σ(z) ω) over the draws.
+
+        Args:
+            x: images (B, C, H, W) in [0, 1], of the NVAE's depth; a Gaussian decoder's density is that of 2x − 1.
+            noise: of the draws, one index per image.
+            draws: their number.
+        """
+        elbo, weights, energies = x.new_zeros(len(x), dtype=torch.float64), [], []
+        for draw in range(draws):
+            out = self.nvae(x, noise=noise, step=draw)
+            reconstruction = out.pixels.log_likelihood(x).double()
+            elbo += (reconstruction - out.kl.double().sum(dim=1)) / draws
+            weights.append(reconstruction + out.log_p.double() - out.log_q.double())
+            if self.energy is not None and self.positives == "matched":
+                energies.append(self.energy(match_noise(out.pixels, x, noise, draw)).double())
+        if self.energy is not None and self.positives == "clean":
+            energies = [self.energy(x).double()]
+        return Estimates(elbo, torch.stack(weights).logsumexp(dim=0) - math.log(draws), torch.stack(energies).mean(dim=0) if energies else None)
+
     def log_likelihood(self, x: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
         """Estimate of the NVAE's log p(x), (B,): the importance-weighted bound (with one sample the ELBO, KL by draw).
 
         Args:
-            x: images (B, C, H, W) in [0, 1], of the NVAE's depth; a Gaussian decoder's density is that of 2x − 1.
+            x: images (B, C, H, W) in [0, 1], of the NVAE's depth.
             seed: of the draws; image k of the call takes noise k.
             importance_samples: draws of the posterior.
-        """
-        noise = NoiseSource(seed, "score", range(len(x)))
-        weights = []
-        for draw in range(importance_samples):
-            output = self.nvae(x, noise=noise, step=draw)
-            weights.append(output.pixels.log_likelihood(x) + output.log_p - output.log_q)
-        return torch.logsumexp(torch.stack(weights), 0) - math.log(importance_samples)
 
-    @torch.no_grad()
+        Raises:
+            UserError: a model without an estimate of log p(x).
+        """
+        found = self.estimate(x, NoiseSource(seed, "score", range(len(x))), importance_samples).importance
+        if found is None:
+            raise UserError(f"log_likelihood: {self.without_likelihood}")
+        return found.to(x.dtype)
+
     def score(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
         """Estimate of log p(x) − E(x), (B,): log-likelihood of the pair up to log Z; higher is more in-distribution.
 
         Args:
             images: (B, C, H, W) in [0, 1]; their depth is reduced to the NVAE's.
-            seed: of the draws of the posterior.
-            importance_samples: draws of the posterior.
+            seed: of the draws of the posterior, and of the pixel noise for an energy trained on `matched` positives.
+            importance_samples: draws of the posterior, and of that noise.
         """
         x = quantize(images, self.nvae.settings.bits)
-        return self.log_likelihood(x, seed, importance_samples) - self._energy(x)
+        return self.estimate(x, NoiseSource(seed, "score", range(len(x))), importance_samples).score.to(x.dtype)
 
 
 class PixelSpace:
@@ -322,14 +364,27 @@ class PixelEBM(VAEBM):
         return noise.uniform([self.nvae.shape], device=self.device, dtype=eps_x.dtype), eps_x
 
     @torch.no_grad()
-    def score(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
-        """−E(x), (B,), for images (B, C, H, W) in [0, 1]; it takes no draws."""
-        return -self._energy(quantize(images, self.nvae.settings.bits))
+    def estimate(self, x: Tensor, noise: NoiseSource, draws: int) -> Estimates:
+        """E(x) alone, for images (B, C, H, W) in [0, 1]; it takes no draws."""
+        return Estimates(None, None, self._energy(x).double())
 
 
-def pair(nvae: NVAE, energy: nn.Module, potential: Potential, start: Start = "prior") -> VAEBM:
+def pair(nvae: NVAE, energy: nn.Module, potential: Potential, start: Start = "prior", positives: Positives = "clean") -> VAEBM:
     """The model that an energy was trained in."""
-    return PixelEBM(nvae, energy, start) if potential == "pixels" else VAEBM(nvae, energy, potential)
+    return PixelEBM(nvae, energy, start) if potential == "pixels" else VAEBM(nvae, energy, potential, positives=positives)
+
+
+def match_noise(pixels: Pixels, x: Tensor, noise: NoiseSource, step: int = 0) -> Tensor:
+    """Images `x` with the pixel noise that decoder samples carry: x + ½σ(z) ω, clamped, for a posterior draw z; what the energy compares.
+
+    Args:
+        pixels: the Gaussian p(x|z) of a draw z ~ q(z|x).
+        x: (B, C, H, W) in [0, 1].
+        noise: source of ω; its purpose is extended, so that ω is independent of the draw.
+        step: number of the draw.
+    """
+    (eps,) = replace(noise, purpose=f"{noise.purpose}/pixels").normal([x.shape[1:]], step=step, device=x.device, dtype=x.dtype)
+    return cast(PixelNormal, pixels).add_noise(x, eps)
 
 
 def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:

@@ -1,11 +1,16 @@
 """The smallest networks that have everything: for 8×8 images; and random ones for 16×16 whose batch norms are used ones."""
 
+import math
+from types import SimpleNamespace
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
 from vaebm.ebm.network import EnergyNetwork
+from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
+from vaebm.nvae.pixels import PixelNormal
 
 NETWORK = NVAENetworkSettings(
     channels_encoder=4,
@@ -33,3 +38,31 @@ def random_pair(network: dict[str, object]) -> tuple[NVAE, EnergyNetwork]:
     energy = EnergyNetwork(EnergyNetworkSettings(channels=8, widths=[1, 1, 2], down=[0, 2]), 3)
     energy.initialize(torch.rand(16, 3, 16, 16))
     return nvae, energy
+
+
+class LinearVAE(nn.Module):
+    """x = ½ + ½ (A z + s ε_x) with z = ε_z: a decoder whose chain has a stationary law in closed form.
+
+    The mean may be anything and no pixel saturates: soft clamps are inverted, and A and s are small.
+    """
+
+    def __init__(self, matrix: Tensor, sigma: float = 0.02):
+        super().__init__()
+        self.sigma = sigma
+        self.matrix = nn.Parameter(matrix, requires_grad=False)
+        self.prior_constant = self.matrix
+        self.latent_shapes = [(matrix.shape[1], 1, 1)]
+        self.shape = (1, matrix.shape[0], 1)
+
+    def decode(self, eps: list[Tensor], temperature: float = 1.0) -> tuple[PixelNormal, Tensor]:
+        mean = torch.einsum("pk,bk->bp", self.matrix, eps[0][:, :, 0, 0])[:, None, :, None]
+        m = 5 * torch.atanh(mean / 5)
+        ell = torch.full_like(m, 5 * math.atanh(math.log(self.sigma - 0.01) / 5))
+        return PixelNormal(torch.cat([m, ell], dim=1)), -0.5 * eps[0].square().flatten(1).sum(1)
+
+    def as_input(self, images: Tensor) -> Tensor:
+        return images.to(self.matrix) / 255
+
+    def forward(self, x: Tensor, noise: NoiseSource) -> SimpleNamespace:
+        """σ is the same everywhere, so that any z does for the pixels' noise."""
+        return SimpleNamespace(pixels=self.decode(noise.normal(self.latent_shapes, dtype=x.dtype))[0])

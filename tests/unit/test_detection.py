@@ -7,7 +7,7 @@ import torch
 from vaebm.config import UserError
 from vaebm.evaluation import bootstrap, detection, stage
 from vaebm.evaluation.detection import METRICS, ood_figures, scores, with_typicality
-from vaebm.evaluation.likelihood import Likelihood
+from vaebm.model import Estimates
 
 
 def by_hand(inside, outside):
@@ -47,15 +47,9 @@ def test_replicates_are_the_measures_of_the_resampled_images(levels):
 
 def test_scores_are_higher_for_what_looks_in_distribution():
     """Low energy and high likelihood both raise the score; with the NVAE alone there is no more than the likelihood."""
-    bright, dark = torch.full((6, 1, 8, 8), 255, dtype=torch.uint8), torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
-
-    def energy(x):
-        assert x.dtype == torch.uint8
-        return -10 * (x / 255).mean(dim=(1, 2, 3))  # bright images are data here
-
     log_p = torch.arange(6, dtype=torch.float64)
-    likelihood = Likelihood(elbo=-log_p, importance=log_p)
-    inside, outside = scores(likelihood, bright, energy), scores(likelihood, dark, energy)
+    bright, dark = torch.full((6,), -10.0, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)  # bright images are data here
+    inside, outside = (scores(Estimates(elbo=-log_p, importance=log_p, energy=energy)) for energy in (bright, dark))
     values = log_p.numpy()
     assert inside.keys() == outside.keys() == {"", "elbo", "energy", "likelihood", "likelihood-elbo"}
     assert inside[""] == pytest.approx(values + 10) and inside["elbo"] == pytest.approx(10 - values)
@@ -63,7 +57,7 @@ def test_scores_are_higher_for_what_looks_in_distribution():
     found = ood_figures(inside, {"dark": outside}, 20, 0)
     areas = {name: figure["value"] for name, figure in found.items() if name.startswith("AUROC")}
     assert areas == {"AUROC-dark": 1, "AUROC-dark-elbo": 1, "AUROC-dark-energy": 1, "AUROC-dark-likelihood": 0.5, "AUROC-dark-likelihood-elbo": 0.5}
-    alone = scores(likelihood, bright, None)
+    alone = scores(Estimates(-log_p, log_p, None))
     assert list(alone) == ["", "elbo"] and np.array_equal(alone[""], values)
 
 
@@ -91,20 +85,18 @@ def test_the_table_has_some_of_the_figures_and_the_record_all():
 
 
 def test_an_energy_that_is_not_finite_is_named():
-    likelihood = Likelihood(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
     with pytest.raises(UserError, match="finite energies, found 2 others"):
-        scores(likelihood, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), lambda x: torch.full((len(x),), torch.nan))
+        scores(Estimates(torch.zeros(2), torch.zeros(2), torch.full((2,), torch.nan)))
 
 
 def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
     """Nothing else is made up, and what is lacking is named."""
-    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-    found = with_typicality(scores(None, images, lambda x: torch.arange(len(x))), {})
+    found = with_typicality(scores(Estimates(None, None, torch.arange(3.0))), {})
     assert list(found) == ["energy"] and found["energy"].tolist() == [0, -1, -2]
     shown = detection.in_the_table(ood_figures(found, {"turned": found}, 50, 0), ["turned"])
     (name, area), *others = shown.items()
     assert not others and name == "AUROC-turned-energy" and area["value"] == 0.5 and area["interval"][0] < 0.5 < area["interval"][1]
-    assert scores(None, images, None) == {}
+    assert scores(Estimates(None, None, None)) == {}
     names = ["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned", "AUPR-turned", "FPR95-turned"]
     assert stage.lacking(["turned"], "why") == dict.fromkeys(names, "why")
     assert stage.lacking(["turned"], "") == {}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import LinearVAE
 from torch import Tensor, nn
 
 from vaebm.checkpoint import save_model
@@ -13,29 +14,6 @@ from vaebm.ebm.network import EnergyNetwork
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixels import PixelNormal
-
-
-class LinearVAE(nn.Module):
-    """x = ½ + ½ (A z + s ε_x) with z = ε_z: a decoder whose chain has a stationary law in closed form.
-
-    The mean may be anything and no pixel saturates: soft clamps are inverted, and A and s are small.
-    """
-
-    sigma = 0.02
-
-    def __init__(self, matrix: Tensor):
-        super().__init__()
-        self.matrix = nn.Parameter(matrix, requires_grad=False)
-        self.prior_constant = self.matrix
-        self.latent_shapes = [(matrix.shape[1], 1, 1)]
-        self.shape = (1, matrix.shape[0], 1)
-
-    def decode(self, eps: list[Tensor], temperature: float = 1.0) -> tuple[PixelNormal, Tensor]:
-        mean = torch.einsum("pk,bk->bp", self.matrix, eps[0][:, :, 0, 0])[:, None, :, None]
-        m = 5 * torch.atanh(mean / 5)
-        ell = torch.full_like(m, 5 * math.atanh(math.log(self.sigma - 0.01) / 5))
-        return PixelNormal(torch.cat([m, ell], dim=1)), -0.5 * eps[0].square().flatten(1).sum(1)
 
 
 class Quadratic(nn.Module):
@@ -74,8 +52,9 @@ def test_chain_reaches_the_gaussian_law_of_the_model() -> None:
     torch.manual_seed(1)
     matrix = 0.1 * torch.randn(3, 2, dtype=torch.float64)
     centre = torch.tensor([0.15, -0.1, 0.05], dtype=torch.float64)
-    model = VAEBM(LinearVAE(matrix), Quadratic(100.0, centre[:, None]))  # type: ignore[arg-type]
-    onto_pixels = torch.cat([matrix, LinearVAE.sigma * torch.eye(3, dtype=torch.float64)], dim=1)  # 2x − 1 as a function of ε
+    vae = LinearVAE(matrix)
+    model = VAEBM(vae, Quadratic(100.0, centre[:, None]))  # type: ignore[arg-type]
+    onto_pixels = torch.cat([matrix, vae.sigma * torch.eye(3, dtype=torch.float64)], dim=1)  # 2x − 1 as a function of ε
     hessian = torch.eye(5, dtype=torch.float64) + 100.0 * onto_pixels.T @ onto_pixels
     mean = torch.linalg.solve(hessian, 100.0 * onto_pixels.T @ centre)
     step_size, chains = 0.2, 4000

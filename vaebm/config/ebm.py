@@ -12,6 +12,8 @@ Potential = Literal["noise", "density", "pixels"]
 
 Start = Literal["prior", "uniform"]
 
+Positives = Literal["clean", "matched"]
+
 
 class EnergyNetworkSettings(Settings):
     """Architecture of the energy network (VAEBM appendix E): a stem, residual blocks, a sum over positions, a linear head."""
@@ -129,6 +131,8 @@ class EBMSettings(Settings):
     """Part of the chains that start from encoded training images, not from the prior; none in the paper."""
     negatives: Literal["sample", "mean"] = "sample"
     """Negative images are decoder samples or decoder means."""
+    positives: Positives = "clean"
+    """`clean`: positive images are training images, as published. `matched`: with the pixel noise of the decoder, as the negatives have it."""
     quantize_positives: bool = True
     """Positive images have the depth that the NVAE saw; false: 8 bits, as published."""
     training: EBMTrainingSettings
@@ -141,6 +145,13 @@ class EBMSettings(Settings):
             raise ValueError(f"start uniform belongs to potential pixels, found potential {self.potential}")
         if self.encoded and self.potential == "pixels":
             raise ValueError(f"encoded starts are noise of the NVAE: expected 0 with potential pixels, found {self.encoded}")
+        return self
+
+    @model_validator(mode="after")
+    def _matched_positives_have_noisy_negatives(self) -> EBMSettings:
+        if self.positives == "matched" and (self.negatives == "mean" or self.potential == "pixels"):
+            found = "potential pixels" if self.potential == "pixels" else "negatives mean"
+            raise ValueError(f"positives matched carry the pixel noise of decoder samples: expected negatives with it, found {found}; choose positives clean")
         return self
 
     @model_validator(mode="after")

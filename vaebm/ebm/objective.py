@@ -8,14 +8,25 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from vaebm.config import EBMSettings
+from vaebm.model import match_noise
+from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixels import PixelNormal
 
 
-def positives(nvae: NVAE, images: Tensor, quantized: bool) -> Tensor:
-    """Training images (B, C, H, W) uint8 as the energy sees them, in [0, 1]: of the depth that the NVAE was trained on, or of 8 bits."""
+@torch.no_grad()
+def positives(nvae: NVAE, images: Tensor, stage: EBMSettings, noise: NoiseSource) -> Tensor:
+    """Training images (B, C, H, W) uint8 as the energy sees them, in [0, 1].
+
+    Args:
+        stage: `quantize_positives`: of the depth that the NVAE was trained on, or of 8 bits; `positives`: as they are, or with the
+            decoder's pixel noise (`match_noise`).
+        noise: of that noise, one index per image.
+    """
     like = nvae.prior_constant
-    return nvae.as_input(images) if quantized else images.to(like.device, like.dtype) / 255.0
+    x = nvae.as_input(images) if stage.quantize_positives else images.to(like.device, like.dtype) / 255.0
+    return x if stage.positives == "clean" else match_noise(nvae(nvae.as_input(images), noise=noise).pixels, x, noise)
 
 
 @torch.no_grad()

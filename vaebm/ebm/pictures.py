@@ -43,8 +43,9 @@ def save_pictures(vaebm: VAEBM, dataset: ImageSet, run_state: Training, stage: E
     plots.training_curves(run_state.history, folder / "curves.png", CURVES)
     assert (energy := vaebm.energy) is not None
 
-    def energies(images: Tensor) -> Tensor:
-        return torch.cat([energy(positives(vaebm.nvae, part, stage.quantize_positives)) for part in images.split(batch)])
+    def energies(purpose: str, images: Tensor) -> Tensor:
+        parts = [range(len(images))[first : first + batch] for first in range(0, len(images), batch)]
+        return torch.cat([energy(positives(vaebm.nvae, images[part.start : part.stop], stage, NoiseSource(seed, purpose, part))) for part in parts])
 
     def observe(eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         images = negatives(vaebm.nvae, eps[:-1], eps[-1], "sample")
@@ -53,7 +54,10 @@ def save_pictures(vaebm: VAEBM, dataset: ImageSet, run_state: Training, stage: E
 
     noise = NoiseSource(seed, "pictures", range(COUNT))
     eps_z, eps_x = vaebm.noise_like_prior(noise)
-    shown = {"training images": energies(dataset.split("train")[0][:COUNT]), "held-out images": energies(dataset.split("heldout")[0][:COUNT])}
+    shown = {
+        "training images": energies("pictures train", dataset.split("train")[0][:COUNT]),
+        "held-out images": energies("pictures heldout", dataset.split("heldout")[0][:COUNT]),
+    }
     steps, told = stage.chain.steps, list[Tensor]()
     try:
         diagnosed = diagnose(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vaebm.config import EBMSettings
 from vaebm.data import ImageSet
-from vaebm.ebm.objective import positives
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.model import NVAE
@@ -50,7 +49,7 @@ def select(vaebm: VAEBM, iterations: Iterable[int], weights: Callable[[int], dic
     count, batch, chain = stage.selection.images, stage.training.batch, stage.selection.chain or stage.chain
     train = dataset.split("train")[0]
     chosen = batch_indices(0, min(count, len(train)), len(train), derive(seed, "selection"))
-    real = features(vaebm.nvae, (positives(vaebm.nvae, train[part], quantized=True) for part in chosen.split(batch)))
+    real = features(vaebm.nvae, (vaebm.nvae.as_input(train[part]) for part in chosen.split(batch)))
     unit = np.where(real.std(axis=0) > 0, real.std(axis=0), 1.0)
     reference = Statistics.of(real / unit)
     candidates: dict[int, float | None] = {}

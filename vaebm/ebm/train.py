@@ -102,7 +102,8 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.bad else "finished"
     print(f"ebm: {status}; the model is the snapshot of iteration {selection.chosen}", flush=True)
     diagnostics = save_pictures(trainer.vaebm, dataset, run_state, stage, seed)
-    save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), potential=stage.potential, start=stage.start)
+    origin = {"potential": stage.potential, "start": stage.start, "positives": stage.positives}
+    save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), **origin)
     run_state.finish(
         status=status,
         snapshot=selection.chosen,

@@ -31,7 +31,7 @@ def initialize(energy: EnergyNetwork, nvae: NVAE, images: Tensor, stage: EBMSett
     batches = range(min(INITIAL_BATCHES, len(images) // batch))
     first = torch.cat([training_batch(images, step, batch, derive(seed, "ebm"), flip) for step in batches])
     own = distributed.share(range(len(first)))
-    energy.initialize(positives(nvae, first[own.start : own.stop], stage.quantize_positives))
+    energy.initialize(positives(nvae, first[own.start : own.stop], stage, NoiseSource(seed, "initial positives", own)))
 
 
 class Iteration(NamedTuple):
@@ -70,7 +70,7 @@ class Trainer:
 
     def __init__(self, nvae: NVAE, energy: EnergyNetwork, stage: EBMSettings, seed: int):
         self.energy, self.stage, self.seed = energy, stage, seed
-        self.vaebm = pair(nvae, energy, stage.potential, stage.start)
+        self.vaebm = pair(nvae, energy, stage.potential, stage.start, stage.positives)
         self.vaebm.chain_type = chain_type(stage.training.precision)
         self.nvae = self.vaebm.nvae
         training, like = stage.training, nvae.prior_constant
@@ -126,7 +126,8 @@ class Trainer:
         energy.requires_grad_(True)
 
         # 3. energies of the data and of the chains' images
-        positive, negative = positives(self.nvae, own, stage.quantize_positives), negatives(cast(NVAE, self.vaebm.decoder), self.ends, eps_x, stage.negatives)
+        positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
+        negative = negatives(cast(NVAE, self.vaebm.decoder), self.ends, eps_x, stage.negatives)
         parts = contrastive_divergence(energy, positive, negative, stage.training.energy_penalty)
 
         # 4. the gradient of the loss and of the spectral penalty, over the whole batch
@@ -155,7 +156,7 @@ class Trainer:
         first = max(batch - round(self.stage.encoded * batch) - distributed.share(range(batch)).start, 0)
         if first < len(images):
             index = noise.index[first:]
-            draws = self.nvae(positives(self.nvae, images[first:], quantized=True), noise=NoiseSource(noise.seed, "encoded", index)).draws
+            draws = self.nvae(self.nvae.as_input(images[first:]), noise=NoiseSource(noise.seed, "encoded", index)).draws
             eps_z = [torch.cat([new[:first], draw.eps]) for new, draw in zip(eps_z, draws, strict=True)]
         return (eps_z if self.buffer is None else self.buffer.start(eps_z, step)), eps_x
 

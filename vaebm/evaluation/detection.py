@@ -9,18 +9,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vaebm.config import UserError
 from vaebm.evaluation import bootstrap
 from vaebm.evaluation.bootstrap import Counts, Values
 from vaebm.evaluation.figures import Figures
-from vaebm.evaluation.likelihood import Likelihood, at_once
+from vaebm.model import Estimates
 
-Energy = Callable[[Tensor], Tensor]
-"""Energies (B,) of images (B, C, H, W) uint8."""
 Scores = dict[str, NDArray[np.float64]]
 """Name of a score, "" the whole one → of each image, (N,)."""
 
@@ -32,29 +28,26 @@ IN_THE_TABLE = {"AUROC": ("", "energy", "likelihood"), "AUPR": ("",), "FPR95": (
 """Metric → the scores whose figures are rows of the table; those of all scores stand in metrics.json."""
 
 
-@torch.no_grad()
-def scores(likelihood: Likelihood | None, images: Tensor, energy: Energy | None) -> Scores:
-    """Scores of images (N, C, H, W) uint8.
+def scores(estimates: Estimates) -> Scores:
+    """Scores of images, higher for what looks in-distribution.
 
     Args:
-        likelihood: estimates of log p(x) of the images; None for a model without.
-        energy: E(x); None for a model without.
+        estimates: of log p(x) and E(x) of the images, or of what the model has of them.
 
     Returns:
         "" → log p(x) − E(x), or log p(x) of a model without an energy, by the importance-weighted bound, and "elbo" → the same by the
         ELBO. With an energy also "energy" → −E(x), and with both "likelihood" → log p(x) and "likelihood-elbo" → its ELBO.
 
     Raises:
-        UserError: a score is not finite.
+        UserError: an energy is not finite.
     """
     found: Scores = {}
-    if energy is not None:
-        energies = torch.cat([energy(batch) for batch in torch.split(images, at_once(images))]).double().cpu().numpy()
-        if not np.isfinite(energies).all():
-            raise UserError(f"evaluation: expected finite energies, found {np.sum(~np.isfinite(energies))} others: the training of the energy diverged")
-        found["energy"] = -energies
-    if likelihood is not None:
-        log_p, elbo = likelihood.importance.numpy(), likelihood.elbo.numpy()
+    if estimates.energy is not None:
+        if not (finite := estimates.energy.isfinite()).all():
+            raise UserError(f"evaluation: expected finite energies, found {int((~finite).sum())} others: the training of the energy diverged")
+        found["energy"] = -estimates.energy.numpy()
+    if estimates.importance is not None and estimates.elbo is not None:
+        log_p, elbo = estimates.importance.numpy(), estimates.elbo.numpy()
         if not found:
             return {"": log_p, "elbo": elbo}
         found = {"": log_p + found["energy"], "elbo": elbo + found["energy"], **found, "likelihood": log_p, "likelihood-elbo": elbo}

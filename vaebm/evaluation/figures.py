@@ -10,9 +10,9 @@ import torch
 from vaebm.config import EvaluationSettings, UserError
 from vaebm.evaluation import bootstrap, fidelity
 from vaebm.evaluation.extractors import Judged
-from vaebm.evaluation.likelihood import Likelihood
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.metrics import named
+from vaebm.model import Estimates
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
 
@@ -65,7 +65,7 @@ def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: Ev
     return figures
 
 
-def likelihood_figures(network: NVAE, held_out: Likelihood, train: Likelihood, draws: int) -> Figures:
+def likelihood_figures(network: NVAE, held_out: Estimates, train: Estimates, draws: int) -> Figures:
     """ELBO on held-out and training images (NVAE eq. 1) and the importance-weighted log-likelihood of held-out ones, per dimension.
 
     In nats: for a discrete decoder of a probability, and then also in bits, lower is better; for the Gaussian one of the
@@ -74,8 +74,10 @@ def likelihood_figures(network: NVAE, held_out: Likelihood, train: Likelihood, d
     size, discrete = network.dimensions, network.settings.decoder != "normal"
     unit = "nats per dimension" if discrete else "nats per dimension, density on [-1, 1]"
     values = {"ELBO": held_out.elbo, "ELBO-train": train.elbo, "log-likelihood": held_out.importance}
-    means = {name: float(each.mean()) / size for name, each in values.items()}
-    figures: Figures = {name: {"value": means[name], "samples": len(each), "draws": draws, "unit": unit} for name, each in values.items()}
-    if discrete:
-        figures["bits-per-dimension"] = {**figures["log-likelihood"], "value": -means["log-likelihood"] / math.log(2), "unit": "bits per dimension"}
+    figures: Figures = {
+        name: {"value": float(each.mean()) / size, "samples": len(each), "draws": draws, "unit": unit} for name, each in values.items() if each is not None
+    }
+    if discrete and "log-likelihood" in figures:
+        nats = figures["log-likelihood"]
+        figures["bits-per-dimension"] = {**nats, "value": -nats["value"] / math.log(2), "unit": "bits per dimension"}
     return figures

@@ -19,11 +19,12 @@ from vaebm.evaluation import detection, fidelity, modes, ood, pictures, speed
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.figures import fidelity_figures, likelihood_figures
-from vaebm.evaluation.likelihood import Likelihood, estimate
+from vaebm.evaluation.likelihood import estimate
 from vaebm.evaluation.steps import against_steps
 from vaebm.files import write_json
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.metrics import named
+from vaebm.model import Estimates
 from vaebm.samples import grey_levels
 from vaebm.settings import read_settings
 
@@ -153,25 +154,22 @@ def run(
     samples = read_samples(shards, images.shape, sampling.count)
     model, folder = VAEBM.load(nvae, energy, device), metrics.parent / "pictures"
     model.follow(sampling)
-    network, network_energy = model.nvae, model.energy
-    energies = None if network_energy is None else lambda batch: network_energy(network.as_input(batch))
 
     trained = {**_training(nvae), **({} if energy is None else _training(energy))}
     reason = "a generator has no posterior, and no estimate of log p(x)" if "wgan" in trained else model.without_likelihood
 
-    def likelihood_of(pixels: Tensor) -> Likelihood | None:
-        return None if reason else estimate(network, pixels, seed, draws)
+    def estimated(pixels: Tensor) -> Estimates:
+        return Estimates(None, None, None) if "wgan" in trained else estimate(model, pixels, seed, chosen.elbo_samples)
 
     train, held_out = images.split("train", TRAIN)[0], images.split("heldout")[0]
-    draws = chosen.elbo_samples
-    held_out_likelihood, train_likelihood = likelihood_of(held_out), likelihood_of(train)
-    training = detection.scores(train_likelihood, train, energies)
-    inside = detection.with_typicality(detection.scores(held_out_likelihood, held_out, energies), training)
+    of_held_out, of_train = estimated(held_out), estimated(train)
+    training = detection.scores(of_train)
+    inside = detection.with_typicality(detection.scores(of_held_out), training)
     outside: dict[str, detection.Scores] = {}
     shown, sources, manifests = [held_out[:16]], {}, {path.parent.name: path for path in ood_data}
     for name, other in chosen.ood_sets.items() if inside else []:
         there = ood.make(name, other, images, manifests)
-        outside[name] = detection.with_typicality(detection.scores(likelihood_of(there.images), there.images, energies), training)
+        outside[name] = detection.with_typicality(detection.scores(estimated(there.images)), training)
         shown.append(there.images[:16])
         sources[name] = {"images": len(there.images), **there.source}
     judged = judge.judge(samples)
@@ -189,8 +187,7 @@ def run(
         counts = modes.histogram(modes.modes_of(told.logits), law)
         figures |= modes.figures(counts, law, chosen.bootstrap, seed)
         pictures.modes(counts, law, seed, folder / "modes.png")
-    if held_out_likelihood is not None and train_likelihood is not None:
-        figures |= likelihood_figures(network, held_out_likelihood, train_likelihood, draws)
+    figures |= likelihood_figures(model.nvae, of_held_out, of_train, chosen.elbo_samples)
     ood_figures = detection.ood_figures(inside, outside, chosen.bootstrap, seed)
     figures |= detection.in_the_table(ood_figures, list(outside))
     figures |= (took := speed.figures(shards))
@@ -212,6 +209,7 @@ def run(
         found = against_steps(model, chosen.steps, sampling, sampling_seed, distance_name, distance)
         pictures.steps(found, distance_name, sampling.chain.steps, folder / "steps.png")
         along_chain["steps"] = found
+    kind = dict.fromkeys(("potential", "positives")) if energy is None else {"potential": model.kind, "positives": model.positives}
     record = {
         "experiment": where.experiment,
         "variant": where.variant,
@@ -223,7 +221,7 @@ def run(
         "real": {distance_name: {"value": statistics.real, "samples": len(held_out)}},
         "extractor": judge.describe(images.shape),
         "modes_by": None if telling is judge else telling.describe(images.shape),
-        "chain": {**sampling.chain.model_dump(), "potential": None if energy is None else model.kind, "stretch": sampling.stretch},
+        "chain": {**sampling.chain.model_dump(), **kind, "stretch": sampling.stretch},
         "data": images.hash,
         "users": images.users,
         **provenance.merged([*trained.values(), provenance.commit()]),

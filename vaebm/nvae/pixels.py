@@ -78,6 +78,10 @@ class PixelNormal(Pixels):
         """Image (B, C, H, W) in [0, 1] for standard normal `eps` of that shape; saturated pixels have no gradient."""
         return 0.5 * self.normal.sample(temperature * eps).clamp(-1.0, 1.0) + 0.5
 
+    def add_noise(self, x: Tensor, eps: Tensor) -> Tensor:
+        """`sample` around the images `x` (B, C, H, W) in [0, 1] in place of the mean: clamp(2x − 1 + σ ε) as an image in [0, 1]."""
+        return 0.5 * torch.addcmul(2.0 * x - 1.0, self.normal.sigma, eps).clamp(-1.0, 1.0) + 0.5
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density of y = 2x − 1 for images `x`, elementwise (B, C, H, W)."""
         return self.normal.log_prob(2.0 * x - 1.0)
