@@ -123,7 +123,8 @@ def read_experiment(path: Path) -> Experiment:
 def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> None:
     """Write one settings file per stage that the experiment has, and seed, under `folder` (results/<experiment>), every default written out.
 
-    A file with the same content is left untouched, so that nothing that reads it runs again.
+    Only the defaults of `later` settings are left out. A file that says the same, in whatever text, is left untouched, so that
+    nothing that reads it runs again.
     """
     if (evaluation := experiment.evaluation) is not None:
         _write(folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation.classifier)
@@ -167,22 +168,27 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
 def _write(path: Path, seed: int, section: str, settings: Settings | None) -> None:
     if settings is None:
         return
-    text = yaml.dump({"seed": seed, section: settings.model_dump()}, Dumper=_Dumper, sort_keys=False)
-    if not path.is_file() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".yaml.tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+    try:
+        if read_settings(path, type(settings)) == (seed, settings):
+            return
+    except UserError:
+        pass  # none there, a damaged one, or one of another version
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".yaml.tmp")
+    temporary.write_text(yaml.dump({"seed": seed, section: settings.model_dump()}, Dumper=_Dumper, sort_keys=False))
+    temporary.replace(path)
 
 
 def read_settings(path: Path, model: type[S]) -> tuple[int, S]:
     """Seed and settings in a stage's settings file, as `write_settings` wrote it.
 
     Raises:
-        UserError: the file is missing, or belongs to another stage.
+        UserError: the file is missing or damaged, or belongs to another stage.
     """
     section = next(name for name, known in STAGES.items() if known is model)
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"seed", section}:
-        raise UserError(f"{path}: expected the keys 'seed' and {section!r}, found {sorted(content) if isinstance(content, dict) else content!r}")
-    return int(content["seed"]), validate(model, content[section], f"{path}: {section}")
+        raise UserError(f"{path}: expected the keys 'seed' and {section!r}, found {sorted(map(str, content)) if isinstance(content, dict) else content!r}")
+    if type(seed := content["seed"]) is not int:
+        raise UserError(f"{path}: seed: expected an integer, found {seed!r}")
+    return seed, validate(model, content[section], f"{path}: {section}")

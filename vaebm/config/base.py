@@ -14,12 +14,22 @@ class UserError(ValueError):
 
 
 S = TypeVar("S", bound="Settings")
+T = TypeVar("T")
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Several = Annotated[int, Field(ge=2)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+def later(default: T) -> T:
+    """Default of a setting that was added after the first results; a dump leaves the setting out while it has this value.
+
+    Settings files, fingerprints and Snakemake's parameters stay as they were. Never change such a default: a file without the
+    setting would mean something else.
+    """
+    return Field(default, exclude_if=lambda value: value == default)
 
 
 class Settings(BaseModel):

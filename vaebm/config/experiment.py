@@ -236,15 +236,17 @@ def changed(settings: S, changes: dict[str, Any], where: str) -> S:
         ValueError: an unknown setting or a value that it cannot have.
     """
     try:
-        return type(settings).model_validate(_merged(settings.model_dump(), changes))
+        return type(settings).model_validate(_merged(settings, changes))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join([where, *(str(part) for part in problem["loc"])])
         raise ValueError(f"{key}: {problem['msg'].removeprefix('Value error, ')}, found {problem['input']!r}") from None
 
 
-def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(values[key], value) for key, value in changes.items() if isinstance(value, dict) and isinstance(values.get(key), dict)}
+def _merged(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
+    """Values of `settings` with `changes`, group by group; from the models, because dumps leave out the defaults of `later`."""
+    values = dict(settings)
+    both = {key: _merged(group, value) for key, value in changes.items() if isinstance(value, dict) and isinstance(group := values.get(key), Settings)}
     return {**values, **changes, **both}
 
 

@@ -88,12 +88,12 @@ def _training(model: Path) -> dict[str, dict[str, Any]]:
     path = model.with_name("training.json")
     try:
         content = json.loads(path.read_text())
-        stage, trained = content["stage"], content["settings"]
-        expected = STAGES[stage]
+        stage = content["stage"]
+        trained = STAGES[stage].model_validate(content["settings"])
     except (FileNotFoundError, ValueError, KeyError):
         raise UserError(f"{path}: expected the record of the training, found none or a damaged file; run the training again") from None
     settings = model.with_name(f"{stage}.yaml")
-    if trained != read_settings(settings, expected)[1].model_dump():
+    if trained != read_settings(settings, STAGES[stage])[1]:
         raise UserError(f"{model}: expected a model trained with {settings}, found one trained with other settings; remove it and run again")
     return {stage: {key: value for key, value in content.items() if key not in {"settings", "data"}}}
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaebm.config import BASELINE, fingerprint
-from vaebm.settings import read_experiment, read_yaml
+from vaebm.config import BASELINE, SamplesSettings, fingerprint
+from vaebm.settings import read_experiment, read_yaml, validate
 
 TABLE = ("benchmarks.csv", "benchmarks.md", "benchmarks.tex", "benchmarks.json", "report.html")
 
@@ -186,8 +186,9 @@ def _evaluation(folder: Path) -> Stage | None:
     trained = {one["stage"]: one for one in ((nvae, own) if own["stage"] == "ebm" else (own,))}
     settings, sampling = read_yaml(folder / "evaluation.yaml"), read_yaml(run_folder / "samples" / "samples.yaml")
     same_models = {one["model"] for one in trained.values()} <= set(facts["models"].values())
-    chain = {**sampling["samples"]["chain"], "stretch": sampling["samples"]["stretch"]}
-    if not (same_models and chain.items() <= facts["chain"].items()):
+    chosen = validate(SamplesSettings, sampling["samples"], f"{run_folder / 'samples' / 'samples.yaml'}: samples")
+    chain = {**chosen.chain.model_dump(), "stretch": chosen.stretch, "potential": facts["chain"].get("potential")}
+    if not (same_models and chain == facts["chain"]):
         return None
     sections = {name: one["settings"] for name, one in (("nvae", nvae), *trained.items())}
     tags = _tags("evaluation", variant, {**settings, **sampling}, {"status": "finished", **facts})
