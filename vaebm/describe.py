@@ -137,6 +137,14 @@ def decoding(nvae: NVAE, batch: int) -> Work:
     return work()
 
 
+def reconstruction(nvae: NVAE, batch: int) -> Work:
+    """`batch` images encoded and decoded, as matched positives take it."""
+    x, eps = blank(nvae, batch)
+    with measured(nvae) as work, torch.no_grad():
+        nvae.eval()(x, eps=eps)
+    return work()
+
+
 def langevin_step(vaebm: VAEBM, chains: int) -> Work:
     """One step of `chains` chains: the potential and its gradient in the noise, through the prepared networks (`fast`), as the stages take it."""
     assert vaebm.energy is not None
@@ -235,6 +243,7 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
     energy, update = energy_update(vaebm.energy, blank(vaebm.nvae, share)[0])
     step = langevin_step(vaebm, share)
     a_step, an_update = step.flop // share, update.flop // share
+    match = reconstruction(vaebm.nvae, 1).flop if experiment.ebm.positives == "matched" else 0
     both = parameters(vaebm.nvae) + parameters(vaebm.energy)
     weights = both * SINGLE + (prepared := prepared_weights(vaebm))
     update_memory = (1 + MOMENTS) * SINGLE * parameters(vaebm.energy) + update.activations  # gradients, optimiser, activations
@@ -255,7 +264,7 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
         "Time": [
             _time(
                 "energy training",
-                training.iterations * batch * (steps * a_step + decoded + an_update),
+                training.iterations * batch * (steps * a_step + decoded + match + an_update),
                 throughput,
                 f"{training.iterations:,} updates, {steps} Langevin steps before each",
             )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vaebm.config.base import Decay, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several
+from vaebm.config.base import Decay, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several, later
 
 Potential = Literal["noise", "density", "pixels"]
 
@@ -131,7 +131,7 @@ class EBMSettings(Settings):
     """Part of the chains that start from encoded training images, not from the prior; none in the paper."""
     negatives: Literal["sample", "mean"] = "sample"
     """Negative images are decoder samples or decoder means."""
-    positives: Positives = "clean"
+    positives: Positives = later("clean")
     """`clean`: positive images are training images, as published. `matched`: with the pixel noise of the decoder, as the negatives have it."""
     quantize_positives: bool = True
     """Positive images have the depth that the NVAE saw; false: 8 bits, as published."""
