@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from vaebm.config.layouts import LAYOUTS, place
-from vaebm.files import write_json
 from vaebm.settings import read_yaml
+from vaebm.system.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RECORDER = Path(__file__).parent / "recorder"

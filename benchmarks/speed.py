@@ -35,9 +35,9 @@ from vaebm.config import UserError
 from vaebm.describe import measured, quantity
 from vaebm.ebm.langevin import langevin
 from vaebm.fast import PreparedPotential
-from vaebm.files import write_json
-from vaebm.memory import keep_freed_memory
-from vaebm.precision import ROUNDED, set_tf32
+from vaebm.system.allocator import keep_freed_memory
+from vaebm.system.files import write_json
+from vaebm.system.precision import ROUNDED, set_tf32
 
 ROUNDS = 7
 """After one that is not counted."""

@@ -22,9 +22,9 @@ from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.train import Trainer as NVAETrainer
-from vaebm.precision import chain_type
-from vaebm.runtime import place, seeded
 from vaebm.settings import read_experiment
+from vaebm.system.device import place, seeded
+from vaebm.system.precision import chain_type
 
 CHAIN_STEPS = 4
 """Of the chains within iterations and sampling on a CPU."""

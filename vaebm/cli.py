@@ -12,7 +12,6 @@ import typer
 
 from vaebm.config import DataSettings, UserError
 from vaebm.guide import guide
-from vaebm.logfile import asked_for, mirrored
 from vaebm.options import (
     CheckpointEvery,
     ClassifierModel,
@@ -28,7 +27,8 @@ from vaebm.options import (
     data_sets,
     experiments_here,
 )
-from vaebm.startup import imports
+from vaebm.system.log_file import asked_for, mirrored
+from vaebm.system.startup import imports
 
 
 def _example(command: str) -> str:
@@ -88,7 +88,7 @@ def classifier(settings: Settings, data: Data, model: Model, threads: Threads = 
     """Train the classifier whose features measure image quality."""
     with imports():
         from vaebm.evaluation.classifier import run
-        from vaebm.runtime import prepare
+        from vaebm.system.device import prepare
 
     prepare(threads, gpus=0)
     run(settings, data, model)
@@ -112,7 +112,7 @@ def reference(
     """Compute the statistics of the training and held-out images."""
     with imports():
         from vaebm.evaluation.fidelity import reference as run
-        from vaebm.runtime import prepare
+        from vaebm.system.device import prepare
 
     run(settings, data, classifier, output, prepare(threads, gpus))
 
@@ -132,7 +132,7 @@ def nvae(
     _one_process_per_gpu(gpus)
     with imports():
         from vaebm.nvae.train import run
-        from vaebm.training import Limits
+        from vaebm.training.loop import Limits
     run(settings, data, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
@@ -152,7 +152,7 @@ def ebm(
     _one_process_per_gpu(gpus)
     with imports():
         from vaebm.ebm.train import run
-        from vaebm.training import Limits
+        from vaebm.training.loop import Limits
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
@@ -171,7 +171,7 @@ def wgan(
     """Train the NVAE's decoder further as the generator of a GAN, for the ablation."""
     with imports():
         from vaebm.ebm.wgan import run
-        from vaebm.training import Limits
+        from vaebm.training.loop import Limits
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
@@ -220,7 +220,7 @@ def evaluation(
     """Measure samples and models."""
     with imports():
         from vaebm.evaluation.stage import run
-        from vaebm.runtime import prepare
+        from vaebm.system.device import prepare
 
     run(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, ood or [], prepare(threads, gpus))
 
@@ -301,8 +301,8 @@ def _one_process_per_gpu(gpus: int) -> None:
         return
     import torch
 
-    from vaebm.distributed import launch, started
-    from vaebm.lease import choose
+    from vaebm.system.distributed import launch, started
+    from vaebm.system.gpu_lease import choose
 
     if started() > 1:
         return
@@ -314,7 +314,7 @@ def _one_process_per_gpu(gpus: int) -> None:
 def _tell(reason: str) -> None:
     """Print why this command ends, unless another process of the same training has done so."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from vaebm.distributed import first_to_fail
+        from vaebm.system.distributed import first_to_fail
 
         if not first_to_fail():
             return
@@ -332,7 +332,7 @@ def main() -> Any:
             _tell(str(error))
             sys.exit(1)
         except Exception as error:
-            from vaebm.runtime import Interrupted
+            from vaebm.system.device import Interrupted
 
             if isinstance(error, Interrupted):
                 _tell(str(error))

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from vaebm.config import UserError
-from vaebm.files import writing
 from vaebm.metrics import FLOOR, Figure, Record, arrowed, in_units, number, uses_extractor, with_certainty, written
+from vaebm.system.files import writing
 from vaebm.table import chain_of, extractor_of, grid
 
 BENCHMARKS = "benchmarks.json"

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import vaebm.torchvision_operators  # noqa: F401  before torch-fidelity, which imports torchvision
+import vaebm.system.torchvision_shim  # noqa: F401  before torch-fidelity, which imports torchvision
 
 # isort: split
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from vaebm.checkpoint import load_model
 from vaebm.config import BASELINE, SamplesSettings, UserError
 from vaebm.config.ebm import Potential, Start
 from vaebm.ebm import langevin as chains
@@ -20,8 +19,9 @@ from vaebm.fast import Decoder, PreparedPotential, half_square, move, prepare_en
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixels import PixelNormal, quantize
-from vaebm.precision import chain_type
 from vaebm.settings import read_settings
+from vaebm.system.checkpoint import load_model
+from vaebm.system.precision import chain_type
 
 
 def check_decoder(nvae: NVAE, where: Path | str) -> None:

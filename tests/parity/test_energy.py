@@ -12,7 +12,7 @@ from torch import Tensor
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.official import read, theirs
 from vaebm.nvae.layers import convolution_weights
-from vaebm.spectral import SpectralPenalty
+from vaebm.training.spectral import SpectralPenalty
 
 Recording = dict[str, Any]
 

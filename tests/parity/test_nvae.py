@@ -20,7 +20,7 @@ from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.objective import batch_norm_penalty, norm_weight
 from vaebm.nvae.pixels import PixelLogisticMixture, PixelNormal
 from vaebm.nvae.train import Trainer, learning_rate
-from vaebm.spectral import SpectralPenalty
+from vaebm.training.spectral import SpectralPenalty
 
 DATA = Path(__file__).parent / "data"
 

@@ -13,7 +13,7 @@ from vaebm.ebm.wgan import Trainer, critic_loss
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import seeded
+from vaebm.system.device import seeded
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
-from vaebm.spectral import SpectralPenalty
+from vaebm.training.spectral import SpectralPenalty
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

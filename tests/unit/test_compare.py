@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from vaebm import benchmarks, compare
 from vaebm.cli import app
 from vaebm.config import UserError
-from vaebm.files import write_json
 from vaebm.latex import PAGE, SYMBOLS, escape, width
+from vaebm.system.files import write_json
 
 ROOT = Path(__file__).parents[2]
 PAPER, EXPERIMENTS = ROOT / "config" / "paper.yaml", ROOT / "config" / "experiments"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vaebm.torchvision_operators  # noqa: F401  before torchvision
+import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
 from vaebm.config import UserError
 from vaebm.data.raw import torchvision_datasets
 from vaebm.data.tfrecord import crc32c, masked

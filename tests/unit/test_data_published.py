@@ -18,7 +18,7 @@ import pytest
 from raw_files import md5, noise, prepared
 from scipy.io import savemat
 
-import vaebm.torchvision_operators  # noqa: F401  before torchvision
+import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
 from vaebm.config import DataSettings, UserError
 from vaebm.data import open_images, prepare
 from vaebm.data.raw import torchvision_datasets

@@ -20,7 +20,6 @@ from torch import Tensor
 
 import vaebm.ebm.pictures
 import vaebm.ebm.train
-from vaebm.checkpoint import load_model, save_model
 from vaebm.config import ChainSettings, EBMSettings, NVAENetworkSettings, UserError
 from vaebm.data import prepare
 from vaebm.ebm.diagnostics import diagnose
@@ -30,9 +29,10 @@ from vaebm.ebm.trainer import Trainer, initialize
 from vaebm.model import VAEBM, PixelEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import Interrupted, place, seeded
 from vaebm.settings import validate
-from vaebm.training import Limits
+from vaebm.system.checkpoint import load_model, save_model
+from vaebm.system.device import Interrupted, place, seeded
+from vaebm.training.loop import Limits
 
 ROOT = Path(__file__).parents[2]
 

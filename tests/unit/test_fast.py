@@ -18,7 +18,7 @@ from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import BatchNormSwish, PlainConv2d
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import place
+from vaebm.system.device import place
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 """In double precision, for quantities of the order of 1 to 1,000 that some hundred operations led to."""

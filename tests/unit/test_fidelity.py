@@ -6,8 +6,6 @@ import torch
 import yaml
 from scipy.linalg import sqrtm
 
-from vaebm import torchvision_operators
-from vaebm.checkpoint import save_model
 from vaebm.config import UserError
 from vaebm.data import open_images, write_images
 from vaebm.evaluation import extractors, fidelity
@@ -15,7 +13,9 @@ from vaebm.evaluation.classifier import Classifier, load_classifier
 from vaebm.evaluation.extractors import Extractor
 from vaebm.evaluation.fidelity import kid
 from vaebm.frechet import Statistics, frechet_distance
-from vaebm.runtime import seeded
+from vaebm.system import torchvision_shim
+from vaebm.system.checkpoint import save_model
+from vaebm.system.device import seeded
 
 
 def classifier_file(path, seed):
@@ -97,13 +97,13 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
     """The published torchvision on a CPU-only torch is the one case; its import, above, has then worked by the declarations."""
     tried = []
     monkeypatch.setattr(torch.ops, "load_library", tried.append)
-    assert torchvision_operators._declare() is None and [path.name.startswith("_C") for path in tried] == [True]
+    assert torchvision_shim._declare() is None and [path.name.startswith("_C") for path in tried] == [True]
 
     def fail(path):
         raise OSError("libcudart.so: cannot open shared object file")
 
     monkeypatch.setattr(torch.ops, "load_library", fail)
-    assert not torchvision_operators._compiled_operators_load()
+    assert not torchvision_shim._compiled_operators_load()
 
 
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):

@@ -26,8 +26,8 @@ from vaebm.model import VAEBM
 from vaebm.noise import Law, NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.train import Trainer as NVAETrainer
-from vaebm.precision import set_tf32
-from vaebm.runtime import place
+from vaebm.system.device import place
+from vaebm.system.precision import set_tf32
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 

@@ -19,7 +19,7 @@ from vaebm.data import open_images, write_images
 from vaebm.evaluation import extractors, fidelity
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.frechet import Statistics, frechet_distance
-from vaebm.runtime import seeded
+from vaebm.system.device import seeded
 
 inception_module = sys.modules[extractors.FeatureExtractorInceptionV3.__module__]
 RANDOM = np.random.default_rng(0)

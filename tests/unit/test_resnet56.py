@@ -13,7 +13,7 @@ from vaebm.evaluation import bootstrap
 from vaebm.evaluation.extractors import Extractor
 from vaebm.evaluation.resnet56 import MEAN, STD, ResNet56, load_resnet56, shortcut
 from vaebm.frechet import Statistics
-from vaebm.runtime import seeded
+from vaebm.system.device import seeded
 
 
 def random_state(seed: int) -> dict[str, torch.Tensor]:

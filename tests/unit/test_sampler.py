@@ -11,8 +11,8 @@ from networks import ENERGY, NETWORK
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.model import VAEBM, pair
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import seeded
 from vaebm.sampler import Sampler
+from vaebm.system.device import seeded
 
 
 @pytest.fixture(params=["noise", "pixels", "none"])

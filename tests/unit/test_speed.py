@@ -7,12 +7,12 @@ import pytest
 import yaml
 from networks import NETWORK
 
-from vaebm.checkpoint import save_model
 from vaebm.config import UserError
 from vaebm.evaluation import speed
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import seeded
 from vaebm.samples import run
+from vaebm.system.checkpoint import save_model
+from vaebm.system.device import seeded
 
 
 def record(path, **changes):

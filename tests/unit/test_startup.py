@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vaebm import startup
-from vaebm.logfile import mirrored
+from vaebm.system import startup
+from vaebm.system.log_file import mirrored
 
 TOOK = re.compile(r"took (\d+\.\d) s, of which (\d+\.\d) s to start")
 

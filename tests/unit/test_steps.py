@@ -9,8 +9,8 @@ from vaebm.config.evaluation import StepsSettings
 from vaebm.evaluation.steps import against_steps, stops
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import seeded
 from vaebm.samples import grey_levels
+from vaebm.system.device import seeded
 
 NETWORK = {"channels_encoder": 4, "channels_decoder": 4, "groups": [2], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1}
 CELLS = {"postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1}

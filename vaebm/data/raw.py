@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vaebm.config import DataSettings, UserError
 from vaebm.config.layouts import LAYOUTS, absent, place
-from vaebm.runtime import Progress
+from vaebm.system.device import Progress
 
 Source = dict[str, dict[str, str]]
 """Name of each raw file → kind of checksum → checksum, for the manifest."""
@@ -103,7 +103,7 @@ def checksums(paths: list[Path], threads: int) -> list[str]:
 
 def torchvision_datasets() -> Any:
     """torchvision's module of data sets, which knows addresses and checksums; importing it takes seconds."""
-    import vaebm.torchvision_operators  # noqa: F401, I001  # before torchvision
+    import vaebm.system.torchvision_shim  # noqa: F401, I001  # before torchvision
     import torchvision.datasets
 
     return torchvision.datasets

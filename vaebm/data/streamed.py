@@ -22,7 +22,7 @@ from vaebm.config import UserError, fingerprint
 from vaebm.data.pictures import Converted, Unsuitable
 from vaebm.data.prepared import describe_images
 from vaebm.data.raw import shown
-from vaebm.runtime import Progress
+from vaebm.system.device import Progress
 
 PIECE = 8 << 20
 """Bytes of images that are written, synced and noted at once."""

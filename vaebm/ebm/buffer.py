@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm import distributed
 from vaebm.config import UserError
 from vaebm.noise import derive
+from vaebm.system import distributed
 
 
 class ReplayBuffer:

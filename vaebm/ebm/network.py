@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.checkpoint import load_model
 from vaebm.config import EnergyNetworkSettings, UserError
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
-from vaebm.runtime import place
+from vaebm.system.checkpoint import load_model
+from vaebm.system.device import place
 
 LIPSWISH = 1.1
 """What the swish is divided by."""

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaebm.checkpoint import load_plain, save_model
 from vaebm.config import EnergyNetworkSettings, UserError
 from vaebm.ebm.network import EnergyNetwork
+from vaebm.system.checkpoint import load_plain, save_model
 
 
 class Published(NamedTuple):

@@ -16,7 +16,7 @@ from vaebm.ebm.diagnostics import diagnose
 from vaebm.ebm.objective import negatives, positives
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
-from vaebm.training import Training
+from vaebm.training.loop import Training
 
 COUNT = 500
 """Images of each kind, and chains."""

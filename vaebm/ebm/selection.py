@@ -16,7 +16,7 @@ from vaebm.ebm.objective import positives
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.model import NVAE
-from vaebm.training import batch_indices
+from vaebm.training.loop import batch_indices
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vaebm import distributed
-from vaebm.checkpoint import hash_tensors, load_model, save_model
 from vaebm.config import EBMSettings, EBMTrainingSettings, UserError
 from vaebm.data import open_images
 from vaebm.ebm.guard import Guard
@@ -22,10 +20,12 @@ from vaebm.ebm.trainer import Trainer, initialize
 from vaebm.model import check_decoder
 from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
-from vaebm.precision import set_precision
-from vaebm.runtime import place, prepare, seeded
 from vaebm.settings import read_settings
-from vaebm.training import Limits, Training
+from vaebm.system import distributed
+from vaebm.system.checkpoint import hash_tensors, load_model, save_model
+from vaebm.system.device import place, prepare, seeded
+from vaebm.system.precision import set_precision
+from vaebm.training.loop import Limits, Training
 
 RECORD_EVERY = 5
 """Iterations between two lines of the history."""

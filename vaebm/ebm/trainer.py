@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from vaebm import distributed
 from vaebm.config import EBMSettings
 from vaebm.ebm.buffer import ReplayBuffer
 from vaebm.ebm.network import EnergyNetwork
@@ -17,9 +16,10 @@ from vaebm.model import pair
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
-from vaebm.precision import chain_type
-from vaebm.spectral import SpectralPenalty
-from vaebm.training import Stateful, training_batch
+from vaebm.system import distributed
+from vaebm.system.precision import chain_type
+from vaebm.training.loop import Stateful, training_batch
+from vaebm.training.spectral import SpectralPenalty
 
 INITIAL_BATCHES = 5
 """Batches of training images that the data-dependent initialisation sees."""

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaebm import plots
-from vaebm.checkpoint import hash_tensors, load_model, save_model
 from vaebm.config import ClassifierSettings, UserError
 from vaebm.data import ImageSet, open_images
-from vaebm.files import write_json, writing
 from vaebm.noise import derive
-from vaebm.runtime import Progress, seeded
 from vaebm.settings import read_settings
+from vaebm.system.checkpoint import hash_tensors, load_model, save_model
+from vaebm.system.device import Progress, seeded
+from vaebm.system.files import write_json, writing
 
 FEATURES = 64
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import vaebm.torchvision_operators  # noqa: F401  before torch-fidelity, which imports torchvision
+import vaebm.system.torchvision_shim  # noqa: F401  before torch-fidelity, which imports torchvision
 
 # isort: split
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -27,15 +27,15 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 from torch_fidelity.version import __version__ as TORCH_FIDELITY
 
-from vaebm.checkpoint import load_model, load_plain
 from vaebm.config import ExtractorSettings, UserError, weights
 from vaebm.config.weights import INCEPTION_URL
 from vaebm.evaluation import classifier, resnet56
 from vaebm.evaluation.bootstrap import Features, Logits
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.resnet56 import load_resnet56
-from vaebm.runtime import Progress
 from vaebm.settings import read_settings
+from vaebm.system.checkpoint import load_model, load_plain
+from vaebm.system.device import Progress
 
 
 class _Own(FeatureExtractorBase):  # type: ignore[misc]

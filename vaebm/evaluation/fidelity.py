@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import vaebm.torchvision_operators  # noqa: F401  before torch-fidelity, which imports torchvision
+import vaebm.system.torchvision_shim  # noqa: F401  before torch-fidelity, which imports torchvision
 
 # isort: split
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
@@ -21,8 +21,8 @@ from vaebm.config import UserError
 from vaebm.data import open_images
 from vaebm.evaluation.bootstrap import BLOCK, Features, Logits
 from vaebm.evaluation.extractors import open_extractor
-from vaebm.files import writing
 from vaebm.frechet import Statistics, frechet_distance
+from vaebm.system.files import writing
 
 
 def kid(a: Features, b: Features, subsets: int, size: int, seed: int) -> tuple[float, float]:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm import VAEBM, plots, provenance
-from vaebm.checkpoint import load_model
+from vaebm import VAEBM, plots
 from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
 from vaebm.data import open_images
 from vaebm.evaluation import detection, fidelity, modes, ood, pictures, speed
@@ -21,11 +20,13 @@ from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.figures import fidelity_figures, likelihood_figures
 from vaebm.evaluation.likelihood import Likelihood, estimate
 from vaebm.evaluation.steps import against_steps
-from vaebm.files import write_json
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.metrics import named
 from vaebm.samples import grey_levels
 from vaebm.settings import read_settings
+from vaebm.system import provenance
+from vaebm.system.checkpoint import load_model
+from vaebm.system.files import write_json
 
 TRAIN = 3000
 """Training images, at most, that the ELBO is estimated on: the first."""

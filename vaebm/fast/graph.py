@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaebm.ebm.langevin import evaluate, propose
 from vaebm.noise import NoiseSource
-from vaebm.precision import rounding
+from vaebm.system.precision import rounding
 
 
 class GraphedChain:

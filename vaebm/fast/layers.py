@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from vaebm.nvae.layers import BatchNorm, BatchNormSwish, NormalizedConv2d, PlainConv2d, SqueezeExcitation, pointwise
-from vaebm.precision import rounding
+from vaebm.system.precision import rounding
 
 
 class Layer(ABC):

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaebm.checkpoint import load_model
 from vaebm.config import NVAENetworkSettings, UserError
 from vaebm.noise import NoiseSource
 from vaebm.nvae.cells import ARCHITECTURES, Operation, Resample, ResidualCell
@@ -23,7 +22,8 @@ from vaebm.nvae.distributions import Normal
 from vaebm.nvae.flows import FlowPair
 from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.pixels import Pixels, logit_channels, pixels_of, quantize
-from vaebm.runtime import place
+from vaebm.system.checkpoint import load_model
+from vaebm.system.device import place
 
 ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
 """Parts that decoding does without; the others, the learned constant among them, are the decoder's side."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vaebm.config import fingerprint
-from vaebm.files import write_json
-from vaebm.startup import imports
+from vaebm.system.files import write_json
+from vaebm.system.startup import imports
 from vaebm.tracking.stages import Model, Stage, whole
 
 DATABASE = "mlflow.db"

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from vaebm import cli, distributed, lease, runtime
+from vaebm import cli
 from vaebm.config import UserError
-from vaebm.lease import choose
+from vaebm.system import device, distributed, gpu_lease
+from vaebm.system.gpu_lease import choose
 
 UUIDS = ["a", "b", "c", "d"]
 HOLDER = f"""
 import subprocess, sys
-from vaebm.lease import choose
+from vaebm.system.gpu_lease import choose
 choose(int(sys.argv[1]), lambda: {UUIDS})
 program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); import time; time.sleep(30)"
 subprocess.run([sys.executable, "-c", program], close_fds=False)
@@ -33,8 +34,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts jobs of a number of GPUs each, in sessions of their own; this process shares their locks and sees all GPUs."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(lease, "FOLDER", tmp_path / lease.FOLDER.name)
-    monkeypatch.setattr(lease, "_held", [])
+    monkeypatch.setattr(gpu_lease, "FOLDER", tmp_path / gpu_lease.FOLDER.name)
+    monkeypatch.setattr(gpu_lease, "_held", [])
     jobs = []
 
     def job(count: int) -> subprocess.Popen[str]:
@@ -46,7 +47,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     for process in jobs:
         os.killpg(process.pid, signal.SIGKILL)  # the programs that jobs started, too
         process.communicate()
-    for descriptor in lease._held:
+    for descriptor in gpu_lease._held:
         os.close(descriptor)
 
 
@@ -93,7 +94,7 @@ def test_gpus_chosen_from_outside_stay(start: Start, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
         choose(count, lambda: pytest.fail("looked up"))
         assert os.environ["CUDA_VISIBLE_DEVICES"] == given
-    assert not lease.FOLDER.exists()
+    assert not gpu_lease.FOLDER.exists()
 
 
 def test_more_gpus_from_outside_are_a_choice_among_them(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,15 +116,15 @@ def test_fewer_gpus_than_asked_for_are_all_taken(start: Start, monkeypatch: pyte
 
 
 def test_without_a_folder_for_the_locks_one_line_says_so(start: Start) -> None:
-    lease.FOLDER.write_text("")
+    gpu_lease.FOLDER.write_text("")
     with pytest.raises(UserError, match="expected a folder of this user for the locks of GPUs, found File exists; set TMPDIR"):
         choose(1, lambda: UUIDS)
 
 
 def test_jobs_choose_their_gpus(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job of one process takes one; a training of several processes takes them before it starts those, which take no more."""
-    monkeypatch.setattr(lease, "_LIST", "print('a b c')")
-    runtime.prepare(threads=1, gpus=1)
+    monkeypatch.setattr(gpu_lease, "_LIST", "print('a b c')")
+    device.prepare(threads=1, gpus=1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -133,12 +134,12 @@ def test_jobs_choose_their_gpus(start: Start, monkeypatch: pytest.MonkeyPatch) -
         cli._one_process_per_gpu(2)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
 
-    monkeypatch.setattr(lease, "_LIST", "raise SystemExit(1)")
+    monkeypatch.setattr(gpu_lease, "_LIST", "raise SystemExit(1)")
     monkeypatch.setenv("WORLD_SIZE", "2")
     cli._one_process_per_gpu(2)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
 
 
 def test_no_gpu_asked_for_none_taken(start: Start) -> None:
-    runtime.prepare(threads=1, gpus=0)
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ and not lease.FOLDER.exists()
+    device.prepare(threads=1, gpus=0)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ and not gpu_lease.FOLDER.exists()

@@ -16,11 +16,11 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from vaebm import distributed
 from vaebm.config import UserError
-from vaebm.memory import keep_freed_memory
-from vaebm.precision import set_tf32
-from vaebm.startup import age
+from vaebm.system import distributed
+from vaebm.system.allocator import keep_freed_memory
+from vaebm.system.precision import set_tf32
+from vaebm.system.startup import age
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -70,7 +70,7 @@ def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
     set_tf32(False)
     keep_freed_memory()
     if gpus and together == 1:
-        from vaebm.lease import choose  # needs flock, which Windows lacks
+        from vaebm.system.gpu_lease import choose  # needs flock, which Windows lacks
 
         global _waited
         began = time.monotonic()

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaebm import lease, runtime
 from vaebm.config import UserError
-from vaebm.precision import set_precision
-from vaebm.runtime import deadline, prepare
+from vaebm.system import device, gpu_lease
+from vaebm.system.device import deadline, prepare
+from vaebm.system.precision import set_precision
 
 SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_SIZE": "4", "LOCAL_RANK": "3"}
 
@@ -41,9 +41,9 @@ def test_a_lone_process_takes_the_first_gpu_that_it_sees(monkeypatch: pytest.Mon
 
 def test_waiting_for_a_gpu_is_no_part_of_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the second of two trainings on one GPU would stop as soon as it has it."""
-    monkeypatch.setattr(runtime, "_waited", 0.0)
+    monkeypatch.setattr(device, "_waited", 0.0)
     before = deadline(10.0)
-    monkeypatch.setattr(lease, "choose", lambda count: time.sleep(0.3))
+    monkeypatch.setattr(gpu_lease, "choose", lambda count: time.sleep(0.3))
     prepare(threads=1, gpus=1)
     # both count from the start of this process, to the clock ticks of /proc
     assert deadline(10.0) - before == pytest.approx(0.3, abs=0.1)

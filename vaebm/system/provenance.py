@@ -37,7 +37,7 @@ def commit(folders: tuple[Path, ...] | None = None) -> dict[str, str | bool]:
     Returns:
         {"commit": full hash, "changed": bool}; both "unknown" without git or outside such a repository.
     """
-    for folder in folders or (Path(__file__).parent.parent, Path.cwd()):
+    for folder in folders or (Path(__file__).parents[2], Path.cwd()):
         # a package installed into another project's environment lies in that project's repository: not our commit
         if not _git(folder, "ls-files", "--", "vaebm/__init__.py"):
             continue

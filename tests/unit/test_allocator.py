@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 import resource, sys, threading, time
 import torch
-from vaebm.memory import keep_freed_memory
+from vaebm.system.allocator import keep_freed_memory
 
 if sys.argv[1] == "kept":
     keep_freed_memory()

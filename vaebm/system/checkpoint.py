@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vaebm.config import UserError
-from vaebm.files import write_json, writing
+from vaebm.system.files import write_json, writing
 
 
 def hash_tensors(state: dict[str, Tensor]) -> str:

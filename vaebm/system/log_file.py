@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from vaebm.startup import summary
+from vaebm.system.startup import summary
 
 
 class _Both:

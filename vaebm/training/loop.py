@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm import distributed
-from vaebm.checkpoint import Checkpoints
 from vaebm.config import UserError, fingerprint
-from vaebm.files import write_json, writing
 from vaebm.noise import derive
-from vaebm.provenance import commit
-from vaebm.runtime import RESUME, Interrupted, Progress, StopSignals, deadline
+from vaebm.system import distributed
+from vaebm.system.checkpoint import Checkpoints
+from vaebm.system.device import RESUME, Interrupted, Progress, StopSignals, deadline
+from vaebm.system.files import write_json, writing
+from vaebm.system.provenance import commit
 
 SAVE = 1
 """What a process wants after a step, beside 0, to go on, and an exit status, to stop with: that the state is saved."""
