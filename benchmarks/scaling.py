@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from vaebm.config import DATASETS, ChainSettings, Experiment, UserError
+from vaebm.config.yaml_files import read_experiment, write_settings
 from vaebm.describe import EXPERIMENTS
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.nvae.model import NVAE
-from vaebm.settings import read_experiment, write_settings
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded
 from vaebm.system.files import write_json

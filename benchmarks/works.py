@@ -14,6 +14,7 @@ from timing import Work
 from torch import Tensor
 
 from vaebm.config import DATASETS, ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings
+from vaebm.config.yaml_files import read_experiment
 from vaebm.describe import EXPERIMENTS
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.trainer import Trainer as EBMTrainer
@@ -22,7 +23,6 @@ from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.train import Trainer as NVAETrainer
-from vaebm.settings import read_experiment
 from vaebm.system.device import place, seeded
 from vaebm.system.precision import chain_type
 

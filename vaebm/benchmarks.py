@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from vaebm.config import UserError
+from vaebm.config.yaml_files import read_experiment
 from vaebm.latex import latex
 from vaebm.metrics import Record
 from vaebm.paper import read_paper
 from vaebm.report import page
-from vaebm.settings import read_experiment
 from vaebm.system.files import write_json, writing
 from vaebm.system.provenance import merged
 from vaebm.table import COLUMNS, Measured, commands, lines, markdown

@@ -63,8 +63,8 @@ def data(
 ) -> None:
     """Prepare a data set: images.npy, labels.npy, manifest.json."""
     with imports():
+        from vaebm.config.yaml_files import read_settings
         from vaebm.data import prepare
-        from vaebm.settings import read_settings
     chosen = None if settings is None else read_settings(settings, DataSettings)[1]
     if chosen is not None and chosen.prepared != dataset:
         raise UserError(f"{settings}: expected the settings of {dataset}, found those of {chosen.prepared}")

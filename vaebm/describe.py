@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from vaebm.config import DatasetFacts, Experiment, UserError
+from vaebm.config.yaml_files import read_experiment
 from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.objective import contrastive_divergence
 from vaebm.fast import Energy, PreparedPotential
@@ -27,7 +28,6 @@ from vaebm.model import VAEBM
 from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
-from vaebm.settings import read_experiment
 
 EXPERIMENTS = Path("config/experiments")
 """Where an experiment stands that is given by its name alone."""

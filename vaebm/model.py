@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vaebm.config import BASELINE, SamplesSettings, UserError
 from vaebm.config.ebm import Potential, Start
+from vaebm.config.yaml_files import read_settings
 from vaebm.ebm import langevin as chains
 from vaebm.ebm.langevin import langevin
 from vaebm.ebm.network import load_energy
@@ -19,7 +20,6 @@ from vaebm.fast import Decoder, PreparedPotential, half_square, move, prepare_en
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixels import PixelNormal, quantize
-from vaebm.settings import read_settings
 from vaebm.system.checkpoint import load_model
 from vaebm.system.precision import chain_type
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from vaebm.config import Settings
-from vaebm.settings import read_yaml, validate
+from vaebm.config.yaml_files import read_yaml, validate
 
 
 class Figure(Settings):

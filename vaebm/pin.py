@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vaebm.config import UserError
-from vaebm.settings import read_yaml
+from vaebm.config.yaml_files import read_yaml
 
 
 def run(folder: Path, pins: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vaebm.config import SamplesSettings, UserError
+from vaebm.config.yaml_files import read_settings
 from vaebm.model import VAEBM, sample_noise
-from vaebm.settings import read_settings
 from vaebm.system.device import Progress, device_name, prepare
 from vaebm.system.files import write_json, writing
 from vaebm.system.precision import set_precision

@@ -14,8 +14,8 @@ from records import RECORD
 
 from vaebm import benchmarks, metrics, plots
 from vaebm.config import UserError
+from vaebm.config.yaml_files import read_experiment
 from vaebm.paper import read_paper
-from vaebm.settings import read_experiment
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config" / "paper.yaml"

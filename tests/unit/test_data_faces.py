@@ -15,7 +15,7 @@ from PIL import Image
 
 import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
 from vaebm.config import UserError
-from vaebm.data.raw import torchvision_datasets
+from vaebm.data.download import torchvision_datasets
 from vaebm.data.tfrecord import crc32c, masked
 
 import torchvision.transforms.v2 as transforms  # isort: skip

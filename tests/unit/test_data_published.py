@@ -21,7 +21,7 @@ from scipy.io import savemat
 import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
 from vaebm.config import DataSettings, UserError
 from vaebm.data import open_images, prepare
-from vaebm.data.raw import torchvision_datasets
+from vaebm.data.download import torchvision_datasets
 
 
 def python2_batch(images: np.ndarray, key: str, labels: list[int], array: bytes = b"cnumpy.core.multiarray\n_reconstruct\n") -> bytes:

@@ -8,6 +8,7 @@ import yaml
 from torch import nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, UserError
+from vaebm.config.yaml_files import read_experiment
 from vaebm.describe import (
     Work,
     blank,
@@ -29,7 +30,6 @@ from vaebm.fast import Decoder, Energy
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.model import NVAE
-from vaebm.settings import read_experiment
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "config" / "experiments"

@@ -10,8 +10,8 @@ import vaebm.ebm.train
 import vaebm.nvae.train
 from vaebm import load_energy
 from vaebm.config import EBMTrainingSettings, GuardSettings, UserError
+from vaebm.config.yaml_files import read_experiment, write_settings
 from vaebm.data import prepare
-from vaebm.settings import read_experiment, write_settings
 from vaebm.system.checkpoint import Checkpoints
 from vaebm.training.loop import Limits
 

@@ -21,6 +21,7 @@ from torch import Tensor
 import vaebm.ebm.pictures
 import vaebm.ebm.train
 from vaebm.config import ChainSettings, EBMSettings, NVAENetworkSettings, UserError
+from vaebm.config.yaml_files import validate
 from vaebm.data import prepare
 from vaebm.ebm.diagnostics import diagnose
 from vaebm.ebm.network import EnergyNetwork
@@ -29,7 +30,6 @@ from vaebm.ebm.trainer import Trainer, initialize
 from vaebm.model import VAEBM, PixelEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.settings import validate
 from vaebm.system.checkpoint import load_model, save_model
 from vaebm.system.device import Interrupted, place, seeded
 from vaebm.training.loop import Limits

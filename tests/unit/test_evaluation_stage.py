@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from vaebm.config import EvaluationSettings, NVAENetworkSettings, UserError
+from vaebm.config.yaml_files import read_experiment
 from vaebm.evaluation import figures, stage
 from vaebm.evaluation.extractors import Judged
 from vaebm.evaluation.fidelity import Reference, precision_recall
 from vaebm.evaluation.likelihood import Likelihood
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.nvae.model import NVAE
-from vaebm.settings import read_experiment
 
 WRITTEN = {
     "classifier": {"channels": 4, "epochs": 1, "batch": 50, "learning_rate": 0.01},

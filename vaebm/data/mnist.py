@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaebm.config import DataSettings, UserError
+from vaebm.data.download import Published, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
-from vaebm.data.raw import Published, torchvision_datasets, verified
 from vaebm.data.stacked import stack
 
 PADDING = 2

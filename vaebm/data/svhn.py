@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaebm.config import DataSettings, UserError
+from vaebm.data.download import Published, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
-from vaebm.data.raw import Published, torchvision_datasets, verified
 
 
 def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaebm.config import UserError
-from vaebm.data.pictures import Unsuitable
+from vaebm.data.decode import Unsuitable
 
 POLYNOMIAL = 0x82F63B78
 """Of CRC-32C (Castagnoli), its bits reversed."""

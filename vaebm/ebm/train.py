@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vaebm.config import EBMSettings, EBMTrainingSettings, UserError
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
 from vaebm.ebm.guard import Guard
 from vaebm.ebm.network import EnergyNetwork
@@ -20,7 +21,6 @@ from vaebm.ebm.trainer import Trainer, initialize
 from vaebm.model import check_decoder
 from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
-from vaebm.settings import read_settings
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import place, prepare, seeded

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from vaebm import plots
 from vaebm.config import ClassifierSettings, UserError
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import derive
-from vaebm.settings import read_settings
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import Progress, seeded
 from vaebm.system.files import write_json, writing
@@ -140,7 +140,7 @@ def run(settings: Path, data: Path, model: Path) -> None:
     """Train the classifier; write `model`, and training.json, history.jsonl and pictures/ beside it.
 
     Args:
-        settings: classifier.yaml, as `config.write_settings` wrote it.
+        settings: classifier.yaml, as `config.yaml_files.write_settings` wrote it.
         data: manifest of the labelled images.
         model: file to write.
 

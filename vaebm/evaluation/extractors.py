@@ -29,11 +29,11 @@ from torch_fidelity.version import __version__ as TORCH_FIDELITY
 
 from vaebm.config import ExtractorSettings, UserError, weights
 from vaebm.config.weights import INCEPTION_URL
+from vaebm.config.yaml_files import read_settings
 from vaebm.evaluation import classifier, resnet56
 from vaebm.evaluation.bootstrap import Features, Logits
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.resnet56 import load_resnet56
-from vaebm.settings import read_settings
 from vaebm.system.checkpoint import load_model, load_plain
 from vaebm.system.device import Progress
 
@@ -252,7 +252,7 @@ def open_extractor(settings: Path, trained: Path | None, device: torch.device | 
     """The extractor that a settings file names.
 
     Args:
-        settings: reference/<extractor>.yaml, as `settings.write_settings` wrote it.
+        settings: reference/<extractor>.yaml, as `config.yaml_files.write_settings` wrote it.
         trained: model of the classifier; None: not given.
 
     Raises:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vaebm import VAEBM, plots
 from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
 from vaebm.evaluation import detection, fidelity, modes, ood, pictures, speed
 from vaebm.evaluation.classifier import to_float
@@ -23,7 +24,6 @@ from vaebm.evaluation.steps import against_steps
 from vaebm.frechet import Statistics, frechet_distance
 from vaebm.metrics import named
 from vaebm.samples import grey_levels
-from vaebm.settings import read_settings
 from vaebm.system import provenance
 from vaebm.system.checkpoint import load_model
 from vaebm.system.files import write_json

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from vaebm import plots
 from vaebm.config import NVAESettings, NVAETrainingSettings, UserError
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.layers import BatchNorm, convolution_weights, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo, norm_weight
-from vaebm.settings import read_settings
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, save_model
 from vaebm.system.device import place, prepare, seeded

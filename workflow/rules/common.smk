@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from vaebm.config import BASELINE, UserError
-from vaebm.config.layouts import absent
+from vaebm.config.raw_files import absent
 from vaebm.config.weights import weights_hash
-from vaebm.settings import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
+from vaebm.config.yaml_files import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
 
 CONFIG = "config/config.yaml"
 

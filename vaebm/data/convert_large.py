@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaebm.config import UserError, fingerprint
-from vaebm.data.pictures import Converted, Unsuitable
+from vaebm.data.decode import Converted, Unsuitable
+from vaebm.data.download import shown
 from vaebm.data.prepared import describe_images
-from vaebm.data.raw import shown
 from vaebm.system.device import Progress
 
 PIECE = 8 << 20

@@ -14,10 +14,10 @@ from PIL import Image
 from user_files import COLOUR, GREY, SIDE, noise, saved
 
 from vaebm.config import DataSettings, UserError
-from vaebm.data import open_images, prepare, streamed
-from vaebm.data.streamed import Pictures, write_pictures
-from vaebm.data.user import split_by_hash
-from vaebm.settings import validate
+from vaebm.config.yaml_files import validate
+from vaebm.data import convert_large, open_images, prepare
+from vaebm.data.convert_large import Pictures, write_pictures
+from vaebm.data.user_files import split_by_hash
 
 
 def settings(dataset: str, path: Path, **more: object) -> DataSettings:
@@ -187,7 +187,7 @@ def numbered(count: int, seen: list[int], stop_at: int | None = None) -> Picture
 
 def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five images a piece: what was noted is not read again, a line cut in the middle is, and the files are those of one run."""
-    monkeypatch.setattr(streamed, "PIECE", 20)
+    monkeypatch.setattr(convert_large, "PIECE", 20)
     write_pictures(tmp_path / "whole", "numbers", numbered(23, []), threads=3)
     first: list[int] = []
     with pytest.raises(KeyboardInterrupt):
@@ -205,7 +205,7 @@ def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: p
 
 
 def test_a_run_of_other_files_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamed, "PIECE", 20)
+    monkeypatch.setattr(convert_large, "PIECE", 20)
     with pytest.raises(KeyboardInterrupt):
         write_pictures(tmp_path, "numbers", numbered(23, [], stop_at=16), threads=1)
     seen: list[int] = []

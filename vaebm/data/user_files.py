@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaebm.config import DataSettings, UserError
-from vaebm.data.pictures import Converted, fitted, read_picture
+from vaebm.data.convert_large import Pictures
+from vaebm.data.decode import Converted, fitted, read_picture
+from vaebm.data.download import checksum, checksums, folder_of, shown
 from vaebm.data.prepared import USERS, Prepared
-from vaebm.data.raw import checksum, checksums, folder_of, shown
-from vaebm.data.streamed import Pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Endings of the pictures that are read."""
@@ -66,7 +66,7 @@ def _files(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> lis
 
 
 def prepare_folder(data: DataSettings, threads: int) -> Pictures:
-    """All pictures of a folder and the folders in it, made `side`×`side` with `channels` channels by the rules of `vaebm.data.pictures`.
+    """All pictures of a folder and the folders in it, made `side`×`side` with `channels` channels by the rules of `vaebm.data.decode`.
 
     The first folder that a picture is in is its class, in the order of the names; without such folders all labels are 0. Links are
     followed. Other files and hidden ones are left alone and counted.

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from user_files import COLOUR, GREY, SIDE, noise, saved
 
-from vaebm.data.pictures import Unsuitable, fitted, read_picture
+from vaebm.data.decode import Unsuitable, fitted, read_picture
 
 
 def write_png(path: Path, image: np.ndarray, colour: int) -> Path:

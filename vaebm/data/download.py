@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebm.config import DataSettings, UserError
-from vaebm.config.layouts import LAYOUTS, absent, place
+from vaebm.config.raw_files import LAYOUTS, absent, place
 from vaebm.system.device import Progress
 
 Source = dict[str, dict[str, str]]
