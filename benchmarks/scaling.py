@@ -24,7 +24,7 @@ import torch
 from vaebm.config import DATASETS, ChainSettings, Experiment, UserError
 from vaebm.config.yaml_files import read_experiment, write_settings
 from vaebm.describe import EXPERIMENTS
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded

@@ -31,9 +31,9 @@ from timing import Traffic, Work, interleaved, machine, resident, seconds
 from torch import Tensor, nn
 from works import BASELINE, CHAINLESS, LANGEVIN_STEPS, PARTS, WORKS, Setup, Way, of_experiment, reduced, ways
 
+from vaebm.chain.langevin import langevin
 from vaebm.config import UserError
 from vaebm.describe import measured, quantity
-from vaebm.ebm.langevin import langevin
 from vaebm.fast import PreparedPotential
 from vaebm.system.allocator import keep_freed_memory
 from vaebm.system.files import write_json

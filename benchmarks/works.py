@@ -16,8 +16,8 @@ from torch import Tensor
 from vaebm.config import DATASETS, ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.describe import EXPERIMENTS
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.trainer import Trainer as EBMTrainer
+from vaebm.ebm.iteration import Trainer as EBMTrainer
+from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import move
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource

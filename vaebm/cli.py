@@ -272,7 +272,7 @@ Converted = Annotated[Path, typer.Argument(help="Where the model goes.", metavar
 def convert_nvae(official: Published, model: Converted, log: Log = None) -> None:
     """An NVAE with its own arguments: weights and settings, every key and shape checked."""
     with imports():
-        from vaebm.nvae.official import convert
+        from vaebm.nvae.published_checkpoint import convert
     convert(official, model)
 
 
@@ -280,7 +280,7 @@ def convert_nvae(official: Published, model: Converted, log: Log = None) -> None
 def convert_energy(official: Published, model: Converted, log: Log = None) -> None:
     """An energy network, recognised by its shapes."""
     with imports():
-        from vaebm.ebm.official import convert
+        from vaebm.energy.published_checkpoint import convert
     convert(official, model)
 
 

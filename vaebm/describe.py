@@ -20,8 +20,8 @@ from torch.utils.flop_counter import flop_registry
 
 from vaebm.config import DatasetFacts, Experiment, UserError
 from vaebm.config.yaml_files import read_experiment
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.objective import contrastive_divergence
+from vaebm.ebm.contrastive_divergence import contrastive_divergence
+from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Energy, PreparedPotential
 from vaebm.metrics import number
 from vaebm.model import VAEBM

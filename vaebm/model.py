@@ -10,16 +10,16 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from vaebm.chain import langevin as chains
+from vaebm.chain.langevin import langevin
 from vaebm.config import BASELINE, SamplesSettings, UserError
 from vaebm.config.ebm import Potential, Start
 from vaebm.config.yaml_files import read_settings
-from vaebm.ebm import langevin as chains
-from vaebm.ebm.langevin import langevin
-from vaebm.ebm.network import load_energy
+from vaebm.energy.network import load_energy
 from vaebm.fast import Decoder, PreparedPotential, half_square, move, prepare_energy, stamp
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.nvae.pixels import PixelNormal, quantize
+from vaebm.nvae.pixel_distributions import PixelNormal, quantize
 from vaebm.system.checkpoint import load_model
 from vaebm.system.precision import chain_type
 

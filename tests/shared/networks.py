@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.nvae.model import NVAE
 
 NETWORK = NVAENetworkSettings(

@@ -7,9 +7,9 @@ import works
 from as_published import Convolution, Swish, Unprepared, as_published
 from torch import Tensor, nn
 
+from vaebm.chain.langevin import evaluate
 from vaebm.config import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings
-from vaebm.ebm.langevin import evaluate
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import convolution_weights

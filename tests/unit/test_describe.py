@@ -25,7 +25,7 @@ from vaebm.describe import (
     quantity,
     run,
 )
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import BilinearUp, ResidualCell

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vaebm.chain.diagnostics import ChainDiagnostics, autocorrelation, diagnose
+from vaebm.chain.langevin import langevin
 from vaebm.config import UserError
-from vaebm.ebm.diagnostics import ChainDiagnostics, autocorrelation, diagnose
-from vaebm.ebm.langevin import langevin
 from vaebm.noise import NoiseSource
 
 CHAINS, STEPS, STEP_SIZE, PRECISION = 4000, 8, 0.5, 2.0

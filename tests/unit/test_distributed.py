@@ -22,7 +22,7 @@ from torch import Tensor
 
 import vaebm.training.loop
 from vaebm.config import UserError
-from vaebm.ebm.buffer import ReplayBuffer
+from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.system import distributed
 from vaebm.system.device import Interrupted, prepare
 from vaebm.system.distributed import agree, average_gradients, check_share, gather, mean, rank, share

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vaebm.chain.langevin import Potential, evaluate, langevin
 from vaebm.config import EnergyNetworkSettings
 from vaebm.describe import measured
-from vaebm.ebm.langevin import Potential, evaluate, langevin
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy, PreparedPotential, move
 from vaebm.fast.layers import ELU, Swish, fold, through
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
@@ -120,7 +120,7 @@ def test_threads_share_the_chains_out_and_each_gets_its_own_noise(monkeypatch: p
         torch.set_num_threads(2)
         small = move(potential, eps, noise=noise, **chain)
         assert all(map(torch.equal, small, langevin(potential, eps, noise=noise, **chain))), "of 16×16 images no thread gets a share"
-        monkeypatch.setattr("vaebm.fast.chains.LARGE", 16 * 16)
+        monkeypatch.setattr("vaebm.fast.run_chains.LARGE", 16 * 16)
         moved = move(potential, eps, noise=noise, **chain)
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)

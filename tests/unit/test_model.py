@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings, UserError
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixels import PixelNormal
+from vaebm.nvae.pixel_distributions import PixelNormal
 from vaebm.system.checkpoint import save_model
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from networks import ENERGY, NETWORK
 
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, pair
 from vaebm.nvae.model import NVAE
 from vaebm.sampler import Sampler

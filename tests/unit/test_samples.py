@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
 from vaebm import samples
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import NVAE
 from vaebm.samples import grey_levels

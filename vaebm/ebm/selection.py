@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaebm.config import EBMSettings
 from vaebm.data import ImageSet
-from vaebm.ebm.objective import positives
+from vaebm.ebm.contrastive_divergence import positives
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.model import NVAE

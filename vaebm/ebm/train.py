@@ -12,12 +12,12 @@ from torch import Tensor
 from vaebm.config import EBMSettings, EBMTrainingSettings, UserError
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
-from vaebm.ebm.guard import Guard
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.pictures import save_pictures
+from vaebm.ebm.divergence_guard import Guard
+from vaebm.ebm.iteration import Trainer, initialize
+from vaebm.ebm.plots import save_pictures
 from vaebm.ebm.selection import select
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
-from vaebm.ebm.trainer import Trainer, initialize
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import check_decoder
 from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae

@@ -17,7 +17,7 @@ from vaebm import plots
 from vaebm.config import UserError, WGANSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model

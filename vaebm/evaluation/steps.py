@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from vaebm.chain.langevin import langevin
 from vaebm.config import SamplesSettings
 from vaebm.config.evaluation import StepsSettings
-from vaebm.ebm.langevin import langevin
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
-from vaebm.nvae.pixels import PixelNormal
+from vaebm.nvae.pixel_distributions import PixelNormal
 from vaebm.samples import grey_levels
 
 

@@ -15,7 +15,7 @@ from vaebm.nvae.cells import RESIDUAL_SCALE, BilinearUp, ResidualCell
 from vaebm.nvae.distributions import LOG_2PI, Normal
 from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.model import NVAE, LatentGroup
-from vaebm.nvae.pixels import Pixels, pixels_of
+from vaebm.nvae.pixel_distributions import Pixels, pixels_of
 
 
 class Cell:

@@ -332,7 +332,7 @@ def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer
 
 def fuse(layers: Sequence[Layer]) -> list[Layer]:
     """Layers on an NVIDIA GPU, with swish, depthwise convolution and swish as one."""
-    from vaebm.fast.depthwise import KERNEL, SwishDepthwiseSwish, compiles  # needs Triton, which torch brings where it serves NVIDIA GPUs
+    from vaebm.fast.triton_kernels import KERNEL, SwishDepthwiseSwish, compiles  # needs Triton, which torch brings where it serves NVIDIA GPUs
 
     fused: list[Layer] = []
     rest = list(layers)

@@ -21,7 +21,7 @@ from vaebm.nvae.cells import ARCHITECTURES, Operation, Resample, ResidualCell
 from vaebm.nvae.distributions import Normal
 from vaebm.nvae.flows import FlowPair
 from vaebm.nvae.layers import NormalizedConv2d
-from vaebm.nvae.pixels import Pixels, logit_channels, pixels_of, quantize
+from vaebm.nvae.pixel_distributions import Pixels, logit_channels, pixels_of, quantize
 from vaebm.system.checkpoint import load_model
 from vaebm.system.device import place
 

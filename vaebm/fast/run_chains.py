@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from vaebm.ebm.langevin import Potential, langevin
+from vaebm.chain.langevin import Potential, langevin
 from vaebm.fast.potential import PreparedPotential
 from vaebm.noise import NoiseSource
 
@@ -20,7 +20,7 @@ LARGE = 1024
 
 
 def move(potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
-    """As `langevin`. On a GPU the step of a prepared potential is recorded and replayed (`graph`). On a CPU its chains on large
+    """As `langevin`. On a GPU the step of a prepared potential is recorded and replayed (`cuda_graph`). On a CPU its chains on large
     images are shared out to as many threads as torch has.
 
     Chains know nothing of each other. Threads that share them need not wait for each other until the end; threads that share

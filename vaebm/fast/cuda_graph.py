@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vaebm.ebm.langevin import evaluate, propose
+from vaebm.chain.langevin import evaluate, propose
 from vaebm.noise import NoiseSource
 from vaebm.system.precision import rounding
 
@@ -50,7 +50,7 @@ class GraphedChain:
         return step_size, rounding(), *(part.shape for part in eps)
 
     def move(self, eps: Sequence[Tensor], steps: int, noise: NoiseSource) -> list[Tensor]:
-        """As `ebm.langevin.langevin`, for noise that `key_of` says it serves."""
+        """As `chain.langevin.langevin`, for noise that `key_of` says it serves."""
         self.eps.copy_(_rows(eps))
         for step in range(1, steps + 1):
             self.omega.copy_(noise.like([self.omega], step)[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaebm.config import UserError
-from vaebm.ebm.buffer import ReplayBuffer
+from vaebm.ebm.replay_buffer import ReplayBuffer
 
 SHAPES = [(2, 4, 4), (3, 2, 2)]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vaebm.chain.langevin import Potential, transitions
 from vaebm.config import UserError
-from vaebm.ebm.langevin import Potential, transitions
 from vaebm.noise import NoiseSource
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vaebm.config import GuardSettings, UserError
-from vaebm.ebm.guard import HISTORY, Guard
+from vaebm.ebm.divergence_guard import HISTORY, Guard
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vaebm.config import EBMSettings
-from vaebm.ebm.buffer import ReplayBuffer
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.objective import ContrastiveDivergence, WeightAverage, adaptive_clip, contrastive_divergence, negatives, positives
+from vaebm.ebm.contrastive_divergence import ContrastiveDivergence, WeightAverage, adaptive_clip, contrastive_divergence, negatives, positives
+from vaebm.ebm.replay_buffer import ReplayBuffer
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import pair
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.layers import convolution_weights

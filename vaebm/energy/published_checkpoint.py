@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaebm.config import EnergyNetworkSettings, UserError
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.system.checkpoint import load_plain, save_model
 
 

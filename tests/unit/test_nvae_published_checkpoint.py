@@ -14,7 +14,7 @@ from vaebm.config.nvae import Architecture
 from vaebm.nvae.cells import ARCHITECTURES, ResidualCell
 from vaebm.nvae.layers import BatchNorm, BatchNormSwish, PlainConv2d
 from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.nvae.official import adaptive_groups, convert, read
+from vaebm.nvae.published_checkpoint import adaptive_groups, convert, read
 
 RECORDED = Path(__file__).parents[1] / "parity" / "data"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixels import PixelNormal
+from vaebm.nvae.pixel_distributions import PixelNormal
 
 
 def positives(nvae: NVAE, images: Tensor, quantized: bool) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vaebm.config import UserError
-from vaebm.ebm.network import EnergyNetwork, load_energy
-from vaebm.ebm.official import PUBLISHED, convert, read, theirs
+from vaebm.energy.network import EnergyNetwork, load_energy
+from vaebm.energy.published_checkpoint import PUBLISHED, convert, read, theirs
 
 
 @pytest.mark.parametrize(

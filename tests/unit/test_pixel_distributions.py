@@ -13,7 +13,7 @@ from torch.distributions import Bernoulli
 
 from vaebm.config import NVAENetworkSettings
 from vaebm.noise import NoiseSource
-from vaebm.nvae.pixels import PixelBernoulli, PixelLogisticMixture, PixelNormal, Pixels, logit_channels, pixels_of, quantize
+from vaebm.nvae.pixel_distributions import PixelBernoulli, PixelLogisticMixture, PixelNormal, Pixels, logit_channels, pixels_of, quantize
 
 DOUBLE = torch.float64
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vaebm import plots
+from vaebm.chain.diagnostics import diagnose
 from vaebm.config import EBMSettings, UserError
 from vaebm.data import ImageSet
-from vaebm.ebm.diagnostics import diagnose
-from vaebm.ebm.objective import negatives, positives
+from vaebm.ebm.contrastive_divergence import negatives, positives
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
 from vaebm.training.loop import Training

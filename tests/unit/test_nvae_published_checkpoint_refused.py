@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vaebm.config import UserError
-from vaebm.nvae.official import convert
+from vaebm.nvae.published_checkpoint import convert
 
 RECORDED = Path(__file__).parents[1] / "parity" / "data"
 
