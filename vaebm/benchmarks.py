@@ -12,8 +12,8 @@ import pandas as pd
 from vaebm.config import UserError
 from vaebm.config.yaml_files import read_experiment
 from vaebm.latex import latex
-from vaebm.metrics import Record
 from vaebm.paper import read_paper
+from vaebm.records.metrics import Record
 from vaebm.report import page
 from vaebm.system.files import write_json, writing
 from vaebm.system.provenance import merged

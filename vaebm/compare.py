@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from vaebm.config import UserError
-from vaebm.metrics import FLOOR, Figure, Record, arrowed, in_units, number, uses_extractor, with_certainty, written
+from vaebm.records.metrics import FLOOR, Figure, Record, arrowed, in_units, number, uses_extractor, with_certainty, written
 from vaebm.system.files import writing
 from vaebm.table import chain_of, extractor_of, grid
 

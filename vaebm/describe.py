@@ -23,11 +23,11 @@ from vaebm.config.yaml_files import read_experiment
 from vaebm.ebm.contrastive_divergence import contrastive_divergence
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Energy, PreparedPotential
-from vaebm.metrics import number
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
+from vaebm.records.metrics import number
 
 EXPERIMENTS = Path("config/experiments")
 """Where an experiment stands that is given by its name alone."""

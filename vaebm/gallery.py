@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vaebm.config import BASELINE
-from vaebm.metrics import Record, distance_of
+from vaebm.records.metrics import Record, distance_of
 
 GRIDS = ("after", "before", "chain", "neighbours", "reconstructions", "samples", "sets")
 """Names of the pictures that are grids of images."""

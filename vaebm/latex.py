@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from vaebm.metrics import arrowed
 from vaebm.paper import Paper
+from vaebm.records.metrics import arrowed
 from vaebm.table import LEGEND, Measured, overview, paper_cells
 
 HEAD = "% \\input this file into a document that has \\usepackage{booktabs} in its preamble. Nothing else is needed."

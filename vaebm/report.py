@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 
 from vaebm.config import BASELINE
 from vaebm.gallery import gallery
-from vaebm.metrics import (
+from vaebm.paper import Paper, Table
+from vaebm.records.metrics import (
     Compared,
     Figure,
     Record,
@@ -28,7 +29,6 @@ from vaebm.metrics import (
     with_certainty,
     written,
 )  # fmt: skip
-from vaebm.paper import Paper, Table
 from vaebm.table import LEGEND, ORIGIN_HEADER, Commands, Measured, chain_of, origin_cells, paper_figures, remark_of, remarks, snapshots
 
 HEADLINES = ("FID", "FD", "IS", "precision", "recall", "modes", "KL", "AUROC")

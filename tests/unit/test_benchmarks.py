@@ -12,10 +12,11 @@ import torch
 import yaml
 from records import RECORD
 
-from vaebm import benchmarks, metrics, plots
+from vaebm import benchmarks, plots
 from vaebm.config import UserError
 from vaebm.config.yaml_files import read_experiment
 from vaebm.paper import read_paper
+from vaebm.records import metrics
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config" / "paper.yaml"

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from vaebm.config import UserError
-from vaebm.evaluation import bootstrap, detection, stage
+from vaebm.evaluation import detection, stage
 from vaebm.evaluation.detection import METRICS, ood_figures, scores, with_typicality
 from vaebm.evaluation.likelihood import Likelihood
+from vaebm.measures import bootstrap
 
 
 def by_hand(inside, outside):

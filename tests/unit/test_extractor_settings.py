@@ -10,7 +10,7 @@ from vaebm.config import Experiment, UserError
 from vaebm.config.evaluation import EvaluationSettings, ExtractorSettings
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import read_experiment, read_settings, write_settings
-from vaebm.metrics import distance_of, lower_is_better, named
+from vaebm.records.metrics import distance_of, lower_is_better, named
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 

@@ -12,7 +12,7 @@ from vaebm.evaluation import extractors, fidelity
 from vaebm.evaluation.classifier import Classifier, load_classifier
 from vaebm.evaluation.extractors import Extractor
 from vaebm.evaluation.fidelity import kid
-from vaebm.frechet import Statistics, frechet_distance
+from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.system import torchvision_shim
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded

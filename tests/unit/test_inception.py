@@ -18,7 +18,7 @@ from vaebm.config import UserError, weights
 from vaebm.data import open_images, write_images
 from vaebm.evaluation import extractors, fidelity
 from vaebm.evaluation.extractors import Extractor, open_extractor
-from vaebm.frechet import Statistics, frechet_distance
+from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.system.device import seeded
 
 inception_module = sys.modules[extractors.FeatureExtractorInceptionV3.__module__]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vaebm.config import UserError
-from vaebm.evaluation import modes
+from vaebm.measures import modes
 
 UNIFORM = np.full(1000, 1 / 1000)
 

@@ -12,8 +12,8 @@ from records import RECORD
 from vaebm import plots
 from vaebm.benchmarks import over_seeds
 from vaebm.gallery import gallery
-from vaebm.metrics import in_units
 from vaebm.paper import read_paper
+from vaebm.records.metrics import in_units
 from vaebm.report import cards, page
 from vaebm.table import Measured, commands
 

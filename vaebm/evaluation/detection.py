@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaebm.config import UserError
-from vaebm.evaluation import bootstrap
-from vaebm.evaluation.bootstrap import Counts, Values
-from vaebm.evaluation.figures import Figures
 from vaebm.evaluation.likelihood import Likelihood, at_once
+from vaebm.evaluation.measurements import Figures
+from vaebm.measures import bootstrap
+from vaebm.measures.bootstrap import Counts, Values
 
 Energy = Callable[[Tensor], Tensor]
 """Energies (B,) of images (B, C, H, W) uint8."""

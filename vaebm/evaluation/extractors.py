@@ -31,9 +31,9 @@ from vaebm.config import ExtractorSettings, UserError, weights
 from vaebm.config.weights import INCEPTION_URL
 from vaebm.config.yaml_files import read_settings
 from vaebm.evaluation import classifier, resnet56
-from vaebm.evaluation.bootstrap import Features, Logits
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.resnet56 import load_resnet56
+from vaebm.measures.bootstrap import Features, Logits
 from vaebm.system.checkpoint import load_model, load_plain
 from vaebm.system.device import Progress
 

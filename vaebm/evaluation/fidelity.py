@@ -19,9 +19,9 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from vaebm.config import UserError
 from vaebm.data import open_images
-from vaebm.evaluation.bootstrap import BLOCK, Features, Logits
 from vaebm.evaluation.extractors import open_extractor
-from vaebm.frechet import Statistics, frechet_distance
+from vaebm.measures.bootstrap import BLOCK, Features, Logits
+from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.system.files import writing
 
 

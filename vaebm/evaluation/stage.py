@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm import VAEBM, plots
+from vaebm import VAEBM
 from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
-from vaebm.evaluation import detection, fidelity, modes, ood, pictures, speed
+from vaebm.evaluation import detection, fidelity, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.extractors import Extractor, open_extractor
-from vaebm.evaluation.figures import fidelity_figures, likelihood_figures
 from vaebm.evaluation.likelihood import Likelihood, estimate
-from vaebm.evaluation.steps import against_steps
-from vaebm.frechet import Statistics, frechet_distance
-from vaebm.metrics import named
+from vaebm.evaluation.measurements import fidelity_figures, likelihood_figures
+from vaebm.evaluation.quality_along_chain import against_steps
+from vaebm.measures import modes
+from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.plots import image_grid
+from vaebm.records.metrics import named
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
 from vaebm.system.checkpoint import load_model
@@ -189,29 +191,29 @@ def run(
         law = modes.law_of(np.asarray(images.labels[slice(*images.splits["train"])]), depth, told.logits.shape[2])
         counts = modes.histogram(modes.modes_of(told.logits), law)
         figures |= modes.figures(counts, law, chosen.bootstrap, seed)
-        pictures.modes(counts, law, seed, folder / "modes.png")
+        plots.modes(counts, law, seed, folder / "modes.png")
     if held_out_likelihood is not None and train_likelihood is not None:
         figures |= likelihood_figures(network, held_out_likelihood, train_likelihood, draws)
     ood_figures = detection.ood_figures(inside, outside, chosen.bootstrap, seed)
     figures |= detection.in_the_table(ood_figures, list(outside))
-    figures |= (took := speed.figures(shards))
+    figures |= (took := sampling_time.figures(shards))
 
-    plots.image_grid(to_float(samples[: pictures.GRID]), folder / "samples.png")
-    pictures.neighbours(samples, judged.features, images.view("train"), statistics.train_features, folder / "neighbours.png")
+    image_grid(to_float(samples[: plots.GRID]), folder / "samples.png")
+    plots.neighbours(samples, judged.features, images.view("train"), statistics.train_features, folder / "neighbours.png")
     if outside:
-        plots.image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
-        pictures.ood(inside, outside, figures, folder / "ood.png")
+        image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
+        plots.ood(inside, outside, figures, folder / "ood.png")
     models = {"nvae": load_model(nvae, "nvae")["hash"], **{one.kind: one.weights for one in (judge, telling)}}
     along_chain = {}
     if energy is not None:
         models["energy"] = load_model(energy, "energy")["hash"]
-        pictures.chains(model, sampling_seed, sampling.chain, folder)
+        plots.chains(model, sampling_seed, sampling.chain, folder)
 
         def distance(after: Tensor) -> float:
             return frechet_distance(Statistics.of(judge.features(after)), statistics.train)
 
         found = against_steps(model, chosen.steps, sampling, sampling_seed, distance_name, distance)
-        pictures.steps(found, distance_name, sampling.chain.steps, folder / "steps.png")
+        plots.steps(found, distance_name, sampling.chain.steps, folder / "steps.png")
         along_chain["steps"] = found
     record = {
         "experiment": where.experiment,
@@ -220,7 +222,7 @@ def run(
         "metrics": figures,
         **along_chain,
         "ood": {"sets": sources, "figures": ood_figures},
-        "without": {**lacking(list(chosen.ood_sets), reason), **({} if took else {speed.NAME: "its samples have no record of the time they took"})},
+        "without": {**lacking(list(chosen.ood_sets), reason), **({} if took else {sampling_time.NAME: "its samples have no record of the time they took"})},
         "real": {distance_name: {"value": statistics.real, "samples": len(held_out)}},
         "extractor": judge.describe(images.shape),
         "modes_by": None if telling is judge else telling.describe(images.shape),

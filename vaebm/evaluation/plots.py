@@ -13,11 +13,11 @@ from torch import Tensor
 
 from vaebm import VAEBM, plots
 from vaebm.config import ChainSettings
-from vaebm.evaluation.bootstrap import BLOCK, Features, generator
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import IN_THE_TABLE, Scores, named
-from vaebm.evaluation.figures import Figures
-from vaebm.evaluation.modes import Law
+from vaebm.evaluation.measurements import Figures
+from vaebm.measures.bootstrap import BLOCK, Features, generator
+from vaebm.measures.modes import Law
 
 GRID, CHAINS = 160, 10
 """Images of a grid of samples; chains that are shown step by step."""
@@ -47,7 +47,7 @@ def chains(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
 
 
 def steps(found: dict[str, Any], name: str, test_steps: int, path: Path) -> None:
-    """Write the distance called `name` and the energy against the number of steps, as `steps.against_steps` found them; the test chain's is marked."""
+    """Write the distance called `name` and the energy against the number of steps, as `against_steps` found them; the test chain's is marked."""
     panels = {f"{name}, {found['samples']:,} images": found[name], "mean energy along the chain": found["energy"]}
     plots.against_counts(found["counts"], panels, path, label="steps of the chain", mark=test_steps)
 

@@ -16,7 +16,7 @@ from scipy.special import xlogy
 from scipy.stats import binomtest
 from torch import Tensor
 
-from vaebm.frechet import DistanceTo, Statistics
+from vaebm.measures.frechet import DistanceTo, Statistics
 from vaebm.noise import derive
 
 LEVELS = (2.5, 97.5)

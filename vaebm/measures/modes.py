@@ -13,7 +13,7 @@ from scipy.special import xlogy
 from scipy.stats import binom
 
 from vaebm.config import UserError
-from vaebm.evaluation.bootstrap import Logits, generator, interval
+from vaebm.measures.bootstrap import Logits, generator, interval
 
 Law = NDArray[np.float64]
 """Probability of each mode, (modes,)."""

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from vaebm.config import EvaluationSettings, UserError
-from vaebm.evaluation import bootstrap, fidelity
+from vaebm.evaluation import fidelity
 from vaebm.evaluation.extractors import Judged
 from vaebm.evaluation.likelihood import Likelihood
-from vaebm.frechet import Statistics, frechet_distance
-from vaebm.metrics import named
+from vaebm.measures import bootstrap
+from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
+from vaebm.records.metrics import named
 
 Figures = dict[str, dict[str, Any]]
 

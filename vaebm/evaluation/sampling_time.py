@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from vaebm.config import UserError
-from vaebm.evaluation.figures import Figures
+from vaebm.evaluation.measurements import Figures
 
 NAME, IMAGES = "seconds-per-50", 50
 """The figure, and for how many images it is: as many as the published times are for."""

@@ -4,37 +4,37 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vaebm import plots
-from vaebm.evaluation import pictures
+from vaebm.evaluation import plots
+from vaebm.plots import charts
 
 
 def test_nearest_are_those_at_the_smallest_distance():
     random = np.random.default_rng(0)
     queries, among = random.normal(size=(5, 3)), random.normal(size=(40, 3))
     expected = [sorted(range(40), key=lambda index: np.linalg.norm(among[index] - query))[:4] for query in queries]
-    assert pictures.nearest(torch.from_numpy(queries), torch.from_numpy(among).split(7), 40, 4).tolist() == expected
+    assert plots.nearest(torch.from_numpy(queries), torch.from_numpy(among).split(7), 40, 4).tolist() == expected
 
 
 def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkeypatch):
     """Images of one grey level each: the nearest by pixels have the nearest levels; features are made to order them the other way."""
     levels = np.arange(10, 250, 10, dtype=np.uint8)
-    monkeypatch.setattr(pictures, "BLOCK", 7)  # they are read in parts
+    monkeypatch.setattr(plots, "BLOCK", 7)  # they are read in parts
     train = np.tile(levels.reshape(-1, 1, 1, 1), (1, 8, 8, 1))
     samples = torch.full((13, 1, 8, 8), 51, dtype=torch.uint8)
     features = np.zeros((13, 1))
     train_features = 250.0 - levels[:, None]
-    pictures.neighbours(samples, features, train, train_features, tmp_path / "neighbours.png")
+    plots.neighbours(samples, features, train, train_features, tmp_path / "neighbours.png")
     picture = np.asarray(Image.open(tmp_path / "neighbours.png").convert("L"))[22::42, 22::42]
-    row = [51, plots.BACKGROUND, 50, 60, 40, 70, plots.BACKGROUND, 240, 230, 220, 210]
-    assert picture.tolist() == [row] * pictures.QUERIES
+    row = [51, charts.BACKGROUND, 50, 60, 40, 70, charts.BACKGROUND, 240, 230, 220, 210]
+    assert picture.tolist() == [row] * plots.QUERIES
 
 
 def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):
     drawn = []
-    original = plots.Axes.plot
-    monkeypatch.setattr(plots.Axes, "plot", lambda self, x, y, **keywords: drawn.append((list(x), y.tolist())) or original(self, x, y, **keywords))
+    original = charts.Axes.plot
+    monkeypatch.setattr(charts.Axes, "plot", lambda self, x, y, **keywords: drawn.append((list(x), y.tolist())) or original(self, x, y, **keywords))
     found = {"counts": [0, 5, 10], "FD-classifier": [3.0, None, 1.0], "energy": [1.0, 2.0, 3.0], "samples": 10}
-    pictures.steps(found, "FD-classifier", 5, tmp_path / "steps.png")
+    plots.steps(found, "FD-classifier", 5, tmp_path / "steps.png")
     assert [x for x, _ in drawn] == [[0, 5, 10]] * 2
     assert np.array_equal(drawn[0][1], [3.0, float("nan"), 1.0], equal_nan=True) and drawn[1][1] == [1, 2, 3]
     assert Image.open(tmp_path / "steps.png").size[0] > 600
@@ -42,12 +42,12 @@ def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):
 
 def test_modes_are_shown_beside_as_many_draws_from_the_data(tmp_path, monkeypatch):
     shown = {}
-    monkeypatch.setattr(pictures.plots, "sorted_counts", lambda samples, path, **words: shown.update(samples))
+    monkeypatch.setattr(plots.plots, "sorted_counts", lambda samples, path, **words: shown.update(samples))
     counts = np.array([70, 0, 20, 10])
-    pictures.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
+    plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
     assert list(shown) == ["samples", "draws from the data's law"] and shown["samples"] is counts
     assert shown["draws from the data's law"].sum() == 100 and (shown["draws from the data's law"] > 5).all()
     monkeypatch.undo()
-    pictures.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
-    pictures.modes(counts, np.full(4, 0.25), 0, tmp_path / "again.png")
+    plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
+    plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "again.png")
     assert (tmp_path / "modes.png").read_bytes() == (tmp_path / "again.png").read_bytes()

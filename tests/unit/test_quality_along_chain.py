@@ -6,7 +6,7 @@ from torch import nn
 
 from vaebm.config import NVAENetworkSettings, SamplesSettings
 from vaebm.config.evaluation import StepsSettings
-from vaebm.evaluation.steps import against_steps, stops
+from vaebm.evaluation.quality_along_chain import against_steps, stops
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import NVAE
 from vaebm.samples import grey_levels
