@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from vaebm.cli.describe import EXPERIMENTS
 from vaebm.config import DATASETS, ChainSettings, Experiment, UserError
 from vaebm.config.yaml_files import read_experiment, write_settings
-from vaebm.describe import EXPERIMENTS
 from vaebm.energy.network import EnergyNetwork
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import save_model

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from timing import Traffic, Work, interleaved, machine, resident, seconds
 from torch import Tensor, nn
-from works import BASELINE, CHAINLESS, LANGEVIN_STEPS, PARTS, WORKS, Setup, Way, of_experiment, reduced, ways
+from workloads import BASELINE, CHAINLESS, LANGEVIN_STEPS, PARTS, WORKS, Setup, Way, of_experiment, reduced, ways
 
 from vaebm.chain.langevin import langevin
+from vaebm.cli.describe import measured, quantity
 from vaebm.config import UserError
-from vaebm.describe import measured, quantity
 from vaebm.fast import PreparedPotential
 from vaebm.system.allocator import keep_freed_memory
 from vaebm.system.files import write_json

@@ -7,9 +7,7 @@ import torch
 import yaml
 from torch import nn
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, UserError
-from vaebm.config.yaml_files import read_experiment
-from vaebm.describe import (
+from vaebm.cli.describe import (
     Work,
     blank,
     build,
@@ -25,6 +23,8 @@ from vaebm.describe import (
     quantity,
     run,
 )
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, UserError
+from vaebm.config.yaml_files import read_experiment
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy
 from vaebm.model import VAEBM

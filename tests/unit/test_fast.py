@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.chain.langevin import Potential, evaluate, langevin
+from vaebm.cli.describe import measured
 from vaebm.config import EnergyNetworkSettings
-from vaebm.describe import measured
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy, PreparedPotential, move
 from vaebm.fast.layers import ELU, Swish, fold, through

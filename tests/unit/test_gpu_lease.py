@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vaebm import cli
+from vaebm.cli import commands
 from vaebm.config import UserError
 from vaebm.system import device, distributed, gpu_lease
 from vaebm.system.gpu_lease import choose
@@ -131,12 +131,12 @@ def test_jobs_choose_their_gpus(start: Start, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(distributed, "launch", lambda count, command: f"{count} processes")
     with pytest.raises(SystemExit, match="2 processes"):
-        cli._one_process_per_gpu(2)
+        commands._one_process_per_gpu(2)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
 
     monkeypatch.setattr(gpu_lease, "_LIST", "raise SystemExit(1)")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    cli._one_process_per_gpu(2)
+    commands._one_process_per_gpu(2)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
+from vaebm.cli.describe import measured
 from vaebm.config import NVAENetworkSettings, NVAETrainingSettings
 from vaebm.data import prepare
-from vaebm.describe import measured
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.nvae.model import NVAE

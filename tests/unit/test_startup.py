@@ -83,7 +83,7 @@ def test_log_of_a_real_command(tmp_path: Path) -> None:
     assert 0.0 < start <= took <= waited + 0.1
 
 
-@pytest.mark.parametrize("module", ["vaebm.pin", "vaebm.benchmarks", "vaebm.compare", "vaebm.tracking", "vaebm.cli"])
+@pytest.mark.parametrize("module", ["vaebm.cli.pin", "vaebm.report.aggregate", "vaebm.report.compare", "vaebm.tracking", "vaebm.cli"])
 def test_small_stages_do_without_torch(module: str) -> None:
     """It takes longer to load than they work."""
     found = subprocess.run([sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True)

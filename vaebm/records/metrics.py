@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from vaebm.config import BASELINE
 
 Figure = dict[str, Any]
-"""One metric of one model over its seeds: value, spread, interval, samples, seeds, by_seed (see `benchmarks.over_seeds`)."""
+"""One metric of one model over its seeds: value, spread, interval, samples, seeds, by_seed (see `report.aggregate.over_seeds`)."""
 Record = dict[str, Any]
 """What was measured of one variant over its seeds: experiment, variant, metrics (name → `Figure`), and where they come from."""
 

@@ -10,9 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vaebm.config import DataSettings, UserError
-from vaebm.guide import guide
-from vaebm.options import (
+from vaebm.cli.options import (
     CheckpointEvery,
     ClassifierModel,
     Data,
@@ -27,6 +25,8 @@ from vaebm.options import (
     data_sets,
     experiments_here,
 )
+from vaebm.cli.overview import guide
+from vaebm.config import DataSettings, UserError
 from vaebm.system.log_file import asked_for, mirrored
 from vaebm.system.startup import imports
 
@@ -79,7 +79,7 @@ def pin(
 ) -> None:
     """Compare a prepared data set with the bytes that data.dvc pins."""
     with imports():
-        from vaebm.pin import run
+        from vaebm.cli.pin import run
     run(folder, pins)
 
 
@@ -237,11 +237,11 @@ def benchmarks(
     """Set the figures beside the paper's, as table and report, or beside those of other results."""
     if metrics or compare is None:
         with imports():
-            from vaebm.benchmarks import run
+            from vaebm.report.aggregate import run
         run(metrics or [], paper, experiments, results)
     if compare is not None:
         with imports():
-            from vaebm.compare import run as run_comparison
+            from vaebm.report.compare import run as run_comparison
         run_comparison(results, compare)
 
 
@@ -253,7 +253,7 @@ def describe(
 ) -> None:
     """Tell what an experiment takes: parameters, work, memory and time. Needs no data and trains nothing."""
     with imports():
-        from vaebm.describe import run
+        from vaebm.cli.describe import run
     run(experiment, tflops)
 
 

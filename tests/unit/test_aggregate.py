@@ -12,11 +12,12 @@ import torch
 import yaml
 from records import RECORD
 
-from vaebm import benchmarks, plots
+from vaebm import plots
 from vaebm.config import UserError
 from vaebm.config.yaml_files import read_experiment
-from vaebm.paper import read_paper
 from vaebm.records import metrics
+from vaebm.report import aggregate
+from vaebm.report.paper import read_paper
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config" / "paper.yaml"
@@ -41,7 +42,7 @@ class Project:
 
     def run(self, *metrics):
         """Run the stage and read back its table."""
-        benchmarks.run(list(metrics), PAPER, self.experiments, self.results)
+        aggregate.run(list(metrics), PAPER, self.experiments, self.results)
         return pd.read_csv(self.results / "benchmarks.csv")
 
     def text(self, name):

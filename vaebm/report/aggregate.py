@@ -11,13 +11,13 @@ import pandas as pd
 
 from vaebm.config import UserError
 from vaebm.config.yaml_files import read_experiment
-from vaebm.latex import latex
-from vaebm.paper import read_paper
 from vaebm.records.metrics import Record
-from vaebm.report import page
+from vaebm.report.html import page
+from vaebm.report.latex import latex
+from vaebm.report.paper import read_paper
+from vaebm.report.table import COLUMNS, Measured, commands, lines, markdown
 from vaebm.system.files import write_json, writing
 from vaebm.system.provenance import merged
-from vaebm.table import COLUMNS, Measured, commands, lines, markdown
 
 SAME = ("data", "users", "extractor", "modes_by", "chain", "versions")
 """What the seeds of a variant must share for a mean over them to mean something."""

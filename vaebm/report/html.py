@@ -11,8 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vaebm.config import BASELINE
-from vaebm.gallery import gallery
-from vaebm.paper import Paper, Table
 from vaebm.records.metrics import (
     Compared,
     Figure,
@@ -29,7 +27,9 @@ from vaebm.records.metrics import (
     with_certainty,
     written,
 )  # fmt: skip
-from vaebm.table import LEGEND, ORIGIN_HEADER, Commands, Measured, chain_of, origin_cells, paper_figures, remark_of, remarks, snapshots
+from vaebm.report.captions import gallery
+from vaebm.report.paper import Paper, Table
+from vaebm.report.table import LEGEND, ORIGIN_HEADER, Commands, Measured, chain_of, origin_cells, paper_figures, remark_of, remarks, snapshots
 
 HEADLINES = ("FID", "FD", "IS", "precision", "recall", "modes", "KL", "AUROC")
 """How the names of the metrics of the cards above an experiment's table begin, as far as they were measured."""
@@ -205,7 +205,7 @@ def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
 
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
     """The page: every measured experiment with its figures and pictures, then the paper's tables."""
-    environment = Environment(loader=PackageLoader("vaebm"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=PackageLoader("vaebm", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"code": _code, "arrowed": arrowed, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("report.html.j2").render(
         sections=[_section(experiment, variants, results / experiment) for experiment, variants in measured.records.items()],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from vaebm.paper import Paper
 from vaebm.records.metrics import arrowed
-from vaebm.table import LEGEND, Measured, overview, paper_cells
+from vaebm.report.paper import Paper
+from vaebm.report.table import LEGEND, Measured, overview, paper_cells
 
 HEAD = "% \\input this file into a document that has \\usepackage{booktabs} in its preamble. Nothing else is needed."
 

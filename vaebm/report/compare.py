@@ -12,8 +12,8 @@ import pandas as pd
 
 from vaebm.config import UserError
 from vaebm.records.metrics import FLOOR, Figure, Record, arrowed, in_units, number, uses_extractor, with_certainty, written
+from vaebm.report.table import chain_of, extractor_of, grid
 from vaebm.system.files import writing
-from vaebm.table import chain_of, extractor_of, grid
 
 BENCHMARKS = "benchmarks.json"
 """What a folder of results holds its figures in: experiment → variant → metric → number."""

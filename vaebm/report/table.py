@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebm.config.yaml_files import read_experiment
-from vaebm.paper import Paper, Row, Table
 from vaebm.records.metrics import FLOOR, Record, arrowed, compared, family, number, ratio_name, uses_extractor, with_certainty, written
+from vaebm.report.paper import Paper, Row, Table
 
 COLUMNS = [
     "table", "model", "experiment", "variant", "metric", "measured", "spread", "low", "high", "floor", "samples", "unit", "seeds", "paper", "mark",

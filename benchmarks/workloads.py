@@ -13,9 +13,9 @@ from as_published import Unprepared, as_published
 from timing import Work
 from torch import Tensor
 
+from vaebm.cli.describe import EXPERIMENTS
 from vaebm.config import DATASETS, ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings
 from vaebm.config.yaml_files import read_experiment
-from vaebm.describe import EXPERIMENTS
 from vaebm.ebm.iteration import Trainer as EBMTrainer
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import move
