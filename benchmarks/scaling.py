@@ -22,12 +22,13 @@ import numpy as np
 import torch
 
 from vaebm.cli.describe import EXPERIMENTS
-from vaebm.config import DATASETS, ChainSettings, Experiment, UserError
+from vaebm.config import DATASETS, ChainSettings, Experiment
 from vaebm.config.yaml_files import read_experiment, write_settings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json
 
 COUNTS = (100, 1000, 10000)

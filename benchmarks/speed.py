@@ -33,9 +33,9 @@ from workloads import BASELINE, CHAINLESS, LANGEVIN_STEPS, PARTS, WORKS, Setup, 
 
 from vaebm.chain.langevin import langevin
 from vaebm.cli.describe import measured, quantity
-from vaebm.config import UserError
 from vaebm.fast import PreparedPotential
 from vaebm.system.allocator import keep_freed_memory
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json
 from vaebm.system.precision import ROUNDED, set_tf32
 

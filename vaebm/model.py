@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vaebm.chain import langevin as chains
 from vaebm.chain.langevin import langevin
-from vaebm.config import BASELINE, SamplesSettings, UserError
+from vaebm.config import BASELINE, SamplesSettings
 from vaebm.config.ebm import Potential, Start
 from vaebm.config.yaml_files import read_settings
 from vaebm.energy.network import load_energy
@@ -21,6 +21,7 @@ from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, quantize
 from vaebm.system.checkpoint import load_model
+from vaebm.system.errors import UserError
 from vaebm.system.precision import chain_type
 
 

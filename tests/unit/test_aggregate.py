@@ -13,11 +13,11 @@ import yaml
 from records import RECORD
 
 from vaebm import plots
-from vaebm.config import UserError
 from vaebm.config.yaml_files import read_experiment
 from vaebm.records import metrics
 from vaebm.report import aggregate
 from vaebm.report.paper import read_paper
+from vaebm.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "config" / "paper.yaml"

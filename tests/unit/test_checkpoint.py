@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaebm.config import UserError
 from vaebm.system.checkpoint import Checkpoints, hash_tensors, load_model, save_model
 from vaebm.system.device import RESUME, Interrupted
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 from vaebm.training.loop import Limits, Training, batch_indices, training_batch
 

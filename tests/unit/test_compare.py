@@ -12,9 +12,9 @@ from records import RECORD
 from typer.testing import CliRunner
 
 from vaebm.cli.commands import app
-from vaebm.config import UserError
 from vaebm.report import aggregate, compare
 from vaebm.report.latex import PAGE, SYMBOLS, escape, width
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json
 
 ROOT = Path(__file__).parents[2]

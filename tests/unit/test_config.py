@@ -9,8 +9,9 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from vaebm.config import DataSettings, EBMSettings, Experiment, UserError
+from vaebm.config import DataSettings, EBMSettings, Experiment
 from vaebm.config.yaml_files import check_prepared, read_experiment, read_settings, read_yaml, write_data_settings, write_settings
+from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 

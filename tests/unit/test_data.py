@@ -10,11 +10,11 @@ import yaml
 
 from vaebm import config
 from vaebm.cli.pin import folder_hash
-from vaebm.config import UserError
 from vaebm.config.raw_files import LAYOUTS, USER_SETS
 from vaebm.data import DATASETS, FROM_FILES, open_images, prepare
 from vaebm.data.digits import reduce, to_counts, to_uint8
 from vaebm.data.stacked import stack
+from vaebm.system.errors import UserError
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
-from vaebm.config import UserError
 from vaebm.data.download import torchvision_datasets
 from vaebm.data.tfrecord import crc32c, masked
+from vaebm.system.errors import UserError
 
 import torchvision.transforms.v2 as transforms  # isort: skip
 

@@ -19,9 +19,10 @@ from raw_files import md5, noise, prepared
 from scipy.io import savemat
 
 import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
 from vaebm.data import open_images, prepare
 from vaebm.data.download import torchvision_datasets
+from vaebm.system.errors import UserError
 
 
 def python2_batch(images: np.ndarray, key: str, labels: list[int], array: bytes = b"cnumpy.core.multiarray\n_reconstruct\n") -> bytes:

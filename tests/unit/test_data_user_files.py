@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from user_files import COLOUR, GREY, SIDE, noise, saved
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
 from vaebm.config.yaml_files import validate
 from vaebm.data import convert_large, open_images, prepare
 from vaebm.data.convert_large import Pictures, write_pictures
 from vaebm.data.user_files import split_by_hash
+from vaebm.system.errors import UserError
 
 
 def settings(dataset: str, path: Path, **more: object) -> DataSettings:

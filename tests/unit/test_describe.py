@@ -23,13 +23,14 @@ from vaebm.cli.describe import (
     quantity,
     run,
 )
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, UserError
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.model import NVAE
+from vaebm.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "config" / "experiments"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaebm.config import UserError
 from vaebm.system import device, gpu_lease
 from vaebm.system.device import deadline, prepare
+from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
 
 SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_SIZE": "4", "LOCAL_RANK": "3"}

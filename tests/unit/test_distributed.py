@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 import vaebm.training.loop
-from vaebm.config import UserError
 from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.system import distributed
 from vaebm.system.device import Interrupted, prepare
 from vaebm.system.distributed import agree, average_gradients, check_share, gather, mean, rank, share
+from vaebm.system.errors import UserError
 from vaebm.training.loop import Limits, Training, batch_indices
 
 STEPS = 30

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from vaebm.config import GuardSettings, UserError
+from vaebm.config import GuardSettings
 from vaebm.ebm.divergence_guard import HISTORY, Guard
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
+from vaebm.system.errors import UserError
 
 
 def watched(norms: list[float], **settings: Any) -> Guard:

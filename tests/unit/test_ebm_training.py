@@ -21,7 +21,7 @@ from torch import Tensor
 import vaebm.ebm.plots
 import vaebm.ebm.train
 from vaebm.chain.diagnostics import diagnose
-from vaebm.config import ChainSettings, EBMSettings, NVAENetworkSettings, UserError
+from vaebm.config import ChainSettings, EBMSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import validate
 from vaebm.data import prepare
 from vaebm.ebm.iteration import Trainer, initialize
@@ -32,6 +32,7 @@ from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import load_model, save_model
 from vaebm.system.device import Interrupted, place, seeded
+from vaebm.system.errors import UserError
 from vaebm.training.loop import Limits
 
 ROOT = Path(__file__).parents[2]

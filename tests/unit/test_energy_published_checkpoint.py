@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebm.config import UserError
 from vaebm.energy.network import EnergyNetwork, load_energy
 from vaebm.energy.published_checkpoint import PUBLISHED, convert, read, theirs
+from vaebm.system.errors import UserError
 
 
 @pytest.mark.parametrize(

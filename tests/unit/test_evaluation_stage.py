@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vaebm.config import EvaluationSettings, NVAENetworkSettings, UserError
+from vaebm.config import EvaluationSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.evaluation import measurements, stage
 from vaebm.evaluation.extractors import Judged
@@ -15,6 +15,7 @@ from vaebm.evaluation.fidelity import Reference, precision_recall
 from vaebm.evaluation.likelihood import Likelihood
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.nvae.model import NVAE
+from vaebm.system.errors import UserError
 
 WRITTEN = {
     "classifier": {"channels": 4, "epochs": 1, "batch": 50, "learning_rate": 0.01},

@@ -6,7 +6,6 @@ import torch
 import yaml
 from scipy.linalg import sqrtm
 
-from vaebm.config import UserError
 from vaebm.data import open_images, write_images
 from vaebm.evaluation import extractors, fidelity
 from vaebm.evaluation.classifier import Classifier, load_classifier
@@ -16,6 +15,7 @@ from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.system import torchvision_shim
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 
 
 def classifier_file(path, seed):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from vaebm.cli import commands
-from vaebm.config import UserError
 from vaebm.system import device, distributed, gpu_lease
+from vaebm.system.errors import UserError
 from vaebm.system.gpu_lease import choose
 
 UUIDS = ["a", "b", "c", "d"]

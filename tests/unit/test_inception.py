@@ -14,12 +14,13 @@ import torch
 import yaml
 from scipy.linalg import sqrtm
 
-from vaebm.config import UserError, weights
+from vaebm.config import weights
 from vaebm.data import open_images, write_images
 from vaebm.evaluation import extractors, fidelity
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 
 inception_module = sys.modules[extractors.FeatureExtractorInceptionV3.__module__]
 RANDOM = np.random.default_rng(0)

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings, UserError
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import PixelNormal
 from vaebm.system.checkpoint import save_model
+from vaebm.system.errors import UserError
 
 
 class LinearVAE(nn.Module):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from vaebm.config import UserError
 from vaebm.nvae.published_checkpoint import convert
+from vaebm.system.errors import UserError
 
 RECORDED = Path(__file__).parents[1] / "parity" / "data"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebm.config import UserError
 from vaebm.ebm.replay_buffer import ReplayBuffer
+from vaebm.system.errors import UserError
 
 SHAPES = [(2, 4, 4), (3, 2, 2)]
 

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from networks import NETWORK
 
-from vaebm.config import UserError
 from vaebm.evaluation import sampling_time
 from vaebm.nvae.model import NVAE
 from vaebm.samples import run
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 
 
 def record(path, **changes):

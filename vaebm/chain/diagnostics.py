@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vaebm.chain.langevin import Potential, transitions
-from vaebm.config import UserError
 from vaebm.noise import NoiseSource
+from vaebm.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from vaebm.cli.options import (
     experiments_here,
 )
 from vaebm.cli.overview import guide
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
+from vaebm.system.errors import UserError
 from vaebm.system.log_file import asked_for, mirrored
 from vaebm.system.startup import imports
 

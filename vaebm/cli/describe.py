@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vaebm.config import DatasetFacts, Experiment, UserError
+from vaebm.config import DatasetFacts, Experiment
 from vaebm.config.yaml_files import read_experiment
 from vaebm.ebm.contrastive_divergence import contrastive_divergence
 from vaebm.energy.network import EnergyNetwork
@@ -28,6 +28,7 @@ from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
 from vaebm.records.metrics import number
+from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path("config/experiments")
 """Where an experiment stands that is given by its name alone."""

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaebm.config import UserError
 from vaebm.config.yaml_files import read_yaml
+from vaebm.system.errors import UserError
 
 
 def run(folder: Path, pins: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from vaebm.config import STAGES, DataSettings, Experiment, S, Settings, UserError
+from vaebm.config import STAGES, DataSettings, Experiment, S, Settings
+from vaebm.system.errors import UserError
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""

@@ -7,7 +7,7 @@ memory maps) and `manifest.json` (counts, shape, splits, checksums; no times, no
 from collections.abc import Callable
 from pathlib import Path
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
 from vaebm.config.yaml_files import validate
 from vaebm.data.celeba import prepare_celeba
 from vaebm.data.celebahq import prepare_celebahq
@@ -20,6 +20,7 @@ from vaebm.data.prepared import ImageSet, Prepared, open_images, write_images
 from vaebm.data.stacked import stack
 from vaebm.data.svhn import prepare_svhn
 from vaebm.data.user_files import prepare_arrays, prepare_folder
+from vaebm.system.errors import UserError
 
 DATASETS: dict[str, Callable[[], Prepared]] = {
     "digits": prepare_digits,

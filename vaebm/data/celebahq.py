@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaebm.config import DATASETS, DatasetFacts, DataSettings, UserError
+from vaebm.config import DATASETS, DatasetFacts, DataSettings
 from vaebm.data.convert_large import Pictures
 from vaebm.data.decode import Converted, Unsuitable, fitted, read_picture
 from vaebm.data.download import checksum, checksums, folder_of
 from vaebm.data.lmdb_reader import Database
 from vaebm.data.tfrecord import Record, read_image, records
+from vaebm.system.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = {"train": "train", "heldout": "validation"}

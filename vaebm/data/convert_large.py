@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaebm.config import UserError, fingerprint
+from vaebm.config import fingerprint
 from vaebm.data.decode import Converted, Unsuitable
 from vaebm.data.download import shown
 from vaebm.data.prepared import describe_images
 from vaebm.system.device import Progress
+from vaebm.system.errors import UserError
 
 PIECE = 8 << 20
 """Bytes of images that are written, synced and noted at once."""

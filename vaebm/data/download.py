@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
 from vaebm.config.raw_files import LAYOUTS, absent, place
 from vaebm.system.device import Progress
+from vaebm.system.errors import UserError
 
 Source = dict[str, dict[str, str]]
 """Name of each raw file → kind of checksum → checksum, for the manifest."""

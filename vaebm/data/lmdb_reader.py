@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vaebm.config import UserError
+from vaebm.system.errors import UserError
 
 
 class Database:

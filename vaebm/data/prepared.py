@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaebm.config import UserError
 from vaebm.data.download import checksum
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 
 Prepared = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, tuple[int, int]], dict[str, Any]]

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
 from vaebm.data.convert_large import Pictures
 from vaebm.data.decode import Converted, fitted, read_picture
 from vaebm.data.download import checksum, checksums, folder_of, shown
 from vaebm.data.prepared import USERS, Prepared
+from vaebm.system.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Endings of the pictures that are read."""

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vaebm import plots
 from vaebm.chain.diagnostics import diagnose
-from vaebm.config import EBMSettings, UserError
+from vaebm.config import EBMSettings
 from vaebm.data import ImageSet
 from vaebm.ebm.contrastive_divergence import negatives, positives
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
+from vaebm.system.errors import UserError
 from vaebm.training.loop import Training
 
 COUNT = 500

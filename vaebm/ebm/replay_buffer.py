@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.config import UserError
 from vaebm.noise import derive
 from vaebm.system import distributed
+from vaebm.system.errors import UserError
 
 
 class ReplayBuffer:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vaebm.config import EBMSettings, EBMTrainingSettings, UserError
+from vaebm.config import EBMSettings, EBMTrainingSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
 from vaebm.ebm.divergence_guard import Guard
@@ -24,6 +24,7 @@ from vaebm.nvae.model import load_nvae
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import place, prepare, seeded
+from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
 from vaebm.training.loop import Limits, Training
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.config import EnergyNetworkSettings, UserError
+from vaebm.config import EnergyNetworkSettings
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.system.checkpoint import load_model
 from vaebm.system.device import place
+from vaebm.system.errors import UserError
 
 LIPSWISH = 1.1
 """What the swish is divided by."""

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaebm.config import EnergyNetworkSettings, UserError
+from vaebm.config import EnergyNetworkSettings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.system.checkpoint import load_plain, save_model
+from vaebm.system.errors import UserError
 
 
 class Published(NamedTuple):

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaebm import plots
-from vaebm.config import ClassifierSettings, UserError
+from vaebm.config import ClassifierSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import derive
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import Progress, seeded
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 
 FEATURES = 64

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaebm.config import UserError
 from vaebm.evaluation.likelihood import Likelihood, at_once
 from vaebm.evaluation.measurements import Figures
 from vaebm.measures import bootstrap
 from vaebm.measures.bootstrap import Counts, Values
+from vaebm.system.errors import UserError
 
 Energy = Callable[[Tensor], Tensor]
 """Energies (B,) of images (B, C, H, W) uint8."""

@@ -27,7 +27,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 from torch_fidelity.version import __version__ as TORCH_FIDELITY
 
-from vaebm.config import ExtractorSettings, UserError, weights
+from vaebm.config import ExtractorSettings, weights
 from vaebm.config.weights import INCEPTION_URL
 from vaebm.config.yaml_files import read_settings
 from vaebm.evaluation import classifier, resnet56
@@ -36,6 +36,7 @@ from vaebm.evaluation.resnet56 import load_resnet56
 from vaebm.measures.bootstrap import Features, Logits
 from vaebm.system.checkpoint import load_model, load_plain
 from vaebm.system.device import Progress
+from vaebm.system.errors import UserError
 
 
 class _Own(FeatureExtractorBase):  # type: ignore[misc]

@@ -17,11 +17,11 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from vaebm.config import UserError
 from vaebm.data import open_images
 from vaebm.evaluation.extractors import open_extractor
 from vaebm.measures.bootstrap import BLOCK, Features, Logits
 from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 
 

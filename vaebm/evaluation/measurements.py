@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vaebm.config import EvaluationSettings, UserError
+from vaebm.config import EvaluationSettings
 from vaebm.evaluation import fidelity
 from vaebm.evaluation.extractors import Judged
 from vaebm.evaluation.likelihood import Likelihood
@@ -16,6 +16,7 @@ from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
 from vaebm.records.metrics import named
+from vaebm.system.errors import UserError
 
 Figures = dict[str, dict[str, Any]]
 

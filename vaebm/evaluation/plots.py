@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaebm import VAEBM, plots
+from vaebm import plots
 from vaebm.config import ChainSettings
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import IN_THE_TABLE, Scores, named
 from vaebm.evaluation.measurements import Figures
 from vaebm.measures.bootstrap import BLOCK, Features, generator
 from vaebm.measures.modes import Law
+from vaebm.model import VAEBM
 
 GRID, CHAINS = 160, 10
 """Images of a grid of samples; chains that are shown step by step."""

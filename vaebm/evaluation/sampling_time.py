@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vaebm.config import UserError
 from vaebm.evaluation.measurements import Figures
+from vaebm.system.errors import UserError
 
 NAME, IMAGES = "seconds-per-50", 50
 """The figure, and for how many images it is: as many as the published times are for."""

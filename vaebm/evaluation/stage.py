@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm import VAEBM
-from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
+from vaebm.config import STAGES, EvaluationSettings, SamplesSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
 from vaebm.evaluation import detection, fidelity, ood, plots, sampling_time
@@ -23,11 +22,13 @@ from vaebm.evaluation.measurements import fidelity_figures, likelihood_figures
 from vaebm.evaluation.quality_along_chain import against_steps
 from vaebm.measures import modes
 from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.model import VAEBM
 from vaebm.plots import image_grid
 from vaebm.records.metrics import named
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
 from vaebm.system.checkpoint import load_model
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json
 
 TRAIN = 3000

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 from scipy.stats import binom
 
-from vaebm.config import UserError
 from vaebm.measures.bootstrap import Logits, generator, interval
+from vaebm.system.errors import UserError
 
 Law = NDArray[np.float64]
 """Probability of each mode, (modes,)."""

@@ -18,11 +18,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from vaebm.config import NVAENetworkSettings, UserError
+from vaebm.config import NVAENetworkSettings
 from vaebm.nvae.cells import ARCHITECTURES, ResidualCell
 from vaebm.nvae.layers import SqueezeExcitation
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import load_plain, save_model
+from vaebm.system.errors import UserError
 
 PADDING = {"mnist": 2, "omniglot": 2, "stacked_mnist": 2}
 """Data sets whose 28×28 images are padded to 32×32, and the rows and columns at each border that do so."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaebm import plots
-from vaebm.config import NVAESettings, NVAETrainingSettings, UserError
+from vaebm.config import NVAESettings, NVAETrainingSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import NoiseSource, derive
@@ -21,6 +21,7 @@ from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, save_model
 from vaebm.system.device import place, prepare, seeded
+from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
 from vaebm.training.loop import Limits, Training, training_batch
 from vaebm.training.spectral import SpectralPenalty

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vaebm.config import UserError
 from vaebm.config.yaml_files import read_experiment
 from vaebm.records.metrics import Record
 from vaebm.report.html import page
 from vaebm.report.latex import latex
 from vaebm.report.paper import read_paper
 from vaebm.report.table import COLUMNS, Measured, commands, lines, markdown
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 from vaebm.system.provenance import merged
 

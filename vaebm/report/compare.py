@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from vaebm.config import UserError
 from vaebm.records.metrics import FLOOR, Figure, Record, arrowed, in_units, number, uses_extractor, with_certainty, written
 from vaebm.report.table import chain_of, extractor_of, grid
+from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 
 BENCHMARKS = "benchmarks.json"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaebm.config import UserError
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 
 

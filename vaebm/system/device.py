@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from vaebm.config import UserError
 from vaebm.system import distributed
 from vaebm.system.allocator import keep_freed_memory
+from vaebm.system.errors import UserError
 from vaebm.system.precision import set_tf32
 from vaebm.system.startup import age
 

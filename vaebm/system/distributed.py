@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vaebm.config import UserError
+from vaebm.system.errors import UserError
 
 BUCKET = 2**24
 """Elements in one all-reduce of gradients: 64 MiB in single precision, the memory that averaging may take beside them."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from vaebm.config import UserError
+from vaebm.system.errors import UserError
 
 
 @contextlib.contextmanager

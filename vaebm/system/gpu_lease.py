@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from vaebm.config import UserError
+from vaebm.system.errors import UserError
 
 FOLDER = Path(tempfile.gettempdir()) / f"vaebm-gpus-{os.getuid()}"
 """Of the locks, one file for each GPU. Every user has one: users do not see each other's leases."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vaebm.config import UserError
+from vaebm.system.errors import UserError
 
 ROUNDED = ("tf32", "bfloat16")
 """With these a GPU rounds the factors of convolutions and products of single precision to ten bits; bfloat16 is for what the settings say besides."""

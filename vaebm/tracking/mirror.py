@@ -115,7 +115,7 @@ class Mirror:
             from mlflow.models import ModelSignature
             from mlflow.types import Schema, TensorSpec
 
-            from vaebm import VAEBM
+            from vaebm.model import VAEBM
             from vaebm.sampler import Sampler
 
         sampler = Sampler(VAEBM.from_results(model.folder))

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.config import UserError, fingerprint
+from vaebm.config import fingerprint
 from vaebm.noise import derive
 from vaebm.system import distributed
 from vaebm.system.checkpoint import Checkpoints
 from vaebm.system.device import RESUME, Interrupted, Progress, StopSignals, deadline
+from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 from vaebm.system.provenance import commit
 
