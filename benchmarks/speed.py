@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from workloads import BASELINE, CHAINLESS, LANGEVIN_STEPS, PARTS, WORKS, Setup, Way, of_experiment, reduced, ways
 
 from vaebm.chain.langevin import langevin
-from vaebm.cli.describe import measured, quantity
+from vaebm.cli.work import measured, quantity
 from vaebm.fast import PreparedPotential
 from vaebm.system.allocator import keep_freed_memory
 from vaebm.system.errors import UserError

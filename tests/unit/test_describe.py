@@ -8,7 +8,6 @@ import yaml
 from torch import nn
 
 from vaebm.cli.describe import (
-    Work,
     blank,
     build,
     decoding,
@@ -16,13 +15,12 @@ from vaebm.cli.describe import (
     duration,
     energy_update,
     langevin_step,
-    measured,
     nvae_training,
     parameters,
     prepared_weights,
-    quantity,
     run,
 )
+from vaebm.cli.work import Work, measured, quantity
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.energy.network import EnergyNetwork

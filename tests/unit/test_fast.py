@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.chain.langevin import Potential, evaluate, langevin
-from vaebm.cli.describe import measured
+from vaebm.cli.work import measured
 from vaebm.config import EnergyNetworkSettings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy, PreparedPotential, move

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from vaebm.cli.describe import measured
+from vaebm.cli.work import measured
 from vaebm.config import NVAENetworkSettings, NVAETrainingSettings
 from vaebm.data import prepare
 from vaebm.noise import NoiseSource
