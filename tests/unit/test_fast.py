@@ -13,7 +13,8 @@ from vaebm.cli.work import measured
 from vaebm.config import EnergyNetworkSettings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy, PreparedPotential, move
-from vaebm.fast.layers import ELU, Swish, fold, through
+from vaebm.fast.fold import fold
+from vaebm.fast.layers import ELU, Swish, through
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import BatchNormSwish, PlainConv2d

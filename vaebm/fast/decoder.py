@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.fast.layers import Convolution, Layer, fold, through
+from vaebm.fast.fold import fold
+from vaebm.fast.layers import Convolution, Layer, through
 from vaebm.nvae.cells import RESIDUAL_SCALE, BilinearUp, ResidualCell
 from vaebm.nvae.distributions import LOG_2PI, Normal
 from vaebm.nvae.layers import NormalizedConv2d
