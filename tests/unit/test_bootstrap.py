@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from vaebm.evaluation import fidelity
-from vaebm.measures import bootstrap
+from vaebm.measures import bootstrap, fidelity
 from vaebm.measures.bootstrap import generator, interval, resamples
 from vaebm.measures.frechet import Statistics, frechet_distance
 

@@ -11,8 +11,9 @@ from vaebm.config import EvaluationSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.evaluation import measurements, stage
 from vaebm.evaluation.extractors import Judged
-from vaebm.evaluation.fidelity import Reference, precision_recall
 from vaebm.evaluation.likelihood import Likelihood
+from vaebm.evaluation.reference import Reference
+from vaebm.measures.fidelity import precision_recall
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.nvae.model import NVAE
 from vaebm.system.errors import UserError

@@ -112,7 +112,7 @@ def reference(
 ) -> None:
     """Compute the statistics of the training and held-out images."""
     with imports():
-        from vaebm.evaluation.fidelity import reference as run
+        from vaebm.evaluation.reference import reference as run
         from vaebm.system.device import prepare
 
     run(settings, data, classifier, output, prepare(threads, gpus))

@@ -18,15 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import vaebm.system.torchvision_shim  # noqa: F401  before torch-fidelity, which imports torchvision
-
-# isort: split
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
-from torch_fidelity.version import __version__ as TORCH_FIDELITY
-
 from vaebm.config import ExtractorSettings, weights
 from vaebm.config.weights import INCEPTION_URL
 from vaebm.config.yaml_files import read_settings
@@ -34,6 +25,15 @@ from vaebm.evaluation import classifier, resnet56
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.resnet56 import load_resnet56
 from vaebm.measures.bootstrap import Features, Logits
+from vaebm.measures.fidelity_backend import (
+    FEATURE_EXTRACTORS_REGISTRY,
+    TORCH_FIDELITY,
+    FeatureExtractorBase,
+    FeatureExtractorInceptionV3,
+    create_feature_extractor,
+    get_featuresdict_from_dataset,
+    register_feature_extractor,
+)
 from vaebm.system.checkpoint import load_model, load_plain
 from vaebm.system.device import Progress
 from vaebm.system.errors import UserError

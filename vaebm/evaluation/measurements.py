@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from vaebm.config import EvaluationSettings
-from vaebm.evaluation import fidelity
 from vaebm.evaluation.extractors import Judged
 from vaebm.evaluation.likelihood import Likelihood
-from vaebm.measures import bootstrap
+from vaebm.evaluation.reference import Reference
+from vaebm.measures import bootstrap, fidelity
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
@@ -21,7 +21,7 @@ from vaebm.system.errors import UserError
 Figures = dict[str, dict[str, Any]]
 
 
-def fidelity_figures(judged: Judged, reference: fidelity.Reference, settings: EvaluationSettings, seed: int, device: torch.device | str = "cpu") -> Figures:
+def fidelity_figures(judged: Judged, reference: Reference, settings: EvaluationSettings, seed: int, device: torch.device | str = "cpu") -> Figures:
     """How near the samples come to the real images: Fréchet distances, KID, precision and recall, and the inception score.
 
     Each is named after the extractor that judged; with the standard Inception weights the distance is the FID.

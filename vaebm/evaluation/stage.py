@@ -14,12 +14,13 @@ from torch import Tensor
 from vaebm.config import STAGES, EvaluationSettings, SamplesSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
-from vaebm.evaluation import detection, fidelity, ood, plots, sampling_time
+from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.likelihood import Likelihood, estimate
 from vaebm.evaluation.measurements import fidelity_figures, likelihood_figures
 from vaebm.evaluation.quality_along_chain import against_steps
+from vaebm.evaluation.reference import read_reference
 from vaebm.measures import modes
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import VAEBM
@@ -135,7 +136,7 @@ def run(
         energy: model file of the energy; None for a model without.
         extractor: settings file of the extractor.
         classifier: model file of the classifier, where that is the extractor or tells the modes of stacks.
-        reference: what `fidelity.reference` wrote.
+        reference: what `reference.reference` wrote.
         shards: the samples; samples.yaml stands beside them.
         metrics: results/<experiment>/<variant>/seed<k>/evaluation/metrics.json.
         ood_data: manifests of the data sets that held-out images are told from, data/<name>/manifest.json.
@@ -153,7 +154,7 @@ def run(
     judge, images = open_extractor(extractor, classifier, device), open_images(data)
     if judge.kind != chosen.extractor:
         raise UserError(f"{extractor}: expected the extractor {chosen.extractor}, as {settings} says, found {judge.kind}")
-    statistics = fidelity.read_reference(reference, images.hash, judge.weights)
+    statistics = read_reference(reference, images.hash, judge.weights)
     samples = read_samples(shards, images.shape, sampling.count)
     model, folder = VAEBM.load(nvae, energy, device), metrics.parent / "pictures"
     model.follow(sampling)

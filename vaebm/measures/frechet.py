@@ -9,10 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import vaebm.system.torchvision_shim  # noqa: F401  before torch-fidelity, which imports torchvision
-
-# isort: split
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from vaebm.measures.fidelity_backend import KEY_METRIC_FID, fid_statistics_to_metric
 
 BLOCK = 8192
 """Images whose features are held in double precision at once."""
