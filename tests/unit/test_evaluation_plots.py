@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from vaebm.evaluation import plots
-from vaebm.plots import charts
+from vaebm.plots import BACKGROUND, charts
 
 
 def test_nearest_are_those_at_the_smallest_distance():
@@ -25,7 +25,7 @@ def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkey
     train_features = 250.0 - levels[:, None]
     plots.neighbours(samples, features, train, train_features, tmp_path / "neighbours.png")
     picture = np.asarray(Image.open(tmp_path / "neighbours.png").convert("L"))[22::42, 22::42]
-    row = [51, charts.BACKGROUND, 50, 60, 40, 70, charts.BACKGROUND, 240, 230, 220, 210]
+    row = [51, BACKGROUND, 50, 60, 40, 70, BACKGROUND, 240, 230, 220, 210]
     assert picture.tolist() == [row] * plots.QUERIES
 
 

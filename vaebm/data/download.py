@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +48,8 @@ def verified(data: DataSettings, *files: Published) -> tuple[Path, Source]:
     folder = folder_of(data)
     fetched = [file for file in files if data.path is None and (file.urls or file.drive)]
     if fetched:
+        import fcntl  # which Windows lacks
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / ".fetching").open("w") as lock:  # another job may want the same files: stacks are made of their images'

@@ -1,4 +1,4 @@
-"""Every picture: grids of images, training curves, histograms. Colours hold for colour-blind eyes (Okabe and Ito).
+"""Curves, histograms, a confusion matrix. Colours hold for colour-blind eyes (Okabe and Ito).
 
 A picture is a function of what it shows: no times and no paths are written into the files.
 """
@@ -14,25 +14,16 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from vaebm.system.files import writing
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8F98"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
-
-TILE = 40
-"""Pixels that a small image is enlarged to, at least, by whole factors."""
-
-BACKGROUND = 214
-"""Grey between the images of a grid, told from black and from white."""
 
 STYLE: Any = {
     "font.size": 9,
@@ -64,39 +55,6 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
         yield axes
         with writing(path) as stream:
             figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
-
-
-def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
-    """A grid of images, each pixel enlarged by a whole factor (nearest neighbour), read row by row.
-
-    Args:
-        images: (N, C, H, W) with values in [0, 1] (others are clamped), one channel or three.
-        columns: images in a row.
-
-    Returns:
-        (height, width, 3) uint8.
-    """
-    count, channels, height, width = images.shape
-    levels = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
-    if channels == 1:
-        levels = levels.repeat(3, axis=1)
-    factor = max(1, -(-TILE // max(height, width)))
-    levels = levels.repeat(factor, axis=2).repeat(factor, axis=3)
-    gap = max(2, factor // 2)
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    height, width = height * factor, width * factor
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), BACKGROUND, dtype=np.uint8)
-    for index, image in enumerate(levels):
-        top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    return canvas
-
-
-def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
-    """Write a grid of images (N, C, H, W) in [0, 1] as PNG, small ones enlarged (see `tile`)."""
-    with writing(path) as stream:
-        Image.fromarray(tile(images, columns)).save(stream, format="png", optimize=True)
 
 
 def read_history(history: Path) -> list[dict[str, float]]:
@@ -255,13 +213,3 @@ def confusion(counts: NDArray[np.int64], path: Path) -> None:
             axis.text(column, row, str(value), ha="center", va="center", fontsize=8, color="white" if 2 * value > counts.max() else "#30343b")
         axis.set(title="Held-out images", xlabel="predicted", ylabel="label", xticks=range(len(counts)), yticks=range(len(counts)))
         axis.grid(False)
-
-
-def chain_strip(steps: Sequence[Tensor], path: Path) -> None:
-    """Write chains as PNG: one chain a row, one step a column, the first column before the chain.
-
-    Args:
-        steps: images (N, C, H, W) in [0, 1] after each step, the start first.
-    """
-    count, chains = len(steps), len(steps[0])
-    image_grid(torch.stack(list(steps), dim=1).reshape(chains * count, *steps[0].shape[1:]), path, columns=count)
