@@ -38,7 +38,7 @@ def check_decoder(nvae: NVAE, where: Path | str) -> None:
         raise UserError(f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}")
 
 
-class VAEBM:
+class VAEBM(nn.Module):
     """A frozen NVAE, an energy, and the law that they define together.
 
     Args:
@@ -66,6 +66,7 @@ class VAEBM:
         steps: int = 0,
         step_size: float = 1.0,
     ):
+        super().__init__()
         if energy is not None and isinstance(nvae, NVAE):
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.kind = nvae, energy, potential
@@ -257,6 +258,10 @@ class VAEBM:
         """
         x = quantize(images, self.nvae.settings.bits)
         return self.log_likelihood(x, seed, importance_samples) - self._energy(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`score` with its defaults: images (B, C, H, W) in [0, 1] → (B,), higher is more in-distribution."""
+        return self.score(images)
 
 
 class PixelSpace:

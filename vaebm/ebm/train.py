@@ -1,4 +1,4 @@
-"""Stage `ebm`: training of the energy network on a frozen NVAE (VAEBM section 3.1); what an iteration does stands in `trainer`."""
+"""Stage `ebm`: training of the energy network on a frozen NVAE (VAEBM section 3.1); what an iteration does stands in `iteration`."""
 
 from __future__ import annotations
 
