@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.ebm.network import EnergyBlock, EnergyNetwork
+from vaebm.energy.network import EnergyBlock, EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import FactorizedReduce, ResidualCell
 from vaebm.nvae.layers import BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, PlainConv2d, SqueezeExcitation

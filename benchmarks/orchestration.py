@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaebm.config.layouts import LAYOUTS, place
-from vaebm.files import write_json
-from vaebm.settings import read_yaml
+from vaebm.config.raw_files import LAYOUTS, place
+from vaebm.config.yaml_files import read_yaml
+from vaebm.system.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RECORDER = Path(__file__).parent / "recorder"

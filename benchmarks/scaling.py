@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaebm.checkpoint import save_model
-from vaebm.config import DATASETS, ChainSettings, Experiment, UserError
-from vaebm.describe import EXPERIMENTS
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.files import write_json
+from vaebm.cli.describe import EXPERIMENTS
+from vaebm.config import DATASETS, ChainSettings, Experiment
+from vaebm.config.yaml_files import read_experiment, write_settings
+from vaebm.energy.network import EnergyNetwork
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import seeded
-from vaebm.settings import read_experiment, write_settings
+from vaebm.system.checkpoint import save_model
+from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json
 
 COUNTS = (100, 1000, 10000)
 STEPS = (5, 10, 20, 40)

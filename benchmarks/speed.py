@@ -29,15 +29,15 @@ import numpy as np
 import torch
 from timing import Traffic, Work, interleaved, machine, resident, seconds
 from torch import Tensor, nn
-from works import BASELINE, CHAINLESS, LANGEVIN_STEPS, PARTS, WORKS, Setup, Way, of_experiment, reduced, ways
+from workloads import BASELINE, CHAINLESS, LANGEVIN_STEPS, PARTS, WORKS, Setup, Way, of_experiment, reduced, ways
 
-from vaebm.config import UserError
-from vaebm.describe import measured, quantity
-from vaebm.ebm.langevin import langevin
+from vaebm.chain.langevin import langevin
+from vaebm.cli.work import measured, quantity
 from vaebm.fast import PreparedPotential
-from vaebm.files import write_json
-from vaebm.memory import keep_freed_memory
-from vaebm.precision import ROUNDED, set_tf32
+from vaebm.system.allocator import keep_freed_memory
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json
+from vaebm.system.precision import ROUNDED, set_tf32
 
 ROUNDS = 7
 """After one that is not counted."""

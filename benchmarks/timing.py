@@ -38,18 +38,18 @@ class Traffic(TorchDispatchMode):
     def of_kernels(self) -> Iterator[None]:
         """Within this context the kernels that are no operations of torch count too: on a GPU the fused depthwise convolution."""
         try:
-            from vaebm.fast import depthwise
+            from vaebm.fast import triton_kernels
         except ImportError:  # no Triton, no kernel
             yield
             return
-        launch = depthwise._launch
+        launch = triton_kernels._launch
 
         def counted(source: Tensor, before: Tensor, weight: Tensor, bias: Tensor, a: Tensor, out: Tensor, swished: Tensor, backward: bool) -> None:
             launch(source, before, weight, bias, a, out, swished, backward)
             self.bytes += sum(tensor.nbytes for tensor in ((source, before, a, out) if backward else (a, out, swished)))
-            self.flop += 2 * depthwise.KERNEL**2 * a.numel()
+            self.flop += 2 * triton_kernels.KERNEL**2 * a.numel()
 
-        with mock.patch.object(depthwise, "_launch", counted):
+        with mock.patch.object(triton_kernels, "_launch", counted):
             yield
 
 

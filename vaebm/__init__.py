@@ -12,11 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vaebm.ebm.network import load_energy
+    from vaebm.energy.network import load_energy
     from vaebm.model import VAEBM
     from vaebm.nvae.model import load_nvae
 
-_PUBLIC = {"VAEBM": "vaebm.model", "load_nvae": "vaebm.nvae.model", "load_energy": "vaebm.ebm.network"}
+_PUBLIC = {"VAEBM": "vaebm.model", "load_nvae": "vaebm.nvae.model", "load_energy": "vaebm.energy.network"}
 
 __all__ = ["VAEBM", "load_energy", "load_nvae"]
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from vaebm.checkpoint import load_model
-from vaebm.config import BASELINE, SamplesSettings, UserError
+from vaebm.chain import langevin as chains
+from vaebm.chain.langevin import langevin
+from vaebm.config import BASELINE, SamplesSettings
 from vaebm.config.ebm import Positives, Potential, Start
-from vaebm.ebm import langevin as chains
-from vaebm.ebm.langevin import langevin
-from vaebm.ebm.network import load_energy
+from vaebm.config.yaml_files import read_settings
+from vaebm.energy.network import load_energy
 from vaebm.fast import Decoder, PreparedPotential, half_square, move, prepare_energy, stamp
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.nvae.pixels import PixelNormal, Pixels, quantize
-from vaebm.precision import chain_type
-from vaebm.settings import read_settings
+from vaebm.nvae.pixel_distributions import PixelNormal, match_noise, quantize
+from vaebm.system.checkpoint import load_model
+from vaebm.system.errors import UserError
+from vaebm.system.precision import chain_type
 
 
 def check_decoder(nvae: NVAE, where: Path | str) -> None:
@@ -55,7 +55,7 @@ class Estimates(NamedTuple):
         return torch.stack(parts).sum(dim=0)
 
 
-class VAEBM:
+class VAEBM(nn.Module):
     """A frozen NVAE, an energy, and the law that they define together.
 
     Args:
@@ -85,6 +85,7 @@ class VAEBM:
         step_size: float = 1.0,
         positives: Positives = "clean",
     ):
+        super().__init__()
         if energy is not None and isinstance(nvae, NVAE):
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.kind = nvae, energy, potential
@@ -299,6 +300,10 @@ class VAEBM:
         x = quantize(images, self.nvae.settings.bits)
         return self.estimate(x, NoiseSource(seed, "score", range(len(x))), importance_samples).score.to(x.dtype)
 
+    def forward(self, images: Tensor) -> Tensor:
+        """`score` with its defaults: images (B, C, H, W) in [0, 1] → (B,), higher is more in-distribution."""
+        return self.score(images)
+
 
 class PixelSpace:
     """Stands for an NVAE where chains move images themselves: one "latent group" that is the image, and a decoder that returns it.
@@ -372,19 +377,6 @@ class PixelEBM(VAEBM):
 def pair(nvae: NVAE, energy: nn.Module, potential: Potential, start: Start = "prior", positives: Positives = "clean") -> VAEBM:
     """The model that an energy was trained in."""
     return PixelEBM(nvae, energy, start) if potential == "pixels" else VAEBM(nvae, energy, potential, positives=positives)
-
-
-def match_noise(pixels: Pixels, x: Tensor, noise: NoiseSource, step: int = 0) -> Tensor:
-    """Images `x` with the pixel noise that decoder samples carry: x + ½σ(z) ω, clamped, for a posterior draw z; what the energy compares.
-
-    Args:
-        pixels: the Gaussian p(x|z) of a draw z ~ q(z|x).
-        x: (B, C, H, W) in [0, 1].
-        noise: source of ω; its purpose is extended, so that ω is independent of the draw.
-        step: number of the draw.
-    """
-    (eps,) = replace(noise, purpose=f"{noise.purpose}/pixels").normal([x.shape[1:]], step=step, device=x.device, dtype=x.dtype)
-    return cast(PixelNormal, pixels).add_noise(x, eps)
 
 
 def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:

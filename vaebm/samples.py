@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.config import SamplesSettings, UserError
-from vaebm.files import write_json, writing
+from vaebm.config import SamplesSettings
+from vaebm.config.yaml_files import read_settings
 from vaebm.model import VAEBM, sample_noise
-from vaebm.precision import set_precision
-from vaebm.runtime import Progress, device_name, prepare
-from vaebm.settings import read_settings
+from vaebm.system.device import Progress, device_name, prepare
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json, writing
+from vaebm.system.precision import set_precision
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vaebm.config import EBMSettings
-from vaebm.ebm import official as energies
-from vaebm.ebm import trainer as training
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.trainer import Trainer
+from vaebm.ebm import iteration as training
+from vaebm.ebm.iteration import Trainer
+from vaebm.energy import published_checkpoint as energies
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
-from vaebm.nvae import official as nvaes
+from vaebm.nvae import published_checkpoint as nvaes
 from vaebm.nvae.model import NVAE, load_nvae
 
 DATA = Path(__file__).parent / "data"

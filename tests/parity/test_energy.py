@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.official import read, theirs
+from vaebm.energy.network import EnergyNetwork
+from vaebm.energy.published_checkpoint import read, theirs
 from vaebm.nvae.layers import convolution_weights
-from vaebm.spectral import SpectralPenalty
+from vaebm.training.spectral import SpectralPenalty
 
 Recording = dict[str, Any]
 

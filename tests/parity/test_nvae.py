@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from vaebm.config import NVAETrainingSettings
-from vaebm.nvae import official, train
+from vaebm.nvae import published_checkpoint, train
 from vaebm.nvae.distributions import Normal
 from vaebm.nvae.flows import FlowCell
 from vaebm.nvae.layers import BatchNorm, NormalizedConv2d, PlainConv2d, convolution_weights
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.objective import batch_norm_penalty, norm_weight
-from vaebm.nvae.pixels import PixelLogisticMixture, PixelNormal
+from vaebm.nvae.pixel_distributions import PixelLogisticMixture, PixelNormal
 from vaebm.nvae.train import Trainer, learning_rate
-from vaebm.spectral import SpectralPenalty
+from vaebm.training.spectral import SpectralPenalty
 
 DATA = Path(__file__).parent / "data"
 
@@ -35,7 +35,7 @@ class Recorded:
         self.name = name
         self.recording = torch.load(DATA / f"nvae_{name}.pt", weights_only=True)
         self.checkpoint = DATA / f"nvae_{name}_checkpoint.pt"
-        official.convert(self.checkpoint, folder / "model.pt")
+        published_checkpoint.convert(self.checkpoint, folder / "model.pt")
         self.nvae = load_nvae(folder / "model.pt").double()
 
     def __getitem__(self, key: str) -> Any:
@@ -114,7 +114,7 @@ def test_regularisers(recorded: Recorded) -> None:
         for _ in range(300):  # the power iteration has to converge
             value = penalty()
     assert value.item() == pytest.approx(float(recorded["spectral_norm_exact_svd_sum"]), rel=1e-7)
-    names, modules = official.read(recorded.checkpoint).names, dict(recorded.nvae.named_modules())
+    names, modules = published_checkpoint.read(recorded.checkpoint).names, dict(recorded.nvae.named_modules())
     for name, expected in recorded["top_singular_value_per_conv"].items():
         layer = modules[names[f"{name}.weight"].removesuffix(".weight")]
         assert torch.linalg.matrix_norm(layer.effective_weight().flatten(1), 2).item() == pytest.approx(expected, rel=1e-7)
@@ -122,7 +122,7 @@ def test_regularisers(recorded: Recorded) -> None:
 
 def test_initial_values() -> None:
     """L follows from the recorded initial weights by our rule; batch norms start as identities; the rest within torch's bounds."""
-    converted = official.read(DATA / "nvae_cifar_checkpoint.pt")
+    converted = published_checkpoint.read(DATA / "nvae_cifar_checkpoint.pt")
     fresh = torch.load(DATA / "nvae_cifar_fresh.pt", weights_only=True)
     nvae = NVAE(converted.settings, converted.shape)
     ours = {name: value.clone() for name, value in nvae.state_dict().items()}
@@ -145,9 +145,9 @@ def test_initial_values() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- training
-def trainer_of(name: str, recording: dict[str, Any], **settings: Any) -> tuple[Trainer, official.Converted]:
+def trainer_of(name: str, recording: dict[str, Any], **settings: Any) -> tuple[Trainer, published_checkpoint.Converted]:
     """A trainer in the recorded state, with the recorded first singular vectors."""
-    converted = official.read(DATA / f"nvae_{name}_checkpoint.pt")
+    converted = published_checkpoint.read(DATA / f"nvae_{name}_checkpoint.pt")
     nvae = NVAE(converted.settings, converted.shape)
     nvae.load_state_dict(converted.weights)
     trainer = Trainer(nvae.train(), NVAETrainingSettings(epochs=25, batch=4, **settings), recording["num_total_iter"], seed=0)
@@ -155,7 +155,7 @@ def trainer_of(name: str, recording: dict[str, Any], **settings: Any) -> tuple[T
     return trainer, converted
 
 
-def set_vectors(trainer: Trainer, converted: official.Converted, vectors: list[Tensor]) -> None:
+def set_vectors(trainer: Trainer, converted: published_checkpoint.Converted, vectors: list[Tensor]) -> None:
     """The recorded pairs u, v belong to the shapes, and their rows to the layers, in the order of the published modules."""
     modules = dict(trainer.nvae.named_modules())
     by_shape: dict[tuple[int, int], list[Any]] = {}

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixels import PixelNormal
+from vaebm.nvae.pixel_distributions import PixelNormal
 
 NETWORK = NVAENetworkSettings(
     channels_encoder=4,

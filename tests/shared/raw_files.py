@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vaebm.torchvision_operators  # noqa: F401  before torchvision
+import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
 from vaebm import config
 from vaebm.config import DataSettings
 from vaebm.data import open_images, prepare

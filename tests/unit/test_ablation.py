@@ -8,12 +8,12 @@ from networks import ENERGY, NETWORK
 from torch import Tensor, nn
 
 from vaebm.config import WGANSettings
-from vaebm.ebm.network import EnergyNetwork
 from vaebm.ebm.wgan import Trainer, critic_loss
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import seeded
+from vaebm.system.device import seeded
 
 
 @pytest.fixture

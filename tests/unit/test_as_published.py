@@ -3,19 +3,19 @@
 import pytest
 import speed
 import torch
-import works
+import workloads
 from as_published import Convolution, Swish, Unprepared, as_published
 from torch import Tensor, nn
 
+from vaebm.chain.langevin import evaluate
 from vaebm.config import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings
-from vaebm.ebm.langevin import evaluate
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
-from vaebm.spectral import SpectralPenalty
+from vaebm.training.spectral import SpectralPenalty
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -85,12 +85,12 @@ def test_work_of_shared_chains_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
         chain=ChainSettings(steps=1, step_size=0.1),
         training=EBMTrainingSettings(iterations=1, batch=32, learning_rate=1e-3),
     )
-    setup = works.Setup("small", network, NVAETrainingSettings(epochs=1, batch=32, warmup_epochs=0), ebm, (1, 32, 32), 32, 1)
+    setup = workloads.Setup("small", network, NVAETrainingSettings(epochs=1, batch=32, warmup_epochs=0), ebm, (1, 32, 32), 32, 1)
     before, counts, device = torch.get_num_threads(), {}, torch.device("cpu")
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(speed, "_work", works.langevin_step(setup, device, works.Way("fast")), raising=False)
+            monkeypatch.setattr(speed, "_work", workloads.langevin_step(setup, device, workloads.Way("fast")), raising=False)
             counts[threads] = speed._count(device)
             assert torch.get_num_threads() == threads
     finally:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from vaebm.evaluation import bootstrap, fidelity
-from vaebm.evaluation.bootstrap import generator, interval, resamples
-from vaebm.frechet import Statistics, frechet_distance
+from vaebm.measures import bootstrap, fidelity
+from vaebm.measures.bootstrap import generator, interval, resamples
+from vaebm.measures.frechet import Statistics, frechet_distance
 
 
 def drawn(values, row):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vaebm.checkpoint import Checkpoints, hash_tensors, load_model, save_model
-from vaebm.config import UserError
-from vaebm.files import write_json, writing
-from vaebm.runtime import RESUME, Interrupted
-from vaebm.training import Limits, Training, batch_indices, training_batch
+from vaebm.system.checkpoint import Checkpoints, hash_tensors, load_model, save_model
+from vaebm.system.device import RESUME, Interrupted
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json, writing
+from vaebm.training.loop import Limits, Training, batch_indices, training_batch
 
 
 def test_nothing_appears_when_the_writing_fails(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_training_stops_before_its_time_limit(tmp_path: Path) -> None:
 
 def test_progress_tells_of_the_present_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where figures are recorded only now and then; of a record the first three."""
-    monkeypatch.setattr("vaebm.runtime.LINE_EVERY", 0.0)
+    monkeypatch.setattr("vaebm.system.device.LINE_EVERY", 0.0)
     run = Training("test", tmp_path, {"seed": 0}, 4, {}, Limits())
     for step in run.steps():
         run.show(loss=10.0 * step)

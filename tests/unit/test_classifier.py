@@ -6,11 +6,12 @@ import pytest
 import torch
 import yaml
 
-from vaebm.checkpoint import hash_tensors
-from vaebm.config import ClassifierSettings, UserError
+from vaebm.config import ClassifierSettings
 from vaebm.data import open_images, prepare_digits, write_images
 from vaebm.evaluation import classifier
 from vaebm.evaluation.classifier import Classifier, to_float
+from vaebm.system.checkpoint import hash_tensors
+from vaebm.system.errors import UserError
 
 SETTINGS = ClassifierSettings(channels=4, epochs=4, batch=50, learning_rate=0.01)
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from vaebm.cli import app
-from vaebm.guide import guide
+from vaebm.cli.commands import app
+from vaebm.cli.overview import guide
 
 ROOT = Path(__file__).parents[2]
 VAEBM = Path(sys.executable).parent / "vaebm"

@@ -11,11 +11,11 @@ import pytest
 from records import RECORD
 from typer.testing import CliRunner
 
-from vaebm import benchmarks, compare
-from vaebm.cli import app
-from vaebm.config import UserError
-from vaebm.files import write_json
-from vaebm.latex import PAGE, SYMBOLS, escape, width
+from vaebm.cli.commands import app
+from vaebm.report import aggregate, compare
+from vaebm.report.latex import PAGE, SYMBOLS, escape, width
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json
 
 ROOT = Path(__file__).parents[2]
 PAPER, EXPERIMENTS = ROOT / "config" / "paper.yaml", ROOT / "config" / "experiments"
@@ -37,7 +37,7 @@ def results(folder, *runs):
         run = RUN | changes
         paths.append(folder / run["experiment"] / run["variant"] / f"seed{run['seed']}" / "evaluation" / "metrics.json")
         write_json(paths[-1], run)
-    benchmarks.run(paths, PAPER, EXPERIMENTS, folder)
+    aggregate.run(paths, PAPER, EXPERIMENTS, folder)
     return folder
 
 

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from vaebm.config import DataSettings, EBMSettings, Experiment, UserError
-from vaebm.settings import check_prepared, read_experiment, read_settings, read_yaml, write_data_settings, write_settings
+from vaebm.config import DataSettings, EBMSettings, Experiment
+from vaebm.config.yaml_files import check_prepared, read_experiment, read_settings, read_yaml, write_data_settings, write_settings
+from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 
@@ -297,7 +298,7 @@ def test_hash_leaves_resources_out() -> None:
 
 
 def test_configuration_imports_neither_torch_nor_mlflow() -> None:
-    code = "import sys, vaebm.settings; print([name for name in ('torch', 'mlflow', 'sklearn') if name in sys.modules])"
+    code = "import sys, vaebm.config.yaml_files; print([name for name in ('torch', 'mlflow', 'sklearn') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

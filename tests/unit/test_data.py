@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from vaebm import config
-from vaebm.config import UserError
-from vaebm.config.layouts import LAYOUTS, USER_SETS
+from vaebm.cli.pin import folder_hash
+from vaebm.config.raw_files import LAYOUTS, USER_SETS
 from vaebm.data import DATASETS, FROM_FILES, open_images, prepare
 from vaebm.data.digits import reduce, to_counts, to_uint8
 from vaebm.data.stacked import stack
-from vaebm.pin import folder_hash
+from vaebm.system.errors import UserError
 
 
 @pytest.fixture

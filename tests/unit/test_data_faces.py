@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vaebm.torchvision_operators  # noqa: F401  before torchvision
-from vaebm.config import UserError
-from vaebm.data.raw import torchvision_datasets
+import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
+from vaebm.data.download import torchvision_datasets
 from vaebm.data.tfrecord import crc32c, masked
+from vaebm.system.errors import UserError
 
 import torchvision.transforms.v2 as transforms  # isort: skip
 

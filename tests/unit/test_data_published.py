@@ -18,10 +18,11 @@ import pytest
 from raw_files import md5, noise, prepared
 from scipy.io import savemat
 
-import vaebm.torchvision_operators  # noqa: F401  before torchvision
-from vaebm.config import DataSettings, UserError
+import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
+from vaebm.config import DataSettings
 from vaebm.data import open_images, prepare
-from vaebm.data.raw import torchvision_datasets
+from vaebm.data.download import torchvision_datasets
+from vaebm.system.errors import UserError
 
 
 def python2_batch(images: np.ndarray, key: str, labels: list[int], array: bytes = b"cnumpy.core.multiarray\n_reconstruct\n") -> bytes:

@@ -7,9 +7,7 @@ import torch
 import yaml
 from torch import nn
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, UserError
-from vaebm.describe import (
-    Work,
+from vaebm.cli.describe import (
     blank,
     build,
     decoding,
@@ -17,20 +15,21 @@ from vaebm.describe import (
     duration,
     energy_update,
     langevin_step,
-    measured,
     nvae_training,
     parameters,
     prepared_weights,
-    quantity,
     reconstruction,
     run,
 )
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.cli.work import Work, measured, quantity
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
+from vaebm.config.yaml_files import read_experiment
+from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.model import NVAE
-from vaebm.settings import read_experiment
+from vaebm.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "config" / "experiments"

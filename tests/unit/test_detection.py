@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from vaebm.config import UserError
-from vaebm.evaluation import bootstrap, detection, stage
+from vaebm.evaluation import detection, stage
 from vaebm.evaluation.detection import METRICS, ood_figures, scores, with_typicality
+from vaebm.measures import bootstrap
 from vaebm.model import Estimates
+from vaebm.system.errors import UserError
 
 
 def by_hand(inside, outside):

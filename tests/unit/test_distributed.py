@@ -20,17 +20,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import vaebm.training
-from vaebm import distributed
-from vaebm.config import UserError
-from vaebm.distributed import agree, average_gradients, check_share, gather, mean, rank, share
-from vaebm.ebm.buffer import ReplayBuffer
-from vaebm.runtime import Interrupted, prepare
-from vaebm.training import Limits, Training, batch_indices
+import vaebm.training.loop
+from vaebm.ebm.replay_buffer import ReplayBuffer
+from vaebm.system import distributed
+from vaebm.system.device import Interrupted, prepare
+from vaebm.system.distributed import agree, average_gradients, check_share, gather, mean, rank, share
+from vaebm.system.errors import UserError
+from vaebm.training.loop import Limits, Training, batch_indices
 
 STEPS = 30
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--log-dir")
-LAUNCH = ("-c", "import sys; from vaebm.distributed import launch; sys.exit(launch(2, sys.argv[1:]))")
+LAUNCH = ("-c", "import sys; from vaebm.system.distributed import launch; sys.exit(launch(2, sys.argv[1:]))")
 
 
 @contextlib.contextmanager
@@ -127,8 +127,8 @@ def train(folder: Path, stop_at: int | None = None, pause: float = 0.0, **limits
 def trainings(folder: Path) -> None:
     """A training as it is, and one that stops twice for process 1's sake; that process cannot write a file."""
     if rank() == 1:
-        vaebm.training.writing = vaebm.training.write_json = None  # type: ignore[assignment]
-        vaebm.training.Checkpoints.save = None  # type: ignore[assignment,method-assign]
+        vaebm.training.loop.writing = vaebm.training.loop.write_json = None  # type: ignore[assignment]
+        vaebm.training.loop.Checkpoints.save = None  # type: ignore[assignment,method-assign]
     train(folder / "whole", checkpoint_every=60 * rank())  # the first process alone says when: after every step
     stops = [train(folder / "cut", stop_at=4), train(folder / "cut", minutes=1e9 if rank() == 0 else 1e-9), train(folder / "cut")]
     (folder / f"{rank()}.json").write_text(json.dumps(stops))
@@ -251,7 +251,7 @@ def test_launched_processes_end_with_the_status_of_the_first_that_failed() -> No
     program = "import os, sys, time; first = os.environ['RANK'] == '0'; "
     each = ("0", "sys.exit(75) if first else time.sleep(60)", "sys.exit(1) if first else os.kill(os.getpid(), 9)")
     statuses = [f"print(launch(2, ['-c', {program + one!r}]))" for one in each]
-    with python("-c", f"from vaebm.distributed import launch; {'; '.join(statuses)}") as process:
+    with python("-c", f"from vaebm.system.distributed import launch; {'; '.join(statuses)}") as process:
         out, err = process.communicate(timeout=60)
     assert out.split() == ["0", "75", "137"]
     assert err == "process 1 of 2 was ended by signal SIGKILL; run the same command again to go on\n"

@@ -9,11 +9,12 @@ import torch
 import vaebm.ebm.train
 import vaebm.nvae.train
 from vaebm import load_energy
-from vaebm.checkpoint import Checkpoints
-from vaebm.config import EBMTrainingSettings, GuardSettings, UserError
+from vaebm.config import EBMTrainingSettings, GuardSettings
+from vaebm.config.yaml_files import read_experiment, write_settings
 from vaebm.data import prepare
-from vaebm.settings import read_experiment, write_settings
-from vaebm.training import Limits
+from vaebm.system.checkpoint import Checkpoints
+from vaebm.system.errors import UserError
+from vaebm.training.loop import Limits
 
 EXPERIMENT = Path(__file__).parents[2] / "config" / "experiments" / "tiny.yaml"
 MACHINE = {"threads": 1, "gpus": 0, "limits": Limits()}

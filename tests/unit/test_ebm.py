@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from vaebm.config import EBMTrainingSettings, EnergyNetworkSettings
-from vaebm.ebm.network import EnergyNetwork, lipswish
-from vaebm.ebm.objective import WeightAverage, adaptive_clip, contrastive_divergence
+from vaebm.ebm.contrastive_divergence import WeightAverage, adaptive_clip, contrastive_divergence
 from vaebm.ebm.train import learning_rate
+from vaebm.energy.network import EnergyNetwork, lipswish
 from vaebm.nvae.layers import DataInitializedConv2d
 
 

@@ -18,21 +18,22 @@ import torch
 import yaml
 from torch import Tensor
 
-import vaebm.ebm.pictures
+import vaebm.ebm.plots
 import vaebm.ebm.train
-from vaebm.checkpoint import load_model, save_model
-from vaebm.config import ChainSettings, EBMSettings, NVAENetworkSettings, UserError
+from vaebm.chain.diagnostics import diagnose
+from vaebm.config import ChainSettings, EBMSettings, NVAENetworkSettings
+from vaebm.config.yaml_files import validate
 from vaebm.data import prepare
-from vaebm.ebm.diagnostics import diagnose
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.ebm.iteration import Trainer, initialize
 from vaebm.ebm.selection import nearest, select
-from vaebm.ebm.trainer import Trainer, initialize
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, PixelEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import Interrupted, place, seeded
-from vaebm.settings import validate
-from vaebm.training import Limits
+from vaebm.system.checkpoint import load_model, save_model
+from vaebm.system.device import Interrupted, place, seeded
+from vaebm.system.errors import UserError
+from vaebm.training.loop import Limits
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,7 +220,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of five hundred chains, four at a time, would take most of the time."""
-    monkeypatch.setattr(vaebm.ebm.pictures, "COUNT", 20)
+    monkeypatch.setattr(vaebm.ebm.plots, "COUNT", 20)
 
 
 def write(folder: Path, **changes: Any) -> Path:

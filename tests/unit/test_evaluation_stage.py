@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from vaebm.config import EvaluationSettings, NVAENetworkSettings, UserError
-from vaebm.evaluation import figures, stage
+from vaebm.config import EvaluationSettings, NVAENetworkSettings
+from vaebm.config.yaml_files import read_experiment
+from vaebm.evaluation import measurements, stage
 from vaebm.evaluation.extractors import Judged
-from vaebm.evaluation.fidelity import Reference, precision_recall
-from vaebm.evaluation.likelihood import Likelihood
-from vaebm.frechet import Statistics, frechet_distance
+from vaebm.evaluation.reference import Reference
+from vaebm.measures.fidelity import precision_recall
+from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.model import Estimates
 from vaebm.nvae.model import NVAE
-from vaebm.settings import read_experiment
+from vaebm.system.errors import UserError
 
 WRITTEN = {
     "classifier": {"channels": 4, "epochs": 1, "batch": 50, "learning_rate": 0.01},
@@ -71,7 +73,7 @@ def test_figures_are_about_what_they_are_named_after():
     train, held_out, features = (random.normal(mean, 1, (40, 4)) for mean in (0, 3, 3))
     reference = Reference(train, Statistics.of(train), Statistics.of(held_out), 0.0)
     judged = Judged(features, random.normal(size=(40, 1, 10)))
-    found = figures.fidelity_figures(judged, reference, SETTINGS, seed=0)
+    found = measurements.fidelity_figures(judged, reference, SETTINGS, seed=0)
     statistics = Statistics.of(features)
     assert found["FD-classifier"]["value"] == frechet_distance(statistics, reference.train)
     assert found["FD-classifier-heldout"]["value"] == frechet_distance(statistics, reference.heldout) < found["FD-classifier"]["value"] / 5
@@ -87,8 +89,8 @@ def test_figures_are_about_what_they_are_named_after():
     for figure in found.values():
         low, high = figure["interval"]
         assert low <= figure["value"] <= high
-    assert found == figures.fidelity_figures(judged, reference, SETTINGS, seed=0), "a function of the seed"
-    stacks = figures.fidelity_figures(judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0)
+    assert found == measurements.fidelity_figures(judged, reference, SETTINGS, seed=0), "a function of the seed"
+    stacks = measurements.fidelity_figures(judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0)
     assert stacks == {name: figure for name, figure in found.items() if name != "IS-classifier"}
 
 
@@ -146,8 +148,8 @@ def test_bits_per_dimension_are_those_of_a_probability(decoder, crop):
     """Of a discrete decoder −log₂ p(x) by the dimensions that the likelihood counts; of a density there are none."""
     network = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1], "latents": 1, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1}
     nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "decoder": decoder, "crop": crop}), (3, 8, 8))
-    held_out = Likelihood(elbo=torch.tensor([-30.0, -10.0]), importance=torch.tensor([-20.0, -10.0]))
-    found = figures.likelihood_figures(nvae, held_out, held_out, draws=5)
+    held_out = Estimates(elbo=torch.tensor([-30.0, -10.0]), importance=torch.tensor([-20.0, -10.0]), energy=None)
+    found = measurements.likelihood_figures(nvae, held_out, held_out, draws=5)
     size = 3 * (8 - 2 * crop) ** 2
     assert found["ELBO"]["value"] == pytest.approx(-20 / size) and found["log-likelihood"]["value"] == pytest.approx(-15 / size)
     bits = found.get("bits-per-dimension")

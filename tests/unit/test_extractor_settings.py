@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vaebm.config import Experiment, UserError
+from vaebm.config import Experiment
 from vaebm.config.evaluation import EvaluationSettings, ExtractorSettings
 from vaebm.config.weights import weights_hash
-from vaebm.metrics import distance_of, lower_is_better, named
-from vaebm.settings import read_experiment, read_settings, write_settings
+from vaebm.config.yaml_files import read_experiment, read_settings, write_settings
+from vaebm.records.metrics import distance_of, lower_is_better, named
+from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 

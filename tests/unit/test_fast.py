@@ -8,17 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vaebm.chain.langevin import Potential, evaluate, langevin
+from vaebm.cli.work import measured
 from vaebm.config import EnergyNetworkSettings
-from vaebm.describe import measured
-from vaebm.ebm.langevin import Potential, evaluate, langevin
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import Decoder, Energy, PreparedPotential, move
-from vaebm.fast.layers import ELU, Swish, fold, through
+from vaebm.fast.fold import fold
+from vaebm.fast.layers import ELU, Swish, through
 from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import BatchNormSwish, PlainConv2d
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import place
+from vaebm.system.device import place
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 """In double precision, for quantities of the order of 1 to 1,000 that some hundred operations led to."""
@@ -120,7 +121,7 @@ def test_threads_share_the_chains_out_and_each_gets_its_own_noise(monkeypatch: p
         torch.set_num_threads(2)
         small = move(potential, eps, noise=noise, **chain)
         assert all(map(torch.equal, small, langevin(potential, eps, noise=noise, **chain))), "of 16×16 images no thread gets a share"
-        monkeypatch.setattr("vaebm.fast.chains.LARGE", 16 * 16)
+        monkeypatch.setattr("vaebm.fast.run_chains.LARGE", 16 * 16)
         moved = move(potential, eps, noise=noise, **chain)
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)

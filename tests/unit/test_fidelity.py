@@ -6,16 +6,17 @@ import torch
 import yaml
 from scipy.linalg import sqrtm
 
-from vaebm import torchvision_operators
-from vaebm.checkpoint import save_model
-from vaebm.config import UserError
 from vaebm.data import open_images, write_images
-from vaebm.evaluation import extractors, fidelity
+from vaebm.evaluation import extractors, reference
 from vaebm.evaluation.classifier import Classifier, load_classifier
 from vaebm.evaluation.extractors import Extractor
-from vaebm.evaluation.fidelity import kid
-from vaebm.frechet import Statistics, frechet_distance
-from vaebm.runtime import seeded
+from vaebm.measures import fidelity
+from vaebm.measures.fidelity import kid
+from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.system import torchvision_shim
+from vaebm.system.checkpoint import save_model
+from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 
 
 def classifier_file(path, seed):
@@ -97,13 +98,13 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
     """The published torchvision on a CPU-only torch is the one case; its import, above, has then worked by the declarations."""
     tried = []
     monkeypatch.setattr(torch.ops, "load_library", tried.append)
-    assert torchvision_operators._declare() is None and [path.name.startswith("_C") for path in tried] == [True]
+    assert torchvision_shim._declare() is None and [path.name.startswith("_C") for path in tried] == [True]
 
     def fail(path):
         raise OSError("libcudart.so: cannot open shared object file")
 
     monkeypatch.setattr(torch.ops, "load_library", fail)
-    assert not torchvision_operators._compiled_operators_load()
+    assert not torchvision_shim._compiled_operators_load()
 
 
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
@@ -175,9 +176,9 @@ def test_collapse_costs_recall_and_scatter_costs_precision():
 
 def test_reference_holds_what_real_images_score(tmp_path):
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
-    fidelity.reference(settings_of(tmp_path), manifest, model, tmp_path / "reference.npz")
+    reference.reference(settings_of(tmp_path), manifest, model, tmp_path / "reference.npz")
     images, extractor = open_images(manifest), Extractor.of("classifier", model)
-    found = fidelity.read_reference(tmp_path / "reference.npz", images.hash, extractor.weights)
+    found = reference.read_reference(tmp_path / "reference.npz", images.hash, extractor.weights)
     train, held_out = (extractor.judge(images.split(split)[0]).features for split in ("train", "heldout"))
     assert np.array_equal(found.train_features, train)
     # sums in another order, in double precision
@@ -190,24 +191,24 @@ def test_reference_holds_what_real_images_score(tmp_path):
 def test_reference_of_other_data_or_weights_is_refused(tmp_path):
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
     path = tmp_path / "reference.npz"
-    fidelity.reference(settings_of(tmp_path), manifest, model, path)
+    reference.reference(settings_of(tmp_path), manifest, model, path)
     data, weights = open_images(manifest).hash, Extractor.of("classifier", model).weights
     other = open_images(data_set(tmp_path / "other", 1)).hash
     with pytest.raises(UserError, match=f"statistics of data {other[:12]}, found those of {data[:12]}"):
-        fidelity.read_reference(path, other, weights)
+        reference.read_reference(path, other, weights)
     other_weights = Extractor.of("classifier", classifier_file(tmp_path / "other.pt", 1)).weights
     with pytest.raises(UserError, match=f"statistics of weights {other_weights[:12]}, found those of {weights[:12]}"):
-        fidelity.read_reference(path, data, other_weights)
+        reference.read_reference(path, data, other_weights)
 
 
 def test_a_missing_or_damaged_reference_is_one_line(tmp_path):
     with pytest.raises(UserError, match="found no file"):
-        fidelity.read_reference(tmp_path / "none.npz", "a", "b")
+        reference.read_reference(tmp_path / "none.npz", "a", "b")
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
-    fidelity.reference(settings_of(tmp_path), manifest, model, tmp_path / "whole.npz")
+    reference.reference(settings_of(tmp_path), manifest, model, tmp_path / "whole.npz")
     whole = (tmp_path / "whole.npz").read_bytes()
     for name, content in {"text": b"no statistics", "empty": b"", "half": whole[: len(whole) // 2]}.items():
         (tmp_path / f"{name}.npz").write_bytes(content)
         with pytest.raises(UserError, match="damaged") as error:
-            fidelity.read_reference(tmp_path / f"{name}.npz", "a", "b")
+            reference.read_reference(tmp_path / f"{name}.npz", "a", "b")
         assert "\n" not in str(error.value)

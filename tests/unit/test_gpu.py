@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaebm.chain.langevin import Potential, evaluate, langevin
 from vaebm.config import (
     ChainSettings,
     EBMSettings,
@@ -18,16 +19,15 @@ from vaebm.config import (
     WGANSettings,
 )
 from vaebm.ebm import wgan
-from vaebm.ebm.langevin import Potential, evaluate, langevin
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.trainer import Trainer as EBMTrainer
+from vaebm.ebm.iteration import Trainer as EBMTrainer
+from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import PreparedPotential, move
 from vaebm.model import VAEBM
 from vaebm.noise import Law, NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.train import Trainer as NVAETrainer
-from vaebm.precision import set_tf32
-from vaebm.runtime import place
+from vaebm.system.device import place
+from vaebm.system.precision import set_tf32
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -133,8 +133,8 @@ def test_recorded_step_goes_on_with_new_weights_and_other_numbers_of_chains() ->
 
 def test_fused_depthwise_convolution() -> None:
     """Values and gradients against layers in double precision; shapes that no program's tile divides."""
-    from vaebm.fast.depthwise import SwishDepthwiseSwish
     from vaebm.fast.layers import through
+    from vaebm.fast.triton_kernels import SwishDepthwiseSwish
 
     for shape in [(2, 40, 16, 16), (1, 33, 20, 9), (2, 8, 8, 8), (1, 4, 18, 40)]:
         channels = shape[1]

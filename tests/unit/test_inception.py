@@ -14,12 +14,16 @@ import torch
 import yaml
 from scipy.linalg import sqrtm
 
-from vaebm.config import UserError, weights
+from vaebm.config import weights
 from vaebm.data import open_images, write_images
-from vaebm.evaluation import extractors, fidelity
+from vaebm.evaluation import extractors
 from vaebm.evaluation.extractors import Extractor, open_extractor
-from vaebm.frechet import Statistics, frechet_distance
-from vaebm.runtime import seeded
+from vaebm.evaluation.reference import read_reference
+from vaebm.evaluation.reference import reference as make_reference
+from vaebm.measures import fidelity
+from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 
 inception_module = sys.modules[extractors.FeatureExtractorInceptionV3.__module__]
 RANDOM = np.random.default_rng(0)
@@ -62,7 +66,7 @@ def reference(random_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_images(folder, "noise", IMAGES, np.zeros(len(IMAGES), np.int64), {"train": (0, TRAIN), "heldout": (TRAIN, TRAIN + HELD_OUT)}, {})
     (folder / "inception.yaml").write_text(yaml.safe_dump({"seed": 0, "extractor": {"name": "inception", "weights": str(random_file)}}))
-    fidelity.reference(folder / "inception.yaml", folder / "manifest.json", None, folder / "inception.npz")
+    make_reference(folder / "inception.yaml", folder / "manifest.json", None, folder / "inception.npz")
     return open_images(folder / "manifest.json"), folder / "inception.npz"
 
 
@@ -80,7 +84,7 @@ def test_features_are_those_of_the_module_called_directly(random_file, extractor
 
 def test_reference_is_in_single_precision_and_its_statistics_are_in_double(extractor, reference):
     images, path = reference
-    found = fidelity.read_reference(path, images.hash, extractor.weights)
+    found = read_reference(path, images.hash, extractor.weights)
     assert found.train_features.dtype == np.float32 and found.train_features.shape == (TRAIN, 2048)
     train = found.train_features.astype(np.float64)
     assert np.allclose(found.train.mean, train.mean(0), rtol=1e-12) and found.train.covariance.dtype == np.float64
@@ -92,7 +96,7 @@ def test_reference_is_in_single_precision_and_its_statistics_are_in_double(extra
 def test_measures_of_its_features_agree_with_independent_computations(extractor, reference, judged):
     """Fréchet distance by the matrix square root, KID and k-NN balls by brute force, the score by hand."""
     images, path = reference
-    found = fidelity.read_reference(path, images.hash, extractor.weights)
+    found = read_reference(path, images.hash, extractor.weights)
     samples, real = (features.astype(np.float64) for features in (judged.features, found.train_features))
 
     # both sets lie in the span of their 18 features, in which sqrtm takes no hour: an isometry changes no distance

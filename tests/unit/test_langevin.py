@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from vaebm.ebm.langevin import langevin, transitions
+from vaebm.chain.langevin import langevin, transitions
 from vaebm.noise import NoiseSource
 
 PRECISION = torch.tensor([[2.0, 0.8, -0.3], [0.8, 1.0, 0.4], [-0.3, 0.4, 3.0]], dtype=torch.float64)

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from vaebm.config import STAGES, EBMSettings, Experiment, SamplesSettings, Settings
-from vaebm.config.base import NonNegativeInt, UserError, later
+from vaebm.config.base import NonNegativeInt, later
 from vaebm.config.experiment import changed
+from vaebm.config.yaml_files import read_experiment, read_settings, read_yaml, write_settings
 from vaebm.evaluation import stage
-from vaebm.settings import read_experiment, read_settings, read_yaml, write_settings
+from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
 

@@ -13,7 +13,7 @@ from vaebm.evaluation import likelihood
 from vaebm.evaluation.likelihood import estimate
 from vaebm.model import VAEBM
 from vaebm.nvae.model import NVAE
-from vaebm.runtime import seeded
+from vaebm.system.device import seeded
 
 SIGMA = 0.5
 

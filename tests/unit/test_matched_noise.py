@@ -9,14 +9,15 @@ import torch
 from networks import ENERGY, NETWORK, LinearVAE
 from torch import Tensor, nn
 
-from vaebm.config import EBMSettings, UserError
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.objective import contrastive_divergence, negatives, positives
-from vaebm.model import VAEBM, match_noise
+from vaebm.config import EBMSettings
+from vaebm.config.yaml_files import validate
+from vaebm.ebm.contrastive_divergence import contrastive_divergence, negatives, positives
+from vaebm.energy.network import EnergyNetwork
+from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixels import PixelNormal
-from vaebm.settings import validate
+from vaebm.nvae.pixel_distributions import PixelNormal, match_noise
+from vaebm.system.errors import UserError
 
 DATA, DECODER, SIGMA = 0.2, 0.4, 0.15
 """Deviations of y = 2x − 1: of the data, of the decoder's mean, of the decoder's noise. All of N(0, ·), far from the clamp at ±1."""

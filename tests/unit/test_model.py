@@ -1,19 +1,22 @@
 """The pair of NVAE and energy: the chain's law, the samples, the score."""
 
+import io
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from networks import LinearVAE
+from networks import ENERGY, NETWORK, LinearVAE
 from torch import Tensor, nn
 
-from vaebm.checkpoint import save_model
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings, UserError
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.model import VAEBM, sample_noise
+from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings
+from vaebm.energy.network import EnergyNetwork
+from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
+from vaebm.system.checkpoint import save_model
+from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 
 
 class Quadratic(nn.Module):
@@ -196,3 +199,40 @@ def test_public_stochastic_calls_repeat_and_leave_the_global_generator_alone() -
         before = torch.get_rng_state()
         assert torch.equal(call(), call())
         assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture(params=["noise", "pixels", "none"])
+def kind(request: pytest.FixtureRequest) -> VAEBM:
+    """An energy in the space of the noise, one on pixels, and an NVAE alone."""
+    with seeded(0):
+        nvae, energy = NVAE(NETWORK, (1, 8, 8)), EnergyNetwork(ENERGY, 1)
+    nvae, energy = (network.eval().requires_grad_(False) for network in (nvae, energy))
+    made = VAEBM(nvae, None) if request.param == "none" else pair(nvae, energy, request.param)
+    made.steps, made.step_size = (0, 1.0) if request.param == "none" else (2, 1e-2)
+    return made
+
+
+def test_kept_and_read_it_is_the_same(kind: VAEBM) -> None:
+    """Its networks are in its state, and its images and scores those of the pair, bit by bit."""
+    file, later = io.BytesIO(), io.BytesIO()
+    torch.save(kind, file)
+    images = kind.sample(3, seed=1)
+    torch.save(kind, later)  # what it prepared for its chains, and on a GPU recorded, stays here
+    assert abs(len(later.getvalue()) - len(file.getvalue())) < 100
+    file.seek(0)
+    read = torch.load(file, weights_only=False)
+    assert torch.equal(read.sample(3, seed=1), images) and torch.equal(read(images), kind.score(images))
+    networks = {name.split(".")[0] for name in read.state_dict()}
+    assert networks == ({"nvae"} if kind.energy is None else {"vae" if isinstance(kind, PixelEBM) else "nvae", "energy"})
+
+
+def test_the_chain_s_settings_can_be_others(kind: VAEBM) -> None:
+    """Without steps, the start of the chains."""
+    start = kind.sample(2, seed=1, steps=0)
+    assert torch.equal(start, kind.chain(2, seed=1, steps=0)[0]) and (kind.energy is None) == torch.equal(start, kind.sample(2, seed=1))
+
+
+def test_both_networks_move(kind: VAEBM) -> None:
+    """In double precision images and scores are double, which takes both."""
+    images = kind.double().sample(2)
+    assert images.dtype == kind(images).dtype == torch.float64

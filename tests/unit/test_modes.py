@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from vaebm.config import UserError
-from vaebm.evaluation import modes
+from vaebm.measures import modes
+from vaebm.system.errors import UserError
 
 UNIFORM = np.full(1000, 1 / 1000)
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vaebm.checkpoint import Checkpoints, hash_tensors, save_model
-from vaebm.config import NVAENetworkSettings, NVAETrainingSettings, UserError
+from vaebm.config import NVAENetworkSettings, NVAETrainingSettings
 from vaebm.noise import NoiseSource
 from vaebm.nvae.distributions import soft_clamp
 from vaebm.nvae.flows import FlowCell
@@ -19,6 +18,8 @@ from vaebm.nvae.layers import BatchNorm
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_balance, kl_coefficient, nelbo, norm_weight
 from vaebm.nvae.train import Trainer, learning_rate
+from vaebm.system.checkpoint import Checkpoints, hash_tensors, save_model
+from vaebm.system.errors import UserError
 
 DOUBLE = torch.float64
 

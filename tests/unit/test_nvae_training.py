@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
+from vaebm.cli.work import measured
 from vaebm.config import NVAENetworkSettings, NVAETrainingSettings
 from vaebm.data import prepare
-from vaebm.describe import measured
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.train import Trainer
-from vaebm.runtime import seeded
+from vaebm.system.device import seeded
 
 NETWORK = {
     "channels_encoder": 4, "channels_decoder": 4, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1,

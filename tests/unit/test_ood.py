@@ -8,12 +8,13 @@ from math import gcd
 import numpy as np
 import pytest
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
 from vaebm.data import open_images, write_images
 from vaebm.data.digits import prepare_digits, reduce, to_counts, to_uint8
 from vaebm.data.prepared import ImageSet
 from vaebm.evaluation import ood
 from vaebm.evaluation.detection import auroc
+from vaebm.system.errors import UserError
 
 LEVELS = set(to_uint8(np.arange(17)))
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from vaebm import plots
+from vaebm.plots import charts
 
 
 def read(path):
@@ -71,20 +72,20 @@ def test_curves_are_a_function_of_the_history(history, tmp_path, monkeypatch):
 def test_moving_mean_of_a_constant_with_gaps_is_the_constant():
     values = np.full(500, 3.0)
     values[[0, 17, 499]] = np.nan
-    assert np.allclose(plots._smooth(values), 3.0, rtol=1e-12)
+    assert np.allclose(charts._smooth(values), 3.0, rtol=1e-12)
     line = np.arange(500.0)
-    assert np.allclose(plots._smooth(line)[5:-5], line[5:-5], rtol=1e-12), "centred: a straight line stays where it is"
+    assert np.allclose(charts._smooth(line)[5:-5], line[5:-5], rtol=1e-12), "centred: a straight line stays where it is"
 
 
 def test_limits_follow_the_curve_and_not_a_spike():
     values = np.concatenate([np.linspace(0, 1, 999), [1e6]])
-    low, high = plots._limits(values)
+    low, high = charts._limits(values)
     assert low < 0.02 and 0.98 < high < 1.2
-    assert plots._limits(np.full(3, np.nan)) is None
+    assert charts._limits(np.full(3, np.nan)) is None
 
 
 def test_a_failed_picture_leaves_nothing(tmp_path):
-    with pytest.raises(IndexError), plots._figure(tmp_path / "a.png", 1) as axes:
+    with pytest.raises(IndexError), charts._figure(tmp_path / "a.png", 1) as axes:
         axes[1].plot([1])
     assert list(tmp_path.iterdir()) == []
 
@@ -92,14 +93,14 @@ def test_a_failed_picture_leaves_nothing(tmp_path):
 def test_histograms_count_what_lies_beyond_in_the_outermost_bins(tmp_path, monkeypatch):
     """The bars of each sample add up to one, however long its tail."""
     drawn = []
-    original = plots.Axes.hist
+    original = charts.Axes.hist
 
     def hist(self, values, *arguments, **keywords):
         found = original(self, values, *arguments, **keywords)
         drawn.append(float(np.sum(found[0])))
         return found
 
-    monkeypatch.setattr(plots.Axes, "hist", hist)
+    monkeypatch.setattr(charts.Axes, "hist", hist)
     generator = np.random.default_rng(0)
     plots.histograms({"a": {"inside": generator.normal(size=300), "outside": 1000 * generator.normal(size=50)}}, tmp_path / "h.png", "score")
     assert np.allclose(drawn, 1.0) and len(drawn) == 4

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from vaebm import provenance
+from vaebm.system import provenance
 
 
 def git(folder, *arguments):
@@ -67,7 +67,7 @@ def test_versions_are_those_of_the_running_libraries():
 
 def test_import_needs_no_torch():
     """Every job that only reads settings would pay seconds for it."""
-    script = "import sys, vaebm.provenance; assert 'torch' not in sys.modules"
+    script = "import sys, vaebm.system.provenance; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

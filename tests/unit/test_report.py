@@ -10,12 +10,12 @@ import torch
 from records import RECORD
 
 from vaebm import plots
-from vaebm.benchmarks import over_seeds
-from vaebm.gallery import gallery
-from vaebm.metrics import in_units
-from vaebm.paper import read_paper
-from vaebm.report import cards, page
-from vaebm.table import Measured, commands
+from vaebm.records.metrics import in_units
+from vaebm.report.aggregate import over_seeds
+from vaebm.report.captions import gallery
+from vaebm.report.html import cards, page
+from vaebm.report.paper import read_paper
+from vaebm.report.table import Measured, commands
 
 ROOT = Path(__file__).parents[2]
 PAPER = read_paper(ROOT / "config" / "paper.yaml")

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vaebm.config import UserError
-from vaebm.evaluation import bootstrap
 from vaebm.evaluation.extractors import Extractor
 from vaebm.evaluation.resnet56 import MEAN, STD, ResNet56, load_resnet56, shortcut
-from vaebm.frechet import Statistics
-from vaebm.runtime import seeded
+from vaebm.measures import bootstrap
+from vaebm.measures.frechet import Statistics
+from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 
 
 def random_state(seed: int) -> dict[str, torch.Tensor]:

@@ -15,15 +15,15 @@ from networks import ENERGY, NETWORK
 from PIL import Image
 from torch import Tensor
 
-import vaebm.torchvision_operators  # noqa: F401  before torchvision
+import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
 from vaebm import samples
-from vaebm.checkpoint import save_model
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import NVAE
-from vaebm.precision import rounding, set_tf32
-from vaebm.runtime import seeded
 from vaebm.samples import grey_levels
+from vaebm.system.checkpoint import save_model
+from vaebm.system.device import seeded
+from vaebm.system.precision import rounding, set_tf32
 
 # isort: split
 from torchvision.utils import save_image

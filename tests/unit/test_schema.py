@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from vaebm.config.schema import schema
-from vaebm.settings import read_experiment, read_yaml
+from vaebm.config.yaml_files import read_experiment, read_yaml
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.json"

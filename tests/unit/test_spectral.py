@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vaebm.nvae.layers import NormalizedConv2d, PlainConv2d, convolution_weights
-from vaebm.spectral import SpectralPenalty
+from vaebm.training.spectral import SpectralPenalty
 
 
 def modules() -> torch.nn.Module:

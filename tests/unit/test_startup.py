@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vaebm import startup
-from vaebm.logfile import mirrored
+from vaebm.system import startup
+from vaebm.system.log_file import mirrored
 
 TOOK = re.compile(r"took (\d+\.\d) s, of which (\d+\.\d) s to start")
 
@@ -83,7 +83,7 @@ def test_log_of_a_real_command(tmp_path: Path) -> None:
     assert 0.0 < start <= took <= waited + 0.1
 
 
-@pytest.mark.parametrize("module", ["vaebm.pin", "vaebm.benchmarks", "vaebm.compare", "vaebm.tracking", "vaebm.cli"])
+@pytest.mark.parametrize("module", ["vaebm.cli.pin", "vaebm.report.aggregate", "vaebm.report.compare", "vaebm.tracking", "vaebm.cli"])
 def test_small_stages_do_without_torch(module: str) -> None:
     """It takes longer to load than they work."""
     found = subprocess.run([sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True)

@@ -10,8 +10,8 @@ import pytest
 
 from vaebm.ebm import train as ebm
 from vaebm.nvae import train as nvae
-from vaebm.runtime import Interrupted
-from vaebm.training import Limits
+from vaebm.system.device import Interrupted
+from vaebm.training.loop import Limits
 
 TINY = "config/experiments/tiny.yaml"
 ENERGY_AND_AFTER = {"ebm": 1, "samples": 2, "evaluation": 1, "benchmarks": 1, "track": 1}

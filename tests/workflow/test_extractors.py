@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vaebm.evaluation.resnet56 import ResNet56
-from vaebm.runtime import seeded
+from vaebm.system.device import seeded
 
 EXPERIMENT = "config/experiments/few.yaml"
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes.md"

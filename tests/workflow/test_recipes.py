@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaebm.settings import read_experiment
+from vaebm.config.yaml_files import read_experiment
 
 ROOT = Path(__file__).parents[2]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
@@ -109,9 +109,9 @@ def test_own_metric_stands_in_the_table(finished_mine):
     (again,) = blocks("Add a metric", "sh")
     (finished_mine.folder / "vaebm/evaluation/grey_levels.py").write_text(module)
     stage = "vaebm/evaluation/stage.py"
-    insert(finished_mine, stage, "from vaebm.evaluation.figures", "from vaebm.evaluation.grey_levels import grey_level_figures\n")
+    insert(finished_mine, stage, "from vaebm.evaluation.measurements", "from vaebm.evaluation.grey_levels import grey_level_figures\n")
     insert(finished_mine, stage, r" +figures \|= detection", added)
-    finished_mine.edit("vaebm/metrics.py", "LOWER_IS_BETTER = (", 'LOWER_IS_BETTER = ("W1", ')
+    finished_mine.edit("vaebm/records/metrics.py", "LOWER_IS_BETTER = (", 'LOWER_IS_BETTER = ("W1", ')
     shell(finished_mine, again)
     figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]
     shards = sorted((finished_mine.folder / "results/mine/narrow/seed0/samples").glob("shard-*.npy"))

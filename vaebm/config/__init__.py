@@ -4,7 +4,7 @@ Every setting of the pipeline is a field of one of these classes, with one sente
 imports torch or mlflow: the Snakefile reads this package in every job.
 """
 
-from vaebm.config.base import S, Settings, UserError, fingerprint
+from vaebm.config.base import S, Settings, fingerprint
 from vaebm.config.data import DATASETS, DatasetFacts, DataSettings
 from vaebm.config.ebm import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
@@ -37,7 +37,6 @@ __all__ = [
     "Stage",
     "SamplesSettings",
     "Settings",
-    "UserError",
     "Variant",
     "WGANSettings",
     "fingerprint",

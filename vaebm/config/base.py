@@ -1,4 +1,4 @@
-"""What all settings share: the frozen base class, the kinds of numbers, the error of a user's mistake, fingerprints."""
+"""What all settings share: the frozen base class, the kinds of numbers, fingerprints."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ import json
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
-
-
-class UserError(ValueError):
-    """A mistake of the user's: one line that says where, what was expected, what was found and what to do."""
-
 
 S = TypeVar("S", bound="Settings")
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from vaebm.config.base import Settings
-from vaebm.config.layouts import LAYOUTS, USER_SETS
+from vaebm.config.raw_files import LAYOUTS, USER_SETS
 
 
 class DatasetFacts(NamedTuple):

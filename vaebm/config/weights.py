@@ -9,7 +9,7 @@ import hashlib
 import os.path
 from pathlib import Path
 
-from vaebm.config.base import UserError
+from vaebm.system.errors import UserError
 
 INCEPTION_SHA256 = "6726825d"
 """How the SHA-256 of the standard Inception weights begins; torch-fidelity made the file from the published TensorFlow ones."""

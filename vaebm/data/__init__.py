@@ -7,19 +7,20 @@ memory maps) and `manifest.json` (counts, shape, splits, checksums; no times, no
 from collections.abc import Callable
 from pathlib import Path
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
+from vaebm.config.yaml_files import validate
 from vaebm.data.celeba import prepare_celeba
 from vaebm.data.celebahq import prepare_celebahq
 from vaebm.data.cifar import prepare_cifar
+from vaebm.data.convert_large import Pictures, write_pictures
 from vaebm.data.digits import prepare_digits
 from vaebm.data.lsun import prepare_lsun
 from vaebm.data.mnist import prepare_mnist, prepare_stacked_mnist
 from vaebm.data.prepared import ImageSet, Prepared, open_images, write_images
 from vaebm.data.stacked import stack
-from vaebm.data.streamed import Pictures, write_pictures
 from vaebm.data.svhn import prepare_svhn
-from vaebm.data.user import prepare_arrays, prepare_folder
-from vaebm.settings import validate
+from vaebm.data.user_files import prepare_arrays, prepare_folder
+from vaebm.system.errors import UserError
 
 DATASETS: dict[str, Callable[[], Prepared]] = {
     "digits": prepare_digits,

@@ -11,10 +11,11 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from vaebm.config import DataSettings, UserError
-from vaebm.data.pictures import Converted, Unsuitable, pixels, read_picture
-from vaebm.data.raw import Published, Source, folder_of, torchvision_datasets, verified
-from vaebm.data.streamed import Pictures
+from vaebm.config import DataSettings
+from vaebm.data.convert_large import Pictures
+from vaebm.data.decode import Converted, Unsuitable, pixels, read_picture
+from vaebm.data.download import Published, Source, folder_of, torchvision_datasets, verified
+from vaebm.system.errors import UserError
 
 ALIGNED = (178, 218)
 BOX = (15, 40, 163, 188)

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaebm.config import DATASETS, DatasetFacts, DataSettings, UserError
-from vaebm.data.database import Database
-from vaebm.data.pictures import Converted, Unsuitable, fitted, read_picture
-from vaebm.data.raw import checksum, checksums, folder_of
-from vaebm.data.streamed import Pictures
+from vaebm.config import DATASETS, DatasetFacts, DataSettings
+from vaebm.data.convert_large import Pictures
+from vaebm.data.decode import Converted, Unsuitable, fitted, read_picture
+from vaebm.data.download import checksum, checksums, folder_of
+from vaebm.data.lmdb_reader import Database
 from vaebm.data.tfrecord import Record, read_image, records
+from vaebm.system.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = {"train": "train", "heldout": "validation"}
@@ -31,7 +32,7 @@ Item = Path | _Raw | Record
 
 
 def prepare_celebahq(data: DataSettings, threads: int) -> Pictures:
-    """CelebA-HQ in the order of its files' names, keys or records; larger pictures are made smaller (`vaebm.data.pictures`).
+    """CelebA-HQ in the order of its files' names, keys or records; larger pictures are made smaller (`vaebm.data.decode`).
 
     Raises:
         UserError: the raw files are not there, damaged, or have another number of pictures than was published.

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
+from vaebm.data.download import Published, Source, folder_of, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
-from vaebm.data.raw import Published, Source, folder_of, torchvision_datasets, verified
+from vaebm.system.errors import UserError
 
 LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
 

@@ -10,11 +10,12 @@ import io
 
 import numpy as np
 
-from vaebm.config import DATASETS, DataSettings, UserError
-from vaebm.data.database import Database
-from vaebm.data.pictures import Converted, fitted, read_picture
-from vaebm.data.raw import checksum, folder_of
-from vaebm.data.streamed import Pictures
+from vaebm.config import DATASETS, DataSettings
+from vaebm.data.convert_large import Pictures
+from vaebm.data.decode import Converted, fitted, read_picture
+from vaebm.data.download import checksum, folder_of
+from vaebm.data.lmdb_reader import Database
+from vaebm.system.errors import UserError
 
 FOLDERS = {"train": "church_outdoor_train_lmdb", "heldout": "church_outdoor_val_lmdb"}
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
+from vaebm.data.download import Published, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
-from vaebm.data.raw import Published, torchvision_datasets, verified
 from vaebm.data.stacked import stack
+from vaebm.system.errors import UserError
 
 PADDING = 2
 

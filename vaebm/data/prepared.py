@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaebm.config import UserError
-from vaebm.data.raw import checksum
-from vaebm.files import write_json, writing
+from vaebm.data.download import checksum
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json, writing
 
 Prepared = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, tuple[int, int]], dict[str, Any]]
 """A data set before it is written: images (N, H, W, C), labels (N,), name of a split → (first, last + 1), where it came from."""

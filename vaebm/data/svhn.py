@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
+from vaebm.data.download import Published, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
-from vaebm.data.raw import Published, torchvision_datasets, verified
+from vaebm.system.errors import UserError
 
 
 def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vaebm.config import UserError
-from vaebm.data.pictures import Unsuitable
+from vaebm.data.decode import Unsuitable
+from vaebm.system.errors import UserError
 
 POLYNOMIAL = 0x82F63B78
 """Of CRC-32C (Castagnoli), its bits reversed."""

@@ -1,1 +1,1 @@
-"""The energy network, the chain, and the energy's training (VAEBM sections 3.1 and 3.2)."""
+"""The training of the energy (VAEBM section 3.1), and the GAN of the ablation (section 5.2)."""

@@ -15,7 +15,7 @@ from vaebm.data import ImageSet
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.model import NVAE
-from vaebm.training import batch_indices
+from vaebm.training.loop import batch_indices
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def select(vaebm: VAEBM, iterations: Iterable[int], weights: Callable[[int], dic
         stage: settings of chain and selection.
         seed: of the images' noise and of the choice of the training images.
     """
-    from vaebm.frechet import Statistics, frechet_distance  # takes seconds to import
+    from vaebm.measures.frechet import Statistics, frechet_distance  # takes seconds to import
 
     assert vaebm.energy is not None
     count, batch, chain = stage.selection.images, stage.training.batch, stage.selection.chain or stage.chain

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vaebm import distributed
-from vaebm.checkpoint import load_plain
-from vaebm.files import writing
+from vaebm.system import distributed
+from vaebm.system.checkpoint import load_plain
+from vaebm.system.files import writing
 
 
 class Snapshot(NamedTuple):

@@ -1,4 +1,4 @@
-"""Stage `ebm`: training of the energy network on a frozen NVAE (VAEBM section 3.1); what an iteration does stands in `trainer`."""
+"""Stage `ebm`: training of the energy network on a frozen NVAE (VAEBM section 3.1); what an iteration does stands in `iteration`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 
 from torch import Tensor
 
-from vaebm import distributed
-from vaebm.checkpoint import hash_tensors, load_model, save_model
-from vaebm.config import EBMSettings, EBMTrainingSettings, UserError
+from vaebm.config import EBMSettings, EBMTrainingSettings
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
-from vaebm.ebm.guard import Guard
-from vaebm.ebm.network import EnergyNetwork
-from vaebm.ebm.pictures import save_pictures
+from vaebm.ebm.divergence_guard import Guard
+from vaebm.ebm.iteration import Trainer, initialize
+from vaebm.ebm.plots import save_pictures
 from vaebm.ebm.selection import select
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
-from vaebm.ebm.trainer import Trainer, initialize
+from vaebm.energy.network import EnergyNetwork
 from vaebm.model import check_decoder
 from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
-from vaebm.precision import set_precision
-from vaebm.runtime import place, prepare, seeded
-from vaebm.settings import read_settings
-from vaebm.training import Limits, Training
+from vaebm.system import distributed
+from vaebm.system.checkpoint import hash_tensors, load_model, save_model
+from vaebm.system.device import place, prepare, seeded
+from vaebm.system.errors import UserError
+from vaebm.system.precision import set_precision
+from vaebm.training.loop import Limits, Training
 
 RECORD_EVERY = 5
 """Iterations between two lines of the history."""

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from vaebm import plots
-from vaebm.checkpoint import hash_tensors, load_model, save_model
-from vaebm.config import UserError, WGANSettings
+from vaebm.config import WGANSettings
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
-from vaebm.ebm.network import EnergyNetwork
+from vaebm.energy.network import EnergyNetwork
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.runtime import place, prepare, seeded
-from vaebm.settings import read_settings
-from vaebm.training import Limits, Training, training_batch
+from vaebm.system.checkpoint import hash_tensors, load_model, save_model
+from vaebm.system.device import place, prepare, seeded
+from vaebm.system.errors import UserError
+from vaebm.training.loop import Limits, Training, training_batch
 
 CURVES = {"critic: data minus generated": ["gap"], "gradient penalty": ["penalty"], "critic of generated images": ["critic_generated"]}
 

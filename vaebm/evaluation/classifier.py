@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaebm import plots
-from vaebm.checkpoint import hash_tensors, load_model, save_model
-from vaebm.config import ClassifierSettings, UserError
+from vaebm.config import ClassifierSettings
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
-from vaebm.files import write_json, writing
 from vaebm.noise import derive
-from vaebm.runtime import Progress, seeded
-from vaebm.settings import read_settings
+from vaebm.system.checkpoint import hash_tensors, load_model, save_model
+from vaebm.system.device import Progress, seeded
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json, writing
 
 FEATURES = 64
 
@@ -140,7 +141,7 @@ def run(settings: Path, data: Path, model: Path) -> None:
     """Train the classifier; write `model`, and training.json, history.jsonl and pictures/ beside it.
 
     Args:
-        settings: classifier.yaml, as `config.write_settings` wrote it.
+        settings: classifier.yaml, as `config.yaml_files.write_settings` wrote it.
         data: manifest of the labelled images.
         model: file to write.
 

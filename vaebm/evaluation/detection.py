@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vaebm.config import UserError
-from vaebm.evaluation import bootstrap
-from vaebm.evaluation.bootstrap import Counts, Values
-from vaebm.evaluation.figures import Figures
+from vaebm.evaluation.measurements import Figures
+from vaebm.measures import bootstrap
+from vaebm.measures.bootstrap import Counts, Values
 from vaebm.model import Estimates
+from vaebm.system.errors import UserError
 
 Scores = dict[str, NDArray[np.float64]]
 """Name of a score, "" the whole one → of each image, (N,)."""

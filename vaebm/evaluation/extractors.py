@@ -18,24 +18,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import vaebm.torchvision_operators  # noqa: F401  before torch-fidelity, which imports torchvision
-
-# isort: split
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
-from torch_fidelity.version import __version__ as TORCH_FIDELITY
-
-from vaebm.checkpoint import load_model, load_plain
-from vaebm.config import ExtractorSettings, UserError, weights
+from vaebm.config import ExtractorSettings, weights
 from vaebm.config.weights import INCEPTION_URL
+from vaebm.config.yaml_files import read_settings
 from vaebm.evaluation import classifier, resnet56
-from vaebm.evaluation.bootstrap import Features, Logits
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.resnet56 import load_resnet56
-from vaebm.runtime import Progress
-from vaebm.settings import read_settings
+from vaebm.measures.bootstrap import Features, Logits
+from vaebm.measures.fidelity_backend import (
+    FEATURE_EXTRACTORS_REGISTRY,
+    TORCH_FIDELITY,
+    FeatureExtractorBase,
+    FeatureExtractorInceptionV3,
+    create_feature_extractor,
+    get_featuresdict_from_dataset,
+    register_feature_extractor,
+)
+from vaebm.system.checkpoint import load_model, load_plain
+from vaebm.system.device import Progress
+from vaebm.system.errors import UserError
 
 
 class _Own(FeatureExtractorBase):  # type: ignore[misc]
@@ -252,7 +253,7 @@ def open_extractor(settings: Path, trained: Path | None, device: torch.device | 
     """The extractor that a settings file names.
 
     Args:
-        settings: reference/<extractor>.yaml, as `settings.write_settings` wrote it.
+        settings: reference/<extractor>.yaml, as `config.yaml_files.write_settings` wrote it.
         trained: model of the classifier; None: not given.
 
     Raises:

@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaebm.config import DataSettings, UserError
+from vaebm.config import DataSettings
 from vaebm.data import ImageSet, open_images
 from vaebm.data.digits import LEVELS, reduce, to_counts, to_uint8
+from vaebm.system.errors import UserError
 
 Pictures = NDArray[np.uint8]
 """(N, H, W, C)."""

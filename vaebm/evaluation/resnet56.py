@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaebm.checkpoint import load_plain
-from vaebm.config import UserError
+from vaebm.system.checkpoint import load_plain
+from vaebm.system.errors import UserError
 
 FEATURES, CLASSES = 64, 10
 SHAPE = (3, 32, 32)

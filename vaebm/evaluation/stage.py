@@ -11,22 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm import VAEBM, plots, provenance
-from vaebm.checkpoint import load_model
-from vaebm.config import STAGES, EvaluationSettings, SamplesSettings, UserError
+from vaebm.config import STAGES, EvaluationSettings, SamplesSettings
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
-from vaebm.evaluation import detection, fidelity, modes, ood, pictures, speed
+from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.extractors import Extractor, open_extractor
-from vaebm.evaluation.figures import fidelity_figures, likelihood_figures
 from vaebm.evaluation.likelihood import estimate
-from vaebm.evaluation.steps import against_steps
-from vaebm.files import write_json
-from vaebm.frechet import Statistics, frechet_distance
-from vaebm.metrics import named
-from vaebm.model import Estimates
+from vaebm.evaluation.measurements import fidelity_figures, likelihood_figures
+from vaebm.evaluation.quality_along_chain import against_steps
+from vaebm.evaluation.reference import read_reference
+from vaebm.measures import modes
+from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.model import VAEBM, Estimates
+from vaebm.plots import image_grid
+from vaebm.records.metrics import named
 from vaebm.samples import grey_levels
-from vaebm.settings import read_settings
+from vaebm.system import provenance
+from vaebm.system.checkpoint import load_model
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json
 
 TRAIN = 3000
 """Training images, at most, that the ELBO is estimated on: the first."""
@@ -132,7 +136,7 @@ def run(
         energy: model file of the energy; None for a model without.
         extractor: settings file of the extractor.
         classifier: model file of the classifier, where that is the extractor or tells the modes of stacks.
-        reference: what `fidelity.reference` wrote.
+        reference: what `reference.reference` wrote.
         shards: the samples; samples.yaml stands beside them.
         metrics: results/<experiment>/<variant>/seed<k>/evaluation/metrics.json.
         ood_data: manifests of the data sets that held-out images are told from, data/<name>/manifest.json.
@@ -150,7 +154,7 @@ def run(
     judge, images = open_extractor(extractor, classifier, device), open_images(data)
     if judge.kind != chosen.extractor:
         raise UserError(f"{extractor}: expected the extractor {chosen.extractor}, as {settings} says, found {judge.kind}")
-    statistics = fidelity.read_reference(reference, images.hash, judge.weights)
+    statistics = read_reference(reference, images.hash, judge.weights)
     samples = read_samples(shards, images.shape, sampling.count)
     model, folder = VAEBM.load(nvae, energy, device), metrics.parent / "pictures"
     model.follow(sampling)
@@ -186,28 +190,28 @@ def run(
         law = modes.law_of(np.asarray(images.labels[slice(*images.splits["train"])]), depth, told.logits.shape[2])
         counts = modes.histogram(modes.modes_of(told.logits), law)
         figures |= modes.figures(counts, law, chosen.bootstrap, seed)
-        pictures.modes(counts, law, seed, folder / "modes.png")
+        plots.modes(counts, law, seed, folder / "modes.png")
     figures |= likelihood_figures(model.nvae, of_held_out, of_train, chosen.elbo_samples)
     ood_figures = detection.ood_figures(inside, outside, chosen.bootstrap, seed)
     figures |= detection.in_the_table(ood_figures, list(outside))
-    figures |= (took := speed.figures(shards))
+    figures |= (took := sampling_time.figures(shards))
 
-    plots.image_grid(to_float(samples[: pictures.GRID]), folder / "samples.png")
-    pictures.neighbours(samples, judged.features, images.view("train"), statistics.train_features, folder / "neighbours.png")
+    image_grid(to_float(samples[: plots.GRID]), folder / "samples.png")
+    plots.neighbours(samples, judged.features, images.view("train"), statistics.train_features, folder / "neighbours.png")
     if outside:
-        plots.image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
-        pictures.ood(inside, outside, figures, folder / "ood.png")
+        image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
+        plots.ood(inside, outside, figures, folder / "ood.png")
     models = {"nvae": load_model(nvae, "nvae")["hash"], **{one.kind: one.weights for one in (judge, telling)}}
     along_chain = {}
     if energy is not None:
         models["energy"] = load_model(energy, "energy")["hash"]
-        pictures.chains(model, sampling_seed, sampling.chain, folder)
+        plots.chains(model, sampling_seed, sampling.chain, folder)
 
         def distance(after: Tensor) -> float:
             return frechet_distance(Statistics.of(judge.features(after)), statistics.train)
 
         found = against_steps(model, chosen.steps, sampling, sampling_seed, distance_name, distance)
-        pictures.steps(found, distance_name, sampling.chain.steps, folder / "steps.png")
+        plots.steps(found, distance_name, sampling.chain.steps, folder / "steps.png")
         along_chain["steps"] = found
     kind = dict.fromkeys(("potential", "positives")) if energy is None else {"potential": model.kind, "positives": model.positives}
     record = {
@@ -217,7 +221,7 @@ def run(
         "metrics": figures,
         **along_chain,
         "ood": {"sets": sources, "figures": ood_figures},
-        "without": {**lacking(list(chosen.ood_sets), reason), **({} if took else {speed.NAME: "its samples have no record of the time they took"})},
+        "without": {**lacking(list(chosen.ood_sets), reason), **({} if took else {sampling_time.NAME: "its samples have no record of the time they took"})},
         "real": {distance_name: {"value": statistics.real, "samples": len(held_out)}},
         "extractor": judge.describe(images.shape),
         "modes_by": None if telling is judge else telling.describe(images.shape),

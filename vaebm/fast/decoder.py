@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.fast.layers import Convolution, Layer, fold, through
+from vaebm.fast.fold import fold
+from vaebm.fast.layers import Convolution, Layer, through
 from vaebm.nvae.cells import RESIDUAL_SCALE, BilinearUp, ResidualCell
 from vaebm.nvae.distributions import LOG_2PI, Normal
 from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.model import NVAE, LatentGroup
-from vaebm.nvae.pixels import Pixels, pixels_of
+from vaebm.nvae.pixel_distributions import Pixels, pixels_of
 
 
 class Cell:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.ebm.network import LIPSWISH, EnergyBlock, EnergyNetwork
+from vaebm.energy.network import LIPSWISH, EnergyBlock, EnergyNetwork
 from vaebm.fast.layers import Convolution, Swish, through
 
 

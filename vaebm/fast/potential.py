@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vaebm.fast.cuda_graph import GraphedChain
 from vaebm.fast.decoder import Decoder, half_square, negative_log_prior
 from vaebm.fast.energy import Energy
-from vaebm.fast.graph import GraphedChain
 from vaebm.noise import NoiseSource
-from vaebm.nvae.pixels import PixelNormal
+from vaebm.nvae.pixel_distributions import PixelNormal
 
 
 class PreparedPotential:
-    """`VAEBM.potential` of a list of noise tensors, the pixels' last; a `ebm.langevin.Potential`.
+    """`VAEBM.potential` of a list of noise tensors, the pixels' last; a `chain.langevin.Potential`.
 
     Args:
         decoder: p(x|z).
@@ -53,7 +53,7 @@ class PreparedPotential:
         return isinstance(self.energy, Energy) and isinstance(other.energy, Energy) and self.energy.become(other.energy)
 
     def replay(self, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
-        """As `ebm.langevin.langevin` on a GPU, by a step that is recorded at the first chains of their number and shape; the last record is kept."""
+        """As `chain.langevin.langevin` on a GPU, by a step that is recorded at the first chains of their number and shape; the last record is kept."""
         with torch.cuda.device(eps[0].device):
             if self._graph is None or self._graph.key != GraphedChain.key_of(eps, step_size):
                 self._graph = None  # its memory is free before that of the next one is taken

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from vaebm import distributed
+from vaebm.system import distributed
 
 INITIAL_STD = 0.2
 """Standard deviation of every channel of a convolution after its data-dependent initialisation."""

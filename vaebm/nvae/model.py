@@ -15,15 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaebm.checkpoint import load_model
-from vaebm.config import NVAENetworkSettings, UserError
+from vaebm.config import NVAENetworkSettings
 from vaebm.noise import NoiseSource
 from vaebm.nvae.cells import ARCHITECTURES, Operation, Resample, ResidualCell
 from vaebm.nvae.distributions import Normal
 from vaebm.nvae.flows import FlowPair
 from vaebm.nvae.layers import NormalizedConv2d
-from vaebm.nvae.pixels import Pixels, logit_channels, pixels_of, quantize
-from vaebm.runtime import place
+from vaebm.nvae.pixel_distributions import Pixels, logit_channels, pixels_of, quantize
+from vaebm.system.checkpoint import load_model
+from vaebm.system.device import place
+from vaebm.system.errors import UserError
 
 ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
 """Parts that decoding does without; the others, the learned constant among them, are the decoder's side."""

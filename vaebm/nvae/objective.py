@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaebm import distributed
 from vaebm.nvae.layers import BatchNorm
 from vaebm.nvae.model import NVAEOutput
+from vaebm.system import distributed
 
 
 class NegativeELBO(NamedTuple):

@@ -9,20 +9,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaebm import distributed, plots
-from vaebm.checkpoint import hash_tensors, save_model
-from vaebm.config import NVAESettings, NVAETrainingSettings, UserError
+from vaebm import plots
+from vaebm.config import NVAESettings, NVAETrainingSettings
+from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.layers import BatchNorm, convolution_weights, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo, norm_weight
-from vaebm.precision import set_precision
-from vaebm.runtime import place, prepare, seeded
-from vaebm.settings import read_settings
-from vaebm.spectral import SpectralPenalty
-from vaebm.training import Limits, Training, training_batch
+from vaebm.system import distributed
+from vaebm.system.checkpoint import hash_tensors, save_model
+from vaebm.system.device import place, prepare, seeded
+from vaebm.system.errors import UserError
+from vaebm.system.precision import set_precision
+from vaebm.training.loop import Limits, Training, training_batch
+from vaebm.training.spectral import SpectralPenalty
 
 CURVES = {
     "negative ELBO, nats per image": ["loss", "heldout"],

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vaebm.config import UserError
+from vaebm.system.errors import UserError
 from vaebm.tracking.mirror import DATABASE, Mirror, read_place, write_place
 from vaebm.tracking.stages import stages
 

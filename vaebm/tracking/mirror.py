@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vaebm.config import fingerprint
-from vaebm.files import write_json
-from vaebm.startup import imports
+from vaebm.system.files import write_json
+from vaebm.system.startup import imports
 from vaebm.tracking.stages import Model, Stage, whole
 
 DATABASE = "mlflow.db"
@@ -115,11 +115,10 @@ class Mirror:
             from mlflow.models import ModelSignature
             from mlflow.types import Schema, TensorSpec
 
-            from vaebm import VAEBM
-            from vaebm.sampler import Sampler
+            from vaebm.model import VAEBM
 
-        sampler = Sampler(VAEBM.from_results(model.folder))
-        images, scores = (TensorSpec(np.dtype("float32"), (-1, *shape)) for shape in (sampler.nvae.shape, ()))
+        vaebm = VAEBM.from_results(model.folder).eval()
+        images, scores = (TensorSpec(np.dtype("float32"), (-1, *shape)) for shape in (vaebm.nvae.shape, ()))
         parameters = self.client.get_run(run).data.params
         logged = self.client.create_logged_model(self.home, name=model.name, source_run_id=run, tags=model.tags, params=parameters, model_type="vaebm")
         mlflow.set_tracking_uri(self.uri)
@@ -128,7 +127,7 @@ class Mirror:
             mlflow.pytorch,
             run_id=run,
             model_id=logged.model_id,
-            pytorch_model=sampler,
+            pytorch_model=vaebm,
             serialization_format="pickle",  # the other one, a traced graph, could not sample
             code_paths=[str(Path(__file__).parent.parent)],
             pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in NEEDS],

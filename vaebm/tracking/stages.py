@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vaebm.config import BASELINE, SamplesSettings, fingerprint
-from vaebm.settings import read_experiment, read_yaml, validate
+from vaebm.config.yaml_files import read_experiment, read_yaml, validate
 
 TABLE = ("benchmarks.csv", "benchmarks.md", "benchmarks.tex", "benchmarks.json", "report.html")
 

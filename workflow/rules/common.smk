@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-from vaebm.config import BASELINE, UserError
-from vaebm.config.layouts import absent
+from vaebm.config import BASELINE
+from vaebm.config.raw_files import absent
 from vaebm.config.weights import weights_hash
-from vaebm.settings import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
+from vaebm.config.yaml_files import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
+from vaebm.system.errors import UserError
 
 CONFIG = "config/config.yaml"
 

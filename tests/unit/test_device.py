@@ -1,0 +1,60 @@
+"""What a cluster puts into the environment of its jobs is not taken for torchrun's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaebm.system import device, gpu_lease
+from vaebm.system.device import deadline, prepare
+from vaebm.system.errors import UserError
+from vaebm.system.precision import set_precision
+
+SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_SIZE": "4", "LOCAL_RANK": "3"}
+
+
+def test_a_number_of_processes_without_torchrun_starts_none(tmp_path: Path) -> None:
+    """A job whose shell sets WORLD_SIZE, as job scripts for other programs do, is one process: it gets as far as its settings file."""
+    command = [sys.executable, "-m", "vaebm", "nvae", "nowhere.yaml", "--data", "manifest.json", "--model", "model.pt", "--log", str(tmp_path / "log")]
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"} | SRUN | {"WORLD_SIZE": "4"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "nowhere.yaml" in line and "expected" in line
+    assert (tmp_path / "log").read_text() == done.stderr
+
+
+def test_a_lone_process_takes_the_first_gpu_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever number it has among those of its job."""
+    for name, value in (SRUN | {"CUDA_VISIBLE_DEVICES": "2"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    assert prepare(threads=1, gpus=1) == torch.device("cuda", 0)
+
+
+def test_waiting_for_a_gpu_is_no_part_of_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the second of two trainings on one GPU would stop as soon as it has it."""
+    monkeypatch.setattr(device, "_waited", 0.0)
+    before = deadline(10.0)
+    monkeypatch.setattr(gpu_lease, "choose", lambda count: time.sleep(0.3))
+    prepare(threads=1, gpus=1)
+    # both count from the start of this process, to the clock ticks of /proc
+    assert deadline(10.0) - before == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_gpu_without_bfloat16_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line with the key; other precisions do not ask, and a CPU has it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(UserError, match="samples.yaml: samples.precision: this GPU has no bfloat16; choose float32"):
+        set_precision("bfloat16", torch.device("cuda"), "samples.yaml: samples.precision")
+    set_precision("bfloat16", torch.device("cpu"), "")
+    assert torch.backends.cudnn.allow_tf32
+    set_precision("float32", torch.device("cuda"), "")
+    assert not torch.backends.cudnn.allow_tf32

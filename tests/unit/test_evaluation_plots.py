@@ -1,0 +1,53 @@
+"""What stands where in the pictures of a run."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vaebm.evaluation import plots
+from vaebm.plots import BACKGROUND, charts
+
+
+def test_nearest_are_those_at_the_smallest_distance():
+    random = np.random.default_rng(0)
+    queries, among = random.normal(size=(5, 3)), random.normal(size=(40, 3))
+    expected = [sorted(range(40), key=lambda index: np.linalg.norm(among[index] - query))[:4] for query in queries]
+    assert plots.nearest(torch.from_numpy(queries), torch.from_numpy(among).split(7), 40, 4).tolist() == expected
+
+
+def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkeypatch):
+    """Images of one grey level each: the nearest by pixels have the nearest levels; features are made to order them the other way."""
+    levels = np.arange(10, 250, 10, dtype=np.uint8)
+    monkeypatch.setattr(plots, "BLOCK", 7)  # they are read in parts
+    train = np.tile(levels.reshape(-1, 1, 1, 1), (1, 8, 8, 1))
+    samples = torch.full((13, 1, 8, 8), 51, dtype=torch.uint8)
+    features = np.zeros((13, 1))
+    train_features = 250.0 - levels[:, None]
+    plots.neighbours(samples, features, train, train_features, tmp_path / "neighbours.png")
+    picture = np.asarray(Image.open(tmp_path / "neighbours.png").convert("L"))[22::42, 22::42]
+    row = [51, BACKGROUND, 50, 60, 40, 70, BACKGROUND, 240, 230, 220, 210]
+    assert picture.tolist() == [row] * plots.QUERIES
+
+
+def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):
+    drawn = []
+    original = charts.Axes.plot
+    monkeypatch.setattr(charts.Axes, "plot", lambda self, x, y, **keywords: drawn.append((list(x), y.tolist())) or original(self, x, y, **keywords))
+    found = {"counts": [0, 5, 10], "FD-classifier": [3.0, None, 1.0], "energy": [1.0, 2.0, 3.0], "samples": 10}
+    plots.steps(found, "FD-classifier", 5, tmp_path / "steps.png")
+    assert [x for x, _ in drawn] == [[0, 5, 10]] * 2
+    assert np.array_equal(drawn[0][1], [3.0, float("nan"), 1.0], equal_nan=True) and drawn[1][1] == [1, 2, 3]
+    assert Image.open(tmp_path / "steps.png").size[0] > 600
+
+
+def test_modes_are_shown_beside_as_many_draws_from_the_data(tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(plots.plots, "sorted_counts", lambda samples, path, **words: shown.update(samples))
+    counts = np.array([70, 0, 20, 10])
+    plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
+    assert list(shown) == ["samples", "draws from the data's law"] and shown["samples"] is counts
+    assert shown["draws from the data's law"].sum() == 100 and (shown["draws from the data's law"] > 5).all()
+    monkeypatch.undo()
+    plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
+    plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "again.png")
+    assert (tmp_path / "modes.png").read_bytes() == (tmp_path / "again.png").read_bytes()

@@ -1,0 +1,1 @@
+"""The energy network, and the reader of published ones (VAEBM appendix E)."""

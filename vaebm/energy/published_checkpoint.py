@@ -1,0 +1,130 @@
+"""Published energy networks: what they are, and reading their checkpoints, key by key (`vaebm convert energy`)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaebm.config import EnergyNetworkSettings
+from vaebm.energy.network import EnergyNetwork
+from vaebm.system.checkpoint import load_plain, save_model
+from vaebm.system.errors import UserError
+
+
+class Published(NamedTuple):
+    """A published energy network, made for images of one size."""
+
+    network: EnergyNetworkSettings
+    """With the published number of channels."""
+    side: int
+    """Height and width of the images."""
+
+
+def _published(channels: int, widths: list[int], down: list[int], side: int) -> Published:
+    return Published(EnergyNetworkSettings(channels=channels, widths=widths, down=down), side)
+
+
+PUBLISHED = {
+    "mnist": _published(64, [1, 1, 2, 2], [0, 2], 32),
+    "cifar32": _published(128, [1, 1, 2, 2, 2, 2], [0, 2, 4], 32),
+    "celeba64": _published(64, [1, 1, 2, 2, 2, 4, 4, 4], [0, 2, 4, 6], 64),
+    "lsun64": _published(64, [1, 1, 2, 2, 2, 2, 4, 4, 4, 4], [0, 2, 5, 8], 64),
+    "celeba256": _published(64, [1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 8, 8], [0, 2, 4, 6, 8, 10], 256),
+}
+"""The published networks by name (VAEBM appendix E)."""
+
+
+class Converted(NamedTuple):
+    """A published checkpoint in our terms."""
+
+    name: str
+    """In `PUBLISHED`, whatever the number of channels."""
+    settings: EnergyNetworkSettings
+    shape: tuple[int, int, int]
+    """(C, H, W) of the images; the file tells C, the network H and W."""
+    weights: dict[str, Tensor]
+    """State of `EnergyNetwork(settings, C)`."""
+
+
+def convert(path: Path, output: Path) -> None:
+    """Write the energy network of the published checkpoint `path` as the model file `output`, and say what was found.
+
+    Raises:
+        UserError: no such file, or not a published energy network.
+    """
+    name, settings, shape, weights = read(path)
+    save_model(output, "energy", settings.model_dump(), weights, shape=list(shape), potential="density", start="prior")
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    print(f"{output}: the energy network {name} with {settings.channels} channels for {'×'.join(map(str, shape))} images, {parameters:,} parameters")
+
+
+def read(path: Path) -> Converted:
+    """A published checkpoint: {"model": weights, "optimizer": …}, or the weights alone.
+
+    Raises:
+        UserError: as `convert`.
+    """
+    content = load_plain(path, "a published energy network")
+    state = content.get("model", content) if isinstance(content, dict) else content
+    if not (isinstance(state, dict) and state and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())):
+        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) and content else type(content).__name__
+        raise UserError(f"{path}: expected a published energy network, a dictionary with its weights under the key model, found {found}")
+    state = {name.removeprefix("module."): value for name, value in state.items()}  # of torch's DistributedDataParallel
+    name, settings, channels = _recognize(path, state)
+    with torch.device("meta"):
+        expected = EnergyNetwork(settings, channels).state_dict()
+    names = {theirs(ours): ours for ours in expected}
+    if unknown := sorted(set(state) - set(names)):
+        raise UserError(f"{path}: {unknown[0]}: a weight that the network {name} does not have ({len(unknown)} such in all)")
+    for published, ours in names.items():
+        weight = _weight(path, state, published)
+        if weight.shape != expected[ours].shape:
+            raise UserError(f"{path}: {published}: expected the shape {tuple(expected[ours].shape)}, found {tuple(weight.shape)}")
+        if weight.dtype != torch.float32:
+            raise UserError(f"{path}: {published}: expected the type float32, found {str(weight.dtype).removeprefix('torch.')}")
+    side = PUBLISHED[name].side
+    return Converted(name, settings, (channels, side, side), {ours: state[published] for published, ours in names.items()})
+
+
+def theirs(name: str) -> str:
+    """The published name of a weight of `EnergyNetwork`."""
+    for ours, published in (("stem.", "conv1."), ("head.", "linear."), (".first.", ".conv1."), (".second.", ".conv2."), (".skip.", ".skip.0.")):
+        name = name.replace(ours, published)
+    return name
+
+
+def _weight(path: Path, state: dict[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise UserError(f"{path}: {name}: expected this weight of a published energy network, found none")
+    return state[name]
+
+
+def _recognize(path: Path, state: dict[str, Tensor]) -> tuple[str, EnergyNetworkSettings, int]:
+    """Which network it is, by the widths of its blocks and their skip connections; its settings; the images' channels.
+
+    A skip connection alone does not say whether its block halves the resolution: it also stands where the width changes.
+    """
+    stem = _weight(path, state, "conv1.weight")
+    if stem.dim() != 4:
+        raise UserError(f"{path}: conv1.weight: expected the shape (n, C, 3, 3), found {tuple(stem.shape)}")
+    blocks = 1 + max((int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    outputs = [_weight(path, state, f"blocks.{block}.conv1.weight").shape[:1].numel() for block in range(blocks)]
+    skips = [block for block in range(blocks) if f"blocks.{block}.skip.0.weight" in state]
+    channels, channels_in = stem.shape[:2]
+    for name, (network, _) in PUBLISHED.items():
+        if [channels * width for width in network.widths] == outputs and _with_skip(network) == skips:
+            return name, network.model_copy(update={"channels": channels}), channels_in
+    raise UserError(
+        f"{path}: expected the blocks of a published energy network ({', '.join(PUBLISHED)}), "
+        f"found blocks of {', '.join(map(str, outputs)) or 'no'} channels after a stem of {channels}, with skip connections in {skips or 'none'}"
+    )
+
+
+def _with_skip(network: EnergyNetworkSettings) -> list[int]:
+    """Blocks whose width or resolution changes."""
+    before = [1, *network.widths]
+    return [block for block, width in enumerate(network.widths) if block in network.down or width != before[block]]

@@ -1,0 +1,86 @@
+"""What samples are compared with: the reference statistics of a data set in an extractor's features."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaebm.data import open_images
+from vaebm.evaluation.extractors import open_extractor
+from vaebm.measures.bootstrap import Features
+from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.system.errors import UserError
+from vaebm.system.files import writing
+
+
+class Reference(NamedTuple):
+    """What samples are compared with: features of the training images, statistics of both splits."""
+
+    train_features: Features
+    train: Statistics
+    heldout: Statistics
+    real: float
+    """Fréchet distance of held-out to training images: what real images score."""
+
+
+def reference(settings: Path, data: Path, classifier: Path | None, output: Path, device: torch.device | str = "cpu") -> None:
+    """Write the reference of a data set as .npz: features of its training images, means and covariances of them and of the held-out ones.
+
+    Args:
+        settings: of the extractor.
+        data: manifest of the images.
+        classifier: model of the classifier, where that is the extractor.
+        output: file to write; it also holds the hashes of data and weights, and what real images score.
+        device: that the extractor runs on.
+
+    Raises:
+        UserError: bad data, or bad weights.
+    """
+    extractor, images = open_extractor(settings, classifier, device), open_images(data)
+    features = {split: extractor.features(images.split(split)[0]) for split in ("train", "heldout")}
+    statistics = {split: Statistics.of(found) for split, found in features.items()}
+    content: dict[str, NDArray[Any]] = {
+        "data": np.array(images.hash),
+        "weights": np.array(extractor.weights),
+        "real": np.array(frechet_distance(statistics["heldout"], statistics["train"])),
+        "train_features": features["train"],
+    }
+    for split, found in statistics.items():
+        content |= {f"{split}_mean": found.mean, f"{split}_covariance": found.covariance}
+    with writing(output) as stream:
+        np.savez(stream, allow_pickle=False, **content)
+
+
+def read_reference(path: Path, data: str, weights: str) -> Reference:
+    """The reference that `reference` wrote.
+
+    Args:
+        data: hash of the data set that it must have been made from.
+        weights: hash of the extractor's weights that it must have been made with.
+
+    Raises:
+        UserError: no such file, no reference, or one of other data or weights.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:  # numpy leaves a damaged file open that it opened itself
+            content = {name: file[name] for name in file.files}
+        found = Reference(
+            content["train_features"],
+            Statistics(content["train_mean"], content["train_covariance"]),
+            Statistics(content["heldout_mean"], content["heldout_covariance"]),
+            float(content["real"]),
+        )
+        hashes = {"data": str(content["data"]), "weights": str(content["weights"])}
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected the reference statistics, found no file; `vaebm reference` makes it") from None
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile):
+        raise UserError(f"{path}: expected reference statistics, found a damaged file or one of another kind; remove it and make it again") from None
+    for name, expected in (("data", data), ("weights", weights)):
+        if hashes[name] != expected:
+            raise UserError(f"{path}: expected statistics of {name} {expected[:12]}, found those of {hashes[name][:12]}; remove it and make it again")
+    return found

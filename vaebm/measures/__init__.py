@@ -1,0 +1,1 @@
+"""Functions of features and counts: distances, intervals, divergences; no models, no files."""

@@ -1,0 +1,231 @@
+"""Two folders of results side by side: metric by metric, and what differs in where the figures come from."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from vaebm.records.metrics import FLOOR, Figure, Record, arrowed, in_units, number, uses_extractor, with_certainty, written
+from vaebm.report.table import chain_of, extractor_of, grid
+from vaebm.system.errors import UserError
+from vaebm.system.files import writing
+
+BENCHMARKS = "benchmarks.json"
+"""What a folder of results holds its figures in: experiment → variant → metric → number."""
+
+ORIGIN = ("data", "extractor", "chain", "configuration", "commit", "changed", "versions", "seeds")
+"""What two records may differ in; figures of other data, and those measured with another extractor, are not comparable."""
+
+COLUMNS = ["experiment", "variant", "metric", "here", "there", "difference", "unit", "in_units", "comparable", "remark"]
+
+ADVICE = "name a folder of results that `vaebm benchmarks` wrote, or its benchmarks.json"
+
+
+class Side(NamedTuple):
+    """One of the two."""
+
+    numbers: dict[str, dict[str, dict[str, float]]]
+    """Experiment → variant → metric → number."""
+    records: dict[tuple[str, str], Record]
+    """(experiment, variant) → the record that the numbers come from, as far as it is beside them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One metric of one variant on both sides; None where a side has it not."""
+
+    experiment: str
+    variant: str
+    metric: str
+    here: float | None
+    there: float | None
+    figures: tuple[Figure | None, Figure | None]
+    """With their uncertainty, where it is known."""
+    obstacle: str
+    """Why the two are not comparable; empty where they are, or where nothing is known against it."""
+
+    @property
+    def comparable(self) -> str:
+        """ "true", "false", or "unknown" where the origin of one is."""
+        if self.here is None or self.there is None or self.obstacle:
+            return "false"
+        return "unknown" if None in self.figures else "true"
+
+    @property
+    def difference(self) -> float | None:
+        """There minus here; None where the two are not comparable."""
+        return None if self.here is None or self.there is None or self.obstacle else self.there - self.here
+
+    @property
+    def units(self) -> tuple[float, str] | None:
+        """The difference in units of its uncertainty, and what that is (see `metrics.in_units`)."""
+        one, other = self.figures
+        return in_units(one, other) if one and other and self.difference is not None else None
+
+    @property
+    def remark(self) -> str:
+        """What has to be said about the pair."""
+        one, other = self.figures
+        counts = f"{one['samples']:,} and {other['samples']:,} images" if one and other and one["samples"] != other["samples"] else ""
+        unknown = "origin unknown" if self.comparable == "unknown" else ""
+        return "; ".join(filter(None, (self.obstacle, unknown, counts)))
+
+    def words(self) -> list[str]:
+        """Variant, metric, here, there, difference, how much that is, remark."""
+        sides = [
+            with_certainty(self.metric, figure) if figure else "" if value is None else written(self.metric, value)
+            for value, figure in zip((self.here, self.there), self.figures, strict=True)
+        ]
+        difference = "" if self.difference is None else number(self.difference, 3) if self.difference else "same"
+        units = f"{self.units[0]:+.1f} {'spreads' if self.units[1] == 'spread' else 'half-widths'}" if self.units and self.difference else ""
+        return [self.variant, arrowed(self.metric), *sides, difference, units, self.remark]
+
+    def cells(self) -> dict[str, Any]:
+        """One value per column of `COLUMNS`."""
+        units, kind = self.units or (None, None)
+        facts = (self.experiment, self.variant, self.metric, self.here, self.there, self.difference, kind, units, self.comparable, self.remark or None)
+        return dict(zip(COLUMNS, facts, strict=True))
+
+
+def read_side(path: Path) -> Side:
+    """The figures of a folder of results, or of its benchmarks.json, with their origin where the records stand beside them.
+
+    A record of other figures than benchmarks.json holds is of another run, and tells nothing about these.
+
+    Raises:
+        UserError: there is no such folder or file, or it is damaged.
+    """
+    file = path / BENCHMARKS if path.is_dir() else path
+    try:
+        numbers = json.loads(file.read_text())
+        if not all(isinstance(value, int | float) for variants in numbers.values() for metrics in variants.values() for value in metrics.values()):
+            raise ValueError
+    except FileNotFoundError:
+        found = f"a folder without {BENCHMARKS}" if path.is_dir() else "nothing there"
+        raise UserError(f"{path}: expected results to compare, found {found}; {ADVICE}") from None
+    except (ValueError, AttributeError, OSError):
+        raise UserError(f"{file}: expected experiment → variant → metric → number, found a damaged file or one of another kind; {ADVICE}") from None
+    records = {}
+    for experiment, variants in numbers.items():
+        for variant, metrics in variants.items():
+            record = _record(file.parent / experiment / variant / "metrics.json")
+            if record is not None and {metric: figure["value"] for metric, figure in record["metrics"].items()} == metrics:
+                records[experiment, variant] = record
+    return Side(numbers, records)
+
+
+def _record(path: Path) -> Record | None:
+    """A record over the seeds as `benchmarks` writes it now, or None."""
+    try:
+        record: Record = json.loads(path.read_text())
+        whole = all("by_seed" in figure for figure in record["metrics"].values()) and {*ORIGIN, "runs"} - {"seeds"} <= record.keys()
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return record if whole else None
+
+
+def origin(record: Record) -> dict[str, str]:
+    """What of `ORIGIN` a record has, in words."""
+    commits = " ".join(name[:12] for name in record["commit"])
+    return {
+        "data": record["data"][:12],
+        "extractor": extractor_of(record),
+        "chain": chain_of(record),
+        "configuration": record["configuration"][:12],
+        "commit": commits,
+        "changed": str(record["changed"]).lower(),
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        "seeds": ", ".join(str(run["seed"]) for run in record["runs"]),
+    }
+
+
+def pairs(here: Side, there: Side) -> list[Pair]:
+    """Every metric of every variant that either side has; what a perfect sampler would give is no figure of a model."""
+    found = []
+    for experiment in dict.fromkeys([*here.numbers, *there.numbers]):
+        ours, theirs = here.numbers.get(experiment, {}), there.numbers.get(experiment, {})
+        for variant in dict.fromkeys([*ours, *theirs]):
+            records = [side.records.get((experiment, variant)) for side in (here, there)]
+            for metric in dict.fromkeys([*ours.get(variant, {}), *theirs.get(variant, {})]):
+                if metric.endswith(FLOOR):
+                    continue
+                values = [numbers.get(variant, {}).get(metric) for numbers in (ours, theirs)]
+                one, other = (record["metrics"].get(metric) if record else None for record in records)
+                found.append(Pair(experiment, variant, metric, values[0], values[1], (one, other), obstacle(metric, *records)))
+    return found
+
+
+def obstacle(metric: str, one: Record | None, other: Record | None) -> str:
+    """Why the figures of two records are not comparable; empty where they are."""
+    if one is None or other is None:
+        return ""
+    if one["data"] != other["data"]:
+        return "not comparable: other data"
+    if uses_extractor(metric) and one["extractor"] != other["extractor"]:
+        return "not comparable: another extractor"
+    return ""
+
+
+def differences(here: Side, there: Side) -> dict[str, list[str]]:
+    """Experiment → what its variants differ in, or have on one side alone, a line each."""
+    told: dict[str, list[str]] = {}
+    for experiment in dict.fromkeys([*here.numbers, *there.numbers]):
+        lines = told.setdefault(experiment, [])
+        for variant in dict.fromkeys([*here.numbers.get(experiment, {}), *there.numbers.get(experiment, {})]):
+            sides = [side.numbers.get(experiment, {}).get(variant) for side in (here, there)]
+            if None in sides:
+                lines.append(f"{variant}: only {'there' if sides[0] is None else 'here'}")
+                continue
+            records = [side.records.get((experiment, variant)) for side in (here, there)]
+            if unknown := [place for place, record in zip(("here", "there"), records, strict=True) if record is None]:
+                lines.append(
+                    f"{variant}: origin unknown {' and '.join(unknown)}, whether the figures are comparable too: no record of them beside {BENCHMARKS}"
+                )
+                continue
+            ours, theirs = (origin(record) for record in records if record is not None)
+            lines += [f"{variant}, {name}: {ours[name]} here, {theirs[name]} there" for name in ORIGIN if ours[name] != theirs[name]]
+    return told
+
+
+def markdown(here: Side, there: Side, names: tuple[str, str]) -> str:
+    """The comparison as Markdown.
+
+    Args:
+        names: of the two, as they were typed.
+    """
+    legend = (
+        f"Here: {names[0]}. There: {names[1]}. Difference: there minus here, and in units of its uncertainty √(a² + b²), a and b being the standard "
+        "deviations over the seeds, or the half-widths of the 95 % intervals of one seed each. Figures of other data, or measured with another "
+        "extractor, have no difference."
+    )
+    text = ["# Comparison", "", legend, ""]
+    found, told = pairs(here, there), differences(here, there)
+    for experiment, lines in told.items():
+        rows = [pair.words() for pair in found if pair.experiment == experiment]
+        text += [f"## {experiment}", "", *grid(["variant", "metric", "here", "there", "difference", "that is", "remark"], rows), ""]
+        text += ["What differs in where they come from:", "", *(f"- {line}" for line in lines), ""] if lines else ["Both come from the same origin.", ""]
+    return "\n".join(text)
+
+
+def run(results: Path, other: Path) -> None:
+    """Print how `other` differs from `results`, and write it to comparison.md and comparison.csv under `results`.
+
+    Args:
+        results: a folder of results; other: another one, or its benchmarks.json.
+
+    Raises:
+        UserError: one of them is missing or damaged.
+    """
+    here, there = read_side(results), read_side(other)
+    text = markdown(here, there, (str(results), str(other)))
+    csv = io.StringIO()
+    pd.DataFrame([pair.cells() for pair in pairs(here, there)], columns=COLUMNS).to_csv(csv, index=False, lineterminator="\n")
+    for name, content in (("comparison.md", text), ("comparison.csv", csv.getvalue())):
+        with writing(results / name) as stream:
+            stream.write(content.encode())
+    print(text, end="")
