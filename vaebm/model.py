@@ -20,6 +20,7 @@ from vaebm.fast import Decoder, PreparedPotential, half_square, move, prepare_en
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, match_noise, quantize
+from vaebm.nvae.pixel_space import PixelSpace
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 from vaebm.system.precision import chain_type
@@ -77,13 +78,7 @@ class VAEBM(nn.Module):
     decoding of images have the weights' in any case."""
 
     def __init__(
-        self,
-        nvae: NVAE,
-        energy: nn.Module | None,
-        potential: Potential = "noise",
-        steps: int = 0,
-        step_size: float = 1.0,
-        positives: Positives = "clean",
+        self, nvae: NVAE, energy: nn.Module | None, potential: Potential = "noise", steps: int = 0, step_size: float = 1.0, positives: Positives = "clean"
     ):
         super().__init__()
         if energy is not None and isinstance(nvae, NVAE):
@@ -237,14 +232,7 @@ class VAEBM(nn.Module):
         noise, (steps, step_size) = sample_noise(seed, range(count)), self._chain(steps, step_size)
         eps_z, eps_x = self.noise_like_prior(noise)
         states = [eps_z]
-        langevin(
-            self.chain_potential(),
-            [*eps_z, eps_x],
-            steps=steps,
-            step_size=step_size,
-            noise=noise,
-            watch=lambda eps: states.append(eps[:-1]),
-        )
+        langevin(self.chain_potential(), [*eps_z, eps_x], steps=steps, step_size=step_size, noise=noise, watch=lambda eps: states.append(eps[:-1]))
         return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> tuple[int, float]:
@@ -303,34 +291,6 @@ class VAEBM(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """`score` with its defaults: images (B, C, H, W) in [0, 1] → (B,), higher is more in-distribution."""
         return self.score(images)
-
-
-class PixelSpace:
-    """Stands for an NVAE where chains move images themselves: one "latent group" that is the image, and a decoder that returns it.
-
-    Args:
-        nvae: the NVAE whose images, device, type and encoder it shares.
-    """
-
-    def __init__(self, nvae: NVAE):
-        self.nvae = nvae
-        self.shape, self.settings, self.prior_constant = nvae.shape, nvae.settings, nvae.prior_constant
-        self.latent_shapes = [nvae.shape]
-        self.encode, self.as_input = nvae.encode, nvae.as_input
-
-    class Image(NamedTuple):
-        """An image as the distribution of its own pixels."""
-
-        mean: Tensor
-        """(B, C, H, W); may leave [0, 1]."""
-
-        def sample(self, eps: Tensor) -> Tensor:
-            """The image, (B, C, H, W); there is nothing to draw."""
-            return self.mean
-
-    def decode(self, eps: Sequence[Tensor]) -> tuple[PixelSpace.Image, Tensor]:
-        """The images eps[0] (B, C, H, W), and zeros (B,) where an NVAE has log p(z)."""
-        return PixelSpace.Image(eps[0]), eps[0].new_zeros(len(eps[0]))
 
 
 class PixelEBM(VAEBM):
