@@ -60,7 +60,9 @@ class Job:
 # --------------------------------------------------------------------------------------------------------------------- the run
 def copy_project(folder: Path) -> None:
     """The files that git knows of, as they are now, in a repository of their own: DVC asks for one."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     for name in names:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,10 @@ def environment(folder: Path, record: Path | None = None) -> dict[str, str]:
     left_out = ("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE", "PYTHONDONTWRITEBYTECODE")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
     paths = [str(path) for path in (RECORDER if record else None, folder) if path]
-    kept |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(paths)}
+    kept |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
     return kept | ({"VAEBM_RECORD": str(record)} if record else {})
 
 
@@ -88,7 +93,14 @@ def run(folder: Path, experiments: list[str], cores: int) -> tuple[float, float]
     record.mkdir()
     command = ["snakemake", "--cores", str(cores), "--config", f"experiments=[{','.join(experiments)}]"]
     began = time.time()
-    done = subprocess.run(command, cwd=folder, env=environment(folder, record), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(folder, record),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if done.returncode:
         sys.exit(f"snakemake ended with status {done.returncode}:\n{done.stdout}")
     return began, time.time()
@@ -107,7 +119,11 @@ def jobs_of(folder: Path) -> list[Job]:
     logs = {command[command.index("--log") + 1]: one for one in processes if "--log" in (command := one["command"])}
     commits = [one for one in processes if one["command"][:2] == ["-m", "dvc"]]
     for log, job in found.items():
-        _split(job, logs[log], [one for one in commits if job.rule == "pin" and logs[log]["began"] <= one["began"] <= job.ended])
+        _split(
+            job,
+            logs[log],
+            [one for one in commits if job.rule == "pin" and logs[log]["began"] <= one["began"] <= job.ended],
+        )
     return sorted(found.values(), key=lambda job: job.began)
 
 
@@ -162,7 +178,15 @@ def summary(jobs: list[Job], cores: int, began: float, ended: float) -> dict[str
         "idle_share": waiting / (ended - began),
         "busy_share": total / (cores * (ended - began)),
         "stages": dict(stages),
-        "timeline": [{"rule": job.rule, "began": job.began - began, "ended": job.ended - began, "outputs": sorted(job.outputs)[:1]} for job in jobs],
+        "timeline": [
+            {
+                "rule": job.rule,
+                "began": job.began - began,
+                "ended": job.ended - began,
+                "outputs": sorted(job.outputs)[:1],
+            }
+            for job in jobs
+        ],
     }
 
 
@@ -172,7 +196,16 @@ def plan(folder: Path) -> dict[str, Any]:
         for name in () if layout.fetched else layout.files[0]:
             (folder / place(dataset, None)).mkdir(parents=True, exist_ok=True)
             (folder / place(dataset, None) / name).touch()
-    command = ["snakemake", "--dry-run", "--quiet", "all", "--cores", "1", "--config", f"experiments=[{','.join(PAPER)}]"]
+    command = [
+        "snakemake",
+        "--dry-run",
+        "--quiet",
+        "all",
+        "--cores",
+        "1",
+        "--config",
+        f"experiments=[{','.join(PAPER)}]",
+    ]
     times = []
     for _ in range(PLANS + 1):  # the first compiles, and is not counted
         began = time.monotonic()
@@ -196,11 +229,17 @@ def show(results: dict[str, Any]) -> str:
         ]
         for name, stage in run["stages"].items():
             share = 1 - stage["work"] / stage["seconds"]
-            lines.append(f"{name:<12}{stage['jobs']:>5.0f}{stage['seconds']:>9.1f}" + "".join(f"{stage[part]:>9.1f}" for part in PARTS) + f"{share:>10.0%}")
+            lines.append(
+                f"{name:<12}{stage['jobs']:>5.0f}{stage['seconds']:>9.1f}"
+                + "".join(f"{stage[part]:>9.1f}" for part in PARTS)
+                + f"{share:>10.0%}"
+            )
         sums = {part: sum(stage[part] for stage in run["stages"].values()) for part in PARTS}
         total = f"{sum(stage['jobs'] for stage in run['stages'].values()):>5.0f}{run['job_seconds']:>9.1f}"
         lines += [
-            f"{'all':<12}{total}" + "".join(f"{sums[part]:>9.1f}" for part in PARTS) + f"{1 - sums['work'] / run['job_seconds']:>10.0%}",
+            f"{'all':<12}{total}"
+            + "".join(f"{sums[part]:>9.1f}" for part in PARTS)
+            + f"{1 - sums['work'] / run['job_seconds']:>10.0%}",
             "",
             f"overhead, Snakemake's own time included: {run['overhead_share']:.1%} (at most 20 %)",
             f"a core idle although a job was ready: {run['idle_share']:.1%} of the wall time (at most 15 %); cores busy: {run['busy_share']:.0%}",
@@ -214,7 +253,9 @@ def show(results: dict[str, Any]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", help="names in config/experiments; default: those of config/config.yaml")
+    parser.add_argument(
+        "experiments", nargs="*", help="names in config/experiments; default: those of config/config.yaml"
+    )
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)), help="default: all")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--keep", type=Path, help="a folder for the copy, which then stays")
@@ -229,7 +270,9 @@ def main() -> None:
         folder = (arguments.keep or Path(scratch) / "project").absolute()
         copy_project(folder)
         if not arguments.dry_run:
-            results["experiments"] = arguments.experiments or read_yaml(folder / "config" / "config.yaml")["experiments"]
+            results["experiments"] = (
+                arguments.experiments or read_yaml(folder / "config" / "config.yaml")["experiments"]
+            )
             began, ended = run(folder, results["experiments"], arguments.cores)
             results["run"] = summary(jobs_of(folder), arguments.cores, began, ended)
         if not arguments.run:

@@ -47,7 +47,14 @@ def prepare(experiment: Experiment, folder: Path) -> None:
     energy.initialize(torch.rand(16, *shape, generator=torch.Generator().manual_seed(0)))
     save_model(folder / "nvae.pt", "nvae", experiment.nvae.network.model_dump(), nvae.state_dict(), shape=list(shape))
     more = {"potential": experiment.ebm.potential, "start": experiment.ebm.start}
-    save_model(folder / "energy.pt", "energy", experiment.ebm.network.model_dump(), energy.state_dict(), shape=list(shape), **more)
+    save_model(
+        folder / "energy.pt",
+        "energy",
+        experiment.ebm.network.model_dump(),
+        energy.state_dict(),
+        shape=list(shape),
+        **more,
+    )
 
 
 def measure(experiment: Experiment, folder: Path, count: int, steps: int) -> dict[str, float]:
@@ -58,13 +65,39 @@ def measure(experiment: Experiment, folder: Path, count: int, steps: int) -> dic
     write_settings(experiment.model_copy(update={"samples": samples}), folder, [0])
     settings = min(folder.glob("vaebm*/seed0/samples/samples.yaml"))
     names = [str(folder / name) for name in ("nvae.pt", "energy.pt", "shard.npy")]
-    command = [sys.executable, "-m", "vaebm", "samples", str(settings), "--nvae", names[0], "--energy", names[1], "--shard", "0", "--output", names[2]]
+    command = [
+        sys.executable,
+        "-m",
+        "vaebm",
+        "samples",
+        str(settings),
+        "--nvae",
+        names[0],
+        "--energy",
+        names[1],
+        "--shard",
+        "0",
+        "--output",
+        names[2],
+    ]
     began = time.monotonic()
-    _, status, usage = os.wait4(os.spawnve(os.P_NOWAIT, sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"}), 0)
+    _, status, usage = os.wait4(
+        os.spawnve(os.P_NOWAIT, sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"}), 0
+    )
     if status:
         sys.exit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
-    found = {"images": count, "steps": steps, "processor": usage.ru_utime + usage.ru_stime, "clock": time.monotonic() - began, "peak": 1024 * usage.ru_maxrss}
-    print(f"{count} images, {steps} steps: {found['processor']:.1f} s, {found['peak'] / 1e6:.0f} MB", file=sys.stderr, flush=True)
+    found = {
+        "images": count,
+        "steps": steps,
+        "processor": usage.ru_utime + usage.ru_stime,
+        "clock": time.monotonic() - began,
+        "peak": 1024 * usage.ru_maxrss,
+    }
+    print(
+        f"{count} images, {steps} steps: {found['processor']:.1f} s, {found['peak'] / 1e6:.0f} MB",
+        file=sys.stderr,
+        flush=True,
+    )
     return found
 
 
@@ -80,13 +113,17 @@ def line(found: list[dict[str, float]], by: str) -> dict[str, float]:
 
 def show(results: dict[str, Any]) -> str:
     """The figures as text."""
-    lines = [f"{results['experiment']}, batches of {results['batch']}, one thread, load {results['load'][0]:.1f} before"]
+    lines = [
+        f"{results['experiment']}, batches of {results['batch']}, one thread, load {results['load'][0]:.1f} before"
+    ]
     for by, what in (("images", f"{results['steps']} steps"), ("steps", f"{IMAGES} images")):
         fit = results[f"line_by_{by}"]
         lines += ["", f"{by:>8}{'processor s':>13}{'clock s':>9}{'ms an image and step':>22}{'peak MB':>9}   ({what})"]
         for one in results[f"by_{by}"]:
             each = 1e3 * (one["processor"] - fit["constant"]) / (one["images"] * one["steps"])
-            lines.append(f"{one[by]:>8}{one['processor']:>13.1f}{one['clock']:>9.1f}{each:>22.3f}{one['peak'] / 1e6:>9.0f}")
+            lines.append(
+                f"{one[by]:>8}{one['processor']:>13.1f}{one['clock']:>9.1f}{each:>22.3f}{one['peak'] / 1e6:>9.0f}"
+            )
         each = f"{1e3 * fit['slope']:.3g} ms for each of the {by}"
         lines.append(f"processor time = {fit['constant']:.1f} s + {each}; at most {fit['residual']:.1%} away from it")
     lines += ["", f"peak memory of {COUNTS[-1]} images over that of {COUNTS[-2]}: {results['memory_ratio']:.3f}"]
@@ -106,7 +143,12 @@ def main() -> None:
     if experiment.ebm is None or experiment.samples is None:
         sys.exit(f"{arguments.experiment}: expected an experiment with the sections ebm and samples")
     steps = experiment.samples.chain.steps
-    results: dict[str, Any] = {"experiment": arguments.experiment, "batch": experiment.samples.batch, "steps": steps, "load": os.getloadavg()}
+    results: dict[str, Any] = {
+        "experiment": arguments.experiment,
+        "batch": experiment.samples.batch,
+        "steps": steps,
+        "load": os.getloadavg(),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepare(experiment, folder)

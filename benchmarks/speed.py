@@ -142,7 +142,9 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
         workers = {str(way): stack.enter_context(worker(name, setup, device, way)) for way in ways(name, device)}
         if device.type == "cuda":
             memory = {way: pool.apply(_peak, (device,)) for way, pool in workers.items()}
-        times = interleaved({way: functools.partial(pool.apply, _turn, (device,)) for way, pool in workers.items()}, rounds, name)
+        times = interleaved(
+            {way: functools.partial(pool.apply, _turn, (device,)) for way, pool in workers.items()}, rounds, name
+        )
         counts: dict[str, tuple[int, int]] = {}
         if device.type == "cpu" or name == "langevin_step":
             try:
@@ -163,12 +165,21 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
         }
         if counts:
             flop, moved = counts[way]
-            found[way] |= {"flop": flop / parts, "bytes": moved / parts, "flop_per_second": flop / median, "bytes_per_second": moved / median}
+            found[way] |= {
+                "flop": flop / parts,
+                "bytes": moved / parts,
+                "flop_per_second": flop / median,
+                "bytes_per_second": moved / median,
+            }
         if memory:
             found[way]["peak_memory"] = memory[way]
         if images:
             difference = (images[way] - images[baseline]).abs()
-            found[way] |= {"images_per_second": setup.batch / median, "mean_difference": float(difference.mean()), "difference": float(difference.max())}
+            found[way] |= {
+                "images_per_second": setup.batch / median,
+                "mean_difference": float(difference.mean()),
+                "difference": float(difference.max()),
+            }
     return found
 
 
@@ -210,7 +221,11 @@ def show(name: str, found: dict[str, Any]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", nargs="?", help="a name in config/experiments, or a file; default: CIFAR-10's architecture, reduced")
+    parser.add_argument(
+        "experiment",
+        nargs="?",
+        help="a name in config/experiments, or a file; default: CIFAR-10's architecture, reduced",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--batch", type=int, help="chains, and images of a training step; default: the experiment's")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
@@ -219,21 +234,33 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
-        setup = of_experiment(arguments.experiment, arguments.batch, device) if arguments.experiment else reduced(arguments.batch or 32)
+        setup = (
+            of_experiment(arguments.experiment, arguments.batch, device)
+            if arguments.experiment
+            else reduced(arguments.batch or 32)
+        )
     except UserError as error:
         sys.exit(str(error))
     chosen = [name for name in arguments.only or WORKS if setup.ebm is not None or name in CHAINLESS]
     if not chosen:
-        sys.exit(f"{setup.name}: expected an experiment with an energy for {' and '.join(arguments.only)}, found one without; it has {', '.join(CHAINLESS)}")
+        sys.exit(
+            f"{setup.name}: expected an experiment with an energy for {' and '.join(arguments.only)}, found one without; it has {', '.join(CHAINLESS)}"
+        )
     set_tf32(False)  # for what the machine can do
     results: dict[str, Any] = {
         "setup": setup.name,
         "batch": setup.batch,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rounds": arguments.rounds,
-        "chain_steps": {"langevin_step": LANGEVIN_STEPS, "ebm_iteration": setup.ebm.chain.steps if setup.ebm else 0, "sampling": setup.steps},
+        "chain_steps": {
+            "langevin_step": LANGEVIN_STEPS,
+            "ebm_iteration": setup.ebm.chain.steps if setup.ebm else 0,
+            "sampling": setup.steps,
+        },
         "load": os.getloadavg(),
         "machine": machine(device, arguments.rounds),
         "works": {},
@@ -243,7 +270,9 @@ def main() -> None:
         try:
             found = compare(name, setup, device, arguments.rounds)
         except torch.OutOfMemoryError:
-            sys.exit(f"{name}: expected a batch that fits into the GPU's memory in every way, found {setup.batch}; choose a smaller --batch")
+            sys.exit(
+                f"{name}: expected a batch that fits into the GPU's memory in every way, found {setup.batch}; choose a smaller --batch"
+            )
         results["works"][name] = found
         print(show(name, found), flush=True)
         if arguments.json is not None:

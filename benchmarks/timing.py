@@ -26,7 +26,9 @@ class Traffic(TorchDispatchMode):
     flop = 0
     """Of what torch does not count itself."""
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Called by torch with every operation on tensors, those of backward passes too."""
         out = function(*args, **(kwargs or {}))
         if not function.is_view:
@@ -44,7 +46,16 @@ class Traffic(TorchDispatchMode):
             return
         launch = triton_kernels._launch
 
-        def counted(source: Tensor, before: Tensor, weight: Tensor, bias: Tensor, a: Tensor, out: Tensor, swished: Tensor, backward: bool) -> None:
+        def counted(
+            source: Tensor,
+            before: Tensor,
+            weight: Tensor,
+            bias: Tensor,
+            a: Tensor,
+            out: Tensor,
+            swished: Tensor,
+            backward: bool,
+        ) -> None:
             launch(source, before, weight, bias, a, out, swished, backward)
             self.bytes += sum(tensor.nbytes for tensor in ((source, before, a, out) if backward else (a, out, swished)))
             self.flop += 2 * triton_kernels.KERNEL**2 * a.numel()
@@ -72,7 +83,12 @@ def interleaved(turns: dict[str, Callable[[], float]], rounds: int, told: str) -
             taken = turn()
             if number:
                 times[way].append(taken)
-        print(f"\r{told}: round {number} of {rounds}", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r{told}: round {number} of {rounds}",
+            end="" if sys.stderr.isatty() else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
     if sys.stderr.isatty():
         print(file=sys.stderr)
     return times
@@ -96,7 +112,13 @@ def machine(device: torch.device, rounds: int) -> dict[str, float]:
         "product": lambda: a @ b,
         "copy": lambda: target.copy_(source),
     }
-    amounts = {"convolution": 2 * weight.numel() * x[:, 0].numel(), "product": 2 * len(a) ** 3, "copy": 2 * source.nbytes}
+    amounts = {
+        "convolution": 2 * weight.numel() * x[:, 0].numel(),
+        "product": 2 * len(a) ** 3,
+        "copy": 2 * source.nbytes,
+    }
     with torch.no_grad():
-        times = interleaved({what: functools.partial(seconds, work, device) for what, work in works.items()}, rounds, "the machine")
+        times = interleaved(
+            {what: functools.partial(seconds, work, device) for what, work in works.items()}, rounds, "the machine"
+        )
     return {what: amounts[what] / min(found) for what, found in times.items()}

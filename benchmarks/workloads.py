@@ -14,7 +14,15 @@ from timing import Work
 from torch import Tensor
 
 from vaebm.cli.describe import EXPERIMENTS
-from vaebm.config import DATASETS, ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings
+from vaebm.config import (
+    DATASETS,
+    ChainSettings,
+    EBMSettings,
+    EBMTrainingSettings,
+    EnergyNetworkSettings,
+    NVAENetworkSettings,
+    NVAETrainingSettings,
+)
 from vaebm.config.yaml_files import read_experiment
 from vaebm.ebm.iteration import Trainer as EBMTrainer
 from vaebm.energy.network import EnergyNetwork
@@ -47,7 +55,14 @@ class Way:
 
 BASELINE = Way("as published")
 HOST_WAYS = (BASELINE, Way("plain"), Way("fast"))
-GPU_WAYS = (BASELINE, Way("as published", "tf32"), Way("plain"), Way("fast"), Way("fast", "tf32"), Way("fast", "bfloat16"))
+GPU_WAYS = (
+    BASELINE,
+    Way("as published", "tf32"),
+    Way("plain"),
+    Way("fast"),
+    Way("fast", "tf32"),
+    Way("fast", "bfloat16"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,15 @@ def reduced(batch: int) -> Setup:
         chain=ChainSettings(steps=CHAIN_STEPS, step_size=8e-5),
         training=EBMTrainingSettings(iterations=1000, batch=batch, learning_rate=4e-5),
     )
-    return Setup("CIFAR-10, reduced", network, NVAETrainingSettings(epochs=400, batch=batch), ebm, (3, 32, 32), batch, CHAIN_STEPS)
+    return Setup(
+        "CIFAR-10, reduced",
+        network,
+        NVAETrainingSettings(epochs=400, batch=batch),
+        ebm,
+        (3, 32, 32),
+        batch,
+        CHAIN_STEPS,
+    )
 
 
 def of_experiment(name: str, batch: int | None, device: torch.device) -> Setup:
@@ -93,12 +116,18 @@ def of_experiment(name: str, batch: int | None, device: torch.device) -> Setup:
     path = Path(name)
     experiment = read_experiment(path if path.suffix else EXPERIMENTS / f"{name}.yaml")
     facts, ebm = DATASETS[experiment.data.dataset], experiment.ebm
-    batch = batch or (ebm.training.batch if ebm is not None else experiment.nvae.training.micro_batch or experiment.nvae.training.batch)
+    batch = batch or (
+        ebm.training.batch
+        if ebm is not None
+        else experiment.nvae.training.micro_batch or experiment.nvae.training.batch
+    )
     training = experiment.nvae.training.model_copy(update={"batch": batch, "micro_batch": None})
     steps = experiment.samples.chain.steps if experiment.samples is not None and device.type == "cuda" else CHAIN_STEPS
     if ebm is not None:
         chain = ebm.chain if device.type == "cuda" else ebm.chain.model_copy(update={"steps": CHAIN_STEPS})
-        ebm = ebm.model_copy(update={"chain": chain, "training": ebm.training.model_copy(update={"batch": batch}), "replay": None})
+        ebm = ebm.model_copy(
+            update={"chain": chain, "training": ebm.training.model_copy(update={"batch": batch}), "replay": None}
+        )
     return Setup(name, experiment.nvae.network, training, ebm, (facts.channels, facts.side, facts.side), batch, steps)
 
 
@@ -134,7 +163,14 @@ def langevin_step(setup: Setup, device: torch.device, way: Way) -> Work:
     assert energy is not None and setup.ebm is not None
     model, noise = frozen(nvae, energy, way, setup.ebm.potential), NoiseSource(0, "speed", range(setup.batch))
     eps_z, eps_x = model.noise_like_prior(noise)
-    return functools.partial(move, model.chain_potential(), [*eps_z, eps_x], steps=LANGEVIN_STEPS, step_size=setup.ebm.chain.step_size, noise=noise)
+    return functools.partial(
+        move,
+        model.chain_potential(),
+        [*eps_z, eps_x],
+        steps=LANGEVIN_STEPS,
+        step_size=setup.ebm.chain.step_size,
+        noise=noise,
+    )
 
 
 def ebm_iteration(setup: Setup, device: torch.device, way: Way) -> Work:
@@ -143,7 +179,9 @@ def ebm_iteration(setup: Setup, device: torch.device, way: Way) -> Work:
     assert energy is not None and setup.ebm is not None
     if way.kind == "as published":
         nvae, energy = as_published(nvae), as_published(energy)
-    stage = setup.ebm.model_copy(update={"training": setup.ebm.training.model_copy(update={"precision": way.precision})})
+    stage = setup.ebm.model_copy(
+        update={"training": setup.ebm.training.model_copy(update={"precision": way.precision})}
+    )
     trainer = EBMTrainer(nvae.requires_grad_(False), energy, stage, seed=0)
     if way.kind != "fast":
         trainer.vaebm = Unprepared(nvae, energy, setup.ebm.potential)
@@ -169,12 +207,16 @@ def sampling(setup: Setup, device: torch.device, way: Way) -> Work:
     nvae, energy = build(setup, device)
     assert energy is not None and setup.ebm is not None
     model = frozen(nvae, energy, way, setup.ebm.potential)
-    return functools.partial(model.images, sample_noise(0, range(setup.batch)), steps=setup.steps, step_size=setup.ebm.chain.step_size)
+    return functools.partial(
+        model.images, sample_noise(0, range(setup.batch)), steps=setup.steps, step_size=setup.ebm.chain.step_size
+    )
 
 
 def grey_levels(setup: Setup, device: torch.device) -> Tensor:
     """A batch of random images, uint8 as the stages keep them."""
-    return torch.randint(0, 256, (setup.batch, *setup.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randint(
+        0, 256, (setup.batch, *setup.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).to(device)
 
 
 WORKS: dict[str, Callable[[Setup, torch.device, Way], Work]] = {

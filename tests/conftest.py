@@ -29,7 +29,14 @@ class Project:
 
     def run(self, *command: str, fails: bool = False, **environment: str) -> str:
         """What a command prints (both streams), run there with this interpreter first on PATH; it has to succeed, or to fail."""
-        done = subprocess.run(command, cwd=self.folder, env=self.environment() | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         assert (done.returncode != 0) == fails, f"{' '.join(command)}: status {done.returncode}\n{done.stdout}"
         return done.stdout
 
@@ -51,14 +58,28 @@ class Project:
     @staticmethod
     def environment() -> dict[str, str]:
         """This process's environment, without what could lead a run elsewhere."""
-        name = {f"GIT_{role}_{what}": f"{what.lower()}@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE"))}
-        return kept | name | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        name = {
+            f"GIT_{role}_{what}": f"{what.lower()}@localhost"
+            for role in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE"))
+        }
+        return (
+            kept
+            | name
+            | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that two processes end together: the one on a cluster, which mostly waits, then those of the whole pipeline."""
-    items.sort(key=lambda item: 0 if item.get_closest_marker("slurm") else 1 if item.path.parent.name == "workflow" else 2)
+    items.sort(
+        key=lambda item: 0 if item.get_closest_marker("slurm") else 1 if item.path.parent.name == "workflow" else 2
+    )
 
 
 def make_project(folder: Path) -> Project:

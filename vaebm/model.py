@@ -36,7 +36,9 @@ def check_decoder(nvae: NVAE, where: Path | str) -> None:
         UserError: its decoder is not Gaussian.
     """
     if nvae.settings.decoder != "normal":
-        raise UserError(f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}")
+        raise UserError(
+            f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}"
+        )
 
 
 class Estimates(NamedTuple):
@@ -78,7 +80,13 @@ class VAEBM(nn.Module):
     decoding of images have the weights' in any case."""
 
     def __init__(
-        self, nvae: NVAE, energy: nn.Module | None, potential: Potential = "noise", steps: int = 0, step_size: float = 1.0, positives: Positives = "clean"
+        self,
+        nvae: NVAE,
+        energy: nn.Module | None,
+        potential: Potential = "noise",
+        steps: int = 0,
+        step_size: float = 1.0,
+        positives: Positives = "clean",
     ):
         super().__init__()
         if energy is not None and isinstance(nvae, NVAE):
@@ -101,9 +109,13 @@ class VAEBM(nn.Module):
         """
         folder = Path(folder)
         if not folder.name.startswith("seed"):
-            seeds = sorted((path.parent for path in folder.glob("seed*/model.pt")), key=lambda path: (len(path.name), path.name))
+            seeds = sorted(
+                (path.parent for path in folder.glob("seed*/model.pt")), key=lambda path: (len(path.name), path.name)
+            )
             if not seeds:
-                raise UserError(f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it")
+                raise UserError(
+                    f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it"
+                )
             folder = seeds[0]
         nvae = folder.parent.parent / BASELINE / folder.name / "model.pt"
         if folder.parent.name == BASELINE:
@@ -126,7 +138,9 @@ class VAEBM(nn.Module):
             return cls(vae, None)
         check_decoder(vae, nvae)
         content = load_model(energy, "energy")
-        return pair(vae, load_energy(energy, device), content["potential"], content["start"], content.get("positives", "clean"))
+        return pair(
+            vae, load_energy(energy, device), content["potential"], content["start"], content.get("positives", "clean")
+        )
 
     def follow(self, samples: SamplesSettings) -> None:
         """Take the test chain, and what it computes in, from the settings of samples; TF32 is the process's (`precision`)."""
@@ -161,10 +175,14 @@ class VAEBM(nn.Module):
 
     def noise_like_prior(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
         """The start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W), all standard normal, of the weights' type."""
-        *eps_z, eps_x = noise.normal([*self.nvae.latent_shapes, self.nvae.shape], device=self.device, dtype=self.nvae.prior_constant.dtype)
+        *eps_z, eps_x = noise.normal(
+            [*self.nvae.latent_shapes, self.nvae.shape], device=self.device, dtype=self.nvae.prior_constant.dtype
+        )
         return eps_z, eps_x
 
-    def refine(self, eps_z: Sequence[Tensor], eps_x: Tensor, *, steps: int, step_size: float, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
+    def refine(
+        self, eps_z: Sequence[Tensor], eps_x: Tensor, *, steps: int, step_size: float, noise: NoiseSource
+    ) -> tuple[list[Tensor], Tensor]:
         """Move noise by `steps` Langevin steps: (eps_z, eps_x) → (eps_z, eps_x)."""
         if steps == 0:
             return [part.detach() for part in eps_z], eps_x.detach()
@@ -181,14 +199,18 @@ class VAEBM(nn.Module):
         if not self._prepares:
             return lambda eps: self.potential(eps[:-1], eps[-1])
         energy = self._energy if self.energy is None else prepare_energy(self.energy, self.chain_type)
-        potential = PreparedPotential(self._prepared_decoder(self.chain_type), energy, cast(Literal["noise", "density"], self.kind))
+        potential = PreparedPotential(
+            self._prepared_decoder(self.chain_type), energy, cast(Literal["noise", "density"], self.kind)
+        )
         if self._potential is None or not self._potential.become(potential):
             self._potential = potential
         return self._potential
 
     @property
     def _prepares(self) -> bool:
-        return isinstance(self.nvae, NVAE) and not self.nvae.training and self.nvae.prior_constant.dtype != torch.float64
+        return (
+            isinstance(self.nvae, NVAE) and not self.nvae.training and self.nvae.prior_constant.dtype != torch.float64
+        )
 
     @property
     def decoder(self) -> NVAE | Decoder:
@@ -214,7 +236,9 @@ class VAEBM(nn.Module):
         """`means`, clamped to [0, 1]."""
         return self.means(noise, steps=steps, step_size=step_size).clamp(0.0, 1.0)
 
-    def sample(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500) -> Tensor:
+    def sample(
+        self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500
+    ) -> Tensor:
         """Draw images (count, C, H, W) in [0, 1], float32, or float64 where the model was made `.double()`.
 
         Args:
@@ -227,12 +251,21 @@ class VAEBM(nn.Module):
         return torch.cat([self.images(sample_noise(seed, chunk), steps=steps, step_size=step_size) for chunk in chunks])
 
     @torch.no_grad()
-    def chain(self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None) -> list[Tensor]:
+    def chain(
+        self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None
+    ) -> list[Tensor]:
         """Decoder means (count, C, H, W) in [0, 1] at the start of `count` chains and after each step; the noise of `sample`."""
         noise, (steps, step_size) = sample_noise(seed, range(count)), self._chain(steps, step_size)
         eps_z, eps_x = self.noise_like_prior(noise)
         states = [eps_z]
-        langevin(self.chain_potential(), [*eps_z, eps_x], steps=steps, step_size=step_size, noise=noise, watch=lambda eps: states.append(eps[:-1]))
+        langevin(
+            self.chain_potential(),
+            [*eps_z, eps_x],
+            steps=steps,
+            step_size=step_size,
+            noise=noise,
+            watch=lambda eps: states.append(eps[:-1]),
+        )
         return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> tuple[int, float]:
@@ -259,7 +292,11 @@ class VAEBM(nn.Module):
                 energies.append(self.energy(match_noise(out.pixels, x, noise, draw)).double())
         if self.energy is not None and self.positives == "clean":
             energies = [self.energy(x).double()]
-        return Estimates(elbo, torch.stack(weights).logsumexp(dim=0) - math.log(draws), torch.stack(energies).mean(dim=0) if energies else None)
+        return Estimates(
+            elbo,
+            torch.stack(weights).logsumexp(dim=0) - math.log(draws),
+            torch.stack(energies).mean(dim=0) if energies else None,
+        )
 
     def log_likelihood(self, x: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
         """Estimate of the NVAE's log p(x), (B,): the importance-weighted bound (with one sample the ELBO, KL by draw).
@@ -305,7 +342,9 @@ class PixelEBM(VAEBM):
         steps, step_size: of the test chain.
     """
 
-    without_likelihood = "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
+    without_likelihood = (
+        "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
+    )
 
     def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, steps: int = 0, step_size: float = 1.0):
         super().__init__(cast(NVAE, PixelSpace(nvae)), energy, "pixels", steps, step_size)
@@ -318,7 +357,11 @@ class PixelEBM(VAEBM):
     def chain_potential(self) -> chains.Potential:
         """`potential` with the energy's weights as they are now."""
         assert self.energy is not None
-        energy = self.energy if self.nvae.prior_constant.dtype == torch.float64 else prepare_energy(self.energy, self.chain_type)
+        energy = (
+            self.energy
+            if self.nvae.prior_constant.dtype == torch.float64
+            else prepare_energy(self.energy, self.chain_type)
+        )
         return lambda eps: energy(eps[0]) + half_square(eps[-1])
 
     def noise_like_prior(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
@@ -334,9 +377,13 @@ class PixelEBM(VAEBM):
         return Estimates(None, None, self._energy(x).double())
 
 
-def pair(nvae: NVAE, energy: nn.Module, potential: Potential, start: Start = "prior", positives: Positives = "clean") -> VAEBM:
+def pair(
+    nvae: NVAE, energy: nn.Module, potential: Potential, start: Start = "prior", positives: Positives = "clean"
+) -> VAEBM:
     """The model that an energy was trained in."""
-    return PixelEBM(nvae, energy, start) if potential == "pixels" else VAEBM(nvae, energy, potential, positives=positives)
+    return (
+        PixelEBM(nvae, energy, start) if potential == "pixels" else VAEBM(nvae, energy, potential, positives=positives)
+    )
 
 
 def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:

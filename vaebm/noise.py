@@ -43,7 +43,14 @@ class NoiseSource:
         """The same source for other samples."""
         return replace(self, index=index)
 
-    def normal(self, shapes: Sequence[Sequence[int]], *, step: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    def normal(
+        self,
+        shapes: Sequence[Sequence[int]],
+        *,
+        step: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> list[Tensor]:
         """Standard normal noise for every sample: one tensor (B, *shape) per shape.
 
         Values are drawn in single precision whatever `dtype`, so that a run in double precision sees the same noise.
@@ -51,16 +58,25 @@ class NoiseSource:
         return self._draw("normal", shapes, step, torch.device(device), dtype)
 
     def uniform(
-        self, shapes: Sequence[Sequence[int]], *, step: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        shapes: Sequence[Sequence[int]],
+        *,
+        step: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
         """As `normal`, uniform in [0, 1); a source that gives both at one step gives dependent values."""
         return self._draw("uniform", shapes, step, torch.device(device), dtype)
 
     def like(self, tensors: Sequence[Tensor], step: int) -> list[Tensor]:
         """Normal noise with the shapes (B, …), device and type of `tensors`."""
-        return self.normal([tensor.shape[1:] for tensor in tensors], step=step, device=tensors[0].device, dtype=tensors[0].dtype)
+        return self.normal(
+            [tensor.shape[1:] for tensor in tensors], step=step, device=tensors[0].device, dtype=tensors[0].dtype
+        )
 
-    def _draw(self, law: Law, shapes: Sequence[Sequence[int]], step: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    def _draw(
+        self, law: Law, shapes: Sequence[Sequence[int]], step: int, device: torch.device, dtype: torch.dtype
+    ) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in shapes]
         draw = self._host if device.type == "cpu" else self._device
         parts = draw(law, step, sum(sizes), device).to(dtype).split(sizes, dim=1)

@@ -63,7 +63,9 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     seed, stage = read_settings(settings, SamplesSettings)
     set_precision(stage.precision, device, f"{settings}: samples.precision")
     if shard >= stage.shards:
-        raise UserError(f"{settings}: samples.shards: expected more than {shard}, the shard asked for, found {stage.shards}")
+        raise UserError(
+            f"{settings}: samples.shards: expected more than {shard}, the shard asked for, found {stage.shards}"
+        )
     model = VAEBM.load(nvae, energy, device)
     model.follow(stage)
     index = stage.shard(shard)
@@ -79,5 +81,12 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
             progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
     seconds = time.monotonic() - began
     progress.close()
-    used = {"batch": stage.batch, "precision": stage.precision, "device": device_name(device), "threads": threads if device.type == "cpu" else None}
-    write_json(output.with_suffix(".json"), {"images": len(index), "seconds": seconds, "steps": stage.chain.steps, **used})
+    used = {
+        "batch": stage.batch,
+        "precision": stage.precision,
+        "device": device_name(device),
+        "threads": threads if device.type == "cpu" else None,
+    }
+    write_json(
+        output.with_suffix(".json"), {"images": len(index), "seconds": seconds, "steps": stage.chain.steps, **used}
+    )

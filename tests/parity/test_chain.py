@@ -73,16 +73,22 @@ def test_gradient_of_the_chain(recording: Recording, nvae: NVAE, energy: EnergyN
     torch.testing.assert_close(log_p, expected["log_p_total"][0, 0], **EXACT)
     torch.testing.assert_close(pixels.chain_log_prob(x).sum(dim=(1, 2, 3)), expected["log_pxgz"][0, 0], **EXACT)
     potential = vaebm.potential(eps[:-1], eps[-1])
-    torch.testing.assert_close(potential, expected["energy"][0, 0] - expected["log_p_total"][0, 0] - expected["log_pxgz"][0, 0], **EXACT)
+    torch.testing.assert_close(
+        potential, expected["energy"][0, 0] - expected["log_p_total"][0, 0] - expected["log_pxgz"][0, 0], **EXACT
+    )
     gradient = torch.autograd.grad(potential.sum(), eps)
     torch.testing.assert_close(torch.cat([part[2].flatten() for part in gradient]), 4 * expected["gradient"], **EXACT)
 
 
-def test_three_iterations(recording: Recording, nvae: NVAE, energy: EnergyNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_iterations(
+    recording: Recording, nvae: NVAE, energy: EnergyNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every energy on the way, in chains and losses, and all weights after the third update: chains, spectral penalty, clip, Adam, decay."""
     options, expected = recording["options"], recording["f64"]
     trainer = Trainer(nvae, energy, settings(options, recording["adam"], energy), seed=0)
-    for number, (u, v) in enumerate(zip(recording["spectral_uv_init"][::2], recording["spectral_uv_init"][1::2], strict=True)):
+    for number, (u, v) in enumerate(
+        zip(recording["spectral_uv_init"][::2], recording["spectral_uv_init"][1::2], strict=True)
+    ):
         for name, vectors in (("u", u), ("v", v)):
             trainer.spectral.get_buffer(f"{name}{number}").copy_(F.normalize(vectors.double(), dim=1, eps=1e-3))
     seen: list[Tensor] = []
@@ -96,7 +102,9 @@ def test_three_iterations(recording: Recording, nvae: NVAE, energy: EnergyNetwor
         torch.testing.assert_close(chain, expected["energy"][iteration], **EXACT)
         torch.testing.assert_close(data, expected["pos_out"][iteration], **EXACT)
         torch.testing.assert_close(negatives, expected["neg_out"][iteration], **EXACT)
-        assert found.loss + options["alpha_s"] * found.spectral == pytest.approx(float(expected["loss_total"][iteration]), rel=1e-10)
+        assert found.loss + options["alpha_s"] * found.spectral == pytest.approx(
+            float(expected["loss_total"][iteration]), rel=1e-10
+        )
     state, ours = energy.state_dict(), {energies.theirs(name): name for name in energy.state_dict()}
     assert set(ours) == set(expected["params_after_step"])
     for name, weight in expected["params_after_step"].items():

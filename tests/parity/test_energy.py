@@ -20,7 +20,9 @@ Recording = dict[str, Any]
 @pytest.fixture(params=["mnist", "cifar32", "celeba64"])
 def recording(request: pytest.FixtureRequest) -> Recording:
     """A recorded network with 8 channels."""
-    loaded: Recording = torch.load(Path(__file__).parent / "data" / f"energy_{request.param}.pt", weights_only=True) | {"name": request.param}
+    loaded: Recording = torch.load(Path(__file__).parent / "data" / f"energy_{request.param}.pt", weights_only=True) | {
+        "name": request.param
+    }
     return loaded
 
 
@@ -28,7 +30,11 @@ def network(recording: Recording, state: dict[str, Tensor], folder: Path) -> Ene
     """Our network with recorded weights, from a file of the published layout, in double precision."""
     torch.save({"model": state}, folder / "EBM_0.pth")
     converted = read(folder / "EBM_0.pth")
-    assert (converted.name, converted.settings.channels, converted.shape) == (recording["name"], 8, recording["x_u8"].shape[1:])
+    assert (converted.name, converted.settings.channels, converted.shape) == (
+        recording["name"],
+        8,
+        recording["x_u8"].shape[1:],
+    )
     energy = EnergyNetwork(converted.settings, converted.shape[0])
     energy.load_state_dict(converted.weights)
     return energy.double()
@@ -55,7 +61,9 @@ def test_energies_and_their_gradients(recording: Recording, tmp_path: Path) -> N
     energies = initialised(recording, tmp_path)(x)
     (gradient,) = torch.autograd.grad(energies.sum(), x)
     torch.testing.assert_close(energies, recording["f64"]["E"], rtol=1e-10, atol=0)
-    torch.testing.assert_close(gradient, recording["f64"]["dsumE_dx"], rtol=1e-10, atol=1e-10 * float(gradient.abs().max()))
+    torch.testing.assert_close(
+        gradient, recording["f64"]["dsumE_dx"], rtol=1e-10, atol=1e-10 * float(gradient.abs().max())
+    )
 
 
 def test_spectral_sum(recording: Recording, tmp_path: Path) -> None:

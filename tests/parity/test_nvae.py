@@ -70,7 +70,9 @@ def test_decoder(recorded: Recorded) -> None:
     single = recorded.recording["f32"]["forward_vaebm"]  # what was recorded in single precision alone
     if isinstance(pixels, PixelNormal):
         torch.testing.assert_close(pixels.log_prob(recorded.x), recorded["forward_nvae"]["dec_log_prob"], **EXACT)
-        torch.testing.assert_close(pixels.chain_log_prob(recorded.x), recorded["forward_vaebm"]["dec_log_prob"], **EXACT)
+        torch.testing.assert_close(
+            pixels.chain_log_prob(recorded.x), recorded["forward_vaebm"]["dec_log_prob"], **EXACT
+        )
         torch.testing.assert_close(2 * pixels.mean - 1, single["dec_dist_mu"].double(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(pixels.normal.sigma, single["dec_dist_sigma"].double(), rtol=1e-4, atol=0)
     else:
@@ -90,7 +92,12 @@ def test_samples_of_the_prior(recorded: Recorded, temperature: float) -> None:
     if temperature == 1.0 and isinstance(pixels, PixelLogisticMixture):
         uniforms = recorded.noise("uniforms")
         for name, at in (("dec_sample", 1.0), ("dec_sample_t0.7", 0.7)):
-            torch.testing.assert_close(pixels.sample(uniforms, at), recorded.recording["f32"]["sample_t1.0"][name].double(), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                pixels.sample(uniforms, at),
+                recorded.recording["f32"]["sample_t1.0"][name].double(),
+                rtol=1e-4,
+                atol=1e-4,
+            )
 
 
 def test_latent_variables_of_the_prior(recorded: Recorded) -> None:
@@ -117,7 +124,9 @@ def test_regularisers(recorded: Recorded) -> None:
     names, modules = published_checkpoint.read(recorded.checkpoint).names, dict(recorded.nvae.named_modules())
     for name, expected in recorded["top_singular_value_per_conv"].items():
         layer = modules[names[f"{name}.weight"].removesuffix(".weight")]
-        assert torch.linalg.matrix_norm(layer.effective_weight().flatten(1), 2).item() == pytest.approx(expected, rel=1e-7)
+        assert torch.linalg.matrix_norm(layer.effective_weight().flatten(1), 2).item() == pytest.approx(
+            expected, rel=1e-7
+        )
 
 
 def test_initial_values() -> None:
@@ -130,13 +139,21 @@ def test_initial_values() -> None:
     shifts = {cell.shift for cell in nvae.modules() if isinstance(cell, FlowCell)}
     for name, layer in nvae.named_modules():
         if isinstance(layer, NormalizedConv2d):
-            for weight, log_norm in ((layer.weight, layer.log_weight_norm), (ours[f"{name}.weight"], ours[f"{name}.log_weight_norm"])):
+            for weight, log_norm in (
+                (layer.weight, layer.log_weight_norm),
+                (ours[f"{name}.weight"], ours[f"{name}.log_weight_norm"]),
+            ):
                 seen = weight if layer.mask is None else weight * layer.mask
                 expected = torch.log(seen.flatten(1).norm(dim=1) + 1e-2) + (math.log(0.1) if layer in shifts else 0.0)
                 torch.testing.assert_close(log_norm.flatten(), expected, rtol=1e-5, atol=1e-5)
-            for own in (ours[f"{name}.weight"], layer.weight):  # uniform, to the same bound: both come near it, neither passes
+            for own in (
+                ours[f"{name}.weight"],
+                layer.weight,
+            ):  # uniform, to the same bound: both come near it, neither passes
                 bound = 1.0 / math.sqrt(own[0].numel())
-                assert own.abs().max() <= bound and own.std().item() == pytest.approx(bound / math.sqrt(3), rel=6 / math.sqrt(own.numel()))
+                assert own.abs().max() <= bound and own.std().item() == pytest.approx(
+                    bound / math.sqrt(3), rel=6 / math.sqrt(own.numel())
+                )
         if isinstance(layer, BatchNorm):
             for leaf, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
                 assert (layer.state_dict()[leaf] == value).all() and (ours[f"{name}.{leaf}"] == value).all()
@@ -150,7 +167,9 @@ def trainer_of(name: str, recording: dict[str, Any], **settings: Any) -> tuple[T
     converted = published_checkpoint.read(DATA / f"nvae_{name}_checkpoint.pt")
     nvae = NVAE(converted.settings, converted.shape)
     nvae.load_state_dict(converted.weights)
-    trainer = Trainer(nvae.train(), NVAETrainingSettings(epochs=25, batch=4, **settings), recording["num_total_iter"], seed=0)
+    trainer = Trainer(
+        nvae.train(), NVAETrainingSettings(epochs=25, batch=4, **settings), recording["num_total_iter"], seed=0
+    )
     set_vectors(trainer, converted, recording["spectral_uv_init"])
     return trainer, converted
 
@@ -168,13 +187,17 @@ def set_vectors(trainer: Trainer, converted: published_checkpoint.Converted, vec
         position = list(by_shape).index(shape)
         order = [by_shape[shape].index(weight.__self__) for weight in group]
         for name, recorded in zip("uv", vectors[2 * position : 2 * position + 2], strict=True):
-            trainer.spectral.get_buffer(f"{name}{number}").copy_(torch.nn.functional.normalize(recorded[order], dim=1, eps=1e-3))
+            trainer.spectral.get_buffer(f"{name}{number}").copy_(
+                torch.nn.functional.normalize(recorded[order], dim=1, eps=1e-3)
+            )
 
 
 @pytest.fixture
 def replay(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the trainer's noise the recorded one."""
-    return lambda eps: monkeypatch.setattr(train, "NoiseSource", lambda *_: SimpleNamespace(normal=lambda *_, **__: eps))
+    return lambda eps: monkeypatch.setattr(
+        train, "NoiseSource", lambda *_: SimpleNamespace(normal=lambda *_, **__: eps)
+    )
 
 
 def close(ours: Tensor, theirs: Tensor, rounding: float = 0.0) -> bool:
@@ -189,7 +212,9 @@ def test_two_training_steps(replay: Any) -> None:
     for number, expected in enumerate(recording["iters"]):
         step = recording["global_step_start"] + number
         rate = learning_rate(step, recording["warmup_iters"] // 5, trainer.training)
-        assert rate == pytest.approx(expected["lr"], rel=1e-4) and trainer.beta(step) == pytest.approx(expected["kl_coeff"], rel=1e-4)
+        assert rate == pytest.approx(expected["lr"], rel=1e-4) and trainer.beta(step) == pytest.approx(
+            expected["kl_coeff"], rel=1e-4
+        )
         replay(recording["eps_q"][number])
         done = trainer.step(recording["images_u8"][number], step, rate, penalise=True)
         compare(trainer, done, expected)
@@ -203,7 +228,9 @@ def test_two_training_steps(replay: Any) -> None:
             assert 0 < len(without) < 20 and all(name.endswith(".bias") for name in without)
             for name, theirs in expected["grads"].items():
                 ours = gradients[converted.names[name]]
-                assert ours.norm() < 1e-8 * whole if name in without else close(ours, theirs, rounding=1e-9 * whole), name
+                assert ours.norm() < 1e-8 * whole if name in without else close(ours, theirs, rounding=1e-9 * whole), (
+                    name
+                )
     state = trainer.nvae.state_dict()
     after = {name: theirs for name, theirs in expected["state_dict_after_step"].items() if name not in without}
     assert not [name for name, theirs in after.items() if not close(state[converted.names[name]], theirs)]
@@ -223,7 +250,11 @@ def test_a_training_step_with_annealed_weight(replay: Any) -> None:
         assert parameters[converted.names[name]].grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-4), name
     for name, norm in expected["param_norms_after_step"].items():
         assert parameters[converted.names[name]].norm().item() == pytest.approx(norm, rel=1e-3), name
-    assert not [name for name, theirs in expected["state_after_step_bn_running"].items() if not close(state[converted.names[name]], theirs)]
+    assert not [
+        name
+        for name, theirs in expected["state_after_step_bn_running"].items()
+        if not close(state[converted.names[name]], theirs)
+    ]
 
 
 def compare(trainer: Trainer, done: train.Step, expected: dict[str, Any]) -> None:
@@ -233,10 +264,18 @@ def compare(trainer: Trainer, done: train.Step, expected: dict[str, Any]) -> Non
     assert done.reconstruction == pytest.approx(expected["recon_loss"].mean().item(), rel=1e-4)
     torch.testing.assert_close(kl, expected["kl_vals"], rtol=1e-4, atol=0)
     assert trainer.sizes is not None
-    strength = (kl + 0.01) / trainer.sizes  # the KLs of a batch are positive here, as kl_balance takes their absolute values
+    strength = (
+        kl + 0.01
+    ) / trainer.sizes  # the KLs of a batch are positive here, as kl_balance takes their absolute values
     torch.testing.assert_close(strength / strength.mean(), expected["kl_balance_coeffs"], rtol=1e-4, atol=0)
-    assert done.spectral == pytest.approx(expected["norm_loss"], rel=1e-4) and done.batch_norm == pytest.approx(expected["bn_loss"], rel=1e-4)
+    assert done.spectral == pytest.approx(expected["norm_loss"], rel=1e-4) and done.batch_norm == pytest.approx(
+        expected["bn_loss"], rel=1e-4
+    )
     training = trainer.training
     weight = norm_weight(beta, training.norm_weight_initial, training.norm_weight)
-    loss = done.reconstruction + beta * float((kl * expected["kl_balance_coeffs"]).sum()) + weight * (done.spectral + done.batch_norm)
+    loss = (
+        done.reconstruction
+        + beta * float((kl * expected["kl_balance_coeffs"]).sum())
+        + weight * (done.spectral + done.batch_norm)
+    )
     assert loss == pytest.approx(expected["loss"].item(), rel=1e-4)

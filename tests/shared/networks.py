@@ -33,7 +33,12 @@ def random_pair(network: dict[str, object]) -> tuple[NVAE, EnergyNetwork]:
     for layer in nvae.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.running_mean is not None and layer.running_var is not None
-            for tensor, low, high in ((layer.weight, 0.5, 1.5), (layer.bias, -0.5, 0.5), (layer.running_mean, -0.5, 0.5), (layer.running_var, 0.5, 1.5)):
+            for tensor, low, high in (
+                (layer.weight, 0.5, 1.5),
+                (layer.bias, -0.5, 0.5),
+                (layer.running_mean, -0.5, 0.5),
+                (layer.running_var, 0.5, 1.5),
+            ):
                 nn.init.uniform_(tensor, low, high)
     energy = EnergyNetwork(EnergyNetworkSettings(channels=8, widths=[1, 1, 2], down=[0, 2]), 3)
     energy.initialize(torch.rand(16, 3, 16, 16))

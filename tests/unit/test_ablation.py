@@ -72,9 +72,13 @@ def test_each_step_of_the_gan_moves_its_own_parameters(nvae: NVAE) -> None:
         return changed[0], changed[1]
 
     of_critic = moved(lambda: trainer.critic_step(torch.rand(4, 1, 8, 8), 0))
-    assert not of_critic[0] and of_critic[1] == {name for name, _ in critic.named_parameters()} - {"head.bias"}  # which no difference sees
+    assert not of_critic[0] and of_critic[1] == {name for name, _ in critic.named_parameters()} - {
+        "head.bias"
+    }  # which no difference sees
     of_generator = moved(lambda: trainer.generator_step(0))
-    assert not of_generator[1] and of_generator[0] == {name for name, parameter in nvae.named_parameters() if id(parameter) in decoder}
+    assert not of_generator[1] and of_generator[0] == {
+        name for name, parameter in nvae.named_parameters() if id(parameter) in decoder
+    }
     assert all(parameter.requires_grad for parameter in critic.parameters())
 
 
@@ -116,4 +120,7 @@ def test_starts_of_chains_on_pixels(nvae: NVAE) -> None:
 def test_energy_on_pixels_is_scored_by_the_energy_alone(nvae: NVAE) -> None:
     model = PixelEBM(nvae, Linear(torch.ones(1, 8, 8)), "uniform")
     images = torch.rand(3, 1, 8, 8)
-    assert torch.equal(model.score(images, seed=1, importance_samples=3), -images.flatten(1).sum(1)) and model.without_likelihood
+    assert (
+        torch.equal(model.score(images, seed=1, importance_samples=3), -images.flatten(1).sum(1))
+        and model.without_likelihood
+    )

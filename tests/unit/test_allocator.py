@@ -48,8 +48,14 @@ def test_memory_that_was_freed_is_not_asked_of_the_system_again() -> None:
     """By the main thread, and by threads that are new for each chain: pages that are mapped anew."""
 
     def pages(setting: str) -> list[int]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_"))}
-        done = subprocess.run([sys.executable, "-c", PROGRAM, setting], capture_output=True, text=True, check=True, env=environment)
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_"))
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, setting], capture_output=True, text=True, check=True, env=environment
+        )
         return [int(line) for line in done.stdout.split()]
 
     # By the tens of thousands where memory goes back, in blocks of 4 kB; where the system gives larger ones, some hundred.

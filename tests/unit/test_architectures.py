@@ -12,7 +12,17 @@ from torch.nn import functional as F
 from vaebm.config import NVAENetworkSettings
 from vaebm.config.nvae import Architecture
 from vaebm.noise import NoiseSource
-from vaebm.nvae.cells import ARCHITECTURES, FactorizedReduce, Operation, Resample, ResidualCell, bn_elu_conv, bn_swish_conv, elu_conv, inverted_residual
+from vaebm.nvae.cells import (
+    ARCHITECTURES,
+    FactorizedReduce,
+    Operation,
+    Resample,
+    ResidualCell,
+    bn_elu_conv,
+    bn_swish_conv,
+    elu_conv,
+    inverted_residual,
+)
 from vaebm.nvae.layers import BatchNorm, NormalizedConv2d, SqueezeExcitation
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
@@ -79,14 +89,18 @@ def residual(x: Tensor, weights: Weights, resample: Resample, *, kind: str) -> T
         x = weights.batch_norm(x)
     x = x * torch.sigmoid(x) if "swish" in kind else torch.where(x > 0, x, torch.expm1(x))
     dilation = 2 if kind == "res_bnswish5" else 1
-    return weights.normalized(upsample(x, resample), padding=dilation, dilation=dilation, stride=2 if resample == "down" else 1)
+    return weights.normalized(
+        upsample(x, resample), padding=dilation, dilation=dilation, stride=2 if resample == "down" else 1
+    )
 
 
 def mobile(x: Tensor, weights: Weights, resample: Resample, *, kernel: int, groups: int) -> Tensor:
     """mconv."""
     x = weights.batch_norm(upsample(x, resample))
     x = F.silu(weights.batch_norm(F.conv2d(x, weights.take())))
-    depthwise = F.conv2d(x, weights.take(), padding=(kernel - 1) // 2, stride=2 if resample == "down" else 1, groups=groups or x.shape[1])
+    depthwise = F.conv2d(
+        x, weights.take(), padding=(kernel - 1) // 2, stride=2 if resample == "down" else 1, groups=groups or x.shape[1]
+    )
     return weights.batch_norm(F.conv2d(F.silu(weights.batch_norm(depthwise)), weights.take()))
 
 
@@ -112,7 +126,9 @@ def test_cell_is_what_its_formula_says(name: str, resample: Resample) -> None:
     ours, plain = OPERATIONS[name]
     channels = 8 if name.endswith("g8") else 6
     out = {"none": channels, "down": 2 * channels, "up": channels // 2}[resample]
-    operations: Sequence[Operation] = [ours] if name.endswith("g8") else [ours, ours]  # 8 groups: the second one's 3 · 4 channels have none
+    operations: Sequence[Operation] = (
+        [ours] if name.endswith("g8") else [ours, ours]
+    )  # 8 groups: the second one's 3 · 4 channels have none
     cell = moved(ResidualCell(channels, out, resample, operations, squeeze_excitation=True)).eval()
     x = torch.randn(2, channels, 6, 8, dtype=torch.float64)
     weights = Weights(cell)
@@ -131,11 +147,24 @@ def test_cell_is_what_its_formula_says(name: str, resample: Resample) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_parameters_of_a_cell(name: str, resample: Resample) -> None:
     """By hand: each convolution, a bias and an L per output channel of the normalised ones, two numbers per channel of a batch norm."""
-    c, expansion, kernel, groups = 16, int(name[7]) if name.startswith("mconv") else 0, 11 if "k11" in name else 5, 8 if name.endswith("g8") else 0
+    c, expansion, kernel, groups = (
+        16,
+        int(name[7]) if name.startswith("mconv") else 0,
+        11 if "k11" in name else 5,
+        8 if name.endswith("g8") else 0,
+    )
     out = {"none": c, "down": 2 * c, "up": c // 2}[resample]
     hidden = expansion * c
     if expansion:
-        branch = 2 * c + c * hidden + 2 * hidden + hidden * (hidden // (groups or hidden)) * kernel**2 + 2 * hidden + hidden * out + 2 * out
+        branch = (
+            2 * c
+            + c * hidden
+            + 2 * hidden
+            + hidden * (hidden // (groups or hidden)) * kernel**2
+            + 2 * hidden
+            + hidden * out
+            + 2 * out
+        )
     else:
         branch = (0 if name == "res_elu" else 2 * c) + 9 * c * out + 2 * out
     gate = out * 4 + 4 + 4 * out + out  # hidden: out // 16 is below 4 for all of them
@@ -162,8 +191,18 @@ def test_factorized_reduce_sees_each_pixel_of_a_block_once(channels: int, widths
 # -------------------------------------------------------------------------------------------------------- architectures
 def network(architecture: Architecture) -> NVAE:
     """Of 8 channels, two scales, one flow."""
-    base = {"channels_encoder": 8, "channels_decoder": 8, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 2, "postprocess_cells": 2}
-    settings = NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1, "flows": 1, "architecture": architecture})
+    base = {
+        "channels_encoder": 8,
+        "channels_decoder": 8,
+        "groups": [2, 1],
+        "latents": 2,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 2,
+        "postprocess_cells": 2,
+    }
+    settings = NVAENetworkSettings.model_validate(
+        base | {"cells_encoder": 1, "cells_decoder": 1, "flows": 1, "architecture": architecture}
+    )
     return NVAE(settings, (3, 8, 8))
 
 
@@ -198,7 +237,13 @@ def kinds(cell: nn.Module) -> list[str]:
             assert isinstance(convs[0], NormalizedConv2d)
             norm = [layer for layer in operation.modules() if isinstance(layer, BatchNorm)]
             names.append(
-                "res_elu" if not norm else "res_bnelu" if type(norm[0]) is BatchNorm else "res_bnswish5" if convs[0].dilation[0] == 2 else "res_bnswish"
+                "res_elu"
+                if not norm
+                else "res_bnelu"
+                if type(norm[0]) is BatchNorm
+                else "res_bnswish5"
+                if convs[0].dilation[0] == 2
+                else "res_bnswish"
             )
     return names
 

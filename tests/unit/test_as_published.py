@@ -8,7 +8,14 @@ from as_published import Convolution, Swish, Unprepared, as_published
 from torch import Tensor, nn
 
 from vaebm.chain.langevin import evaluate
-from vaebm.config import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAETrainingSettings
+from vaebm.config import (
+    ChainSettings,
+    EBMSettings,
+    EBMTrainingSettings,
+    EnergyNetworkSettings,
+    NVAENetworkSettings,
+    NVAETrainingSettings,
+)
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
@@ -24,7 +31,14 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 def pair() -> tuple[NVAE, EnergyNetwork]:
     """A random pair for 16×16 colour images, with flows, every kind of skip connection, and batch norms that have seen something."""
     torch.manual_seed(0)
-    network = {"channels_encoder": 8, "channels_decoder": 8, "groups": [1, 2], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 2}
+    network = {
+        "channels_encoder": 8,
+        "channels_decoder": 8,
+        "groups": [1, 2],
+        "latents": 2,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 2,
+    }
     network |= {"postprocess_cells": 2, "cells_encoder": 1, "cells_decoder": 1, "flows": 1}
     nvae = NVAE(NVAENetworkSettings.model_validate(network), (3, 16, 16))
     for name, buffer in nvae.named_buffers():
@@ -68,7 +82,9 @@ def test_step_of_the_chain(pair: tuple[NVAE, EnergyNetwork], kind: str) -> None:
 def test_it_is_another_arithmetic(pair: tuple[NVAE, EnergyNetwork]) -> None:
     """Every layer was exchanged, none of the fused operations and no other layout is left, and the package's own modules are as before."""
     published = as_published(pair[0])
-    assert sum(isinstance(layer, Convolution) for layer in published.modules()) > 20 and not any(isinstance(layer, Convolution) for layer in pair[0].modules())
+    assert sum(isinstance(layer, Convolution) for layer in published.modules()) > 20 and not any(
+        isinstance(layer, Convolution) for layer in pair[0].modules()
+    )
     assert sum(isinstance(layer, Swish) for layer in published.modules()) > 10
     assert all(parameter.is_contiguous() for parameter in published.parameters())
     with torch.profiler.profile() as seen:
@@ -78,19 +94,31 @@ def test_it_is_another_arithmetic(pair: tuple[NVAE, EnergyNetwork]) -> None:
 
 def test_work_of_shared_chains_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains that two threads share do the FLOP that one thread does; its own number of threads is left as it was."""
-    parts = {"groups": [1, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1}
+    parts = {
+        "groups": [1, 1],
+        "latents": 2,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 1,
+        "postprocess_cells": 1,
+        "cells_encoder": 1,
+        "cells_decoder": 1,
+    }
     network = NVAENetworkSettings.model_validate({"channels_encoder": 4, "channels_decoder": 4} | parts)
     ebm = EBMSettings(
         network=EnergyNetworkSettings(channels=4, widths=[1], down=[0]),
         chain=ChainSettings(steps=1, step_size=0.1),
         training=EBMTrainingSettings(iterations=1, batch=32, learning_rate=1e-3),
     )
-    setup = workloads.Setup("small", network, NVAETrainingSettings(epochs=1, batch=32, warmup_epochs=0), ebm, (1, 32, 32), 32, 1)
+    setup = workloads.Setup(
+        "small", network, NVAETrainingSettings(epochs=1, batch=32, warmup_epochs=0), ebm, (1, 32, 32), 32, 1
+    )
     before, counts, device = torch.get_num_threads(), {}, torch.device("cpu")
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(speed, "_work", workloads.langevin_step(setup, device, workloads.Way("fast")), raising=False)
+            monkeypatch.setattr(
+                speed, "_work", workloads.langevin_step(setup, device, workloads.Way("fast")), raising=False
+            )
             counts[threads] = speed._count(device)
             assert torch.get_num_threads() == threads
     finally:

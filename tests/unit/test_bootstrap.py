@@ -20,7 +20,9 @@ def test_interval_of_a_mean_is_that_of_the_normal_law():
     low, high = interval(values.mean(), replicates)
     half = 1.96 * values.std() / np.sqrt(400)
     # percentiles of 20,000 draws are off by 2 % of the half-width (one standard error), and the mean is a little skewed: 6 %
-    assert high - values.mean() == pytest.approx(half, rel=0.06) and values.mean() - low == pytest.approx(half, rel=0.06)
+    assert high - values.mean() == pytest.approx(half, rel=0.06) and values.mean() - low == pytest.approx(
+        half, rel=0.06
+    )
 
 
 def test_interval_of_a_share_covers_it_as_often_as_it_says():
@@ -40,7 +42,9 @@ def test_interval_holds_a_figure_that_resamples_are_biased_away_from_and_keeps_t
     assert seen.max() < 40
     low, high = interval(40, seen, 1, 40)
     assert low < 40 == high
-    assert bootstrap.proportion(1.0, 50) == pytest.approx([50 / (50 + norm.ppf(0.975) ** 2), 1.0])  # Wilson: n / (n + z²)
+    assert bootstrap.proportion(1.0, 50) == pytest.approx(
+        [50 / (50 + norm.ppf(0.975) ** 2), 1.0]
+    )  # Wilson: n / (n + z²)
 
 
 def test_width_for_a_frechet_distance_is_the_spread_over_other_samples():
@@ -52,14 +56,21 @@ def test_width_for_a_frechet_distance_is_the_spread_over_other_samples():
     replicates = bootstrap.frechet_replicates(features, resamples(500, 200, generator(0, "FD")), [reference])
     # two standard deviations from 200 values each: 5 % of error each, the sample's own on top: within 20 %
     assert replicates.std() == pytest.approx(spread, rel=0.2)
-    assert replicates.mean() > frechet_distance(Statistics.of(features), reference), "biased upwards, which the interval takes out"
+    assert replicates.mean() > frechet_distance(Statistics.of(features), reference), (
+        "biased upwards, which the interval takes out"
+    )
 
 
 def test_frechet_replicates_are_distances_of_the_resampled_images():
     random = np.random.default_rng(0)
-    features, references = random.normal(size=(60, 5)), [Statistics.of(random.normal(size=(80, 5)) + shift) for shift in (0, 1)]
+    features, references = (
+        random.normal(size=(60, 5)),
+        [Statistics.of(random.normal(size=(80, 5)) + shift) for shift in (0, 1)],
+    )
     counts = resamples(60, 4, random)
-    expected = [[frechet_distance(Statistics.of(drawn(features, row)), reference) for reference in references] for row in counts]
+    expected = [
+        [frechet_distance(Statistics.of(drawn(features, row)), reference) for reference in references] for row in counts
+    ]
     assert bootstrap.frechet_replicates(features, counts, references) == pytest.approx(np.array(expected), rel=1e-9)
 
 
@@ -75,14 +86,18 @@ def test_kid_replicates_are_sums_over_pairs_of_different_images(monkeypatch, blo
 
     expected = []
     for row in counts:
-        within = sum(row[i] * row[j] * kernel(a[i], a[j]) for i in range(number) for j in range(number) if i != j) / (number * (number - 1))
+        within = sum(row[i] * row[j] * kernel(a[i], a[j]) for i in range(number) for j in range(number) if i != j) / (
+            number * (number - 1)
+        )
         across = sum(row[i] * kernel(a[i], y) for i in range(number) for y in b) / (number * len(b))
         expected.append(within - 2 * across)
     found = bootstrap.kid_replicates(a, b, counts)
     # kernels are summed in single precision
     assert found == pytest.approx(expected, rel=1e-5)
     of_b = sum(kernel(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j) / (len(b) * (len(b) - 1))
-    assert found[0] + of_b == pytest.approx(fidelity.kid(a, b, 1, number, 0)[0], rel=1e-5), "the constant is the real images' own part"
+    assert found[0] + of_b == pytest.approx(fidelity.kid(a, b, 1, number, 0)[0], rel=1e-5), (
+        "the constant is the real images' own part"
+    )
 
 
 def test_inception_replicates_are_scores_of_the_resampled_parts():

@@ -41,14 +41,20 @@ def test_hash_is_of_values_types_shapes_and_names() -> None:
     ]
     assert len({hash_tensors(other) for other in [state, *others]}) == 5
     channels_last = torch.rand(2, 3, 4, 4)
-    assert hash_tensors({"w": channels_last}) == hash_tensors({"w": channels_last.to(memory_format=torch.channels_last)})
+    assert hash_tensors({"w": channels_last}) == hash_tensors(
+        {"w": channels_last.to(memory_format=torch.channels_last)}
+    )
 
 
 def test_models_are_known_by_their_kind(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     save_model(path, "nvae", {"groups": [1]}, {"w": torch.ones(2)}, shape=[1, 8, 8])
     content = load_model(path, "nvae")
-    assert content["network"] == {"groups": [1]} and content["shape"] == [1, 8, 8] and content["hash"] == hash_tensors({"w": torch.ones(2)})
+    assert (
+        content["network"] == {"groups": [1]}
+        and content["shape"] == [1, 8, 8]
+        and content["hash"] == hash_tensors({"w": torch.ones(2)})
+    )
     with pytest.raises(UserError, match="expected a model of kind 'energy', found one of kind 'nvae'"):
         load_model(path, "energy")
     path.write_bytes(path.read_bytes()[:-40])
@@ -108,7 +114,9 @@ def test_a_training_stops_before_its_time_limit(tmp_path: Path) -> None:
     assert train(tmp_path).step == 20
 
 
-def test_progress_tells_of_the_present_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_tells_of_the_present_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also where figures are recorded only now and then; of a record the first three."""
     monkeypatch.setattr("vaebm.system.device.LINE_EVERY", 0.0)
     run = Training("test", tmp_path, {"seed": 0}, 4, {}, Limits())
@@ -139,7 +147,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     for path in (tmp_path / "folder", tmp_path / "file" / "model.pt"):
-        with pytest.raises(UserError, match=f"^{path}: cannot be written: .*; choose another place, or make room there$"):
+        with pytest.raises(
+            UserError, match=f"^{path}: cannot be written: .*; choose another place, or make room there$"
+        ):
             save_model(path, "nvae", {}, {})
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 
@@ -152,6 +162,13 @@ def test_half_of_the_training_images_are_turned_and_no_other_thing_changes() -> 
     are = (turned != plain).flatten(1).any(1)
     assert torch.equal(turned[are], plain[are].flip(3)) and torch.equal(turned[~are], plain[~are])
     assert torch.equal(turned, training_batch(images, 3, 100, seed=0, flip=True)), "a function of the seed and the step"
-    each = [(training_batch(images, step, 100, seed=0, flip=True) != training_batch(images, step, 100, seed=0, flip=False)).any(3).sum() for step in range(40)]
-    assert abs(int(sum(each)) - 2000) < 5 * 1000**0.5, "five standard deviations of a binomial of 4,000 fair draws, which is √1000"
+    each = [
+        (training_batch(images, step, 100, seed=0, flip=True) != training_batch(images, step, 100, seed=0, flip=False))
+        .any(3)
+        .sum()
+        for step in range(40)
+    ]
+    assert abs(int(sum(each)) - 2000) < 5 * 1000**0.5, (
+        "five standard deviations of a binomial of 4,000 fair draws, which is √1000"
+    )
     assert len(set(map(int, each))) > 1

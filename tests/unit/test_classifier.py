@@ -98,7 +98,10 @@ def test_shifts_move_images_by_at_most_a_pixel_and_fill_with_black():
             for right in (-1, 0, 1):
                 expected = torch.zeros_like(image)
                 rows, columns = slice(max(down, 0), 5 + min(down, 0)), slice(max(right, 0), 6 + min(right, 0))
-                rows_from, columns_from = slice(max(-down, 0), 5 + min(-down, 0)), slice(max(-right, 0), 6 + min(-right, 0))
+                rows_from, columns_from = (
+                    slice(max(-down, 0), 5 + min(-down, 0)),
+                    slice(max(-right, 0), 6 + min(-right, 0)),
+                )
                 expected[:, rows, columns] = image[:, rows_from, columns_from]
                 if torch.equal(expected, moved):
                     fitting.append((down, right))

@@ -53,7 +53,9 @@ def run(*command: str, folder: Path = ROOT, **environment: str) -> str:
     """What a command prints; it has to succeed."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("_VAEBM", "_TYPER", "COMP_"))}
     path = f"{VAEBM.parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(command, cwd=folder, env=inherited | {"PATH": path} | environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, cwd=folder, env=inherited | {"PATH": path} | environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 COMPLETED = {
@@ -71,7 +73,10 @@ COMPLETED = {
 def test_bash_completes() -> None:
     """The function that `vaebm --show-completion` gives to a real bash, called as bash calls it."""
     lines = [["vaebm", *typed.split(" ")] for typed in COMPLETED]
-    calls = [f"COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1}; _vaebm_completion vaebm; echo ${{COMPREPLY[*]}}" for words in lines]
+    calls = [
+        f"COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1}; _vaebm_completion vaebm; echo ${{COMPREPLY[*]}}"
+        for words in lines
+    ]
     script = "\n".join(['eval "$(vaebm --show-completion)"', "complete -p vaebm", *calls])
     registered, *found = run("bash", "--norc", "-c", script).splitlines()
     assert registered == "complete -o default -F _vaebm_completion vaebm"
@@ -87,7 +92,11 @@ def test_bash_completes() -> None:
 )
 def test_zsh_and_fish_complete_and_tell_more(shell: str, expected: str) -> None:
     """Their protocol: the line so far in, candidates with a remark out."""
-    asked = {"_VAEBM_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": "vaebm data dig", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    asked = {
+        "_VAEBM_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": "vaebm data dig",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
     assert run("vaebm", **asked).strip() == expected
 
 
@@ -129,7 +138,9 @@ def test_what_to_type_next_depends_on_the_folder(tmp_path: Path) -> None:
     (tmp_path / "config" / "experiments").mkdir(parents=True)
     (tmp_path / "Snakefile").touch()
     assert last() == "Next: `make run` makes the experiments of config/config.yaml."
-    assert guide(tmp_path / "config" / "experiments").splitlines()[-1] == f"Next: `cd {tmp_path}`, where the pipeline is."
+    assert (
+        guide(tmp_path / "config" / "experiments").splitlines()[-1] == f"Next: `cd {tmp_path}`, where the pipeline is."
+    )
     results = tmp_path / "results"
     (results / "digits" / "nvae" / "seed0").mkdir(parents=True)  # settings files alone: a dry run
     assert "makes the experiments" in last()

@@ -26,7 +26,7 @@ RUN = RECORD | {
         "AUROC-turned": {"value": 0.8, "samples": 297},
         "modes": {"value": 990.0, "samples": 10000},
         "modes-floor": {"value": 999.954, "samples": 10000},
-    },
+    }
 }
 
 
@@ -43,7 +43,10 @@ def results(folder, *runs):
 
 def distance(value, interval=None, samples=10000):
     """Metrics with another distance."""
-    return {"metrics": RUN["metrics"] | {"FD-classifier": {"value": value, "samples": samples, **({"interval": interval} if interval else {})}}}
+    return {
+        "metrics": RUN["metrics"]
+        | {"FD-classifier": {"value": value, "samples": samples, **({"interval": interval} if interval else {})}}
+    }
 
 
 def compared(here, there):
@@ -56,7 +59,9 @@ def compared(here, there):
 def test_results_beside_themselves_differ_in_nothing(tmp_path):
     here = results(tmp_path / "here")
     rows, text = compared(here, here)
-    assert set(rows) == {("vaebm", "FD-classifier"), ("vaebm", "AUROC-turned"), ("vaebm", "modes")}, "a floor is no figure of a model"
+    assert set(rows) == {("vaebm", "FD-classifier"), ("vaebm", "AUROC-turned"), ("vaebm", "modes")}, (
+        "a floor is no figure of a model"
+    )
     assert all(row.difference == 0 and row.comparable is True for row in rows.values())
     assert "Both come from the same origin." in text and "What differs" not in text
 
@@ -68,7 +73,10 @@ def test_differences_in_units_of_intervals_or_of_spreads(tmp_path):
     assert (row.difference, row.unit, row.in_units) == (pytest.approx(10.0), "interval", pytest.approx(2.0))
     assert row.remark == "10,000 and 5,000 images"
 
-    seeds = [results(tmp_path / f"seeds{mean}", *({"seed": seed, **distance(mean + 2 * seed)} for seed in (0, 1))) for mean in (10, 18)]
+    seeds = [
+        results(tmp_path / f"seeds{mean}", *({"seed": seed, **distance(mean + 2 * seed)} for seed in (0, 1)))
+        for mean in (10, 18)
+    ]
     rows, text = compared(*seeds)
     row = rows["vaebm", "FD-classifier"]
     assert (row.here, row.there, row.unit, row.in_units) == (11.0, 19.0, "spread", pytest.approx(4.0))
@@ -80,8 +88,16 @@ def test_differences_in_units_of_intervals_or_of_spreads(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "apart", "told"),
     [
-        ({"data": "e" * 64}, {"FD-classifier", "AUROC-turned", "modes"}, "vaebm, data: dddddddddddd here, eeeeeeeeeeee there"),
-        ({"extractor": {**RUN["extractor"], "name": "classifier-4567"}}, {"FD-classifier", "modes"}, "vaebm, extractor: classifier-0123, "),
+        (
+            {"data": "e" * 64},
+            {"FD-classifier", "AUROC-turned", "modes"},
+            "vaebm, data: dddddddddddd here, eeeeeeeeeeee there",
+        ),
+        (
+            {"extractor": {**RUN["extractor"], "name": "classifier-4567"}},
+            {"FD-classifier", "modes"},
+            "vaebm, extractor: classifier-0123, ",
+        ),
         ({"commit": ["b" * 40]}, set(), "vaebm, commit: cccccccccccc here, bbbbbbbbbbbb there"),
         (
             {"chain": RUN["chain"] | {"steps": 20}},
@@ -143,10 +159,14 @@ def test_command_as_typed(tmp_path, monkeypatch):
         return CliRunner().invoke(app, ["benchmarks", *arguments])
 
     done = vaebm("--compare", "other")
-    assert done.exit_code == 0 and done.output == Path("results", "comparison.md").read_text() and "-20.0" in done.output
+    assert (
+        done.exit_code == 0 and done.output == Path("results", "comparison.md").read_text() and "-20.0" in done.output
+    )
     assert not Path("results", "report.html").exists(), "comparing writes no table"
     assert vaebm().exit_code == 0 and Path("results", "report.html").is_file()
-    assert str(vaebm("--compare", "nowhere").exception).startswith("nowhere: expected results to compare, found nothing there")
+    assert str(vaebm("--compare", "nowhere").exception).startswith(
+        "nowhere: expected results to compare, found nothing there"
+    )
     shutil.rmtree("results")
     assert str(vaebm().exception).startswith("results: expected the figures of at least one experiment, found none")
 
@@ -156,7 +176,16 @@ def tables(text):
     assert text.isascii(), set(re.findall(r"[^\x00-\x7f]", text))
     text = re.sub(r"(?m)^%.*\n", "", text)
     printing = {command for symbol in SYMBOLS.values() for command in re.findall(r"\\[a-z]+", symbol)}
-    layout = {r"\begin", r"\end", r"\centering", r"\footnotesize", r"\setlength", r"\tabcolsep", r"\caption", r"\multicolumn"}
+    layout = {
+        r"\begin",
+        r"\end",
+        r"\centering",
+        r"\footnotesize",
+        r"\setlength",
+        r"\tabcolsep",
+        r"\caption",
+        r"\multicolumn",
+    }
     layout |= {r"\toprule", r"\midrule", r"\cmidrule", r"\bottomrule", r"\makebox", r"\textwidth"}
     assert set(re.findall(r"\\[A-Za-z]+", text)) <= printing | layout
     assert set(re.findall(r"\\[^A-Za-z]", text)) <= {r"\\", r"\&", r"\%", r"\$", r"\#", r"\_", r"\{", r"\}"}
@@ -173,7 +202,9 @@ def tables(text):
             over = [int(span) for span in re.findall(r"& \\multicolumn\{(\d)\}", rows.pop(0))]
             assert 1 + sum(over) == len(columns)
         cells = [re.split(r"(?<!\\)&", row) for row in rows]
-        assert all(len(row) == len(columns) and len(re.findall(r"(?<!\\)\$", cell)) % 2 == 0 for row in cells for cell in row)
+        assert all(
+            len(row) == len(columns) and len(re.findall(r"(?<!\\)\$", cell)) % 2 == 0 for row in cells for cell in row
+        )
         assert not re.search(r"(?<!\\)[#%^~]", "".join(rows)) and not re.search(r"(?<!\\)_", "".join(rows))
         found.append([[cell.strip() for cell in row] for row in cells])
     return found
@@ -200,7 +231,10 @@ def test_latex_holds_every_table_and_can_be_read_strictly(tmp_path):
 def test_latex_table_wider_than_a_page_goes_without_intervals(tmp_path):
     """Two variants of one seed keep them; of five the values stand alone and the caption says where the intervals are."""
     names = ("nvae", "vaebm", "ebm_pixels", "ebm_pixels_nvae", "wgan")
-    figures = {name: {"value": 0.8123, "samples": 297, "interval": [0.8011, 0.8234]} for name in ("FD-classifier", "AUROC-interpolation-likelihood")}
+    figures = {
+        name: {"value": 0.8123, "samples": 297, "interval": [0.8011, 0.8234]}
+        for name in ("FD-classifier", "AUROC-interpolation-likelihood")
+    }
     texts = {}
     for count in (2, 5):
         runs = [{"experiment": "digits_ablation", "variant": name, "metrics": figures} for name in names[:count]]
@@ -213,5 +247,11 @@ def test_latex_table_wider_than_a_page_goes_without_intervals(tmp_path):
 
 
 def test_latex_prints_what_stands_there():
-    assert escape(r"a_b & 5% of {x} #1 ~^\ ") == r"a\_b \& 5\% of \{x\} \#1 \textasciitilde{}\textasciicircum{}\textbackslash{} "
-    assert escape("-0.5 [-0.6, -0.4] ± 1.2e-05, KID-classifier") == r"$-$0.5 [$-$0.6, $-$0.4] $\pm$ 1.2e-05, KID-classifier"
+    assert (
+        escape(r"a_b & 5% of {x} #1 ~^\ ")
+        == r"a\_b \& 5\% of \{x\} \#1 \textasciitilde{}\textasciicircum{}\textbackslash{} "
+    )
+    assert (
+        escape("-0.5 [-0.6, -0.4] ± 1.2e-05, KID-classifier")
+        == r"$-$0.5 [$-$0.6, $-$0.4] $\pm$ 1.2e-05, KID-classifier"
+    )

@@ -10,7 +10,14 @@ import yaml
 from ruamel.yaml import YAML
 
 from vaebm.config import DataSettings, EBMSettings, Experiment
-from vaebm.config.yaml_files import check_prepared, read_experiment, read_settings, read_yaml, write_data_settings, write_settings
+from vaebm.config.yaml_files import (
+    check_prepared,
+    read_experiment,
+    read_settings,
+    read_yaml,
+    write_data_settings,
+    write_settings,
+)
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
@@ -27,11 +34,19 @@ def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> N
     written = yaml.safe_load(path.read_text())
 
     def keys(value: object, prefix: str = "") -> set[str]:
-        return {full for key, inner in value.items() for full in {prefix + key} | keys(inner, f"{prefix}{key}.")} if isinstance(value, dict) else set()
+        return (
+            {full for key, inner in value.items() for full in {prefix + key} | keys(inner, f"{prefix}{key}.")}
+            if isinstance(value, dict)
+            else set()
+        )
 
     resources = written.pop("resources")
     written.pop("variants", None)  # what differs, and no more
-    sections = {name: section for name, section in experiment.model_dump(exclude={"resources", "variants"}).items() if section is not None}
+    sections = {
+        name: section
+        for name, section in experiment.model_dump(exclude={"resources", "variants"}).items()
+        if section is not None
+    }
     sections["data"] = experiment.data.model_dump(exclude_none=True)  # most of it is said of the user's files alone
     if experiment.evaluation is not None:  # each extractor has settings that no other has
         sections["evaluation"] = experiment.evaluation.model_dump(exclude_none=True)
@@ -40,7 +55,9 @@ def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> N
     assert set(resources) >= set(written) - {"evaluation"}
     stated = {name: keys(experiment.resources.model_dump()[name]) for name in resources}
     assert {name: set(stage) for name, stage in resources.items()} == stated
-    lines = [line.split("#")[0].replace(" []", "") for line in path.read_text().splitlines()]  # an empty list has no other form
+    lines = [
+        line.split("#")[0].replace(" []", "") for line in path.read_text().splitlines()
+    ]  # an empty list has no other form
     assert all(line.count(":") <= 1 and not set("[]{},") & set(line) for line in lines), "block style, a setting a line"
 
 
@@ -55,7 +72,9 @@ def test_experiment_files_are_valid_and_write_out_every_default(path: Path) -> N
         ("nvae_mnist", ([10, 5], 20, 0, 8), (400, 200 * 2, 1e-2, 5, 0.01, None)),
     ],
 )
-def test_nvae_settings_are_the_published_ones(name: str, shape: tuple[object, ...], training: tuple[object, ...]) -> None:
+def test_nvae_settings_are_the_published_ones(
+    name: str, shape: tuple[object, ...], training: tuple[object, ...]
+) -> None:
     stage = read_experiment(EXPERIMENTS / f"{name}.yaml").nvae
     network, schedule = stage.network, stage.training
     assert (network.groups, network.latents, network.flows, network.bits) == shape
@@ -76,25 +95,69 @@ def test_nvae_settings_are_the_published_ones(name: str, shape: tuple[object, ..
         ("latents: 4", "latents: 4\n    latents: 5", "not YAML: key 'latents' stands twice"),
         ("latents: 4", "latents: [4", "not YAML"),
         ("    latents: 4\n", "", "nvae.network.latents: expected a value, found none"),
-        ("shards: 2", "shards: 2000", "samples: shards must be at most the 20 batches that count and batch make, found 2000"),
+        (
+            "shards: 2",
+            "shards: 2000",
+            "samples: shards must be at most the 20 batches that count and batch make, found 2000",
+        ),
         ("warmup_epochs: 2", "warmup_epochs: 2000", "nvae: training.warmup_epochs must be below training.epochs"),
-        ("potential: noise", "potential: loud", "ebm.potential: Input should be 'noise', 'density' or 'pixels', found 'loud'"),
+        (
+            "potential: noise",
+            "potential: loud",
+            "ebm.potential: Input should be 'noise', 'density' or 'pixels', found 'loud'",
+        ),
         ("start: prior", "start: uniform", "ebm: start uniform belongs to potential pixels, found potential noise"),
-        ("    - turned", "    - interpolation", "evaluation.ood: each set at most once, found interpolation, interpolation"),
-        ("    - turned", "    - turnd", "evaluation.ood: there is no set 'turnd'; sets that exist: interpolation, turned, photographs, digits,"),
+        (
+            "    - turned",
+            "    - interpolation",
+            "evaluation.ood: each set at most once, found interpolation, interpolation",
+        ),
+        (
+            "    - turned",
+            "    - turnd",
+            "evaluation.ood: there is no set 'turnd'; sets that exist: interpolation, turned, photographs, digits,",
+        ),
         ("    - turned", "    - digits", "evaluation.ood: digits: expected another set than the experiment's own"),
         ("    - turned", "    - svhn", "evaluation.ood: svhn: expected images of 1 channel(s), as digits has, found 3"),
-        ("    - turned", OTHERS.format("other", 4, ""), "evaluation.ood: other: expected at least 8×8 pixels, as digits has, found 4×4"),
+        (
+            "    - turned",
+            OTHERS.format("other", 4, ""),
+            "evaluation.ood: other: expected at least 8×8 pixels, as digits has, found 4×4",
+        ),
         ("    - turned", OTHERS.format("celeba", 8, ""), "evaluation.ood: name: figures call another set celeba"),
-        ("    - turned", OTHERS.format("other", 8, "\n      sidez: 4"), "evaluation.ood.1.sidez: unknown key; keys that exist: dataset, path, name, side,"),
-        ("    - turned", OTHERS.format("other", "big", ""), "evaluation.ood.1.side: Input should be a valid integer, found 'big'"),
-        ("dataset: digits", "dataset: digitz", "data.dataset: there is no data set 'digitz'; data sets that exist: digits"),
+        (
+            "    - turned",
+            OTHERS.format("other", 8, "\n      sidez: 4"),
+            "evaluation.ood.1.sidez: unknown key; keys that exist: dataset, path, name, side,",
+        ),
+        (
+            "    - turned",
+            OTHERS.format("other", "big", ""),
+            "evaluation.ood.1.side: Input should be a valid integer, found 'big'",
+        ),
+        (
+            "dataset: digits",
+            "dataset: digitz",
+            "data.dataset: there is no data set 'digitz'; data sets that exist: digits",
+        ),
         ("beta1: 0.99", "beta1: 1.0", "ebm.training.beta1: Input should be less than 1, found 1.0"),
         ("preprocess_blocks: 1", "preprocess_blocks: 3", "nvae.network: 8×8 images cannot be halved 4 times"),
-        ("      - 0\n      - 2\n", "      - 0\n      - 1\n      - 2\n      - 3\n", "ebm.network.down: 8×8 images cannot be halved 4 times"),
+        (
+            "      - 0\n      - 2\n",
+            "      - 0\n      - 1\n      - 2\n      - 3\n",
+            "ebm.network.down: 8×8 images cannot be halved 4 times",
+        ),
         ("batch: 32", "batch: 2000", "ebm.training.batch: expected at most the 1500 training images, found 2000"),
-        ("kid_subset_size: 1000", "kid_subset_size: 20000", "evaluation.kid_subset_size: expected at most the 1500 training images, found 20000"),
-        ("\nebm:", "\nebn:", "ebn: unknown key; keys that exist: data, nvae, ebm, samples, evaluation, variants, resources"),
+        (
+            "kid_subset_size: 1000",
+            "kid_subset_size: 20000",
+            "evaluation.kid_subset_size: expected at most the 1500 training images, found 20000",
+        ),
+        (
+            "\nebm:",
+            "\nebn:",
+            "ebn: unknown key; keys that exist: data, nvae, ebm, samples, evaluation, variants, resources",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, before: str, after: str, message: str) -> None:
@@ -118,7 +181,9 @@ def test_mistakes(tmp_path: Path, before: str, after: str, message: str) -> None
         ("celebahq256", (6, 24, 3e-6, "mean"), (9_000, 4 * 4, 4e-5, 0.3)),
     ],
 )
-def test_settings_of_the_energy_are_the_published_ones(name: str, chains: tuple[object, ...], training: tuple[object, ...]) -> None:
+def test_settings_of_the_energy_are_the_published_ones(
+    name: str, chains: tuple[object, ...], training: tuple[object, ...]
+) -> None:
     experiment = read_experiment(EXPERIMENTS / f"{name}.yaml")
     stage, samples = experiment.ebm, experiment.samples
     assert stage is not None and samples is not None
@@ -127,11 +192,18 @@ def test_settings_of_the_energy_are_the_published_ones(name: str, chains: tuple[
     schedule = stage.training
     assert (schedule.iterations, schedule.batch, schedule.learning_rate, schedule.spectral_weight) == training
     assert (schedule.beta1, schedule.beta2, schedule.weight_decay, schedule.adaptive_clip) == (0.99, 0.999, 3e-5, True)
-    assert (stage.potential, schedule.energy_penalty, schedule.average_decay, schedule.learning_rate_decay) == ("density", 0, 0, "none")
+    assert (stage.potential, schedule.energy_penalty, schedule.average_decay, schedule.learning_rate_decay) == (
+        "density",
+        0,
+        0,
+        "none",
+    )
 
 
 def test_unknown_experiment_names_those_that_exist() -> None:
-    with pytest.raises(UserError, match=r"there is no experiment 'digitz'; experiments that exist: .*, digits, .*, tiny$"):
+    with pytest.raises(
+        UserError, match=r"there is no experiment 'digitz'; experiments that exist: .*, digits, .*, tiny$"
+    ):
         read_experiment(EXPERIMENTS / "digitz.yaml")
 
 
@@ -185,7 +257,9 @@ def test_text_that_looks_like_something_else_is_read_back_as_text(name: str, tmp
     assert yaml.safe_load((tmp_path / "folder.yaml").read_text())["data"]["path"] == name
 
 
-@pytest.mark.parametrize("value", ["!!int x", "!!timestamp x", "!!bool x", "!!map [1]", "!mine x", "!!python/object:os.system x"])
+@pytest.mark.parametrize(
+    "value", ["!!int x", "!!timestamp x", "!!bool x", "!!map [1]", "!mine x", "!!python/object:os.system x"]
+)
 def test_a_value_that_is_not_what_its_tag_says_is_one_line(value: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"data: {value}\n")
     with pytest.raises(UserError, match=r"mine.yaml(:1)?: not YAML: ") as error:
@@ -201,14 +275,25 @@ def test_a_value_that_is_not_what_its_tag_says_is_one_line(value: str, tmp_path:
             {"shape": [8, 8, 3], "splits": {"train": [0, 200], "heldout": [200, 202]}},
             r"expected images \[16, 16, 3\].*, found \[8, 8, 3\]; remove .* or choose another data.name",
         ),
-        ({"shape": [16, 16, 3], "splits": {"train": [0, 199], "heldout": [199, 299]}}, "evaluation.precision_recall.images: expected at most the 199 training"),
-        ({"shape": [16, 16, 3], "splits": {"train": [0, 20], "heldout": [20, 299]}}, "nvae.training.batch: expected at most the 20 training images, found 32"),
-        ({"shape": [16, 16, 3], "splits": {"train": [0, 200], "heldout": [200, 201]}}, "expected at least 2 held-out images, found 1"),
+        (
+            {"shape": [16, 16, 3], "splits": {"train": [0, 199], "heldout": [199, 299]}},
+            "evaluation.precision_recall.images: expected at most the 199 training",
+        ),
+        (
+            {"shape": [16, 16, 3], "splits": {"train": [0, 20], "heldout": [20, 299]}},
+            "nvae.training.batch: expected at most the 20 training images, found 32",
+        ),
+        (
+            {"shape": [16, 16, 3], "splits": {"train": [0, 200], "heldout": [200, 201]}},
+            "expected at least 2 held-out images, found 1",
+        ),
         ({"shape": [16, 16, 3]}, "expected the manifest of a prepared data set, found something else"),
         ([], "expected the manifest of a prepared data set, found something else"),
     ],
 )
-def test_a_prepared_set_that_does_not_fit_is_said_before_a_run(content: object, said: str | None, tmp_path: Path) -> None:
+def test_a_prepared_set_that_does_not_fit_is_said_before_a_run(
+    content: object, said: str | None, tmp_path: Path
+) -> None:
     experiment = read_experiment(EXPERIMENTS / "folder.yaml")
     check_prepared(experiment, experiment.data, tmp_path)  # nothing is prepared
     (tmp_path / "manifest.json").write_text(json.dumps(content))
@@ -237,9 +322,13 @@ def test_a_change_touches_the_files_of_its_stage_alone(tmp_path: Path) -> None:
     experiment = read_experiment(EXPERIMENTS / "tiny.yaml")
     write_settings(experiment, tmp_path, [0])
     before = {path: path.read_text() for path in tmp_path.rglob("*.yaml")}
-    samples = experiment.samples.model_copy(update={"chain": experiment.samples.chain.model_copy(update={"steps": 99, "step_size": 0.5})})
+    samples = experiment.samples.model_copy(
+        update={"chain": experiment.samples.chain.model_copy(update={"steps": 99, "step_size": 0.5})}
+    )
     write_settings(experiment.model_copy(update={"samples": samples}), tmp_path, [0])
-    assert [path for path, text in before.items() if path.read_text() != text] == [tmp_path / "vaebm" / "seed0" / "samples" / "samples.yaml"]
+    assert [path for path, text in before.items() if path.read_text() != text] == [
+        tmp_path / "vaebm" / "seed0" / "samples" / "samples.yaml"
+    ]
 
 
 def test_an_incomplete_experiment_says_what_it_lacks_and_writes_what_it_has(tmp_path: Path) -> None:
@@ -247,11 +336,17 @@ def test_an_incomplete_experiment_says_what_it_lacks_and_writes_what_it_has(tmp_
     alone = read_experiment(EXPERIMENTS / "nvae_mnist.yaml")
     assert alone.missing == ["a section ebm", "a section samples", "a section evaluation"]
     write_settings(alone, tmp_path, [0, 1])
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.yaml")) == ["nvae/seed0/nvae.yaml", "nvae/seed1/nvae.yaml"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.yaml")) == [
+        "nvae/seed0/nvae.yaml",
+        "nvae/seed1/nvae.yaml",
+    ]
     whole = read_experiment(EXPERIMENTS / "tiny.yaml")
     assert whole.missing == []
     write_settings(whole.model_copy(update={"ebm": None}), tmp_path / "no_energy", [0])
-    assert not (tmp_path / "no_energy" / "vaebm").exists() and (tmp_path / "no_energy" / "nvae" / "seed0" / "evaluation" / "evaluation.yaml").is_file()
+    assert (
+        not (tmp_path / "no_energy" / "vaebm").exists()
+        and (tmp_path / "no_energy" / "nvae" / "seed0" / "evaluation" / "evaluation.yaml").is_file()
+    )
 
 
 def variant(tmp_path: Path, text: str) -> Experiment:
@@ -262,7 +357,10 @@ def variant(tmp_path: Path, text: str) -> Experiment:
 
 
 def test_a_variant_is_the_experiment_with_other_values(tmp_path: Path) -> None:
-    experiment = variant(tmp_path, "  vaebm:\n    ebm: {}\n  small_steps:\n    ebm:\n      chain:\n        step_size: 1e-3\n    samples:\n      count: 60\n")
+    experiment = variant(
+        tmp_path,
+        "  vaebm:\n    ebm: {}\n  small_steps:\n    ebm:\n      chain:\n        step_size: 1e-3\n    samples:\n      count: 60\n",
+    )
     plain, small = experiment.stage_of("vaebm").settings, experiment.stage_of("small_steps").settings
     assert plain == experiment.ebm and isinstance(plain, EBMSettings) and isinstance(small, EBMSettings)
     assert small.chain.step_size == 1e-3 and small.model_copy(update={"chain": plain.chain}) == plain
@@ -275,9 +373,15 @@ def test_a_variant_is_the_experiment_with_other_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("  mine:\n    ebm:\n      chain:\n        step_size: -1.0\n", "variants.mine.ebm.chain.step_size: Input should be greater than 0, found -1.0"),
+        (
+            "  mine:\n    ebm:\n      chain:\n        step_size: -1.0\n",
+            "variants.mine.ebm.chain.step_size: Input should be greater than 0, found -1.0",
+        ),
         ("  mine:\n    ebm:\n      chian: 1\n", "variants.mine.ebm.chian: Extra inputs are not permitted, found 1"),
-        ("  mine:\n    samples:\n      count: 1\n", "variants.mine.samples.count: Input should be greater than or equal to 2, found 1"),
+        (
+            "  mine:\n    samples:\n      count: 1\n",
+            "variants.mine.samples.count: Input should be greater than or equal to 2, found 1",
+        ),
         ("  nvae: {}\n", "variants.nvae: this name belongs to something else in the results; choose another"),
         ("  a/b: {}\n", "variants.a/b.[key]: String should match pattern"),
     ],
@@ -299,7 +403,9 @@ def test_hash_leaves_resources_out() -> None:
 
 def test_configuration_imports_neither_torch_nor_mlflow() -> None:
     code = "import sys, vaebm.config.yaml_files; print([name for name in ('torch', 'mlflow', 'sklearn') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_ood_sets_are_names_or_sections(tmp_path: Path) -> None:
@@ -309,10 +415,20 @@ def test_ood_sets_are_names_or_sections(tmp_path: Path) -> None:
     assert evaluation is not None
     sections = {"cifar10": "/a", "svhn": None, "celeba64": None}
     sets = ["interpolation", *({"dataset": name, "path": path} if path else name for name, path in sections.items())]
-    own = {"dataset": "arrays", "path": "raw/c100.npz", "name": "cifar100_subset", "side": 32, "channels": 3, "heldout": 1.0}
+    own = {
+        "dataset": "arrays",
+        "path": "raw/c100.npz",
+        "name": "cifar100_subset",
+        "side": 32,
+        "channels": 3,
+        "heldout": 1.0,
+    }
 
     def changed(**found: object) -> Experiment:
-        content = experiment.model_dump() | {"data": {"dataset": "cifar100"}, "evaluation": evaluation.model_dump() | found}
+        content = experiment.model_dump() | {
+            "data": {"dataset": "cifar100"},
+            "evaluation": evaluation.model_dump() | found,
+        }
         content["nvae"]["network"] |= {"groups": [5, 5], "preprocess_blocks": 1}
         return Experiment.model_validate(content)
 
@@ -320,7 +436,9 @@ def test_ood_sets_are_names_or_sections(tmp_path: Path) -> None:
     assert made.evaluation is not None
     assert list(made.evaluation.ood_sets) == ["interpolation", "cifar10", "svhn", "celeba", "cifar100_subset"]
     assert [data.prepared for data in made.sets] == ["cifar100", "cifar10", "svhn", "celeba64", "cifar100_subset"]
-    moved = changed(ood=["interpolation", "cifar10", "svhn", {"dataset": "celeba64", "path": "/b"}, own | {"path": "/c.npz"}])
+    moved = changed(
+        ood=["interpolation", "cifar10", "svhn", {"dataset": "celeba64", "path": "/b"}, own | {"path": "/c.npz"}]
+    )
     assert moved.hash() == made.hash() != changed(ood=sets).hash()
     write_settings(made, tmp_path, [0])
     before = (tmp_path / "nvae/seed0/evaluation/evaluation.yaml").read_text()

@@ -33,19 +33,27 @@ def test_facts_known_without_torch_are_those_of_the_images(name: str, tmp_path: 
     prepare(name, tmp_path)
     images, facts = open_images(tmp_path / "manifest.json"), config.DATASETS[name]
     assert images.shape == (facts.channels, facts.side, facts.side)
-    assert {name: last - first for name, (first, last) in images.splits.items()} == {"train": facts.train, "heldout": facts.heldout}
+    assert {name: last - first for name, (first, last) in images.splits.items()} == {
+        "train": facts.train,
+        "heldout": facts.heldout,
+    }
 
 
 def test_stacks_have_each_image_equally_often_in_each_channel_and_never_one_of_the_other_split(digits: Path) -> None:
     single = open_images(digits)
-    images, labels, splits, _ = stack((np.asarray(single.images), np.asarray(single.labels), single.splits, {}), repeats=2)
+    images, labels, splits, _ = stack(
+        (np.asarray(single.images), np.asarray(single.labels), single.splits, {}), repeats=2
+    )
     known = {image.tobytes(): int(label) for image, label in zip(single.images, single.labels, strict=True)}
     assert len(known) == len(single.images)
     for split, (first, last) in splits.items():
         expected = Counter({single.images[index].tobytes(): 2 for index in range(*single.splits[split])})
         for channel in range(3):
             assert Counter(image[..., channel].tobytes() for image in images[first:last]) == expected
-    assert all(label == sum(known[image[..., c].tobytes()] * 10 ** (2 - c) for c in range(3)) for image, label in zip(images, labels, strict=True))
+    assert all(
+        label == sum(known[image[..., c].tobytes()] * 10 ** (2 - c) for c in range(3))
+        for image, label in zip(images, labels, strict=True)
+    )
 
 
 def test_the_channels_of_stacks_are_independent(tmp_path: Path) -> None:
@@ -65,9 +73,14 @@ def test_digits_are_split_once_and_complete(digits: Path) -> None:
 
     images = open_images(digits)
     assert images.shape == (1, 8, 8) and images.splits == {"train": (0, 1500), "heldout": (1500, 1797)}
-    everything = sorted((to_counts(image[..., 0]).tobytes(), int(label)) for image, label in zip(images.images, images.labels, strict=True))
+    everything = sorted(
+        (to_counts(image[..., 0]).tobytes(), int(label))
+        for image, label in zip(images.images, images.labels, strict=True)
+    )
     raw = load_digits()
-    assert everything == sorted((image.astype(np.int64).tobytes(), int(label)) for image, label in zip(raw.images, raw.target, strict=True))
+    assert everything == sorted(
+        (image.astype(np.int64).tobytes(), int(label)) for image, label in zip(raw.images, raw.target, strict=True)
+    )
     assert images.split("heldout")[0].shape == (297, 1, 8, 8)
 
 
@@ -101,7 +114,9 @@ def test_reduction_makes_digits_of_bitmaps() -> None:
 
 
 def test_unknown_data_set(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown data set 'digitz'; data sets that exist: arrays, celeba64, .*, digits"):
+    with pytest.raises(
+        UserError, match="unknown data set 'digitz'; data sets that exist: arrays, celeba64, .*, digits"
+    ):
         prepare("digitz", tmp_path)
 
 

@@ -20,7 +20,11 @@ def write_png(path: Path, image: np.ndarray, colour: int) -> Path:
     header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 16, colour, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+            for kind, body in chunks
+        )
     )
     return path
 
@@ -58,7 +62,9 @@ def test_16_bits_of_pgm_and_ppm(white: int, tmp_path: Path) -> None:
     for name, kind, part in (("g.pgm", "P5", values[..., 0]), ("c.ppm", "P6", values)):
         (tmp_path / name).write_bytes(f"{kind} {SIDE} {SIDE} {white}\n".encode() + part.astype(">u2").tobytes())
     grey, colour = become(tmp_path / "g.pgm", 1), become(tmp_path / "c.ppm")
-    assert np.array_equal(grey[0], np.rint(values[..., 0] / white * 65535).astype(int) >> 8) and np.array_equal(colour[0], np.rint(values / white * 255))
+    assert np.array_equal(grey[0], np.rint(values[..., 0] / white * 65535).astype(int) >> 8) and np.array_equal(
+        colour[0], np.rint(values / white * 255)
+    )
     assert grey[1] == colour[1] == ["16 bits to 8"]
 
 
@@ -66,7 +72,9 @@ def test_nothing_but_the_kinds_that_are_named_is_opened(tmp_path: Path) -> None:
     """PostScript would be handed to another program."""
     path = tmp_path / "a.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
-    with pytest.raises(Unsuitable, match=r"expected a picture \(PNG, JPEG, .*\), found a file that is none, or one of another kind"):
+    with pytest.raises(
+        Unsuitable, match=r"expected a picture \(PNG, JPEG, .*\), found a file that is none, or one of another kind"
+    ):
         become(path)
 
 
@@ -74,8 +82,12 @@ def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
     alpha = noise(4, SIDE, SIDE)
     over = COLOUR * (alpha[..., None] / 255) + 255 * (1 - alpha[..., None] / 255)
     found, done = become(saved(tmp_path / "a.png", Image.fromarray(np.dstack([COLOUR, alpha]))))
-    assert np.abs(found - over).max() <= 1 and done == ["transparency over white"]  # Pillow rounds the product to a grey level
-    clear, done = become(saved(tmp_path / "l.png", Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (SIDE, SIDE), 0)])), 1)
+    assert np.abs(found - over).max() <= 1 and done == [
+        "transparency over white"
+    ]  # Pillow rounds the product to a grey level
+    clear, done = become(
+        saved(tmp_path / "l.png", Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (SIDE, SIDE), 0)])), 1
+    )
     assert (clear == 255).all() and done == ["transparency over white"]
 
 
@@ -112,6 +124,8 @@ def test_sizes() -> None:
     image, done = fitted(Image.fromarray(blocks), 8)
     assert image.shape == (8, 8, 1) and done == ["made smaller", "centre cut out"]
     assert (image[:, :3] == 0).all() and (image[:, 5:] == 200).all()
-    assert fitted(Image.fromarray(GREY), 8)[1] == [] and np.array_equal(fitted(Image.fromarray(GREY), 8)[0][..., 0], GREY)
+    assert fitted(Image.fromarray(GREY), 8)[1] == [] and np.array_equal(
+        fitted(Image.fromarray(GREY), 8)[0][..., 0], GREY
+    )
     with pytest.raises(Unsuitable, match="expected at least 9×9 pixels, found 8×8"):
         fitted(Image.fromarray(GREY), 9)

@@ -30,14 +30,21 @@ def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (raw / "img_align_celeba").mkdir(parents=True)
     for index in range(1, 8):
         photo(178, 218).save(raw / "img_align_celeba" / f"{index:06}.jpg", quality=95)
-    (raw / "list_eval_partition.txt").write_text("".join(f"{index:06}.jpg {part}\n" for index, part in enumerate([0, 1, 0, 2, 1, 0, 0], start=1)))
-    changed = [(drive, md5(raw / name) if name == "list_eval_partition.txt" else sum_, name) for drive, sum_, name in known.file_list]
+    (raw / "list_eval_partition.txt").write_text(
+        "".join(f"{index:06}.jpg {part}\n" for index, part in enumerate([0, 1, 0, 2, 1, 0, 0], start=1))
+    )
+    changed = [
+        (drive, md5(raw / name) if name == "list_eval_partition.txt" else sum_, name)
+        for drive, sum_, name in known.file_list
+    ]
     monkeypatch.setattr(known, "file_list", changed)
     return raw
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_celeba_is_cropped_and_made_smaller_as_published(celeba: Path, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celeba_is_cropped_and_made_smaller_as_published(
+    celeba: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against torchvision's own crop and antialiased resize of the same picture: the same bytes, for both go through Pillow."""
     names = ["000001", "000003", "000006", "000007", "000002", "000005"]
     shape = transforms.Resize(64, interpolation=transforms.InterpolationMode.BILINEAR)
@@ -51,7 +58,10 @@ def test_celeba_is_cropped_and_made_smaller_as_published(celeba: Path, packed: b
             for path in (celeba / "img_align_celeba").iterdir():
                 archive.write(path, f"img_align_celeba/{path.name}")
         (celeba / "img_align_celeba").rename(celeba.parent / "elsewhere")
-        changed = [(drive, md5(celeba / name) if name.endswith(".zip") else sum_, name) for drive, sum_, name in known.file_list]
+        changed = [
+            (drive, md5(celeba / name) if name.endswith(".zip") else sum_, name)
+            for drive, sum_, name in known.file_list
+        ]
         monkeypatch.setattr(known, "file_list", changed)
     images = prepared("celeba64", celeba)
     assert images.splits == {"train": (0, 4), "heldout": (4, 6)}
@@ -67,7 +77,12 @@ def test_every_unsuitable_face_is_named(celeba: Path) -> None:
     with pytest.raises(UserError) as error:
         prepared("celeba64", celeba)
     assert "\n" not in str(error.value)
-    for part in ("000003.jpg: expected a whole picture", "000006.jpg: list_eval_partition.txt names it", "found 178×178", "of 6 pictures 3 cannot be used"):
+    for part in (
+        "000003.jpg: expected a whole picture",
+        "000006.jpg: list_eval_partition.txt names it",
+        "found 178×178",
+        "of 6 pictures 3 cannot be used",
+    ):
         assert part in str(error.value)
     assert not (celeba.parent / "prepared" / "manifest.json").exists()
 
@@ -75,7 +90,11 @@ def test_every_unsuitable_face_is_named(celeba: Path) -> None:
 def test_a_list_cannot_lead_out_of_the_folder(celeba: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, known = celeba / "list_eval_partition.txt", torchvision_datasets().CelebA
     path.write_text("../../secret.jpg 0\n")
-    monkeypatch.setattr(known, "file_list", [(drive, md5(path) if name == path.name else sum_, name) for drive, sum_, name in known.file_list])
+    monkeypatch.setattr(
+        known,
+        "file_list",
+        [(drive, md5(path) if name == path.name else sum_, name) for drive, sum_, name in known.file_list],
+    )
     with pytest.raises(UserError, match=r"list_eval_partition.txt:1: expected the name of a file and 0, 1 or 2"):
         prepared("celeba64", celeba)
 
@@ -97,12 +116,17 @@ def test_lsun_is_the_centre_of_the_picture_made_smaller(tmp_path: Path, monkeypa
     """Against torchvision's Resize and CenterCrop: the same bytes. The files are as they were, their locks too."""
     raw, sizes = tmp_path / "raw", [(90, 70), (64, 100), (71, 256), (64, 64)]
     pictures = [photo(*size) for size in sizes]
-    write_lmdb(raw / "church_outdoor_train_lmdb", {f"{index:040x}".encode(): encoded(picture, "webp") for index, picture in enumerate(pictures[:3])})
+    write_lmdb(
+        raw / "church_outdoor_train_lmdb",
+        {f"{index:040x}".encode(): encoded(picture, "webp") for index, picture in enumerate(pictures[:3])},
+    )
     write_lmdb(raw / "church_outdoor_val_lmdb", {b"a": encoded(pictures[3], "png")})
     before = {path: path.read_bytes() for path in raw.rglob("*.mdb")}
     facts(monkeypatch, "lsun_church64", train=3, heldout=1)
     images = prepared("lsun_church64", raw)
-    decoded = [Image.open(io.BytesIO(encoded(picture, "webp"))).convert("RGB") for picture in pictures[:3]] + [pictures[3]]
+    decoded = [Image.open(io.BytesIO(encoded(picture, "webp"))).convert("RGB") for picture in pictures[:3]] + [
+        pictures[3]
+    ]
     shape = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64)])
     assert np.array_equal(images.images, [np.asarray(shape(picture)) for picture in decoded])
     assert images.split("heldout")[0].shape == (1, 3, 64, 64)
@@ -112,7 +136,9 @@ def test_lsun_is_the_centre_of_the_picture_made_smaller(tmp_path: Path, monkeypa
 def test_an_incomplete_database_is_refused(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write_lmdb(tmp_path / "raw" / f"church_outdoor_{part}_lmdb", {b"a": b"b"})
-    with pytest.raises(UserError, match=r"church_outdoor_train_lmdb: expected 126,227 pictures \(train\), found 1; get it anew"):
+    with pytest.raises(
+        UserError, match=r"church_outdoor_train_lmdb: expected 126,227 pictures \(train\), found 1; get it anew"
+    ):
         prepared("lsun_church64", tmp_path / "raw")
 
 
@@ -160,11 +186,15 @@ def hq_records(raw: Path) -> None:
         for number, images in enumerate(files):
             last = [record(example((256, 256, 3), image.tobytes())) for image in images[:1]]
             first = [record(example((3, 256, 256), image.transpose(2, 0, 1).tobytes())) for image in images[1:]]
-            (raw / split / f"{split}-r08-s-{number:04}-of-{len(files):04}.tfrecords").write_bytes(b"".join(last + first))
+            (raw / split / f"{split}-r08-s-{number:04}-of-{len(files):04}.tfrecords").write_bytes(
+                b"".join(last + first)
+            )
 
 
 @pytest.mark.parametrize("write", [hq_files, hq_lmdb, hq_records])
-def test_celebahq_in_each_of_its_layouts(write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celebahq_in_each_of_its_layouts(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     facts(monkeypatch, "celebahq256", train=3, heldout=1)
     write(tmp_path / "raw")
     images = prepared("celebahq256", tmp_path / "raw")
@@ -173,7 +203,11 @@ def test_celebahq_in_each_of_its_layouts(write: Callable[[Path], None], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("at", "said"), [(5, "expected whole TFRecords, found damage at byte 0"), (100_000, "record at byte 0: expected a whole record, found another checksum")]
+    ("at", "said"),
+    [
+        (5, "expected whole TFRecords, found damage at byte 0"),
+        (100_000, "record at byte 0: expected a whole record, found another checksum"),
+    ],
 )
 def test_a_damaged_record_is_refused(at: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts(monkeypatch, "celebahq256", train=3, heldout=1)
@@ -190,7 +224,9 @@ def test_a_record_of_fewer_than_four_bytes_is_refused(tmp_path: Path, monkeypatc
     facts(monkeypatch, "celebahq256", train=3, heldout=1)
     hq_records(tmp_path / "raw")
     length = struct.pack("<Q", 3)
-    (tmp_path / "raw" / "validation" / "validation-r08-s-0000-of-0001.tfrecords").write_bytes(length + struct.pack("<I", masked(crc32c(length))) + bytes(7))
+    (tmp_path / "raw" / "validation" / "validation-r08-s-0000-of-0001.tfrecords").write_bytes(
+        length + struct.pack("<I", masked(crc32c(length))) + bytes(7)
+    )
     with pytest.raises(UserError, match="record at byte 0: expected an image, found a record of 3 bytes"):
         prepared("celebahq256", tmp_path / "raw")
 

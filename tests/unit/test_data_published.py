@@ -25,7 +25,9 @@ from vaebm.data.download import torchvision_datasets
 from vaebm.system.errors import UserError
 
 
-def python2_batch(images: np.ndarray, key: str, labels: list[int], array: bytes = b"cnumpy.core.multiarray\n_reconstruct\n") -> bytes:
+def python2_batch(
+    images: np.ndarray, key: str, labels: list[int], array: bytes = b"cnumpy.core.multiarray\n_reconstruct\n"
+) -> bytes:
     """A batch as Python 2's cPickle wrote it (protocol 2): strings of bytes, an array made by NumPy's `_reconstruct`."""
 
     def string(text: bytes) -> bytes:
@@ -34,15 +36,46 @@ def python2_batch(images: np.ndarray, key: str, labels: list[int], array: bytes 
     def number(value: int) -> bytes:
         return b"J" + struct.pack("<i", value)
 
-    dtype = b"cnumpy\ndtype\n" + string(b"u1") + b"K\x00K\x01\x87R(K\x03" + string(b"|") + b"NNN" + number(-1) + number(-1) + b"K\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + string(b"u1")
+        + b"K\x00K\x01\x87R(K\x03"
+        + string(b"|")
+        + b"NNN"
+        + number(-1)
+        + number(-1)
+        + b"K\x00tb"
+    )
     made = array + b"cnumpy\nndarray\n" + b"K\x00\x85" + string(b"b") + b"\x87R"
-    state = b"(K\x01" + number(images.shape[0]) + number(images.shape[1]) + b"\x86" + dtype + b"\x89" + string(images.tobytes()) + b"tb"
-    return b"\x80\x02}(" + string(b"data") + made + state + string(key.encode()) + b"](" + b"".join(map(number, labels)) + b"eu."
+    state = (
+        b"(K\x01"
+        + number(images.shape[0])
+        + number(images.shape[1])
+        + b"\x86"
+        + dtype
+        + b"\x89"
+        + string(images.tobytes())
+        + b"tb"
+    )
+    return (
+        b"\x80\x02}("
+        + string(b"data")
+        + made
+        + state
+        + string(key.encode())
+        + b"]("
+        + b"".join(map(number, labels))
+        + b"eu."
+    )
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize(("dataset", "known", "key"), [("cifar10", "CIFAR10", "labels"), ("cifar100", "CIFAR100", "fine_labels")])
-def test_cifar(dataset: str, known: str, key: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "known", "key"), [("cifar10", "CIFAR10", "labels"), ("cifar100", "CIFAR100", "fine_labels")]
+)
+def test_cifar(
+    dataset: str, known: str, key: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Planes of red, green and blue, batches in their order, the test batch held out; from the archive and from its folder."""
     cifar, raw = getattr(torchvision_datasets(), known), tmp_path / "raw"
     names = [name for name, _ in [*cifar.train_list, *cifar.test_list]]
@@ -61,8 +94,12 @@ def test_cifar(dataset: str, known: str, key: str, packed: bool, tmp_path: Path,
     images = prepared(dataset, raw)
     assert images.splits == {"train": (0, 2 * len(names) - 2), "heldout": (2 * len(names) - 2, 2 * len(names))}
     batch, labels = images.split("train")
-    assert np.array_equal(batch.numpy(), planes[:-2]) and labels.tolist() == [label for index in range(len(names) - 1) for label in (index, 9)]
-    assert sorted(path.name for path in raw.iterdir()) == [cifar.filename if packed else cifar.base_folder]  # nothing was extracted
+    assert np.array_equal(batch.numpy(), planes[:-2]) and labels.tolist() == [
+        label for index in range(len(names) - 1) for label in (index, 9)
+    ]
+    assert sorted(path.name for path in raw.iterdir()) == [
+        cifar.filename if packed else cifar.base_folder
+    ]  # nothing was extracted
 
 
 def test_a_pickle_that_would_run_a_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +116,10 @@ def test_a_pickle_that_would_run_a_program_is_refused(tmp_path: Path, monkeypatc
 def test_a_published_file_with_other_bytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "cifar-10-python.tar.gz").write_bytes(b"not the archive")
-    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz: expected the published file \(MD5 c58f3010.*found another .*get it anew from https://www.cs"):
+    with pytest.raises(
+        UserError,
+        match=r"cifar-10-python.tar.gz: expected the published file \(MD5 c58f3010.*found another .*get it anew from https://www.cs",
+    ):
         prepared("cifar10", tmp_path / "raw")
 
 
@@ -109,7 +149,9 @@ def test_stacked_mnist_has_each_digit_once_in_each_channel(idx: tuple[Path, np.n
     images = prepared("stacked_mnist", idx[0])
     assert images.shape == (3, 32, 32) and not images.users and images.splits == {"train": (0, 12), "heldout": (12, 17)}
     for channel in range(3):
-        assert sorted(image[2:30, 2:30, channel].tobytes() for image in images.images[:12]) == sorted(image.tobytes() for image in idx[1][:12])
+        assert sorted(image[2:30, 2:30, channel].tobytes() for image in images.images[:12]) == sorted(
+            image.tobytes() for image in idx[1][:12]
+        )
 
 
 def test_an_idx_file_that_was_cut_is_refused(idx: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +159,10 @@ def test_an_idx_file_that_was_cut_is_refused(idx: tuple[Path, np.ndarray], monke
     path, mnist = idx[0] / "t10k-images-idx3-ubyte.gz", torchvision_datasets().MNIST
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1]))
     monkeypatch.setattr(mnist, "resources", [(name, md5(idx[0] / name)) for name, _ in mnist.resources])
-    with pytest.raises(UserError, match="t10k-images-idx3-ubyte.gz: expected an IDX file of bytes, found 3935 bytes that do not fit their header"):
+    with pytest.raises(
+        UserError,
+        match="t10k-images-idx3-ubyte.gz: expected an IDX file of bytes, found 3935 bytes that do not fit their header",
+    ):
         prepared("mnist", idx[0])
 
 
@@ -154,14 +199,22 @@ def test_raw_files_are_fetched_once_for_all_who_want_them(mirror: Counter[str], 
         jobs = [pool.submit(prepare, name, Path("data", name)) for name in ("mnist", "stacked_mnist")]
     assert [job.result() for job in jobs] == [None, None]
     names = sorted(path.name for path in idx[0].iterdir())
-    assert mirror == Counter(names) and [Path("raw/mnist", name).read_bytes() == (idx[0] / name).read_bytes() for name in names] == [True] * 4
+    assert (
+        mirror == Counter(names)
+        and [Path("raw/mnist", name).read_bytes() == (idx[0] / name).read_bytes() for name in names] == [True] * 4
+    )
     assert open_images(Path("data/stacked_mnist/manifest.json")).splits == {"train": (0, 12), "heldout": (12, 17)}
     Path("raw/mnist", names[0]).write_bytes(b"the beginn")
     prepare("mnist", Path("data/again"))
-    assert mirror == Counter([*names, names[0]]) and Path("data/again/manifest.json").read_bytes() == Path("data/mnist/manifest.json").read_bytes()
+    assert (
+        mirror == Counter([*names, names[0]])
+        and Path("data/again/manifest.json").read_bytes() == Path("data/mnist/manifest.json").read_bytes()
+    )
 
 
-def test_what_cannot_be_fetched_is_said_in_one_line(mirror: Counter[str], idx: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_fetched_is_said_in_one_line(
+    mirror: Counter[str], idx: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another file than was published; no file; nobody there."""
     path, mnist = idx[0] / "t10k-labels-idx1-ubyte.gz", torchvision_datasets().MNIST
     path.write_bytes(b"damaged")
@@ -172,7 +225,8 @@ def test_what_cannot_be_fetched_is_said_in_one_line(mirror: Counter[str], idx: t
     ):
         harm()
         with pytest.raises(
-            UserError, match=rf"raw/mnist/{path.name}: could not be fetched from http://.*{reason}.*; get it from http.* and put it there"
+            UserError,
+            match=rf"raw/mnist/{path.name}: could not be fetched from http://.*{reason}.*; get it from http.* and put it there",
         ) as error:
             prepare("mnist", Path("data/mnist"))
         assert "\n" not in str(error.value) and not Path("data/mnist/manifest.json").exists()
@@ -186,7 +240,11 @@ def test_svhn_calls_its_zero_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     changed = {}
     for split, (images, labels) in parts.items():
         url, name, _ = svhn.split_list[split]
-        savemat(raw / name, {"X": images.transpose(1, 2, 3, 0), "y": np.array(labels, np.uint8)[:, None]}, do_compression=True)
+        savemat(
+            raw / name,
+            {"X": images.transpose(1, 2, 3, 0), "y": np.array(labels, np.uint8)[:, None]},
+            do_compression=True,
+        )
         changed[split] = [url, name, md5(raw / name)]
     monkeypatch.setattr(svhn, "split_list", changed)
     images = prepared("svhn", raw)
@@ -194,10 +252,13 @@ def test_svhn_calls_its_zero_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert images.splits == {"train": (0, 3), "heldout": (3, 5)}
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn", "mnist", "stacked_mnist", "celeba64", "lsun_church64", "celebahq256"])
+@pytest.mark.parametrize(
+    "dataset", ["cifar10", "cifar100", "svhn", "mnist", "stacked_mnist", "celeba64", "lsun_church64", "celebahq256"]
+)
 def test_where_nothing_is_the_layout_is_named(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"nowhere: expected .+; found no such folder; its owners offer it at http.+, and data.path names another place"
+        UserError,
+        match=r"nowhere: expected .+; found no such folder; its owners offer it at http.+, and data.path names another place",
     ) as error:
         prepare(DataSettings(dataset=dataset, path=str(tmp_path / "nowhere")), tmp_path / "prepared")
     assert "\n" not in str(error.value)

@@ -28,9 +28,16 @@ def test_experiments_share_a_prepared_set_only_where_it_is_the_same(clone) -> No
     other = clone.folder / "config/experiments/other.yaml"
     other.write_text(text.replace("dataset: folder", "dataset: arrays").replace("raw/folder #", "raw/mine.npz #"))
     (said,) = lines(clone, "experiments=[folder,other]", fails=True)
-    assert said == "config/experiments/other.yaml: data: another experiment has other settings for data/folder; give one of them a data.name of its own"
+    assert (
+        said
+        == "config/experiments/other.yaml: data: another experiment has other settings for data/folder; give one of them a data.name of its own"
+    )
     for name in ("here", "there"):
-        tiny = (clone.folder / "config/experiments/tiny.yaml").read_text().replace("dataset: digits", f"dataset: digits\n  path: {name}")
+        tiny = (
+            (clone.folder / "config/experiments/tiny.yaml")
+            .read_text()
+            .replace("dataset: digits", f"dataset: digits\n  path: {name}")
+        )
         (clone.folder / f"config/experiments/{name}.yaml").write_text(tiny)
     (said,) = lines(clone, "experiments=[here,there]", fails=True)
     assert said.endswith("another experiment has other settings for data/digits; give both the same data.path")
@@ -58,8 +65,12 @@ def test_a_prepared_set_outlives_its_raw_files(clone) -> None:
     shutil.rmtree(clone.folder / ".snakemake")
     clone.edit(FOLDER, "side: 16", "side: 32")
     (said,) = lines(clone, *target, fails=True)
-    assert said.startswith(f"{FOLDER}: data: data/folder/manifest.json: expected images [32, 32, 3], as the section data says, found [16, 16, 3]")
+    assert said.startswith(
+        f"{FOLDER}: data: data/folder/manifest.json: expected images [32, 32, 3], as the section data says, found [16, 16, 3]"
+    )
     clone.edit(FOLDER, "side: 32", "side: 16")
     clone.edit(FOLDER, "kid_subset_size: 100", "kid_subset_size: 226")
     (said,) = lines(clone, *target, fails=True)
-    assert said.endswith(": 225 images to train on, 25 held out: evaluation.kid_subset_size: expected at most the 225 training images, found 226")
+    assert said.endswith(
+        ": 225 images to train on, 25 held out: evaluation.kid_subset_size: expected at most the 225 training images, found 226"
+    )

@@ -31,7 +31,10 @@ def pictures(tmp_path: Path) -> Path:
     """Sixteen pictures of all kinds and sizes in two classes, one of them twice, and files that are none."""
     folder = tmp_path / "mixed"
     for index in range(13):
-        saved(folder / ("a" if index % 2 else "b") / f"{index}.png", Image.fromarray(noise(index, SIDE + index, 2 * SIDE, 3)))
+        saved(
+            folder / ("a" if index % 2 else "b") / f"{index}.png",
+            Image.fromarray(noise(index, SIDE + index, 2 * SIDE, 3)),
+        )
     saved(folder / "a" / "grey.jpg", Image.fromarray(noise(20, 30, 20)))
     saved(folder / "b" / "deep" / "CMYK.JPEG", Image.fromarray(noise(21, 20, 30, 3)).convert("CMYK"))
     shutil.copy(folder / "a" / "1.png", folder / "b" / "copy of 1.png")
@@ -42,17 +45,32 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_a_folder_of_mixed_pictures(pictures: Path, tmp_path: Path) -> None:
     prepare(settings("folder", pictures, name="mixed"), tmp_path / "out", threads=2)
-    images, manifest = open_images(tmp_path / "out" / "manifest.json"), json.loads((tmp_path / "out" / "manifest.json").read_text())
+    images, manifest = (
+        open_images(tmp_path / "out" / "manifest.json"),
+        json.loads((tmp_path / "out" / "manifest.json").read_text()),
+    )
     held_out = images.splits["heldout"][1] - images.splits["heldout"][0]
     assert images.name == "mixed" and images.shape == (3, SIDE, SIDE) and images.splits["train"] == (0, 16 - held_out)
     assert held_out in (4, 5)  # a quarter, and a fifth where the fourth stands there twice
     source = manifest["source"]["user's files"]
-    assert (source["pictures"], source["other files"], source["duplicates"], source["classes"]) == (16, 2, 1, ["a", "b"])
+    assert (source["pictures"], source["other files"], source["duplicates"], source["classes"]) == (
+        16,
+        2,
+        1,
+        ["a", "b"],
+    )
     # 16×8 has its size already; 16×15, 16×16 and 16×17 become 8×8, rounded down
-    assert manifest["source"]["converted"] == {"CMYK to RGB": 1, "centre cut out": 13, "grey to colour": 1, "made smaller": 15}
+    assert manifest["source"]["converted"] == {
+        "CMYK to RGB": 1,
+        "centre cut out": 13,
+        "grey to colour": 1,
+        "made smaller": 15,
+    }
     assert images.labels.sum() == 9
     assert images.split("heldout")[0].shape == (held_out, 3, SIDE, SIDE)
-    train, rest = ({image.tobytes() for image in images.images[slice(*images.splits[split])]} for split in ("train", "heldout"))
+    train, rest = (
+        {image.tobytes() for image in images.images[slice(*images.splits[split])]} for split in ("train", "heldout")
+    )
     assert not train & rest and len(train | rest) == 15
 
 
@@ -80,10 +98,14 @@ def test_the_split_follows_the_bytes_alone(pictures: Path, tmp_path: Path) -> No
         ("header.png", slice(0, 20), "found"),
     ],
 )
-def test_damaged_pictures_are_named_and_nothing_is_made(name: str, content: slice, said: str, pictures: Path, tmp_path: Path) -> None:
+def test_damaged_pictures_are_named_and_nothing_is_made(
+    name: str, content: slice, said: str, pictures: Path, tmp_path: Path
+) -> None:
     path = saved(pictures / "a" / name, Image.fromarray(noise(30, 40, 40, 3)))
     path.write_bytes(path.read_bytes()[content])
-    with pytest.raises(UserError, match=f"{name}: .*{said}.*: of 17 pictures 1 cannot be used; replace or remove them") as error:
+    with pytest.raises(
+        UserError, match=f"{name}: .*{said}.*: of 17 pictures 1 cannot be used; replace or remove them"
+    ) as error:
         prepare(settings("folder", pictures), tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out" / "images.npy").exists()
 
@@ -92,7 +114,10 @@ def test_what_does_not_suit_is_said_in_one_line(pictures: Path, tmp_path: Path) 
     saved(pictures / "a" / "float.tif", Image.fromarray(GREY.astype(np.float32)))
     with pytest.raises(UserError, match="float.tif: expected 8 or 16 bits per channel, found 32"):
         prepare(settings("folder", pictures), tmp_path / "out")
-    with pytest.raises(UserError, match=r"a/11.png: expected at least 18×18 pixels, found 16×19; .*; and 12 more: of 17 pictures 15 cannot be used"):
+    with pytest.raises(
+        UserError,
+        match=r"a/11.png: expected at least 18×18 pixels, found 16×19; .*; and 12 more: of 17 pictures 15 cannot be used",
+    ):
         prepare(settings("folder", pictures, side=18), tmp_path / "out")
     saved(pictures / "lone.png", Image.fromarray(COLOUR))
     with pytest.raises(UserError, match=r"lone.png: expected every picture in the folder of its class \(a, b, …\)"):
@@ -104,7 +129,9 @@ def test_what_does_not_suit_is_said_in_one_line(pictures: Path, tmp_path: Path) 
         prepare(settings("folder", tmp_path / "nowhere"), tmp_path / "out")
     for index in range(3):
         saved(tmp_path / "one" / f"{index}.png", Image.fromarray(COLOUR))
-    with pytest.raises(UserError, match="one: expected at least two different images, so that one can be held out, found 1"):
+    with pytest.raises(
+        UserError, match="one: expected at least two different images, so that one can be held out, found 1"
+    ):
         prepare(settings("folder", tmp_path / "one"), tmp_path / "out")
 
 
@@ -120,8 +147,13 @@ def test_links_are_followed_and_a_folder_inside_itself_is_entered_once(pictures:
 
 
 @pytest.mark.parametrize("kind", ["broken link", "link to itself", "pipe", "foreign", "unreadable"])
-def test_nothing_is_left_out_in_silence(kind: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, said = pictures / "b" / "lost\n.png", r"b/lost\\n.png': expected a picture, found a broken link or no file; replace or remove it"
+def test_nothing_is_left_out_in_silence(
+    kind: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = (
+        pictures / "b" / "lost\n.png",
+        r"b/lost\\n.png': expected a picture, found a broken link or no file; replace or remove it",
+    )
     if kind == "broken link":
         path.symlink_to(tmp_path / "nowhere.png")
     elif kind == "link to itself":
@@ -149,7 +181,9 @@ def test_nothing_is_left_out_in_silence(kind: str, pictures: Path, tmp_path: Pat
 def test_what_was_found_is_printed(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(settings("folder", pictures, heldout=0.5), tmp_path / "out")
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith(f"{tmp_path / 'out'}: 16 images (train 8, heldout 8); pictures: 16; other files: 2; duplicates: 1; CMYK to RGB: 1;")
+    assert said.startswith(
+        f"{tmp_path / 'out'}: 16 images (train 8, heldout 8); pictures: 16; other files: 2; duplicates: 1; CMYK to RGB: 1;"
+    )
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_not_the_file_that_is_written(tmp_path: Path) -> None:
@@ -157,16 +191,22 @@ def test_a_picture_that_cannot_be_read_is_named_and_not_the_file_that_is_written
         raise OSError(5, "Input/output error")
 
     made = Pictures((2, 2, 1), np.arange(1), {"train": (0, 1)}, {}, read, lambda number: "a\n.png")
-    with pytest.raises(UserError, match=r"^'a\\n.png': cannot be read: Input/output error: of 1 pictures 1 cannot be used"):
+    with pytest.raises(
+        UserError, match=r"^'a\\n.png': cannot be read: Input/output error: of 1 pictures 1 cannot be used"
+    ):
         write_pictures(tmp_path, "one", made, threads=1)
 
 
 def test_bytes_that_are_written_in_parts_all_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a network's file system."""
     whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda descriptor, content, at: whole(descriptor, content[: -(-len(content) // 2)], at))
+    monkeypatch.setattr(
+        os, "pwrite", lambda descriptor, content, at: whole(descriptor, content[: -(-len(content) // 2)], at)
+    )
     write_pictures(tmp_path, "numbers", numbered(23, []), threads=2)
-    assert open_images(tmp_path / "manifest.json").images.reshape(23, 4).tolist() == [[number] * 4 for number in range(23)]
+    assert open_images(tmp_path / "manifest.json").images.reshape(23, 4).tolist() == [
+        [number] * 4 for number in range(23)
+    ]
 
 
 def test_one_hash_always_stays_to_train_on() -> None:
@@ -199,7 +239,9 @@ def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: p
     second: list[int] = []
     write_pictures(tmp_path / "parts", "numbers", numbered(23, second), threads=1)
     assert second == [*range(10, 23)]
-    whole, parts = ({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("whole", "parts"))
+    whole, parts = (
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("whole", "parts")
+    )
     assert whole == parts and set(whole) == {"images.npy", "labels.npy", "manifest.json"}
     assert json.loads(whole["manifest.json"])["source"] == {"made of": 23, "converted": {"odd": 11}}
     assert open_images(tmp_path / "parts" / "manifest.json").images[:, 0, 0, 0].tolist() == [*range(23)]
@@ -231,31 +273,61 @@ def test_arrays_are_split_by_their_bytes(tmp_path: Path) -> None:
     known = {image.tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
     assert {image.tobytes(): label for image, label in zip(images.images, images.labels, strict=True)} == known
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["source"] == {"user's files": {"sha256": digest}}
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["source"] == {
+        "user's files": {"sha256": digest}
+    }
 
 
 def test_arrays_with_images_of_their_own_to_hold_out(tmp_path: Path) -> None:
-    path = arrays(tmp_path / "mine.npz", images=IMAGES[:15], labels=LABELS[:15], heldout_images=IMAGES[15:], heldout_labels=LABELS[15:])
+    path = arrays(
+        tmp_path / "mine.npz",
+        images=IMAGES[:15],
+        labels=LABELS[:15],
+        heldout_images=IMAGES[15:],
+        heldout_labels=LABELS[15:],
+    )
     prepare(settings("arrays", path), tmp_path / "out")
     images = open_images(tmp_path / "out" / "manifest.json")
-    assert np.array_equal(images.images, IMAGES) and np.array_equal(images.labels, LABELS) and images.splits["heldout"] == (15, 20)
-    with pytest.raises(UserError, match="has images of its own to hold out .heldout_images, heldout_labels.; leave the setting data.heldout out"):
+    assert (
+        np.array_equal(images.images, IMAGES)
+        and np.array_equal(images.labels, LABELS)
+        and images.splits["heldout"] == (15, 20)
+    )
+    with pytest.raises(
+        UserError,
+        match="has images of its own to hold out .heldout_images, heldout_labels.; leave the setting data.heldout out",
+    ):
         prepare(settings("arrays", path, heldout=0.2), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({"images": IMAGES.transpose(0, 3, 1, 2), "labels": LABELS}, r"images: expected \(N, 8, 8, 3\) uint8 .*, found \(20, 3, 8, 8\) uint8"),
+        (
+            {"images": IMAGES.transpose(0, 3, 1, 2), "labels": LABELS},
+            r"images: expected \(N, 8, 8, 3\) uint8 .*, found \(20, 3, 8, 8\) uint8",
+        ),
         ({"images": IMAGES / 255, "labels": LABELS}, r"images: expected .*, found \(20, 8, 8, 3\) float64"),
-        ({"images": IMAGES, "labels": LABELS[1:]}, r"labels: expected \(20\) integers from 0 to 65,535, found \(19\) int64"),
+        (
+            {"images": IMAGES, "labels": LABELS[1:]},
+            r"labels: expected \(20\) integers from 0 to 65,535, found \(19\) int64",
+        ),
         ({"images": IMAGES, "labels": LABELS - 1}, r"labels: expected \(20\) integers from 0"),
-        ({"images": IMAGES, "labels": np.full(20, 1 << 63, np.uint64)}, r"labels: expected .* to 65,535, found \(20\) uint64 from 9223372036854775808"),
-        ({"images": IMAGES, "labels": LABELS + 65_533}, r"labels: expected .* to 65,535, found \(20\) int64 from 65533 to 65536"),
+        (
+            {"images": IMAGES, "labels": np.full(20, 1 << 63, np.uint64)},
+            r"labels: expected .* to 65,535, found \(20\) uint64 from 9223372036854775808",
+        ),
+        (
+            {"images": IMAGES, "labels": LABELS + 65_533},
+            r"labels: expected .* to 65,535, found \(20\) int64 from 65533 to 65536",
+        ),
         ({"images": IMAGES}, "expected an array labels, found images"),
         ({"images": IMAGES, "labels": LABELS, "heldout_images": IMAGES}, "expected an array heldout_labels"),
         ({"images": IMAGES, "labels": LABELS}, "expected data.heldout, the fraction"),
-        ({"images": np.array([None]), "labels": LABELS}, "expected a file .npz with the arrays images and labels, found something unreadable"),
+        (
+            {"images": np.array([None]), "labels": LABELS},
+            "expected a file .npz with the arrays images and labels, found something unreadable",
+        ),
     ],
 )
 def test_arrays_of_another_form_are_refused(named: dict[str, np.ndarray], said: str, tmp_path: Path) -> None:
@@ -269,7 +341,10 @@ def test_a_damaged_file_of_arrays_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for damaged in (content[:1000], b"text", content[:300] + b"\0" * 50 + content[350:]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="mine.npz: expected a file .npz with the arrays images and labels, found something unreadable"):
+        with pytest.raises(
+            UserError,
+            match="mine.npz: expected a file .npz with the arrays images and labels, found something unreadable",
+        ):
             prepare(settings("arrays", path, heldout=0.2), tmp_path / "out")
 
 
@@ -290,12 +365,18 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"dataset": "folder", "channels": 3, "heldout": 0.1}, "data: side: expected a value for the set folder, found none"),
+        (
+            {"dataset": "folder", "channels": 3, "heldout": 0.1},
+            "data: side: expected a value for the set folder, found none",
+        ),
         ({"dataset": "folder", "side": 8, "channels": 3}, "data: heldout: expected a value for the set folder"),
         ({"dataset": "folder", "side": 8, "channels": 4, "heldout": 0.1}, "data: channels: "),
         ({"dataset": "arrays", "side": 8, "channels": 1, "name": "digits"}, "data: name: digits is another data set's"),
         ({"dataset": "arrays", "side": 8, "channels": 1, "name": "../x"}, "data: name: "),
-        ({"dataset": "digits", "side": 16}, "data: side: only the sets folder and arrays have it, digits is known; leave it out"),
+        (
+            {"dataset": "digits", "side": 16},
+            "data: side: only the sets folder and arrays have it, digits is known; leave it out",
+        ),
     ],
 )
 def test_settings_say_what_only_the_user_knows(content: dict[str, object], said: str) -> None:

@@ -37,7 +37,15 @@ EXPERIMENTS = ROOT / "config" / "experiments"
 
 def networks(device: str, **changes: object) -> tuple[NVAE, EnergyNetwork]:
     """A small NVAE of 3×16×16 images with everything in it, and an energy."""
-    base = {"channels_encoder": 8, "channels_decoder": 4, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 2, "postprocess_cells": 2}
+    base = {
+        "channels_encoder": 8,
+        "channels_decoder": 4,
+        "groups": [2, 1],
+        "latents": 2,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 2,
+        "postprocess_cells": 2,
+    }
     settings = NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1, "flows": 1} | changes)
     with torch.device(device):
         return NVAE(settings, (3, 16, 16)), EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[1]), 3)
@@ -65,7 +73,9 @@ def test_the_decoder_side_is_what_decoding_uses() -> None:
     nvae, _ = networks("meta")
     pixels, log_p = nvae.decode(blank(nvae, 1)[1])
     gradients = torch.autograd.grad(pixels.mean.sum() + log_p.sum(), list(nvae.parameters()), allow_unused=True)
-    assert sum(parameter.numel() for parameter in nvae.decoder_parameters()) == sum(gradient.numel() for gradient in gradients if gradient is not None)
+    assert sum(parameter.numel() for parameter in nvae.decoder_parameters()) == sum(
+        gradient.numel() for gradient in gradients if gradient is not None
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
@@ -90,7 +100,15 @@ def test_work_of_the_energy_by_hand() -> None:
     assert update.flop == 2 * (3 * once.flop - 5 * 2 * stem)
 
 
-@pytest.mark.parametrize("changes", [{}, {"groups": [1], "channels_encoder": 4}, {"architecture": "res_bnswish"}, {"flows": 0, "decoder": "logistic_mixture"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"groups": [1], "channels_encoder": 4},
+        {"architecture": "res_bnswish"},
+        {"flows": 0, "decoder": "logistic_mixture"},
+    ],
+)
 def test_work_of_the_nvae_by_hand(changes: dict[str, object]) -> None:
     """Every convolution and linear layer: size of its output times weights of one output channel, twice; backwards twice that.
 
@@ -148,7 +166,9 @@ def test_prepared_weights_by_hand() -> None:
     assert sum(tensor.numel() for tensor in Energy(energy).tensors()) == stem + first + second + skip + head
     nvae, whole = networks("meta")
     decoder = sum(tensor.nbytes for tensor in Decoder(nvae).tensors())
-    assert prepared_weights(VAEBM(nvae.eval(), whole)) == decoder + sum(tensor.nbytes for tensor in Energy(whole).tensors())
+    assert prepared_weights(VAEBM(nvae.eval(), whole)) == decoder + sum(
+        tensor.nbytes for tensor in Energy(whole).tensors()
+    )
 
 
 def test_activations_of_one_layer() -> None:
@@ -169,14 +189,25 @@ def test_every_experiment_can_be_described(path: Path, tmp_path: Path, monkeypat
     """Scales, decoder, stages and resources of each file; with fewer groups and cells, since the largest take ten seconds."""
     content = read_experiment(path).model_dump(exclude_none=True)
     network = content["nvae"]["network"]
-    network.update(groups=[2] + [1] * (len(network["groups"]) - 1), cells_encoder=1, cells_decoder=1, preprocess_cells=1, postprocess_cells=1)
+    network.update(
+        groups=[2] + [1] * (len(network["groups"]) - 1),
+        cells_encoder=1,
+        cells_decoder=1,
+        preprocess_cells=1,
+        postprocess_cells=1,
+    )
     monkeypatch.chdir(tmp_path)  # there is no data
     Path("small.yaml").write_text(yaml.safe_dump(content))
     lines = describe(Path("small.yaml"), 10).splitlines()
     assert list(Path().iterdir()) == [Path("small.yaml")], "nothing is written"
     assert max(map(len, lines)) <= 100
-    assert lines[1] == f"stages    {', '.join(name for name in ('data', 'nvae', 'ebm', 'samples', 'evaluation') if name in content)}"
-    assert any(line.startswith("missing") for line in lines) == any(name not in content for name in ("ebm", "samples", "evaluation"))
+    assert (
+        lines[1]
+        == f"stages    {', '.join(name for name in ('data', 'nvae', 'ebm', 'samples', 'evaluation') if name in content)}"
+    )
+    assert any(line.startswith("missing") for line in lines) == any(
+        name not in content for name in ("ebm", "samples", "evaluation")
+    )
     assert sum(" group" in line for line in lines) == len(network["groups"])
     assert sum("Langevin step  " in line for line in lines) == (2 if "ebm" in content else 0), "its work and its memory"
 
@@ -186,7 +217,11 @@ def test_time_is_work_over_throughput() -> None:
     tiny = EXPERIMENTS / "tiny.yaml"
     _, step = nvae_training(build(read_experiment(tiny))[0], 50)
     throughput = 60 * step.flop / 1e12 / (3600 * 55)
-    row = next(line for line in describe(tiny, throughput).splitlines() if line.startswith("  NVAE training  ") and "epochs" in line)
+    row = next(
+        line
+        for line in describe(tiny, throughput).splitlines()
+        if line.startswith("  NVAE training  ") and "epochs" in line
+    )
     assert row.split("  ")[-1] == f"2 epochs, 60 steps, {quantity(60 * step.flop, 'FLOP')}" and " 55.0 h " in row
 
 
@@ -197,12 +232,27 @@ def test_recomputation_is_of_the_training_alone(tmp_path: Path) -> None:
     again.write_text(kept.read_text().replace("recompute: false", "recompute: true"))
     pairs = list(zip(*(describe(path, 10).splitlines()[1:] for path in (kept, again)), strict=True))
     changed = [one[:22].strip() for one, other in pairs if one != other]
-    assert changed == ["NVAE training step", "NVAE training", "activations", "NVAE training"], "work, memory, and the NVAE's time"
+    assert changed == ["NVAE training step", "NVAE training", "activations", "NVAE training"], (
+        "work, memory, and the NVAE's time"
+    )
 
 
 def test_numbers_are_read_without_an_exponent() -> None:
-    assert [quantity(value, "B") for value in (12, 999.4, 999.6, 1.2345e9, 9.996e11, 4e18)] == ["12.0 B", "999 B", "1.00 kB", "1.23 GB", "1.00 TB", "4.00 EB"]
-    assert [duration(value) for value in (0.5, 5, 300, 3600 * 55, 86400 * 12)] == ["below 1 s", "5.00 s", "5.00 min", "55.0 h", "12.0 days"]
+    assert [quantity(value, "B") for value in (12, 999.4, 999.6, 1.2345e9, 9.996e11, 4e18)] == [
+        "12.0 B",
+        "999 B",
+        "1.00 kB",
+        "1.23 GB",
+        "1.00 TB",
+        "4.00 EB",
+    ]
+    assert [duration(value) for value in (0.5, 5, 300, 3600 * 55, 86400 * 12)] == [
+        "below 1 s",
+        "5.00 s",
+        "5.00 min",
+        "55.0 h",
+        "12.0 days",
+    ]
 
 
 def test_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,13 +264,23 @@ def test_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("experiment", "throughput", "message"),
     [
-        ("cifar11", 10, r"^config/experiments/cifar11.yaml: there is no experiment 'cifar11'; experiments that exist: celeba64, .*cifar10, .*$"),
-        ("elsewhere/mine.yaml", 10, r"^elsewhere/mine.yaml: there is no experiment 'mine'; experiments that exist: none$"),
+        (
+            "cifar11",
+            10,
+            r"^config/experiments/cifar11.yaml: there is no experiment 'cifar11'; experiments that exist: celeba64, .*cifar10, .*$",
+        ),
+        (
+            "elsewhere/mine.yaml",
+            10,
+            r"^elsewhere/mine.yaml: there is no experiment 'mine'; experiments that exist: none$",
+        ),
         ("tiny", 0, r"^--tflops: expected a number above 0, found 0$"),
         ("tiny", float("nan"), r"^--tflops: expected a number above 0, found nan$"),
     ],
 )
-def test_mistakes_are_one_line(experiment: str, throughput: float, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_one_line(
+    experiment: str, throughput: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=message):
         run(Path(experiment), throughput)

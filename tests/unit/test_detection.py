@@ -28,7 +28,10 @@ def by_hand(inside, outside):
 def test_measures_are_those_of_their_definitions(levels, sizes):
     """With many equal scores, with 95 % of the images exactly (20, 40, 60), and with nothing but equal ones."""
     generator = np.random.default_rng(levels)
-    inside, outside = (generator.integers(low, low + levels, size).astype(float) for low, size in zip((levels // 4, 0), sizes, strict=True))
+    inside, outside = (
+        generator.integers(low, low + levels, size).astype(float)
+        for low, size in zip((levels // 4, 0), sizes, strict=True)
+    )
     expected = by_hand(inside, outside)
     assert {name: metric.of(inside, outside) for name, metric in METRICS.items()} == pytest.approx(expected, rel=1e-12)
     shift = 2 * levels
@@ -39,7 +42,10 @@ def test_measures_are_those_of_their_definitions(levels, sizes):
 @pytest.mark.parametrize("levels", [6, 10**6])
 def test_replicates_are_the_measures_of_the_resampled_images(levels):
     generator = np.random.default_rng(1)
-    inside, outside = generator.integers(levels // 3, 2 * levels, 40).astype(float), generator.integers(0, levels + levels // 2, 23).astype(float)
+    inside, outside = (
+        generator.integers(levels // 3, 2 * levels, 40).astype(float),
+        generator.integers(0, levels + levels // 2, 23).astype(float),
+    )
     counts = [bootstrap.resamples(size, 25, generator) for size in (40, 23)]
     for name, metric in METRICS.items():
         expected = [by_hand(np.repeat(inside, a), np.repeat(outside, b))[name] for a, b in zip(*counts, strict=True)]
@@ -49,15 +55,28 @@ def test_replicates_are_the_measures_of_the_resampled_images(levels):
 def test_scores_are_higher_for_what_looks_in_distribution():
     """Low energy and high likelihood both raise the score; with the NVAE alone there is no more than the likelihood."""
     log_p = torch.arange(6, dtype=torch.float64)
-    bright, dark = torch.full((6,), -10.0, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)  # bright images are data here
+    bright, dark = (
+        torch.full((6,), -10.0, dtype=torch.float64),
+        torch.zeros(6, dtype=torch.float64),
+    )  # bright images are data here
     inside, outside = (scores(Estimates(elbo=-log_p, importance=log_p, energy=energy)) for energy in (bright, dark))
     values = log_p.numpy()
     assert inside.keys() == outside.keys() == {"", "elbo", "energy", "likelihood", "likelihood-elbo"}
     assert inside[""] == pytest.approx(values + 10) and inside["elbo"] == pytest.approx(10 - values)
-    assert inside["energy"] == pytest.approx(10.0) and np.array_equal(inside["likelihood"], values) and np.array_equal(inside["likelihood-elbo"], -values)
+    assert (
+        inside["energy"] == pytest.approx(10.0)
+        and np.array_equal(inside["likelihood"], values)
+        and np.array_equal(inside["likelihood-elbo"], -values)
+    )
     found = ood_figures(inside, {"dark": outside}, 20, 0)
     areas = {name: figure["value"] for name, figure in found.items() if name.startswith("AUROC")}
-    assert areas == {"AUROC-dark": 1, "AUROC-dark-elbo": 1, "AUROC-dark-energy": 1, "AUROC-dark-likelihood": 0.5, "AUROC-dark-likelihood-elbo": 0.5}
+    assert areas == {
+        "AUROC-dark": 1,
+        "AUROC-dark-elbo": 1,
+        "AUROC-dark-energy": 1,
+        "AUROC-dark-likelihood": 0.5,
+        "AUROC-dark-likelihood-elbo": 0.5,
+    }
     alone = scores(Estimates(-log_p, log_p, None))
     assert list(alone) == ["", "elbo"] and np.array_equal(alone[""], values)
 
@@ -96,7 +115,12 @@ def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
     assert list(found) == ["energy"] and found["energy"].tolist() == [0, -1, -2]
     shown = detection.in_the_table(ood_figures(found, {"turned": found}, 50, 0), ["turned"])
     (name, area), *others = shown.items()
-    assert not others and name == "AUROC-turned-energy" and area["value"] == 0.5 and area["interval"][0] < 0.5 < area["interval"][1]
+    assert (
+        not others
+        and name == "AUROC-turned-energy"
+        and area["value"] == 0.5
+        and area["interval"][0] < 0.5 < area["interval"][1]
+    )
     assert scores(Estimates(None, None, None)) == {}
     names = ["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned", "AUPR-turned", "FPR95-turned"]
     assert stage.lacking(["turned"], "why") == dict.fromkeys(names, "why")

@@ -16,12 +16,32 @@ from vaebm.system.device import deadline, prepare
 from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
 
-SRUN = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "PMI_RANK": "3", "PMI_SIZE": "4", "LOCAL_RANK": "3"}
+SRUN = {
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "PMI_RANK": "3",
+    "PMI_SIZE": "4",
+    "LOCAL_RANK": "3",
+}
 
 
 def test_a_number_of_processes_without_torchrun_starts_none(tmp_path: Path) -> None:
     """A job whose shell sets WORLD_SIZE, as job scripts for other programs do, is one process: it gets as far as its settings file."""
-    command = [sys.executable, "-m", "vaebm", "nvae", "nowhere.yaml", "--data", "manifest.json", "--model", "model.pt", "--log", str(tmp_path / "log")]
+    command = [
+        sys.executable,
+        "-m",
+        "vaebm",
+        "nvae",
+        "nowhere.yaml",
+        "--data",
+        "manifest.json",
+        "--model",
+        "model.pt",
+        "--log",
+        str(tmp_path / "log"),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "RANK"} | SRUN | {"WORLD_SIZE": "4"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""

@@ -36,7 +36,9 @@ def figures() -> ChainDiagnostics:
     """Of chains that start from the stationary law."""
     noise = NoiseSource(0, "chain", range(CHAINS))
     eps_z, eps_x = noise.normal([(1, 1, 1), (3, 2, 2)])
-    return diagnose(potential, [math.sqrt(VARIANCE) * eps_z, eps_x], observe, steps=STEPS, step_size=STEP_SIZE, noise=noise)
+    return diagnose(
+        potential, [math.sqrt(VARIANCE) * eps_z, eps_x], observe, steps=STEPS, step_size=STEP_SIZE, noise=noise
+    )
 
 
 def test_autocorrelation_of_a_linear_energy(figures: ChainDiagnostics) -> None:
@@ -63,7 +65,9 @@ def test_distances_from_the_start(figures: ChainDiagnostics) -> None:
     """E (ε_k − ε_0)² = 2 s² (1 − a^k) for the latent variable, k η for a random walk; pixels move by a tenth."""
     latents = [math.sqrt(2 * VARIANCE * (1 - DECAY**step)) for step in range(STEPS + 1)]
     walk = [math.sqrt(step * STEP_SIZE) for step in range(STEPS + 1)]
-    error = 4 / math.sqrt(2 * CHAINS)  # four relative standard errors of the root of a mean square of CHAINS normal variables, or more
+    error = 4 / math.sqrt(
+        2 * CHAINS
+    )  # four relative standard errors of the root of a mean square of CHAINS normal variables, or more
     assert figures.moved_latents == pytest.approx(latents, rel=error)
     assert figures.moved_pixel_noise == pytest.approx(walk, rel=error / math.sqrt(12))
     assert figures.moved_pixels == pytest.approx([0.1 * distance for distance in figures.moved_latents], rel=1e-5)
@@ -74,16 +78,22 @@ def test_chains_that_drift_together_are_not_taken_for_chains_that_remember() -> 
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(CHAINS, generator=generator, dtype=torch.float64)]
     for _ in range(5):
-        values.append(0.5 * values[-1] + math.sqrt(0.75) * torch.randn(CHAINS, generator=generator, dtype=torch.float64))
+        values.append(
+            0.5 * values[-1] + math.sqrt(0.75) * torch.randn(CHAINS, generator=generator, dtype=torch.float64)
+        )
     drifting = torch.stack([value + 100.0 * step for step, value in enumerate(values)])
-    assert autocorrelation(drifting).tolist() == pytest.approx([0.5**lag for lag in range(6)], abs=4 / math.sqrt(CHAINS))
+    assert autocorrelation(drifting).tolist() == pytest.approx(
+        [0.5**lag for lag in range(6)], abs=4 / math.sqrt(CHAINS)
+    )
     assert autocorrelation(torch.ones(3, 4)).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_chains_are_those_of_langevin_and_the_figures_are_plain() -> None:
     noise = NoiseSource(0, "chain", range(3))
     start, seen = noise.normal([(1, 1, 1), (3, 2, 2)]), []
-    figures = diagnose(potential, start, lambda eps: (seen.append(eps), observe(eps))[1], steps=4, step_size=0.1, noise=noise)
+    figures = diagnose(
+        potential, start, lambda eps: (seen.append(eps), observe(eps))[1], steps=4, step_size=0.1, noise=noise
+    )
     end = langevin(potential, start, steps=4, step_size=0.1, noise=noise)
     assert len(seen) == 5
     assert all(torch.equal(*pair) for pair in zip(seen[-1], end, strict=True))
@@ -92,5 +102,7 @@ def test_the_chains_are_those_of_langevin_and_the_figures_are_plain() -> None:
 
 def test_chains_that_leave_the_finite_numbers_are_one_clear_line() -> None:
     noise = NoiseSource(0, "chain", range(3))
-    with pytest.raises(UserError, match="step_size: expected chains that stay finite over 60 steps.*with 100; choose a smaller one"):
+    with pytest.raises(
+        UserError, match="step_size: expected chains that stay finite over 60 steps.*with 100; choose a smaller one"
+    ):
         diagnose(potential, noise.normal([(1, 1, 1), (3, 2, 2)]), observe, steps=60, step_size=100.0, noise=noise)

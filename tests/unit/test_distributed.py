@@ -38,7 +38,9 @@ def python(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     """This interpreter with these arguments, until the context ends."""
     command = [sys.executable, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -68,7 +70,9 @@ def sums(folder: Path) -> None:
 
     distributed.BUCKET = 5
     shapes = [(2, 3), (4,), (), (1, 2, 2, 2), (3,)]
-    several = [torch.zeros(shape, dtype=torch.float32 if number % 2 else torch.float64) for number, shape in enumerate(shapes)]
+    several = [
+        torch.zeros(shape, dtype=torch.float32 if number % 2 else torch.float64) for number, shape in enumerate(shapes)
+    ]
     for parameter in several:
         parameter.grad = torch.arange(parameter.numel(), dtype=parameter.dtype).reshape(parameter.shape) + 10 * rank()
     several[3].grad = several[3].grad.to(memory_format=torch.channels_last)  # type: ignore[union-attr]
@@ -77,7 +81,11 @@ def sums(folder: Path) -> None:
 
     left = torch.tensor(1.0 + rank())
     refused = []
-    for careless in (lambda: check_share(5, "nvae.yaml: nvae.training.batch"), lambda: share(range(5)), lambda: prepare(threads=1, gpus=0)):
+    for careless in (
+        lambda: check_share(5, "nvae.yaml: nvae.training.batch"),
+        lambda: share(range(5)),
+        lambda: prepare(threads=1, gpus=0),
+    ):
         try:
             careless()
         except ValueError as error:  # a UserError is one
@@ -130,7 +138,11 @@ def trainings(folder: Path) -> None:
         vaebm.training.loop.writing = vaebm.training.loop.write_json = None  # type: ignore[assignment]
         vaebm.training.loop.Checkpoints.save = None  # type: ignore[assignment,method-assign]
     train(folder / "whole", checkpoint_every=60 * rank())  # the first process alone says when: after every step
-    stops = [train(folder / "cut", stop_at=4), train(folder / "cut", minutes=1e9 if rank() == 0 else 1e-9), train(folder / "cut")]
+    stops = [
+        train(folder / "cut", stop_at=4),
+        train(folder / "cut", minutes=1e9 if rank() == 0 else 1e-9),
+        train(folder / "cut"),
+    ]
     (folder / f"{rank()}.json").write_text(json.dumps(stops))
 
 
@@ -186,7 +198,9 @@ def test_sums_and_gradients_of_two_processes_are_those_of_one(pair: Path) -> Non
         assert (found["weight"] - expected).abs().max() < 1e-14  # sums of 12 terms near 1, in another order
         assert found["row"].tolist() == [2 * 3 * 2.0, 2 * 3 * -1.0]  # (1 + 2) ∇ x²
         for gradient, kind in zip(found["several"], [torch.float64, torch.float32] * 3, strict=False):
-            assert gradient.dtype == kind and torch.equal(gradient.flatten(), 5.0 + torch.arange(gradient.numel(), dtype=kind))
+            assert gradient.dtype == kind and torch.equal(
+                gradient.flatten(), 5.0 + torch.arange(gradient.numel(), dtype=kind)
+            )
         assert found["without"] is None
         assert found["mean"] == (1.5, 1.0 + number)
         assert found["share"] == [[8, 9, 10], [11, 12, 13]][number]
@@ -265,7 +279,9 @@ def test_a_mistake_is_told_once_on_the_screen_and_in_the_log(tmp_path: Path) -> 
     with python("-c", program, "nvae", settings, *arguments) as process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and out == ""
-    one, other = sorted(err.splitlines(), key=lambda line: str(settings) in line)  # two processes print: which one is first is open
+    one, other = sorted(
+        err.splitlines(), key=lambda line: str(settings) in line
+    )  # two processes print: which one is first is open
     assert one == "2 GPU(s) asked for, 0 found: running on the CPU" and str(settings) in other
     assert sorted(log.read_text().splitlines()) == sorted(err.splitlines())
 

@@ -25,7 +25,9 @@ def results(tmp_path: Path) -> Path:
     """Data, and the settings files of `tiny` with a guard that acts fast."""
     prepare("digits", tmp_path / "data")
     experiment = read_experiment(EXPERIMENT)
-    training = EBMTrainingSettings.model_validate(experiment.ebm.training.model_dump() | {"iterations": 40, "snapshot_every": 2})
+    training = EBMTrainingSettings.model_validate(
+        experiment.ebm.training.model_dump() | {"iterations": 40, "snapshot_every": 2}
+    )
     ebm = experiment.ebm.model_copy(update={"training": training, "guard": GuardSettings(patience=3)})
     write_settings(experiment.model_copy(update={"ebm": ebm}), tmp_path, [0])
     return tmp_path
@@ -50,14 +52,18 @@ def test_energy_that_explodes_leaves_its_last_good_snapshots(results: Path, monk
     model = train_ebm(results, nvae)
     facts = json.loads(model.with_name("training.json").read_text())
     assert facts["status"].startswith("diverged at iteration") and facts["steps"] < 20
-    assert facts["events"] == [{"iteration": facts["steps"], "reason": facts["status"].split(": ", 1)[1], "action": "stopped"}]
+    assert facts["events"] == [
+        {"iteration": facts["steps"], "reason": facts["status"].split(": ", 1)[1], "action": "stopped"}
+    ]
     assert set(facts["selection"]["candidates"]) == {"6", "8"}  # the latest that three good iterations followed
     assert facts["snapshot"] == facts["selection"]["chosen"] in (6, 8) and facts["selection"]["last"] == 8
     assert torch.isfinite(load_energy(model)(torch.rand(4, 1, 8, 8))).all()
 
 
 @pytest.mark.parametrize("bad", [3, 1])
-def test_energy_that_explodes_at_the_very_end_is_noticed(results: Path, monkeypatch: pytest.MonkeyPatch, bad: int) -> None:
+def test_energy_that_explodes_at_the_very_end_is_noticed(
+    results: Path, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
     """In its last updates, or in its very last: fewer than the guard's patience are left, and the model is a good snapshot all the same."""
     nvae = train_nvae(results)
     monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e-4 if step < 40 - bad else 1e6)
@@ -71,7 +77,10 @@ def test_energy_that_explodes_at_the_very_end_is_noticed(results: Path, monkeypa
 def test_energy_that_explodes_at_once_is_no_model(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvae = train_nvae(results)
     monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e3)
-    with pytest.raises(UserError, match="diverged at iteration .* before its first good snapshot.*choose a smaller ebm.training.learning_rate"):
+    with pytest.raises(
+        UserError,
+        match="diverged at iteration .* before its first good snapshot.*choose a smaller ebm.training.learning_rate",
+    ):
         train_ebm(results, nvae)
     assert not (results / "vaebm" / "seed0" / "model.pt").exists()
 
@@ -88,14 +97,21 @@ def test_a_skipped_step_leaves_nothing_behind(results: Path, monkeypatch: pytest
     monkeypatch.setattr(vaebm.nvae.train, "NVAE", OnceNotANumber)
     model = train_nvae(results)
     assert json.loads(model.with_name("training.json").read_text())["skipped_steps"] == 1
-    assert all(torch.isfinite(value).all() for value in torch.load(model, weights_only=True)["weights"].values() if value.is_floating_point())
+    assert all(
+        torch.isfinite(value).all()
+        for value in torch.load(model, weights_only=True)["weights"].values()
+        if value.is_floating_point()
+    )
 
 
 def test_nvae_whose_weights_are_lost_stops_with_advice(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step into the void, and every loss after it is not finite: they are skipped, too many end the run, and the state before stays."""
     monkeypatch.setattr(vaebm.nvae.train, "learning_rate", lambda step, *_: float("nan") if step == 5 else 1e-3)
     monkeypatch.setitem(MACHINE, "limits", Limits(checkpoint_every=0))
-    with pytest.raises(vaebm.nvae.train.Diverged, match="21 steps in a row .* last good state is in .* larger nvae.training.norm_weight"):
+    with pytest.raises(
+        vaebm.nvae.train.Diverged,
+        match="21 steps in a row .* last good state is in .* larger nvae.training.norm_weight",
+    ):
         train_nvae(results)
     folder = results / "nvae" / "seed0"
     assert not (folder / "model.pt").exists()

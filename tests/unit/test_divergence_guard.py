@@ -59,7 +59,11 @@ def test_a_gradient_that_outruns_its_history_is_one() -> None:
     guard = watched([1.3**iteration for iteration in range(first)])
     assert first == 52 and guard.bad == 0
     guard.watch(1.0, 0.0, 1.0, 1.3**first)
-    assert guard.bad == 1 and guard.reason.startswith("gradient norm ") and "beyond 1000 times its median before" in guard.reason
+    assert (
+        guard.bad == 1
+        and guard.reason.startswith("gradient norm ")
+        and "beyond 1000 times its median before" in guard.reason
+    )
 
 
 def test_a_loss_that_outruns_its_history_is_one() -> None:
@@ -155,7 +159,12 @@ def test_files_stay_while_one_of_two_checkpoints_names_them(tmp_path: Path) -> N
                 again.load_state_dict(torch.load(tmp_path / "checkpoint", weights_only=True))
                 for snapshot in (*again.good, *again.waiting):
                     assert again.read(snapshot) == {"iteration": snapshot.iteration}
-            named = {f"{pair[0]}-{pair[1]}.pt" for state in states[-2:] for name in ("good", "waiting") for pair in state[name]}
+            named = {
+                f"{pair[0]}-{pair[1]}.pt"
+                for state in states[-2:]
+                for name in ("good", "waiting")
+                for pair in state[name]
+            }
             assert files == named | {"0-0.pt"}
 
 

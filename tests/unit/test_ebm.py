@@ -24,7 +24,9 @@ def test_data_dependent_initialisation_sets_every_convolution() -> None:
     outputs = {}
     for name, layer in energy.named_modules():
         if isinstance(layer, DataInitializedConv2d):
-            layer.register_forward_hook(lambda layer, _, out, name=name: outputs.update({name: (layer.bias is not None, out)}))
+            layer.register_forward_hook(
+                lambda layer, _, out, name=name: outputs.update({name: (layer.bias is not None, out)})
+            )
     energy(images)
     assert len(outputs) == 1 + 4 * 2 + 2
     for bias, out in outputs.values():

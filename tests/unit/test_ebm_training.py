@@ -45,7 +45,14 @@ NETWORK: dict[str, Any] = {
 SETTINGS: dict[str, Any] = {
     "network": {"channels": 8, "widths": [1, 2], "down": [0]},
     "chain": {"steps": 2, "step_size": 0.02},
-    "training": {"iterations": 16, "batch": 4, "learning_rate": 1e-3, "energy_penalty": 0.01, "average_decay": 0.9, "snapshot_every": 4},
+    "training": {
+        "iterations": 16,
+        "batch": 4,
+        "learning_rate": 1e-3,
+        "energy_penalty": 0.01,
+        "average_decay": 0.9,
+        "snapshot_every": 4,
+    },
     "guard": {"patience": 2},
     "selection": {"candidates": 2, "images": 40},
 }
@@ -54,7 +61,10 @@ REPLAY = {"capacity": 10, "probability": 0.8, "anneal_iterations": 2}
 
 def settings(**changes: Any) -> dict[str, Any]:
     """`SETTINGS` with other values; those of a section are merged into it."""
-    return SETTINGS | {name: SETTINGS[name] | value if name in SETTINGS and isinstance(value, dict) else value for name, value in changes.items()}
+    return SETTINGS | {
+        name: SETTINGS[name] | value if name in SETTINGS and isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
 
 
 def make_nvae(bits: int = 8) -> NVAE:
@@ -97,10 +107,15 @@ def test_each_chain_follows_its_own_gradient(potential: str) -> None:
         assert (among - begin).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize(("potential", "start"), [("noise", "prior"), ("density", "prior"), ("pixels", "prior"), ("pixels", "uniform")])
+@pytest.mark.parametrize(
+    ("potential", "start"), [("noise", "prior"), ("density", "prior"), ("pixels", "prior"), ("pixels", "uniform")]
+)
 def test_an_iteration_moves_the_energy_alone(potential: str, start: str) -> None:
     """All of its parameters but the head's bias, which no difference of energies sees, and nothing of the NVAE."""
-    trainer, nvae = make_trainer(potential=potential, start=start, training={"energy_penalty": 0.0, "weight_decay": 0.0}), make_nvae().double()
+    trainer, nvae = (
+        make_trainer(potential=potential, start=start, training={"energy_penalty": 0.0, "weight_decay": 0.0}),
+        make_nvae().double(),
+    )
     before = {name: value.clone() for name, value in trainer.energy.state_dict().items()}
     iterate(trainer, range(1))
     moved = {name for name, value in trainer.energy.state_dict().items() if not torch.equal(value, before[name])}
@@ -152,9 +167,13 @@ def test_the_norm_of_the_gradient_is_limited_after_the_other_clip() -> None:
     for trainer in (free, limited):
         seen = trainer.gradients(images(), 0)
         trainer.update(1e-3)
-    before, after = (torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]) for trainer in (free, limited))
+    before, after = (
+        torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]) for trainer in (free, limited)
+    )
     assert seen.gradient_norm == pytest.approx(before.norm().item(), rel=1e-12) and seen.gradient_norm > 1.0
-    torch.testing.assert_close(after, before * (0.5 / before.norm()), rtol=1e-5, atol=1e-12)  # torch adds 1e-6 to the norm
+    torch.testing.assert_close(
+        after, before * (0.5 / before.norm()), rtol=1e-5, atol=1e-12
+    )  # torch adds 1e-6 to the norm
 
 
 def test_only_the_energy_moves() -> None:
@@ -171,13 +190,18 @@ def test_a_restart_has_the_snapshots_weights_and_another_seed(tmp_path: Path) ->
     trainer = make_trainer(replay=REPLAY)
     iterate(trainer, range(3))
     torch.save(trainer.snapshot(), tmp_path / "snapshot.pt")
-    weights, old = [parameter.clone() for parameter in trainer.parameters], (trainer.batch(5, images(40)), trainer.noise_seed)
+    weights, old = (
+        [parameter.clone() for parameter in trainer.parameters],
+        (trainer.batch(5, images(40)), trainer.noise_seed),
+    )
     iterate(trainer, range(3, 6))
     ends = []
     for _ in range(2):
         again = make_trainer(replay=REPLAY)
         again.restart(torch.load(tmp_path / "snapshot.pt", weights_only=True))
-        assert again.restarts == 1 and again.noise_seed != old[1] and not torch.equal(again.batch(5, images(40)), old[0])
+        assert (
+            again.restarts == 1 and again.noise_seed != old[1] and not torch.equal(again.batch(5, images(40)), old[0])
+        )
         assert all(torch.equal(*pair) for pair in zip(again.parameters, weights, strict=True))
         assert again.buffer is not None and len(again.buffer) == 0
         assert [float(state["step"]) for state in again.optimizer.state.values()] == [3.0] * len(weights)
@@ -201,10 +225,15 @@ def test_figures_of_chains_do_not_depend_on_how_many_run_at_once(steps: int) -> 
     def potential(eps: Sequence[Tensor]) -> Tensor:
         return trainer.vaebm.potential(eps[:-1], eps[-1])
 
-    whole, parts = (diagnose(potential, [*eps_z, eps_x], observe, steps=steps, step_size=0.02, noise=noise, batch=batch) for batch in (None, 3))
+    whole, parts = (
+        diagnose(potential, [*eps_z, eps_x], observe, steps=steps, step_size=0.02, noise=noise, batch=batch)
+        for batch in (None, 3)
+    )
     for name, value in asdict(whole).items():
         assert getattr(parts, name) == pytest.approx(value, rel=1e-10, abs=1e-12), name
-    torch.testing.assert_close(torch.cat(seen[steps + 1 :: steps + 1]), seen[0], rtol=1e-10, atol=1e-12)  # in order: starts first
+    torch.testing.assert_close(
+        torch.cat(seen[steps + 1 :: steps + 1]), seen[0], rtol=1e-10, atol=1e-12
+    )  # in order: starts first
 
 
 # ------------------------------------------------------------------------------------------------------------ the stage
@@ -213,7 +242,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, and the model of an NVAE."""
     folder = tmp_path_factory.mktemp("inputs")
     prepare("digits", folder / "data")
-    save_model(folder / "nvae.pt", "nvae", NVAENetworkSettings.model_validate(NETWORK).model_dump(), make_nvae().state_dict(), shape=[1, 8, 8])
+    save_model(
+        folder / "nvae.pt",
+        "nvae",
+        NVAENetworkSettings.model_validate(NETWORK).model_dump(),
+        make_nvae().state_dict(),
+        shape=[1, 8, 8],
+    )
     return folder
 
 
@@ -233,7 +268,15 @@ def run(inputs: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     """The stage; training.json."""
     limits = Limits(checkpoint_every=0.0)
     file = write(folder, **changes)
-    vaebm.ebm.train.run(file, inputs / "data" / "manifest.json", inputs / "nvae.pt", folder / "model.pt", threads=1, gpus=0, limits=limits)
+    vaebm.ebm.train.run(
+        file,
+        inputs / "data" / "manifest.json",
+        inputs / "nvae.pt",
+        folder / "model.pt",
+        threads=1,
+        gpus=0,
+        limits=limits,
+    )
     return json.loads((folder / "training.json").read_text())
 
 
@@ -249,7 +292,9 @@ def explode(monkeypatch: pytest.MonkeyPatch, first: int, rate: float, stops: lis
     monkeypatch.setattr(vaebm.ebm.train, "learning_rate", learning_rate)
 
 
-def test_a_diverged_training_restarts_from_its_last_good_snapshot(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_training_restarts_from_its_last_good_snapshot(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After iteration 10 it explodes, by a scale of the energies that no gap tells; it goes back to 8, makes smaller steps, and ends well."""
     explode(monkeypatch, 10, rate=1.0)
     facts = run(inputs, tmp_path, guard={"restarts": 1, "restart_factor": 1e-4}, replay=REPLAY)
@@ -264,7 +309,9 @@ def test_a_diverged_training_restarts_from_its_last_good_snapshot(inputs: Path, 
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_a_training_without_a_good_snapshot_restarts_from_the_beginning(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_without_a_good_snapshot_restarts_from_the_beginning(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As often as it may; each restart makes smaller steps, and training.json tells of every one."""
     explode(monkeypatch, 0, rate=1e4)
     facts = run(inputs, tmp_path / "enough", guard={"restarts": 3, "restart_factor": 1e-4})
@@ -274,7 +321,9 @@ def test_a_training_without_a_good_snapshot_restarts_from_the_beginning(inputs: 
         run(inputs, tmp_path / "one", guard={"restarts": 1, "restart_factor": 0.5})
 
 
-def test_a_stopped_training_ends_in_the_same_bits(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_training_ends_in_the_same_bits(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With replay; stopped before an explosion, in the middle of it, and after the restart, before and after where it was then."""
     changes: dict[str, Any] = {"replay": REPLAY, "encoded": 0.25, "guard": {"restarts": 1, "restart_factor": 1e-4}}
     explode(monkeypatch, 10, rate=1.0)
@@ -284,7 +333,12 @@ def test_a_stopped_training_ends_in_the_same_bits(inputs: Path, tmp_path: Path, 
         with pytest.raises(Interrupted):
             run(inputs, tmp_path / "cut", **changes)
     cut = run(inputs, tmp_path / "cut", **changes)
-    assert [line.split()[5] for line in capsys.readouterr().out.splitlines() if "going on" in line] == ["7", "12", "10", "14"]
+    assert [line.split()[5] for line in capsys.readouterr().out.splitlines() if "going on" in line] == [
+        "7",
+        "12",
+        "10",
+        "14",
+    ]
     assert cut | {"seconds": 0} == whole | {"seconds": 0}
     assert (tmp_path / "cut" / "history.jsonl").read_text() == (tmp_path / "whole" / "history.jsonl").read_text()
 
@@ -297,7 +351,10 @@ def test_the_better_of_two_snapshots_is_chosen() -> None:
     with seeded(0):
         energy = EnergyNetwork(stage.network, 1).requires_grad_(False)
     energy.initialize(data / 255)
-    harmless, wild = ({name: factor * value if "head" in name else value.clone() for name, value in energy.state_dict().items()} for factor in (0.0, 1e4))
+    harmless, wild = (
+        {name: factor * value if "head" in name else value.clone() for name, value in energy.state_dict().items()}
+        for factor in (0.0, 1e4)
+    )
     distances = []
     for planted in ({1: harmless, 2: wild}, {1: wild, 2: harmless}):
         found = select(VAEBM(nvae, energy), planted, planted.__getitem__, dataset, stage, seed=0)  # type: ignore[arg-type]
@@ -305,33 +362,65 @@ def test_the_better_of_two_snapshots_is_chosen() -> None:
         distances.append(sorted(value for value in found.candidates.values() if value is not None))
     (near, far), again = distances
     assert [near, far] == again and far > 1000 * near  # a distance depends on the snapshot, not on its place
-    still = stage.model_copy(update={"selection": stage.selection.model_copy(update={"chain": ChainSettings(steps=0, step_size=1.0)})})
+    still = stage.model_copy(
+        update={"selection": stage.selection.model_copy(update={"chain": ChainSettings(steps=0, step_size=1.0)})}
+    )
     alone = select(VAEBM(nvae, energy), [1, 2], {1: harmless, 2: wild}.__getitem__, dataset, still, seed=0)  # type: ignore[arg-type]
     assert alone.candidates[1] == alone.candidates[2] and alone.chosen == 2  # without a chain there is no difference
 
 
 def test_snapshots_without_a_distance_are_chosen_last() -> None:
     assert nearest({10: 3.0, 20: None, 30: 2.0, 40: 5.0}) == 30
-    assert nearest({10: 3.0, 20: 3.0}) == 20 and nearest({10: 9.0, 20: None}) == 10 and nearest({10: None, 20: None}) == 20
+    assert (
+        nearest({10: 3.0, 20: 3.0}) == 20 and nearest({10: 9.0, 20: None}) == 10 and nearest({10: None, 20: None}) == 20
+    )
 
 
 def test_two_processes_equal_one(inputs: Path, tmp_path: Path) -> None:
     """The command itself under torchrun: initialisation, replay, encoded starts and gradients are those of the whole batch."""
-    changes: dict[str, Any] = {"replay": REPLAY | {"capacity": 120}, "encoded": 0.5, "training": {"precision": "float64", "iterations": 8, "batch": 50}}
+    changes: dict[str, Any] = {
+        "replay": REPLAY | {"capacity": 120},
+        "encoded": 0.5,
+        "training": {"precision": "float64", "iterations": 8, "batch": 50},
+    }
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, start in (("one", []), ("two", torchrun)):
-        arguments = [str(write(tmp_path / name, **changes)), "--data", str(inputs / "data" / "manifest.json"), "--nvae", str(inputs / "nvae.pt")]
-        command = [sys.executable, *start, "-m", "vaebm", "ebm", *arguments, "--model", str(tmp_path / name / "model.pt")]
-        subprocess.run(command, cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+        arguments = [
+            str(write(tmp_path / name, **changes)),
+            "--data",
+            str(inputs / "data" / "manifest.json"),
+            "--nvae",
+            str(inputs / "nvae.pt"),
+        ]
+        command = [
+            sys.executable,
+            *start,
+            "-m",
+            "vaebm",
+            "ebm",
+            *arguments,
+            "--model",
+            str(tmp_path / name / "model.pt"),
+        ]
+        subprocess.run(
+            command, cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        )
     one, two = (load_model(tmp_path / name / "model.pt", "energy")["weights"] for name in ("one", "two"))
     assert one["head.weight"].dtype == torch.float64
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
-    for left, right in zip(*(map(json.loads, (tmp_path / name / "history.jsonl").read_text().splitlines()) for name in ("one", "two")), strict=True):
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for left, right in zip(
+        *(map(json.loads, (tmp_path / name / "history.jsonl").read_text().splitlines()) for name in ("one", "two")),
+        strict=True,
+    ):
         assert right == pytest.approx(left, rel=1e-10, abs=1e-10)
     assert json.loads((tmp_path / "two" / "training.json").read_text())["processes"] == 2
 
 
 def test_a_buffer_smaller_than_a_batch_is_one_clear_line() -> None:
-    with pytest.raises(UserError, match=r"^ebm.yaml: ebm: replay.capacity must be at least training.batch \(4\), found 3$"):
+    with pytest.raises(
+        UserError, match=r"^ebm.yaml: ebm: replay.capacity must be at least training.batch \(4\), found 3$"
+    ):
         validate(EBMSettings, settings(replay=REPLAY | {"capacity": 3}), "ebm.yaml: ebm")

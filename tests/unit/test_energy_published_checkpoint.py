@@ -58,9 +58,14 @@ def test_conversion_keeps_the_function(name: str, tmp_path: Path, capsys: pytest
     """Each network is recognised at another number of channels, and the model file gives the same energies."""
     energy, state = published(name)
     convert(save(tmp_path / "EBM_100.pth", state), tmp_path / "model.pt")
-    assert f"the energy network {name} with 4 channels for 3×{PUBLISHED[name].side}×{PUBLISHED[name].side} images" in capsys.readouterr().out
+    assert (
+        f"the energy network {name} with 4 channels for 3×{PUBLISHED[name].side}×{PUBLISHED[name].side} images"
+        in capsys.readouterr().out
+    )
     x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    torch.testing.assert_close(load_energy(tmp_path / "model.pt").double()(x), energy.double()(x), rtol=1e-12, atol=0)  # layouts differ, and so the rounding
+    torch.testing.assert_close(
+        load_energy(tmp_path / "model.pt").double()(x), energy.double()(x), rtol=1e-12, atol=0
+    )  # layouts differ, and so the rounding
     content = torch.load(tmp_path / "model.pt", weights_only=True)
     assert content["shape"] == [3, PUBLISHED[name].side, PUBLISHED[name].side] and content["potential"] == "density"
 
@@ -88,12 +93,24 @@ def instead(name: str, value: Any):  # type: ignore[no-untyped-def]
         (without("blocks.2.conv1.weight"), "blocks.2.conv1.weight: expected this weight"),
         (without("blocks.7.conv2.log_weight_norm"), "blocks.7.conv2.log_weight_norm: expected this weight"),
         (without("linear.bias"), "linear.bias: expected this weight"),
-        (without("blocks.0.skip.0.weight"), r"found blocks of 4, 4, 8, 8, 8, 16, 16, 16 channels after a stem of 4, with skip connections in \[2, 4, 5, 6\]"),
-        (instead("blocks.1.skip.0.weight", torch.zeros(4, 4, 1, 1)), r"expected the blocks of a published energy network .*\[0, 1, 2, 4, 5, 6\]"),
+        (
+            without("blocks.0.skip.0.weight"),
+            r"found blocks of 4, 4, 8, 8, 8, 16, 16, 16 channels after a stem of 4, with skip connections in \[2, 4, 5, 6\]",
+        ),
+        (
+            instead("blocks.1.skip.0.weight", torch.zeros(4, 4, 1, 1)),
+            r"expected the blocks of a published energy network .*\[0, 1, 2, 4, 5, 6\]",
+        ),
         (instead("blocks.3.conv1.weight", torch.zeros(12, 8, 3, 3)), "found blocks of 4, 4, 8, 12, 8"),
-        (instead("blocks.0.skip.0.bias", torch.zeros(4)), "blocks.0.skip.0.bias: a weight that the network celeba64 does not have"),
+        (
+            instead("blocks.0.skip.0.bias", torch.zeros(4)),
+            "blocks.0.skip.0.bias: a weight that the network celeba64 does not have",
+        ),
         (instead("conv1.bias", torch.zeros(5)), r"conv1.bias: expected the shape \(4,\), found \(5,\)"),
-        (instead("linear.weight", torch.zeros(1, 16, dtype=torch.float16)), "linear.weight: expected the type float32, found float16"),
+        (
+            instead("linear.weight", torch.zeros(1, 16, dtype=torch.float16)),
+            "linear.weight: expected the type float32, found float16",
+        ),
         (instead("conv1.bias", [0.0]), "expected a published energy network"),
     ],
 )
@@ -122,4 +139,6 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
     for name, message in messages.items():
         with pytest.raises(UserError, match=message) as error:
             read(tmp_path / name)
-        assert str(error.value).startswith(f"{tmp_path / name}: expected a published energy network") and "\n" not in str(error.value)
+        assert str(error.value).startswith(
+            f"{tmp_path / name}: expected a published energy network"
+        ) and "\n" not in str(error.value)

@@ -32,7 +32,11 @@ def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkey
 def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):
     drawn = []
     original = charts.Axes.plot
-    monkeypatch.setattr(charts.Axes, "plot", lambda self, x, y, **keywords: drawn.append((list(x), y.tolist())) or original(self, x, y, **keywords))
+    monkeypatch.setattr(
+        charts.Axes,
+        "plot",
+        lambda self, x, y, **keywords: drawn.append((list(x), y.tolist())) or original(self, x, y, **keywords),
+    )
     found = {"counts": [0, 5, 10], "FD-classifier": [3.0, None, 1.0], "energy": [1.0, 2.0, 3.0], "samples": 10}
     plots.steps(found, "FD-classifier", 5, tmp_path / "steps.png")
     assert [x for x, _ in drawn] == [[0, 5, 10]] * 2

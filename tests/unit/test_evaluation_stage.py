@@ -76,7 +76,11 @@ def test_figures_are_about_what_they_are_named_after():
     found = measurements.fidelity_figures(judged, reference, SETTINGS, seed=0)
     statistics = Statistics.of(features)
     assert found["FD-classifier"]["value"] == frechet_distance(statistics, reference.train)
-    assert found["FD-classifier-heldout"]["value"] == frechet_distance(statistics, reference.heldout) < found["FD-classifier"]["value"] / 5
+    assert (
+        found["FD-classifier-heldout"]["value"]
+        == frechet_distance(statistics, reference.heldout)
+        < found["FD-classifier"]["value"] / 5
+    )
     assert found["precision-classifier"]["value"] == precision_recall(features[:30], train, 3)[0] < 0.3
     assert {name: figure["samples"] for name, figure in found.items()} == {
         "FD-classifier": 40,
@@ -90,7 +94,9 @@ def test_figures_are_about_what_they_are_named_after():
         low, high = figure["interval"]
         assert low <= figure["value"] <= high
     assert found == measurements.fidelity_figures(judged, reference, SETTINGS, seed=0), "a function of the seed"
-    stacks = measurements.fidelity_figures(judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0)
+    stacks = measurements.fidelity_figures(
+        judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0
+    )
     assert stacks == {name: figure for name, figure in found.items() if name != "IS-classifier"}
 
 
@@ -110,9 +116,21 @@ def test_settings_that_make_no_sense_are_refused(group, wrong, message):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("images: 1500", "images: 1501", "evaluation.precision_recall.images: expected at most the 1500 training images, found 1501"),
-        ("images: 500\n    counts", "images: 10001\n    counts", "evaluation.steps.images: expected at most the 10000 samples, found 10001"),
-        ("inception_splits: 10", "inception_splits: 10001", "evaluation.inception_splits: expected at most the 10000 samples, found 10001"),
+        (
+            "images: 1500",
+            "images: 1501",
+            "evaluation.precision_recall.images: expected at most the 1500 training images, found 1501",
+        ),
+        (
+            "images: 500\n    counts",
+            "images: 10001\n    counts",
+            "evaluation.steps.images: expected at most the 10000 samples, found 10001",
+        ),
+        (
+            "inception_splits: 10",
+            "inception_splits: 10001",
+            "evaluation.inception_splits: expected at most the 10000 samples, found 10001",
+        ),
         (
             "epochs: 60\n    batch: 50",
             "epochs: 60\n    batch: 1501",
@@ -123,7 +141,11 @@ def test_settings_that_make_no_sense_are_refused(group, wrong, message):
 @pytest.mark.parametrize("dataset", ["digits", "stacked_digits"])
 def test_more_images_than_there_are_end_before_the_run(tmp_path, dataset, before, after, message):
     """The classifier of stacks sees the images that are stacked, of which there are fewer than stacks."""
-    text = (Path(__file__).parents[2] / "config/experiments/digits.yaml").read_text().replace("dataset: digits", f"dataset: {dataset}")
+    text = (
+        (Path(__file__).parents[2] / "config/experiments/digits.yaml")
+        .read_text()
+        .replace("dataset: digits", f"dataset: {dataset}")
+    )
     if dataset == "stacked_digits":
         text = re.sub(r"  ood:\n(    - .*\n)+", "  ood: []\n", text)
     assert before in text
@@ -138,20 +160,41 @@ def test_more_images_than_there_are_end_before_the_run(tmp_path, dataset, before
 def test_the_model_belongs_to_the_run(tmp_path):
     """The energy of a VAEBM, the NVAE of the baseline, the generator of a GAN: what the samples came from stands beside the figures."""
     metrics, nothing = tmp_path / "digits" / "vaebm" / "seed0" / "evaluation" / "metrics.json", tmp_path / "none"
-    for nvae, energy in ((tmp_path / "digits" / "nvae" / "seed0" / "model.pt", None), (nothing, tmp_path / "digits" / "vaebm" / "seed1" / "model.pt")):
-        with pytest.raises(UserError, match="expected the model of this run, seed0/model.pt of the variant vaebm, found .*seed[01]/model.pt"):
+    for nvae, energy in (
+        (tmp_path / "digits" / "nvae" / "seed0" / "model.pt", None),
+        (nothing, tmp_path / "digits" / "vaebm" / "seed1" / "model.pt"),
+    ):
+        with pytest.raises(
+            UserError,
+            match="expected the model of this run, seed0/model.pt of the variant vaebm, found .*seed[01]/model.pt",
+        ):
             stage.run(nothing, nothing, nvae, energy, nothing, nothing, nothing, [], metrics)
 
 
 @pytest.mark.parametrize(("decoder", "crop"), [("normal", 0), ("bernoulli", 1), ("logistic_mixture", 0)])
 def test_bits_per_dimension_are_those_of_a_probability(decoder, crop):
     """Of a discrete decoder −log₂ p(x) by the dimensions that the likelihood counts; of a density there are none."""
-    network = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1], "latents": 1, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1}
-    nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "decoder": decoder, "crop": crop}), (3, 8, 8))
+    network = {
+        "channels_encoder": 4,
+        "channels_decoder": 4,
+        "groups": [1],
+        "latents": 1,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 1,
+        "postprocess_cells": 1,
+    }
+    nvae = NVAE(
+        NVAENetworkSettings.model_validate(
+            network | {"cells_encoder": 1, "cells_decoder": 1, "decoder": decoder, "crop": crop}
+        ),
+        (3, 8, 8),
+    )
     held_out = Estimates(elbo=torch.tensor([-30.0, -10.0]), importance=torch.tensor([-20.0, -10.0]), energy=None)
     found = measurements.likelihood_figures(nvae, held_out, held_out, draws=5)
     size = 3 * (8 - 2 * crop) ** 2
-    assert found["ELBO"]["value"] == pytest.approx(-20 / size) and found["log-likelihood"]["value"] == pytest.approx(-15 / size)
+    assert found["ELBO"]["value"] == pytest.approx(-20 / size) and found["log-likelihood"]["value"] == pytest.approx(
+        -15 / size
+    )
     bits = found.get("bits-per-dimension")
     assert (bits is None) == (decoder == "normal")
     assert bits is None or bits["value"] == pytest.approx(15 / size / np.log(2))

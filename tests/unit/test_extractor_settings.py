@@ -44,10 +44,28 @@ def test_what_fits(dataset: str, extractor: str, classifier: bool, paths: dict[s
 @pytest.mark.parametrize(
     ("dataset", "extractor", "classifier", "paths", "message"),
     [
-        ("digits", "classifier", False, {}, "evaluation.classifier: expected its settings, which the extractor classifier needs, found none"),
-        ("stacked_mnist", "inception", False, {}, "evaluation.classifier: expected its settings, which the modes of stacks need, found none"),
+        (
+            "digits",
+            "classifier",
+            False,
+            {},
+            "evaluation.classifier: expected its settings, which the extractor classifier needs, found none",
+        ),
+        (
+            "stacked_mnist",
+            "inception",
+            False,
+            {},
+            "evaluation.classifier: expected its settings, which the modes of stacks need, found none",
+        ),
         ("cifar10", "inception", True, {}, "evaluation.classifier: the extractor inception needs none; leave it out"),
-        ("cifar10", "resnet56", False, {}, "evaluation.resnet56_weights: expected the path of a checkpoint, found none"),
+        (
+            "cifar10",
+            "resnet56",
+            False,
+            {},
+            "evaluation.resnet56_weights: expected the path of a checkpoint, found none",
+        ),
         (
             "cifar10",
             "inception",
@@ -55,7 +73,13 @@ def test_what_fits(dataset: str, extractor: str, classifier: bool, paths: dict[s
             {"resnet56_weights": "resnet56.th"},
             "evaluation.resnet56_weights: only the extractor resnet56 has them, found the extractor inception; leave it out",
         ),
-        ("digits", "inception", False, {}, r"evaluation.extractor: inception is made for 3 colours, the images have 1 channel\(s\)"),
+        (
+            "digits",
+            "inception",
+            False,
+            {},
+            r"evaluation.extractor: inception is made for 3 colours, the images have 1 channel\(s\)",
+        ),
         (
             "celeba64",
             "resnet56",
@@ -72,7 +96,9 @@ def test_what_does_not_fit(dataset: str, extractor: str, classifier: bool, paths
 
 def test_where_weights_stand_is_no_setting_of_a_figure(tmp_path: Path) -> None:
     """Neither the experiment's hash nor the file that evaluations depend on knows the path; the extractor's own file does."""
-    here, there = (experiment("cifar10", "resnet56", False, resnet56_weights=f"{place}/resnet56.th") for place in ("here", "there"))
+    here, there = (
+        experiment("cifar10", "resnet56", False, resnet56_weights=f"{place}/resnet56.th") for place in ("here", "there")
+    )
     assert here.hash() == there.hash() != experiment("cifar10", "inception", False).hash()
     for one in (here, there):
         write_settings(one, tmp_path, [0])
@@ -83,7 +109,10 @@ def test_where_weights_stand_is_no_setting_of_a_figure(tmp_path: Path) -> None:
     assert written == first
     settings = read_settings(tmp_path / "reference" / "resnet56.yaml", ExtractorSettings)[1]
     assert settings == ExtractorSettings(name="resnet56", weights="there/resnet56.th")
-    assert read_settings(tmp_path / "vaebm" / "seed0" / "evaluation" / "evaluation.yaml", EvaluationSettings)[1].extractor == "resnet56"
+    assert (
+        read_settings(tmp_path / "vaebm" / "seed0" / "evaluation" / "evaluation.yaml", EvaluationSettings)[1].extractor
+        == "resnet56"
+    )
 
 
 def test_weights_are_known_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +127,19 @@ def test_weights_are_known_by_their_bytes(tmp_path: Path, monkeypatch: pytest.Mo
 def test_only_inception_makes_an_fid() -> None:
     figures = ("FD", "KID", "IS", "precision", "recall")
     assert [named(figure, "inception") for figure in figures] == ["FID", "KID", "IS", "precision", "recall"]
-    assert [named(figure, "resnet56") for figure in figures] == ["FD-resnet56", "KID-resnet56", "IS-resnet56", "precision-resnet56", "recall-resnet56"]
+    assert [named(figure, "resnet56") for figure in figures] == [
+        "FD-resnet56",
+        "KID-resnet56",
+        "IS-resnet56",
+        "precision-resnet56",
+        "recall-resnet56",
+    ]
     assert distance_of({"extractor": {"kind": "classifier"}}) == "FD-classifier"
-    assert all(lower_is_better(named("FD", extractor) + end) for extractor in ("inception", "resnet56") for end in ("", "-heldout", "-stretched"))
+    assert all(
+        lower_is_better(named("FD", extractor) + end)
+        for extractor in ("inception", "resnet56")
+        for end in ("", "-heldout", "-stretched")
+    )
     assert not lower_is_better(named("IS", "inception"))
 
 
@@ -111,7 +150,11 @@ def test_papers_experiments_are_measured_as_it_did() -> None:
     for name in ("cifar10", "celeba64", "lsun_church64", "celebahq256"):
         content = read_experiment(EXPERIMENTS / f"{name}.yaml")
         assert content.evaluation is not None and content.samples is not None and content.resources.evaluation.gpu == 1
-        assert (content.evaluation.extractor, content.evaluation.inception_splits, content.evaluation.classifier) == ("inception", 10, None)
+        assert (content.evaluation.extractor, content.evaluation.inception_splits, content.evaluation.classifier) == (
+            "inception",
+            10,
+            None,
+        )
         assert (content.samples.count, content.samples.stretch) == (50_000, False)
     stacks = read_experiment(EXPERIMENTS / "stacked_mnist.yaml")
     assert stacks.evaluation is not None and stacks.samples is not None
@@ -121,7 +164,12 @@ def test_papers_experiments_are_measured_as_it_did() -> None:
 def test_metrics_of_the_papers_rows_are_those_that_an_evaluation_writes() -> None:
     """The names in config/paper.yaml of rows that the Inception experiments answer."""
     paper = yaml.safe_load((EXPERIMENTS.parent / "paper.yaml").read_text())
-    rows = [row for table in paper["tables"] for row in table["rows"] if "answer" in row and row["answer"]["experiment"] != "stacked_mnist"]
+    rows = [
+        row
+        for table in paper["tables"]
+        for row in table["rows"]
+        if "answer" in row and row["answer"]["experiment"] != "stacked_mnist"
+    ]
     asked = {metric for row in rows for metric in row["figures"]}
     written = {named(figure, "inception") for figure in ("FD", "IS", "recall")}
     assert {metric for metric in asked if re.match("FID|IS|recall", metric)} == written

@@ -68,12 +68,17 @@ ARCHITECTURES: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("kind", ["noise", "density"])
-@pytest.mark.parametrize("changes", ARCHITECTURES, ids=lambda changes: "-".join(map(str, changes.values())) or "default")
+@pytest.mark.parametrize(
+    "changes", ARCHITECTURES, ids=lambda changes: "-".join(map(str, changes.values())) or "default"
+)
 def test_prepared_potential_is_that_of_the_modules(changes: dict[str, object], kind: str) -> None:
     """In double precision, where folding shows no rounding: values and gradients, for every kind of layer that a decoder has."""
     nvae, energy = random_pair(**changes)
     model = VAEBM(nvae.double(), energy.double(), kind)  # type: ignore[arg-type]
-    expected, found = evaluate(plain(model), start(model)), evaluate(PreparedPotential(Decoder(nvae), Energy(energy), kind), start(model))  # type: ignore[arg-type]
+    expected, found = (
+        evaluate(plain(model), start(model)),
+        evaluate(PreparedPotential(Decoder(nvae), Energy(energy), kind), start(model)),
+    )  # type: ignore[arg-type]
     torch.testing.assert_close(found.potential, expected.potential, **EXACT)
     for one, other in zip(found.gradient, expected.gradient, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
@@ -115,17 +120,26 @@ def test_chains_hold_less_for_the_backward_pass() -> None:
 def test_threads_share_the_chains_out_and_each_gets_its_own_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads of one CPU each are two runs of one thread, bit by bit; and up to rounding they are one run of them all."""
     model, threads = VAEBM(*random_pair()), torch.get_num_threads()
-    eps, noise, chain = start(model, chains=35), NoiseSource(0, "chain", range(100, 135)), {"steps": 3, "step_size": 1e-3}
+    eps, noise, chain = (
+        start(model, chains=35),
+        NoiseSource(0, "chain", range(100, 135)),
+        {"steps": 3, "step_size": 1e-3},
+    )
     potential = model.chain_potential()
     try:
         torch.set_num_threads(2)
         small = move(potential, eps, noise=noise, **chain)
-        assert all(map(torch.equal, small, langevin(potential, eps, noise=noise, **chain))), "of 16×16 images no thread gets a share"
+        assert all(map(torch.equal, small, langevin(potential, eps, noise=noise, **chain))), (
+            "of 16×16 images no thread gets a share"
+        )
         monkeypatch.setattr("vaebm.fast.run_chains.LARGE", 16 * 16)
         moved = move(potential, eps, noise=noise, **chain)
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
-        halves = [langevin(potential, [part[share] for part in eps], noise=noise.at(noise.index[share]), **chain) for share in (slice(17), slice(17, 35))]
+        halves = [
+            langevin(potential, [part[share] for part in eps], noise=noise.at(noise.index[share]), **chain)
+            for share in (slice(17), slice(17, 35))
+        ]
         whole = move(potential, eps, noise=noise, **chain)
     finally:
         torch.set_num_threads(threads)
@@ -143,9 +157,13 @@ def test_changed_weights_are_seen() -> None:
     with torch.no_grad():
         energy.head.weight.mul_(100.0)
     assert not torch.allclose(moved := model.images(noise), images, atol=1e-4) and model.decoder is decoder
-    nvae.load_state_dict({name: 1.1 * value if name.startswith("postprocess") else value for name, value in nvae.state_dict().items()})
+    nvae.load_state_dict(
+        {name: 1.1 * value if name.startswith("postprocess") else value for name, value in nvae.state_dict().items()}
+    )
     assert not torch.allclose(model.images(noise), moved, atol=1e-2) and model.decoder is not decoder
-    torch.testing.assert_close(model.images(noise), VAEBM(nvae, energy, steps=3, step_size=0.1).images(noise), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.images(noise), VAEBM(nvae, energy, steps=3, step_size=0.1).images(noise), rtol=0, atol=0
+    )
 
 
 def test_a_chain_takes_new_energies_in_place() -> None:
@@ -158,18 +176,26 @@ def test_a_chain_takes_new_energies_in_place() -> None:
         for parameter in energy.parameters():
             parameter.mul_(1.2)
     assert model.chain_potential() is potential
-    assert torch.equal(potential(eps), VAEBM(nvae, energy).chain_potential()(eps)) and not torch.allclose(potential(eps), before, rtol=1e-3)
+    assert torch.equal(potential(eps), VAEBM(nvae, energy).chain_potential()(eps)) and not torch.allclose(
+        potential(eps), before, rtol=1e-3
+    )
 
     model.energy = other = EnergyNetwork(EnergyNetworkSettings(channels=8, widths=[1, 2], down=[0]), 3)
     assert model.chain_potential() is not potential
     assert torch.equal(model.chain_potential()(eps), VAEBM(nvae, other).chain_potential()(eps))
     energy.head.bias.data.add_(1.0)
-    assert torch.equal(model.chain_potential()(eps), VAEBM(nvae, other).chain_potential()(eps))  # nothing of the first energy is left in it
+    assert torch.equal(
+        model.chain_potential()(eps), VAEBM(nvae, other).chain_potential()(eps)
+    )  # nothing of the first energy is left in it
 
 
 def test_what_was_prepared_in_inference_mode_is_no_hindrance_later() -> None:
     """Such tensors can neither be changed nor kept for a backward pass outside it."""
-    model, other, noise = VAEBM(*random_pair(), steps=2, step_size=0.1), VAEBM(*random_pair(), steps=2, step_size=0.1), sample_noise(0, range(2))
+    model, other, noise = (
+        VAEBM(*random_pair(), steps=2, step_size=0.1),
+        VAEBM(*random_pair(), steps=2, step_size=0.1),
+        sample_noise(0, range(2)),
+    )
     with torch.inference_mode():
         start_of_chain = model.images(noise, steps=0)
         model.chain_potential()
@@ -191,7 +217,10 @@ def test_chains_in_bfloat16() -> None:
     exact, rounded, noise = VAEBM(nvae, energy), VAEBM(nvae, energy), sample_noise(0, range(3))
     rounded.chain_type = torch.bfloat16
     expected, found = evaluate(exact.chain_potential(), start(exact)), evaluate(rounded.chain_potential(), start(exact))
-    of = [torch.cat([(slope - eps).flatten() for slope, eps in zip(state.gradient, state.eps, strict=True)]) for state in (expected, found)]
+    of = [
+        torch.cat([(slope - eps).flatten() for slope, eps in zip(state.gradient, state.eps, strict=True)])
+        for state in (expected, found)
+    ]
     # of the energy alone: some thirty roundings of 2⁻⁹, one after the other, seldom of one sign
     assert 1e-3 < (of[1] - of[0]).norm() / of[0].norm() < 0.1 and of[1].dtype == torch.float32
     torch.testing.assert_close(found.potential, expected.potential, rtol=1e-2, atol=0.1)

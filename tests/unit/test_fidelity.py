@@ -37,13 +37,17 @@ def settings_of(folder, name="classifier", weights=None):
 def data_set(folder, seed):
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (160, 8, 8, 1), dtype=np.uint8)
-    write_images(folder, "noise", images, generator.integers(0, 10, 160), {"train": (0, 100), "heldout": (100, 160)}, {})
+    write_images(
+        folder, "noise", images, generator.integers(0, 10, 160), {"train": (0, 100), "heldout": (100, 160)}, {}
+    )
     return folder / "manifest.json"
 
 
 def features(seed, count=400, size=64, scale=1.0):
     generator = np.random.default_rng(seed)
-    return generator.normal(size=(count, size)) @ generator.normal(size=(size, size)) * scale / 8 + generator.normal(size=size)
+    return generator.normal(size=(count, size)) @ generator.normal(size=(size, size)) * scale / 8 + generator.normal(
+        size=size
+    )
 
 
 @pytest.mark.parametrize("count", [400, 30])
@@ -109,12 +113,16 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
 
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
     first, second = (Extractor.of("classifier", classifier_file(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1))
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (extractors.KINDS["classifier"].batch + 7, 1, 8, 8), dtype=np.uint8))
+    images = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (extractors.KINDS["classifier"].batch + 7, 1, 8, 8), dtype=np.uint8)
+    )
     classifier = load_classifier(first.path)
     expected, found = classifier.features(images / 255).numpy(), first.judge(images)
     # whole batches against batches of another size: float32 rounding
     assert found.features.dtype == np.float32 and np.allclose(found.features, expected, atol=1e-5)
-    assert found.logits.shape == (len(images), 1, 10) and np.allclose(found.logits[:, 0], classifier(images / 255).numpy(), atol=1e-5)
+    assert found.logits.shape == (len(images), 1, 10) and np.allclose(
+        found.logits[:, 0], classifier(images / 255).numpy(), atol=1e-5
+    )
     assert first.name != second.name and first.weights[:12] in first.name
     assert not np.allclose(second.judge(images).features, expected, atol=1e-2)
     assert Extractor.of("classifier", first.path).name == first.name, "registered twice without harm"
@@ -132,7 +140,10 @@ def test_a_stack_is_judged_channel_by_channel(tmp_path):
         assert np.allclose(found.features[:, 64 * channel : 64 * (channel + 1)], alone.features, atol=1e-5)
         assert np.allclose(found.logits[:, channel], alone.logits[:, 0], atol=1e-5)
     assert extractor.describe((3, 8, 8))["features"] == 192 and extractor.describe((1, 8, 8))["features"] == 64
-    with pytest.raises(UserError, match=r"expected a classifier of images \(1, 16, 16\) or of their channels, found one of images \(1, 8, 8\)"):
+    with pytest.raises(
+        UserError,
+        match=r"expected a classifier of images \(1, 16, 16\) or of their channels, found one of images \(1, 8, 8\)",
+    ):
         extractor.judge(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
 
 
@@ -140,7 +151,10 @@ def test_inception_score_by_hand():
     """exp of the mean divergence from the mean prediction, part by part; and its two ends."""
     logits = np.random.default_rng(0).normal(size=(30, 5)) * 2
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    scores = [np.exp(np.mean([sum(q * np.log(q / m) for q, m in zip(row, part.mean(0), strict=True)) for row in part])) for part in (p[:10], p[10:20], p[20:])]
+    scores = [
+        np.exp(np.mean([sum(q * np.log(q / m) for q, m in zip(row, part.mean(0), strict=True)) for row in part]))
+        for part in (p[:10], p[10:20], p[20:])
+    ]
     assert fidelity.inception_score(logits, 3) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-9)
     certain = 50 * np.eye(5)[np.arange(20) % 5]
     assert fidelity.inception_score(certain, 2)[0] == pytest.approx(5), "every class, each as often, none in doubt"
@@ -152,8 +166,15 @@ def test_precision_and_recall_agree_with_brute_force():
     samples, real = random.normal(size=(40, 3)) + 0.8, random.normal(size=(50, 3))
 
     def share(points, centres, neighbours):
-        radii = [sorted(np.linalg.norm(centre - other) for other in centres)[neighbours] for centre in centres]  # the first is the centre itself
-        return np.mean([any(np.linalg.norm(point - centre) <= radius for centre, radius in zip(centres, radii, strict=True)) for point in points])
+        radii = [
+            sorted(np.linalg.norm(centre - other) for other in centres)[neighbours] for centre in centres
+        ]  # the first is the centre itself
+        return np.mean(
+            [
+                any(np.linalg.norm(point - centre) <= radius for centre, radius in zip(centres, radii, strict=True))
+                for point in points
+            ]
+        )
 
     for neighbours in (1, 3):
         expected = share(samples, real, neighbours), share(real, samples, neighbours)

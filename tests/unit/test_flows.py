@@ -39,7 +39,9 @@ def test_jacobian_of_a_cell_is_triangular_with_ones(mirror: bool) -> None:
     found = jacobian(strong(FlowCell(LATENTS, mirror)), mirrored=mirror)
     assert found.diagonal().eq(1).all() and found.triu(1).eq(0).all()
     blocks = found.reshape(HEIGHT * WIDTH, LATENTS, HEIGHT * WIDTH, LATENTS)
-    assert blocks[5, 1, 5, 0] != 0 and blocks[5, 0, 4, 1] != 0 and blocks[5, 0, 2, 0] != 0  # channel before; position before; row above
+    assert (
+        blocks[5, 1, 5, 0] != 0 and blocks[5, 0, 4, 1] != 0 and blocks[5, 0, 2, 0] != 0
+    )  # channel before; position before; row above
     other = jacobian(strong(FlowCell(LATENTS, mirror)), mirrored=not mirror)
     assert other.triu(1).ne(0).any()  # in the other order it is not triangular: the order is the cell's own
 
@@ -74,7 +76,9 @@ def test_a_cell_is_inverted_by_repeating_its_shift() -> None:
     zero_diagonal=st.booleans(),
     mirror=st.booleans(),
 )
-def test_mask_of_a_dense_convolution(blocks: int, ratio: int, wider: str, kernel: int, zero_diagonal: bool, mirror: bool) -> None:
+def test_mask_of_a_dense_convolution(
+    blocks: int, ratio: int, wider: str, kernel: int, zero_diagonal: bool, mirror: bool
+) -> None:
     """Tap by tap: positions before the centre, and at the centre the blocks of channels up to the own one, or before it."""
     channels_in, channels_out = (blocks * ratio, blocks) if wider == "in" else (blocks, blocks * ratio)
     mask = causal_mask(channels_in, channels_out, kernel, zero_diagonal=zero_diagonal, mirror=mirror)

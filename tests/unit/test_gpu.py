@@ -34,7 +34,14 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """Single precision, through some hundred operations on quantities of the order of 1."""
 
-NETWORK: dict[str, object] = {"channels_encoder": 8, "channels_decoder": 8, "groups": [2, 2], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1}
+NETWORK: dict[str, object] = {
+    "channels_encoder": 8,
+    "channels_decoder": 8,
+    "groups": [2, 2],
+    "latents": 2,
+    "preprocess_blocks": 1,
+    "preprocess_cells": 1,
+}
 NETWORK |= {"postprocess_cells": 2, "cells_encoder": 1, "cells_decoder": 2, "flows": 1}
 
 IMAGES = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -138,7 +145,9 @@ def test_fused_depthwise_convolution() -> None:
 
     for shape in [(2, 40, 16, 16), (1, 33, 20, 9), (2, 8, 8, 8), (1, 4, 18, 40)]:
         channels = shape[1]
-        x, weight, bias, gradient = (torch.randn(size, device="cuda") for size in (shape, (channels, 1, 5, 5), (channels,), shape))
+        x, weight, bias, gradient = (
+            torch.randn(size, device="cuda") for size in (shape, (channels, 1, 5, 5), (channels,), shape)
+        )
         exact = x.double().requires_grad_()
         expected = F.silu(F.conv2d(F.silu(exact), weight.double(), bias.double(), padding=2, groups=channels))
         slope = torch.autograd.grad(expected, exact, gradient.double())[0]
@@ -147,7 +156,12 @@ def test_fused_depthwise_convolution() -> None:
             found = through([SwishDepthwiseSwish(weight.to(dtype), bias.to(dtype))], given)
             scale = expected.abs().max().item(), slope.abs().max().item()
             assert_close([found.double()], [expected.detach()], rtol=0.0, atol=tolerance * scale[0])
-            assert_close([torch.autograd.grad(found, given, gradient.to(dtype))[0].double()], [slope], rtol=0.0, atol=tolerance * scale[1])
+            assert_close(
+                [torch.autograd.grad(found, given, gradient.to(dtype))[0].double()],
+                [slope],
+                rtol=0.0,
+                atol=tolerance * scale[1],
+            )
 
 
 def test_rounded_chains_stay_near() -> None:
@@ -158,7 +172,9 @@ def test_rounded_chains_stay_near() -> None:
     for tf32, chosen, limit in ((True, exact, 1e-2), (False, rounded, 1e-1)):
         set_tf32(tf32)
         found = evaluate(chosen.chain_potential(), start(exact))
-        apart = torch.cat([(one - other).flatten() for one, other in zip(found.gradient, expected.gradient, strict=True)]).norm()
+        apart = torch.cat(
+            [(one - other).flatten() for one, other in zip(found.gradient, expected.gradient, strict=True)]
+        ).norm()
         assert 0.0 < apart < limit * torch.cat([other.flatten() for other in expected.gradient]).norm()
 
 
@@ -172,7 +188,9 @@ def test_step_of_the_nvae() -> None:
         found.append(torch.tensor([step.reconstruction, *step.kl, step.spectral, step.batch_norm]))
         weights.append([parameter.detach() for parameter in nvae.parameters()])
     assert_close([found[1]], [found[0]], rtol=1e-4, atol=1e-3)  # sums over 768 pixels
-    assert_close(weights[1], weights[0], rtol=1e-4, atol=2e-4)  # Adamax moves each by up to 1e-3, and by the sign where the gradient is nothing but rounding
+    assert_close(
+        weights[1], weights[0], rtol=1e-4, atol=2e-4
+    )  # Adamax moves each by up to 1e-3, and by the sign where the gradient is nothing but rounding
 
 
 @pytest.mark.parametrize("kind", ["noise", "density"])
@@ -204,14 +222,21 @@ def test_steps_of_the_gan() -> None:
         nvae, critic = random_pair(device)
         trainer = wgan.Trainer(nvae.eval(), critic, settings, seed=0)
         parts = trainer.critic_step(nvae.as_input(IMAGES.to(device)), 0)
-        found.append(torch.stack([parts.loss.detach(), parts.gap.detach(), parts.penalty.detach(), trainer.generator_step(0)]))
+        found.append(
+            torch.stack([parts.loss.detach(), parts.gap.detach(), parts.penalty.detach(), trainer.generator_step(0)])
+        )
     assert_close([found[1]], [found[0]])
 
 
 def test_score() -> None:
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     host, device = model("cpu"), model("cuda")
-    assert_close([device.score(images.cuda(), importance_samples=2)], [host.score(images, importance_samples=2)], rtol=1e-4, atol=1e-2)  # sums over 768 pixels
+    assert_close(
+        [device.score(images.cuda(), importance_samples=2)],
+        [host.score(images, importance_samples=2)],
+        rtol=1e-4,
+        atol=1e-2,
+    )  # sums over 768 pixels
 
 
 def test_copies_are_apart() -> None:
@@ -245,5 +270,8 @@ def test_energies_of_another_kind_are_not_recorded() -> None:
             assert x.sum().item() > 0
             return x.square().flatten(1).sum(1)
 
-    found, expected = (moved(VAEBM(model(device).nvae, Halting()), 3, NoiseSource(0, "chain", range(5)))[0] for device in ("cuda", "cpu"))
+    found, expected = (
+        moved(VAEBM(model(device).nvae, Halting()), 3, NoiseSource(0, "chain", range(5)))[0]
+        for device in ("cuda", "cpu")
+    )
     assert_close(found, expected)

@@ -40,7 +40,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     def job(count: int) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", HOLDER, str(count)]
-        jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        jobs.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
         return jobs[-1]
 
     yield job
@@ -117,7 +119,9 @@ def test_fewer_gpus_than_asked_for_are_all_taken(start: Start, monkeypatch: pyte
 
 def test_without_a_folder_for_the_locks_one_line_says_so(start: Start) -> None:
     gpu_lease.FOLDER.write_text("")
-    with pytest.raises(UserError, match="expected a folder of this user for the locks of GPUs, found File exists; set TMPDIR"):
+    with pytest.raises(
+        UserError, match="expected a folder of this user for the locks of GPUs, found File exists; set TMPDIR"
+    ):
         choose(1, lambda: UUIDS)
 
 

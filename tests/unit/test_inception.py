@@ -42,7 +42,9 @@ def random_file(tmp_path_factory: pytest.TempPathFactory):
         patch.setattr(inception_module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         module = inception_module.FeatureExtractorInceptionV3("random", ["2048"])
         for convolution in module.modules():
-            if isinstance(convolution, torch.nn.Conv2d):  # so that activations neither vanish nor grow from layer to layer
+            if isinstance(
+                convolution, torch.nn.Conv2d
+            ):  # so that activations neither vanish nor grow from layer to layer
                 torch.nn.init.kaiming_normal_(convolution.weight)
     torch.save(module.state_dict(), path)
     with pytest.MonkeyPatch.context() as patch:
@@ -64,8 +66,17 @@ def judged(extractor):
 def reference(random_file, tmp_path_factory):
     """The data's images and the file with the statistics of their features."""
     folder = tmp_path_factory.mktemp("data")
-    write_images(folder, "noise", IMAGES, np.zeros(len(IMAGES), np.int64), {"train": (0, TRAIN), "heldout": (TRAIN, TRAIN + HELD_OUT)}, {})
-    (folder / "inception.yaml").write_text(yaml.safe_dump({"seed": 0, "extractor": {"name": "inception", "weights": str(random_file)}}))
+    write_images(
+        folder,
+        "noise",
+        IMAGES,
+        np.zeros(len(IMAGES), np.int64),
+        {"train": (0, TRAIN), "heldout": (TRAIN, TRAIN + HELD_OUT)},
+        {},
+    )
+    (folder / "inception.yaml").write_text(
+        yaml.safe_dump({"seed": 0, "extractor": {"name": "inception", "weights": str(random_file)}})
+    )
     make_reference(folder / "inception.yaml", folder / "manifest.json", None, folder / "inception.npz")
     return open_images(folder / "manifest.json"), folder / "inception.npz"
 
@@ -77,9 +88,14 @@ def test_features_are_those_of_the_module_called_directly(random_file, extractor
     assert judged.features.shape == (8, 2048) and np.array_equal(judged.features, features.numpy())
     assert judged.logits.shape == (8, 1, 1008) and np.array_equal(judged.logits[:, 0], logits.numpy())
     # what the inception score is of: the last layer without its bias
-    without_bias = judged.features.astype(np.float64) @ torch.load(random_file)["fc.weight"].numpy().T.astype(np.float64)
+    without_bias = judged.features.astype(np.float64) @ torch.load(random_file)["fc.weight"].numpy().T.astype(
+        np.float64
+    )
     assert np.allclose(judged.logits[:, 0], without_bias, rtol=1e-4, atol=1e-4 * np.abs(without_bias).max())
-    assert extractor.describe((3, 8, 8))["features"] == 2048 and extractor.name == f"inception-{hashlib.sha256(random_file.read_bytes()).hexdigest()[:12]}"
+    assert (
+        extractor.describe((3, 8, 8))["features"] == 2048
+        and extractor.name == f"inception-{hashlib.sha256(random_file.read_bytes()).hexdigest()[:12]}"
+    )
 
 
 def test_reference_is_in_single_precision_and_its_statistics_are_in_double(extractor, reference):
@@ -115,19 +131,31 @@ def test_measures_of_its_features_agree_with_independent_computations(extractor,
     pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
     within = sum(kernel(s[i], s[j]) for s in (samples, real[:size]) for i, j in pairs) / len(pairs)
     across = sum(kernel(x, y) for x in samples for y in real[:size]) / size**2
-    assert fidelity.kid(judged.features, found.train_features[:size], 2, size, 0)[0] == pytest.approx(within - 2 * across, rel=1e-6)
+    assert fidelity.kid(judged.features, found.train_features[:size], 2, size, 0)[0] == pytest.approx(
+        within - 2 * across, rel=1e-6
+    )
 
     def share(points, centres):
         radii = [sorted(np.linalg.norm(centre - other) for other in centres)[3] for centre in centres]
-        return np.mean([any(np.linalg.norm(point - centre) <= radius for centre, radius in zip(centres, radii, strict=True)) for point in points])
+        return np.mean(
+            [
+                any(np.linalg.norm(point - centre) <= radius for centre, radius in zip(centres, radii, strict=True))
+                for point in points
+            ]
+        )
 
-    assert fidelity.precision_recall(judged.features, found.train_features, 3) == (share(samples, real), share(real, samples))
+    assert fidelity.precision_recall(judged.features, found.train_features, 3) == (
+        share(samples, real),
+        share(real, samples),
+    )
 
     logits = judged.logits[:, 0].astype(np.float64)
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     scores = [np.exp(np.mean((part * (np.log(part) - np.log(part.mean(0)))).sum(1))) for part in (p[:4], p[4:])]
-    assert fidelity.inception_score(judged.logits[:, 0], 2) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-6, abs=1e-9)
+    assert fidelity.inception_score(judged.logits[:, 0], 2) == pytest.approx(
+        (np.mean(scores), np.std(scores)), rel=1e-6, abs=1e-9
+    )
 
 
 def test_images_may_have_any_size_but_three_colours(extractor):
@@ -144,9 +172,15 @@ def test_another_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"no weights at all")
     begins = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    with pytest.raises(UserError, match=f"{path}: expected the weights of inception, whose SHA-256 begins 6726825d, found {begins}; the file is at https"):
+    with pytest.raises(
+        UserError,
+        match=f"{path}: expected the weights of inception, whose SHA-256 begins 6726825d, found {begins}; the file is at https",
+    ):
         Extractor.of("inception", path)
-    with pytest.raises(UserError, match=r"none.pth: expected the weights of inception, found No such file.*; evaluation.inception_weights names the file"):
+    with pytest.raises(
+        UserError,
+        match=r"none.pth: expected the weights of inception, found No such file.*; evaluation.inception_weights names the file",
+    ):
         Extractor.of("inception", tmp_path / "none.pth")
 
 
@@ -172,7 +206,10 @@ def test_without_a_path_the_weights_are_fetched_once(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     settings = tmp_path / "inception.yaml"
     settings.write_text("seed: 0\nextractor:\n  name: inception\n  weights: null\n")
-    with pytest.raises(UserError, match=r"no way to them .*no route.*; .*evaluation.inception_weights, or choose evaluation.extractor .*resnet56") as error:
+    with pytest.raises(
+        UserError,
+        match=r"no way to them .*no route.*; .*evaluation.inception_weights, or choose evaluation.extractor .*resnet56",
+    ) as error:
         open_extractor(settings, None)
     assert "\n" not in str(error.value)
     place = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"

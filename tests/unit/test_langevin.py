@@ -49,14 +49,18 @@ def test_stationary_covariance(metropolis: bool) -> None:
     noise = NoiseSource(0, "chain", range(chains))
     (normal,) = noise.normal([(3,)], dtype=torch.float64)
     eps = normal @ torch.linalg.cholesky(start).T
-    moved = langevin(gaussian, [eps[:, :1], eps[:, 1:]], steps=40, step_size=step_size, noise=noise, metropolis=metropolis)
+    moved = langevin(
+        gaussian, [eps[:, :1], eps[:, 1:]], steps=40, step_size=step_size, noise=noise, metropolis=metropolis
+    )
 
     def deviation(covariance: Tensor) -> float:
         """Largest element by which the chains' covariance, in units of another, differs from the identity."""
         whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
         return float((whiten @ torch.cov(torch.cat(moved, dim=1).T) @ whiten.T - torch.eye(3)).abs().max())
 
-    error = math.sqrt(2 / chains)  # standard error of a variance of one; the slowest direction has forgotten its start to 1e-2 of the bias
+    error = math.sqrt(
+        2 / chains
+    )  # standard error of a variance of one; the slowest direction has forgotten its start to 1e-2 of the bias
     assert deviation(expected) < 4 * error
     assert deviation(start) > 20 * error
 
@@ -74,10 +78,17 @@ def test_acceptance_is_that_of_metropolis_and_hastings() -> None:
     def proposal_from(eps: Sequence[Tensor]) -> MultivariateNormal:
         leaves = [part.clone().requires_grad_() for part in eps]
         gradient = torch.autograd.grad(quartic(leaves).sum(), leaves)
-        return MultivariateNormal(flat(eps) - 0.5 * step_size * flat(gradient), step_size * torch.eye(7, dtype=torch.float64))
+        return MultivariateNormal(
+            flat(eps) - 0.5 * step_size * flat(gradient), step_size * torch.eye(7, dtype=torch.float64)
+        )
 
     end = unadjusted.state.eps
-    log_ratio = quartic(start) - quartic(end) + proposal_from(end).log_prob(flat(start)) - proposal_from(start).log_prob(flat(end))
+    log_ratio = (
+        quartic(start)
+        - quartic(end)
+        + proposal_from(end).log_prob(flat(start))
+        - proposal_from(start).log_prob(flat(end))
+    )
     expected = log_ratio.clamp(max=0).exp()
     assert 0.1 < expected.mean() < 0.9
     for transition in (unadjusted, corrected):
@@ -121,7 +132,14 @@ def test_chains_do_not_see_each_other(metropolis: bool) -> None:
     eps = noise.normal([(3,), (2,)], dtype=torch.float64)
     together = langevin(quartic, eps, steps=5, step_size=0.2, noise=noise, metropolis=metropolis)
     for k in range(4):
-        alone = langevin(quartic, [part[k : k + 1] for part in eps], steps=5, step_size=0.2, noise=noise.at([k]), metropolis=metropolis)
+        alone = langevin(
+            quartic,
+            [part[k : k + 1] for part in eps],
+            steps=5,
+            step_size=0.2,
+            noise=noise.at([k]),
+            metropolis=metropolis,
+        )
         torch.testing.assert_close([part[k : k + 1] for part in together], alone, rtol=1e-12, atol=0)
 
 
@@ -151,11 +169,20 @@ def test_input_is_left_alone_and_steps_are_watched() -> None:
     eps = [torch.randn(2, 3)]
     before = eps[0].clone()
     seen: list[torch.Tensor] = []
-    (end,) = langevin(quadratic(1.0), eps, steps=3, step_size=0.1, noise=NoiseSource(0, "chain", range(2)), watch=lambda state: seen.append(state[0].clone()))
+    (end,) = langevin(
+        quadratic(1.0),
+        eps,
+        steps=3,
+        step_size=0.1,
+        noise=NoiseSource(0, "chain", range(2)),
+        watch=lambda state: seen.append(state[0].clone()),
+    )
     assert torch.equal(eps[0], before) and not eps[0].requires_grad
     assert len(seen) == 3 and torch.equal(seen[-1], end)
 
 
 def test_no_steps_change_nothing() -> None:
     eps = [torch.randn(2, 3)]
-    assert torch.equal(langevin(quadratic(1.0), eps, steps=0, step_size=0.1, noise=NoiseSource(0, "chain", range(2)))[0], eps[0])
+    assert torch.equal(
+        langevin(quadratic(1.0), eps, steps=0, step_size=0.1, noise=NoiseSource(0, "chain", range(2)))[0], eps[0]
+    )

@@ -41,7 +41,14 @@ class Mine(Experiment):
     more: Group | None = later(None)
 
 
-KNOWN = {"count": 7, "batch": 2, "shards": 1, "stretch": False, "precision": "float32", "chain": {"steps": 2, "step_size": 0.5}}
+KNOWN = {
+    "count": 7,
+    "batch": 2,
+    "shards": 1,
+    "stretch": False,
+    "precision": "float32",
+    "chain": {"steps": 2, "step_size": 0.5},
+}
 ALL = {"positives": "matched", "optional": {"size": 2, "depth": 1}, "group": {"size": 5, "depth": 0}}
 
 
@@ -49,7 +56,12 @@ def test_a_dump_has_what_differs_from_the_default_alone() -> None:
     """Nested groups and JSON too; every part of a group that differs."""
     plain, full = Added.model_validate(KNOWN), Added.model_validate(KNOWN | ALL)
     assert plain.model_dump() == KNOWN == SamplesSettings.model_validate(KNOWN).model_dump()
-    assert Added.model_validate(KNOWN | {"positives": "clean", "optional": None, "group": {"size": 5, "depth": 7}}).model_dump() == KNOWN
+    assert (
+        Added.model_validate(
+            KNOWN | {"positives": "clean", "optional": None, "group": {"size": 5, "depth": 7}}
+        ).model_dump()
+        == KNOWN
+    )
     assert full.model_dump() == KNOWN | ALL and json.loads(full.model_dump_json(exclude={"group"})) == KNOWN | {
         "positives": "matched",
         "optional": ALL["optional"],
@@ -60,14 +72,20 @@ def test_a_dump_has_what_differs_from_the_default_alone() -> None:
 
 def test_changes_reach_groups_that_a_dump_leaves_out() -> None:
     """The other settings of the group stay; those of an optional group that was none have the group's defaults."""
-    new = changed(Added.model_validate(KNOWN), {"group": {"size": 6}, "optional": {"depth": 2}, "chain": {"steps": 3}}, "variants.mine.samples")
+    new = changed(
+        Added.model_validate(KNOWN),
+        {"group": {"size": 6}, "optional": {"depth": 2}, "chain": {"steps": 3}},
+        "variants.mine.samples",
+    )
     assert (new.group, new.optional) == (Group(size=6, depth=7), Group(size=1, depth=2))
     assert (new.chain.steps, new.chain.step_size) == (3, 0.5)
     with pytest.raises(ValueError, match="variants.mine.samples.group.size: .*found -1"):
         changed(new, {"group": {"size": -1}}, "variants.mine.samples")
 
 
-def test_hash_and_settings_files_stay_until_the_setting_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hash_and_settings_files_stay_until_the_setting_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment = read_experiment(EXPERIMENTS / "tiny.yaml")
     write_settings(experiment, tmp_path / "before", [0])
     monkeypatch.setitem(STAGES, "samples", Added)
@@ -75,10 +93,15 @@ def test_hash_and_settings_files_stay_until_the_setting_is_changed(tmp_path: Pat
     mine = Mine.model_validate(content)
     assert mine.hash() == experiment.hash() != Mine.model_validate(content | {"more": {}}).hash()
     write_settings(mine, tmp_path / "now", [0])
-    before, now = ({str(path.relative_to(tmp_path / name)): path.read_text() for path in (tmp_path / name).rglob("*.yaml")} for name in ("before", "now"))
+    before, now = (
+        {str(path.relative_to(tmp_path / name)): path.read_text() for path in (tmp_path / name).rglob("*.yaml")}
+        for name in ("before", "now")
+    )
     assert before == now
     other = Mine.model_validate(content | {"samples": content["samples"] | {"positives": "matched"}})
-    varied = Mine.model_validate(content | {"variants": {"vaebm": {"samples": {"positives": "matched", "group": {"size": 6}}}}})
+    varied = Mine.model_validate(
+        content | {"variants": {"vaebm": {"samples": {"positives": "matched", "group": {"size": 6}}}}}
+    )
     assert other.hash() != mine.hash()
     path = tmp_path / "now/vaebm/seed0/samples/samples.yaml"
     for one in (other, varied):
@@ -109,7 +132,9 @@ def test_a_settings_file_that_says_the_same_is_left_untouched(tmp_path: Path) ->
     path.write_text(same)
     write_settings(experiment, tmp_path, [3])
     assert path.read_text() == same and read_settings(path, EBMSettings) == (3, experiment.ebm)
-    others = [written.replace("seed: 3", seed) for seed in ("seed: 4", "seed: x", "seed: null", "seed: 3.0", "seed: [3]")]
+    others = [
+        written.replace("seed: 3", seed) for seed in ("seed: 4", "seed: x", "seed: null", "seed: 3.0", "seed: [3]")
+    ]
     for damaged in [
         *others,
         written.replace("flip: false", "flip: true"),

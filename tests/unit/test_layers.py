@@ -34,7 +34,9 @@ def test_normalized_convolution_has_the_norm_of_its_parameter() -> None:
     torch.testing.assert_close(before, raw * (raw + 1e-2) / (raw + 1e-5))  # 1e-2 at the start, 1e-5 in use
     with torch.no_grad():
         conv.weight.mul_(7)
-    torch.testing.assert_close(norms(conv.effective_weight()), before, rtol=1e-4, atol=0)  # 1e-5 beside norms of 0.3 or more
+    torch.testing.assert_close(
+        norms(conv.effective_weight()), before, rtol=1e-4, atol=0
+    )  # 1e-5 beside norms of 0.3 or more
     with torch.no_grad():
         conv.log_weight_norm.add_(1)
     torch.testing.assert_close(norms(conv.effective_weight()), torch.e * before, rtol=1e-4, atol=0)
@@ -61,7 +63,9 @@ def test_resolution_is_kept_or_halved(kernel: int, dilation: int) -> None:
     x = torch.rand(1, 2, 8, 6)
     assert NormalizedConv2d(2, 3, kernel, dilation=dilation)(x).shape == (1, 3, 8, 6)
     assert NormalizedConv2d(2, 3, kernel, dilation=dilation, stride=2)(x).shape == (1, 3, 4, 3)
-    assert PlainConv2d(2, 4, kernel, groups=2)(x).shape == (1, 4, 8, 6) and PlainConv2d(2, 4, kernel, stride=2)(x).shape == (1, 4, 4, 3)
+    assert PlainConv2d(2, 4, kernel, groups=2)(x).shape == (1, 4, 8, 6) and PlainConv2d(2, 4, kernel, stride=2)(
+        x
+    ).shape == (1, 4, 4, 3)
 
 
 def test_dilated_convolution_sees_every_other_pixel_around_its_own() -> None:
@@ -75,7 +79,10 @@ def test_dilated_convolution_sees_every_other_pixel_around_its_own() -> None:
 def test_weights_of_all_convolutions_as_they_are_now() -> None:
     """In the order of the modules, each once, nothing else; the norm is part of it, and so are gradients to L."""
     module = nn.Sequential(
-        NormalizedConv2d(2, 4, 3), nn.Sequential(BatchNorm(4), PlainConv2d(4, 8, 5, groups=4)), nn.Linear(8, 8), DataInitializedConv2d(8, 2, 1)
+        NormalizedConv2d(2, 4, 3),
+        nn.Sequential(BatchNorm(4), PlainConv2d(4, 8, 5, groups=4)),
+        nn.Linear(8, 8),
+        DataInitializedConv2d(8, 2, 1),
     )
     weights = convolution_weights(module)
     assert [tuple(weight().shape) for weight in weights] == [(4, 2, 3, 3), (8, 1, 5, 5), (2, 8, 1, 1)]
@@ -115,14 +122,20 @@ def test_data_initialization_sets_every_layer_on_what_is_initialised_already() -
     assert torch.equal(module(x), first)  # the context is over: nothing is set again
     assert len(seen) == 4
     for name, out in seen.items():
-        torch.testing.assert_close(out.std((0, 2, 3)), torch.full((out.shape[1],), 0.2, dtype=DOUBLE), rtol=1e-4, atol=0)  # scale + 1e-5
+        torch.testing.assert_close(
+            out.std((0, 2, 3)), torch.full((out.shape[1],), 0.2, dtype=DOUBLE), rtol=1e-4, atol=0
+        )  # scale + 1e-5
         assert (out.mean((0, 2, 3)).abs().max() < 1e-10) == (layers[name].bias is not None)
 
 
 def test_data_initialization_forgets_the_scale_it_finds() -> None:
     """L and bias follow from the direction of the weights and from the data, whatever L and the bias were."""
     torch.manual_seed(0)
-    conv, other, x = DataInitializedConv2d(2, 3, 3).double(), DataInitializedConv2d(2, 3, 3).double(), torch.randn(4, 2, 8, 8, dtype=DOUBLE)
+    conv, other, x = (
+        DataInitializedConv2d(2, 3, 3).double(),
+        DataInitializedConv2d(2, 3, 3).double(),
+        torch.randn(4, 2, 8, 8, dtype=DOUBLE),
+    )
     other.load_state_dict({"weight": conv.weight, "bias": conv.bias + 3, "log_weight_norm": conv.log_weight_norm - 2})
     conv.initialize(x)
     other.initialize(x)
@@ -175,13 +188,22 @@ def test_squeeze_excitation_gates_whole_channels_by_all_means(channels: int, hid
 
 def test_matrix_products_for_pointwise_convolutions() -> None:
     """What a GPU computes 1×1 convolutions by: the same function and gradients, and no copy of what is in the layout channels_last."""
-    x, weight, bias = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(6, 3, 1, 1, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    x, weight, bias = (
+        torch.randn(2, 3, 4, 5, dtype=torch.float64),
+        torch.randn(6, 3, 1, 1, dtype=torch.float64),
+        torch.randn(6, dtype=torch.float64),
+    )
     x = x.contiguous(memory_format=torch.channels_last)
     inputs = [part.requires_grad_() for part in (x, weight, bias)]
     gradient = torch.randn(2, 6, 4, 5, dtype=torch.float64)
     found, expected = pointwise(*inputs), F.conv2d(*inputs)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.autograd.grad(found, inputs, gradient), torch.autograd.grad(expected, inputs, gradient), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, gradient),
+        torch.autograd.grad(expected, inputs, gradient),
+        rtol=1e-12,
+        atol=1e-12,
+    )
     assert found.is_contiguous(memory_format=torch.channels_last)
     with torch.profiler.profile() as seen:
         pointwise(x.detach(), weight.detach(), bias.detach())
@@ -195,4 +217,9 @@ def test_backward_pass_of_depthwise_convolutions(kernel: int) -> None:
     inputs, gradient = [part.requires_grad_() for part in (x, weight)], torch.randn(2, 3, 6, 7, dtype=torch.float64)
     found, expected = _Depthwise.apply(*inputs), F.conv2d(*inputs, padding=kernel // 2, groups=3)
     assert torch.equal(found, expected)
-    torch.testing.assert_close(torch.autograd.grad(found, inputs, gradient), torch.autograd.grad(expected, inputs, gradient), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, gradient),
+        torch.autograd.grad(expected, inputs, gradient),
+        rtol=1e-12,
+        atol=1e-12,
+    )

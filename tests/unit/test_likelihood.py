@@ -59,7 +59,9 @@ class LinearGaussian(nn.Module):
         q, p = Normal(exact.mean + self.error, exact.stddev), Normal(0.0, 1.0)
         z = q.mean + q.stddev * noise.like([x], step)[0]
         total = (1, 2, 3)
-        return Output(Pixels(z), q.log_prob(z).sum(total), p.log_prob(z).sum(total), kl_divergence(q, p).sum(total)[:, None])
+        return Output(
+            Pixels(z), q.log_prob(z).sum(total), p.log_prob(z).sum(total), kl_divergence(q, p).sum(total)[:, None]
+        )
 
     def log_prob(self, x):
         return Normal(torch.zeros_like(x), math.sqrt(1 + SIGMA**2)).log_prob(2 * x - 1).sum((1, 2, 3))
@@ -101,7 +103,10 @@ def test_importance_weighted_bound_rises_to_log_p():
     count, model = 300, LinearGaussian(error=0.2)
     images = torch.randint(0, 256, (count, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     exact, a = model.log_prob(images.double() / 255), 4 * 0.2**2 * (1 + 1 / SIGMA**2)
-    gaps = {samples: (estimate(VAEBM(model, None), images, seed=0, samples=samples).importance - exact).mean().item() for samples in (1, 3, 10, 100)}
+    gaps = {
+        samples: (estimate(VAEBM(model, None), images, seed=0, samples=samples).importance - exact).mean().item()
+        for samples in (1, 3, 10, 100)
+    }
     assert list(gaps.values()) == sorted(gaps.values())
     assert gaps[1] == pytest.approx(-a / 2, abs=4 * math.sqrt(a / count))
     relative = math.expm1(a) / 100
@@ -128,7 +133,9 @@ def test_probabilities_of_all_images_sum_to_one(changes, colours, repeats):
     with seeded(0):
         nvae = NVAE(settings, (colours, 2, 2)).double().eval().requires_grad_(False)
     bits = 4 * colours
-    every = ((torch.arange(2**bits)[:, None] >> torch.arange(bits)) & 1).to(torch.uint8).reshape(-1, colours, 2, 2) * 255
+    every = ((torch.arange(2**bits)[:, None] >> torch.arange(bits)) & 1).to(torch.uint8).reshape(
+        -1, colours, 2, 2
+    ) * 255
     found = estimate(VAEBM(nvae, None), every.repeat(repeats, 1, 1, 1), seed=0, samples=1)
     probability = found.importance.exp().reshape(repeats, -1)
     error = (probability.var(0) / repeats).sum().sqrt().item()

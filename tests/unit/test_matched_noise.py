@@ -35,7 +35,12 @@ class Precision(nn.Module):
 
 
 def stage(kind: Literal["clean", "matched"], **changes: object) -> EBMSettings:
-    settings = {"network": ENERGY.model_dump(), "chain": {"steps": 1, "step_size": 0.1}, "positives": kind, "training": {"iterations": 1, "batch": 2}}
+    settings = {
+        "network": ENERGY.model_dump(),
+        "chain": {"steps": 1, "step_size": 0.1},
+        "positives": kind,
+        "training": {"iterations": 1, "batch": 2},
+    }
     settings["training"]["learning_rate"] = 1e-3  # type: ignore[index]
     return validate(EBMSettings, settings | changes, "ebm")
 
@@ -102,15 +107,21 @@ def test_an_energy_of_noisy_images_scores_images_with_noise() -> None:
     nvae, energy = NVAE(NETWORK, (1, 8, 8)).eval().requires_grad_(False), EnergyNetwork(ENERGY, 1).requires_grad_(False)
     energy.initialize(torch.rand(8, 1, 8, 8))
     x, noise = torch.randint(0, 256, (5, 1, 8, 8)) / 255, NoiseSource(3, "score", range(5))
-    matched, clean, alone = (VAEBM(nvae, one, positives=kind) for one, kind in ((energy, "matched"), (energy, "clean"), (None, "clean")))  # type: ignore[arg-type]
-    expected = torch.stack([energy(match_noise(nvae(x, noise=noise, step=draw).pixels, x, noise, draw)) for draw in range(3)]).mean(0)
+    matched, clean, alone = (
+        VAEBM(nvae, one, positives=kind) for one, kind in ((energy, "matched"), (energy, "clean"), (None, "clean"))
+    )  # type: ignore[arg-type]
+    expected = torch.stack(
+        [energy(match_noise(nvae(x, noise=noise, step=draw).pixels, x, noise, draw)) for draw in range(3)]
+    ).mean(0)
     log_p = alone.score(x, seed=3, importance_samples=3)
     torch.testing.assert_close(matched.score(x, seed=3, importance_samples=3), log_p - expected)
     torch.testing.assert_close(clean.score(x, seed=3, importance_samples=3), log_p - energy(x))
     assert (expected - energy(x)).abs().min() > 1e-4, "the noise is seen"
 
 
-@pytest.mark.parametrize(("changes", "found"), [({"negatives": "mean"}, "negatives mean"), ({"potential": "pixels"}, "potential pixels")])
+@pytest.mark.parametrize(
+    ("changes", "found"), [({"negatives": "mean"}, "negatives mean"), ({"potential": "pixels"}, "potential pixels")]
+)
 def test_matched_positives_need_noisy_negatives(changes: dict[str, object], found: str) -> None:
     with pytest.raises(UserError, match=f"positives matched .*{found}"):
         stage("matched", **changes)

@@ -42,7 +42,12 @@ def small(architecture: str = "res_bnswish", **changes: object) -> VAEBM:
         "preprocess_cells": 1,
         "postprocess_cells": 1,
     }
-    nvae = NVAE(NVAENetworkSettings.model_validate(network | {"cells_encoder": 1, "cells_decoder": 1, "architecture": architecture} | changes), (1, 8, 8))
+    nvae = NVAE(
+        NVAENetworkSettings.model_validate(
+            network | {"cells_encoder": 1, "cells_decoder": 1, "architecture": architecture} | changes
+        ),
+        (1, 8, 8),
+    )
     energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[0]), 1)
     pair = None if changes.get("decoder") else energy.requires_grad_(False)
     return VAEBM(nvae.eval().requires_grad_(False), pair, steps=3, step_size=0.01)
@@ -68,7 +73,9 @@ def test_chain_reaches_the_gaussian_law_of_the_model() -> None:
     eps_z, eps_x = model.refine(*start, steps=100, step_size=step_size, noise=noise)
     eps = torch.cat([eps_z[0].flatten(1), eps_x.flatten(1)], dim=1)
     scale = covariance.diagonal().sqrt()
-    error = 5 / math.sqrt(chains)  # five standard errors of a mean, and at least three and a half of a covariance, in units of the scales
+    error = 5 / math.sqrt(
+        chains
+    )  # five standard errors of a mean, and at least three and a half of a covariance, in units of the scales
     assert ((eps.mean(0) - mean).abs() / scale).max() < error
     assert ((torch.cov(eps.T) - covariance).abs() / torch.outer(scale, scale)).max() < error
     assert (mean.abs() / scale).max() > 3 * error  # a chain that ignored the energy would be seen
@@ -81,7 +88,9 @@ def test_potentials_differ_by_the_terms_of_the_specification() -> None:
     pixels, log_p = model.nvae.decode(eps_z)
     x = pixels.sample(eps_x)
     assert model.energy is not None
-    noise = model.energy(x) + 0.5 * (sum(eps.square().flatten(1).sum(1) for eps in eps_z) + eps_x.square().flatten(1).sum(1))
+    noise = model.energy(x) + 0.5 * (
+        sum(eps.square().flatten(1).sum(1) for eps in eps_z) + eps_x.square().flatten(1).sum(1)
+    )
     torch.testing.assert_close(model.potential(eps_z, eps_x), noise)
     density = model.energy(x) - log_p - pixels.chain_log_prob(x).flatten(1).sum(1)
     torch.testing.assert_close(VAEBM(model.nvae, model.energy, "density").potential(eps_z, eps_x), density)
@@ -97,13 +106,17 @@ def test_each_chain_has_a_gradient_of_its_own() -> None:
         (found,) = torch.autograd.grad(model.potential([eps[rows] for eps in eps_z], leaf).sum(), leaf)
         return found
 
-    torch.testing.assert_close(gradient(slice(None)), torch.cat([gradient(slice(k, k + 1)) for k in range(4)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        gradient(slice(None)), torch.cat([gradient(slice(k, k + 1)) for k in range(4)]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_no_step_of_the_chain_is_the_nvae() -> None:
     """The baseline: the same ε, no chain, the same images as the pair with zero steps."""
     model = small()
-    torch.testing.assert_close(model.sample(6, seed=3, steps=0), VAEBM(model.nvae, None).sample(6, seed=3), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.sample(6, seed=3, steps=0), VAEBM(model.nvae, None).sample(6, seed=3), rtol=0, atol=0
+    )
     assert not torch.equal(model.sample(6, seed=3, steps=0), model.sample(6, seed=3))
 
 
@@ -119,7 +132,9 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 def test_shards_are_whole_batches() -> None:
     """Any number of shards covers every image once, in the same batches: not a bit can change."""
     for shards in range(1, 5):
-        stage = SamplesSettings.model_validate({"count": 17, "batch": 5, "shards": shards, "chain": {"steps": 0, "step_size": 1.0}})
+        stage = SamplesSettings.model_validate(
+            {"count": 17, "batch": 5, "shards": shards, "chain": {"steps": 0, "step_size": 1.0}}
+        )
         ranges = [stage.shard(index) for index in range(shards)]
         assert [index for part in ranges for index in part] == list(range(17))
         assert all(part.start % 5 == 0 and len(part) for part in ranges)
@@ -158,7 +173,15 @@ def save_energy(folder: Path) -> Path:
     """A model file of a random energy."""
     energy = small().energy
     assert isinstance(energy, EnergyNetwork)
-    save_model(folder / "energy.pt", "energy", energy.settings.model_dump(), energy.state_dict(), shape=[1, 8, 8], potential="noise", start="prior")
+    save_model(
+        folder / "energy.pt",
+        "energy",
+        energy.settings.model_dump(),
+        energy.state_dict(),
+        shape=[1, 8, 8],
+        potential="noise",
+        start="prior",
+    )
     return folder / "energy.pt"
 
 
@@ -166,9 +189,13 @@ def test_an_energy_needs_a_gaussian_decoder(tmp_path: Path) -> None:
     """A chain moves the noise of the pixels; of the NVAE alone every decoder has samples and a likelihood."""
     model = small(decoder="bernoulli")
     save_model(tmp_path / "nvae.pt", "nvae", model.nvae.settings.model_dump(), model.nvae.state_dict(), shape=[1, 8, 8])
-    with pytest.raises(UserError, match="nvae.pt: expected an NVAE with the decoder normal, which the chain needs, found bernoulli"):
+    with pytest.raises(
+        UserError, match="nvae.pt: expected an NVAE with the decoder normal, which the chain needs, found bernoulli"
+    ):
         VAEBM.load(tmp_path / "nvae.pt", save_energy(tmp_path))
-    with pytest.raises(UserError, match="expected an NVAE with the decoder normal, which the chain needs, found bernoulli"):
+    with pytest.raises(
+        UserError, match="expected an NVAE with the decoder normal, which the chain needs, found bernoulli"
+    ):
         VAEBM(model.nvae, nn.Identity())
     x = torch.rand(3, 1, 8, 8).round()
     torch.testing.assert_close(VAEBM.load(tmp_path / "nvae.pt", None).score(x), model.log_likelihood(x))
@@ -223,13 +250,17 @@ def test_kept_and_read_it_is_the_same(kind: VAEBM) -> None:
     read = torch.load(file, weights_only=False)
     assert torch.equal(read.sample(3, seed=1), images) and torch.equal(read(images), kind.score(images))
     networks = {name.split(".")[0] for name in read.state_dict()}
-    assert networks == ({"nvae"} if kind.energy is None else {"vae" if isinstance(kind, PixelEBM) else "nvae", "energy"})
+    assert networks == (
+        {"nvae"} if kind.energy is None else {"vae" if isinstance(kind, PixelEBM) else "nvae", "energy"}
+    )
 
 
 def test_the_chain_s_settings_can_be_others(kind: VAEBM) -> None:
     """Without steps, the start of the chains."""
     start = kind.sample(2, seed=1, steps=0)
-    assert torch.equal(start, kind.chain(2, seed=1, steps=0)[0]) and (kind.energy is None) == torch.equal(start, kind.sample(2, seed=1))
+    assert torch.equal(start, kind.chain(2, seed=1, steps=0)[0]) and (kind.energy is None) == torch.equal(
+        start, kind.sample(2, seed=1)
+    )
 
 
 def test_both_networks_move(kind: VAEBM) -> None:

@@ -22,12 +22,18 @@ def test_law_is_the_product_of_the_channels_frequencies():
     labels = np.array([407, 417, 907, 101])
     law = modes.law_of(labels, 3, 10)
     assert law.shape == (1000,) and law.sum() == pytest.approx(1)
-    assert law[407] == pytest.approx(2 / 4 * 3 / 4 * 3 / 4) and law[917] == pytest.approx(1 / 4 * 1 / 4 * 3 / 4) and law[191] == 0
+    assert (
+        law[407] == pytest.approx(2 / 4 * 3 / 4 * 3 / 4)
+        and law[917] == pytest.approx(1 / 4 * 1 / 4 * 3 / 4)
+        and law[191] == 0
+    )
 
 
 def test_divergence_by_hand_with_modes_that_no_sample_hits():
     law = np.array([0.5, 0.25, 0.25, 0.0])
-    assert modes.divergence(np.array([3, 1, 0, 0]), law) == pytest.approx(0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.25))
+    assert modes.divergence(np.array([3, 1, 0, 0]), law) == pytest.approx(
+        0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.25)
+    )
     assert modes.divergence(np.array([50, 25, 25, 0]), law) == pytest.approx(0, abs=1e-15)
     assert modes.divergence(np.array([[8, 0, 0, 0], [0, 0, 8, 0]]), law) == pytest.approx([math.log(2), math.log(4)])
 

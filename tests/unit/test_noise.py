@@ -13,11 +13,20 @@ from vaebm.noise import NoiseSource, derive
 SHAPES = [(2, 3, 3), (5,)]
 
 
-@given(seed=st.integers(0, 2**31), first=st.integers(0, 10**9), size=st.integers(1, 6), cut=st.integers(0, 6), step=st.integers(0, 10**6))
+@given(
+    seed=st.integers(0, 2**31),
+    first=st.integers(0, 10**9),
+    size=st.integers(1, 6),
+    cut=st.integers(0, 6),
+    step=st.integers(0, 10**6),
+)
 def test_batches_do_not_matter(seed: int, first: int, size: int, cut: int, step: int) -> None:
     """Drawn at once or in two parts, each sample sees the same bits."""
     cut = min(cut, size)
-    sources = [NoiseSource(seed, "samples", index) for index in (range(first, first + size), range(first, first + cut), range(first + cut, first + size))]
+    sources = [
+        NoiseSource(seed, "samples", index)
+        for index in (range(first, first + size), range(first, first + cut), range(first + cut, first + size))
+    ]
     for law in (NoiseSource.normal, NoiseSource.uniform):
         whole, *parts = [law(source, SHAPES, step=step) for source in sources]
         for number, tensor in enumerate(whole):
@@ -82,5 +91,8 @@ def test_like_takes_shapes_and_type() -> None:
 
 def test_derived_seeds_differ_and_stay() -> None:
     assert derive(0, "nvae") == derive(0, "nvae")
-    assert len({derive(seed, purpose, epoch) for seed in range(3) for purpose in ("order", "nvae") for epoch in range(3)}) == 18
+    assert (
+        len({derive(seed, purpose, epoch) for seed in range(3) for purpose in ("order", "nvae") for epoch in range(3)})
+        == 18
+    )
     assert 0 <= derive(3, "x") < 2**63

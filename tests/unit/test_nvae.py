@@ -26,8 +26,18 @@ DOUBLE = torch.float64
 
 def network(**changes: object) -> NVAENetworkSettings:
     """A small architecture."""
-    base = {"channels_encoder": 4, "channels_decoder": 4, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 2, "postprocess_cells": 2}
-    return NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1, "architecture": "res_bnswish"} | changes)
+    base = {
+        "channels_encoder": 4,
+        "channels_decoder": 4,
+        "groups": [2, 1],
+        "latents": 2,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 2,
+        "postprocess_cells": 2,
+    }
+    return NVAENetworkSettings.model_validate(
+        base | {"cells_encoder": 1, "cells_decoder": 1, "architecture": "res_bnswish"} | changes
+    )
 
 
 def build(shape: tuple[int, int, int] = (1, 8, 8), **changes: object) -> NVAE:
@@ -49,7 +59,8 @@ def build(shape: tuple[int, int, int] = (1, 8, 8), **changes: object) -> NVAE:
 
 # ------------------------------------------------------------------------------------------------- the network as a whole
 ARCHITECTURE: dict[str, Any] = {
-    "groups": st.lists(st.integers(1, 3), min_size=1, max_size=3) | st.sampled_from([[1], [4, 2, 1], [5, 2, 2]]),  # the last two halve from scale to scale
+    "groups": st.lists(st.integers(1, 3), min_size=1, max_size=3)
+    | st.sampled_from([[1], [4, 2, 1], [5, 2, 2]]),  # the last two halve from scale to scale
     "latents": st.integers(1, 3),
     "preprocess_blocks": st.integers(1, 2),
     "preprocess_cells": st.integers(1, 2),
@@ -67,9 +78,16 @@ ARCHITECTURE: dict[str, Any] = {
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.fixed_dictionaries(ARCHITECTURE), st.sampled_from([2, 3, 5]), st.sampled_from([2, 3, 5]), st.integers(1, 2), st.integers(1, 2), st.sampled_from([1, 3])
+    st.fixed_dictionaries(ARCHITECTURE),
+    st.sampled_from([2, 3, 5]),
+    st.sampled_from([2, 3, 5]),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.sampled_from([1, 3]),
 )
-def test_any_architecture(changes: dict[str, Any], encoder: int, decoder: int, rows: int, columns: int, colours: int) -> None:
+def test_any_architecture(
+    changes: dict[str, Any], encoder: int, decoder: int, rows: int, columns: int, colours: int
+) -> None:
     """The decoder knows the image by z alone: the ε that the priors need for the posterior's z gives back pixels and log p(z).
 
     Every image of the batch is treated by itself, and each group's z has the resolution of its scale.
@@ -80,7 +98,9 @@ def test_any_architecture(changes: dict[str, Any], encoder: int, decoder: int, r
     shape = (colours, side * rows, side * columns)
     nvae = build(shape, **changes, channels_encoder=encoder, channels_decoder=decoder)
     assert nvae.latent_shapes == [
-        (changes["latents"], rows * 2**above, columns * 2**above) for above, count in enumerate(reversed(groups)) for _ in range(count)
+        (changes["latents"], rows * 2**above, columns * 2**above)
+        for above, count in enumerate(reversed(groups))
+        for _ in range(count)
     ]
     x, noise = torch.rand(2, *shape, dtype=DOUBLE).round(), NoiseSource(0, "test", range(2))
     with torch.no_grad():
@@ -104,7 +124,9 @@ def test_any_architecture(changes: dict[str, Any], encoder: int, decoder: int, r
         ({"decoder": "logistic_mixture"}, (1, 8, 8), "made for 3 colours, the images have 1"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(changes: dict[str, object], shape: tuple[int, int, int], message: str) -> None:
+def test_images_that_do_not_fit_are_refused(
+    changes: dict[str, object], shape: tuple[int, int, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         NVAE(network(**changes), shape)
 
@@ -267,10 +289,14 @@ def test_single_group_trains_and_is_kept(flows: int, tmp_path: Path) -> None:
     trainer.optimizer.load_state_dict(state["optimizer"])
     save_model(tmp_path / "model.pt", "nvae", nvae.settings.model_dump(), nvae.state_dict(), shape=list(nvae.shape))
     again = load_nvae(tmp_path / "model.pt")
-    assert again.prior_constant.shape == (0, 4, 4) and hash_tensors(again.state_dict()) == hash_tensors(nvae.state_dict())
+    assert again.prior_constant.shape == (0, 4, 4) and hash_tensors(again.state_dict()) == hash_tensors(
+        nvae.state_dict()
+    )
     x, noise = images.double() / 255, NoiseSource(0, "test", range(16))
     with torch.no_grad():  # the layouts differ, and so the rounding
-        torch.testing.assert_close(again.double()(x, noise=noise).log_q, nvae.eval().double()(x, noise=noise).log_q, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            again.double()(x, noise=noise).log_q, nvae.eval().double()(x, noise=noise).log_q, rtol=1e-9, atol=1e-9
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- objective
@@ -285,7 +311,9 @@ def test_weight_of_the_regularisers_goes_by_factors(beta: float, initial: float,
     """λ₀^(1 − β) λ₁^β: from λ₀ at β = 0 to λ₁ at β = 1, half way by their geometric mean; without λ₀ it is λ₁ throughout."""
     assert norm_weight(beta, None, final) == final
     assert norm_weight(beta, initial, final) == pytest.approx(initial ** (1 - beta) * final**beta, rel=1e-12)
-    assert norm_weight(0.0, initial, final) == pytest.approx(initial) and norm_weight(1.0, initial, final) == pytest.approx(final)
+    assert norm_weight(0.0, initial, final) == pytest.approx(initial) and norm_weight(
+        1.0, initial, final
+    ) == pytest.approx(final)
     assert norm_weight(0.5, 10.0, 0.1) == pytest.approx(1.0)
 
 
@@ -297,7 +325,9 @@ def test_group_sizes_are_those_of_the_specification() -> None:
 
 def test_kl_balance_is_even_for_even_groups_and_off_at_full_weight() -> None:
     sizes = torch.tensor([1.0, 4.0], dtype=DOUBLE)
-    torch.testing.assert_close(kl_balance(torch.tensor([[0.99, 3.99]], dtype=DOUBLE), sizes), torch.ones(2, dtype=DOUBLE))
+    torch.testing.assert_close(
+        kl_balance(torch.tensor([[0.99, 3.99]], dtype=DOUBLE), sizes), torch.ones(2, dtype=DOUBLE)
+    )
     nvae, x = build(), torch.rand(2, 1, 8, 8, dtype=DOUBLE)
     output = nvae(x, noise=NoiseSource(0, "test", range(2)))
     plain, balanced = nelbo(output, x, 1.0), nelbo(output, x, 1.0, torch.tensor(group_sizes([2, 1])))
@@ -340,6 +370,8 @@ def test_a_model_file_of_another_version_is_one_line(tmp_path: Path) -> None:
     network, weights = nvae.settings.model_dump(), nvae.state_dict()
     for number, (content, state) in enumerate((({}, weights), (network | {"gone": 1}, weights), (network, {}))):
         save_model(tmp_path / f"{number}.pt", "nvae", content, state, shape=[1, 8, 8])
-        with pytest.raises(UserError, match=f"{number}.pt: expected an NVAE of this version, found one with other settings or weights") as error:
+        with pytest.raises(
+            UserError, match=f"{number}.pt: expected an NVAE of this version, found one with other settings or weights"
+        ) as error:
             load_nvae(tmp_path / f"{number}.pt")
         assert len(str(error.value).splitlines()) == 1

@@ -24,7 +24,9 @@ def published(nvae: NVAE) -> dict[str, Tensor]:
     """Our state in the published layout, name by name and in the published order of modules."""
     single = nvae.settings.single_group
     up, down = list(reversed(nvae.groups)), list(nvae.groups)  # the encoder's order of the groups, and the decoder's
-    state: dict[str, Tensor] = {"prior_ftr0": torch.rand(8, *nvae.prior_constant.shape[1:]) if single else nvae.prior_constant}
+    state: dict[str, Tensor] = {
+        "prior_ftr0": torch.rand(8, *nvae.prior_constant.shape[1:]) if single else nvae.prior_constant
+    }
 
     def add(name: str, module: nn.Module) -> None:
         state.update({f"{name}.{leaf}": value for leaf, value in module.state_dict().items()})
@@ -38,7 +40,9 @@ def published(nvae: NVAE) -> dict[str, Tensor]:
     for cells, group in zip(nvae.encoder_groups, up, strict=True):
         tower += [*cells] if group.first else [*cells, group.combine_encoder]  # type: ignore[misc]
     for number, module in enumerate(tower):
-        add_cell(add, f"enc_tower.{number}", module) if isinstance(module, ResidualCell) else add(f"enc_tower.{number}.conv", module)
+        add_cell(add, f"enc_tower.{number}", module) if isinstance(module, ResidualCell) else add(
+            f"enc_tower.{number}.conv", module
+        )
     add("enc0.1", nvae.encoder_top[1])
     for number, group in enumerate(down):
         add(f"enc_sampler.{number}", group.posterior_parameters)
@@ -46,7 +50,11 @@ def published(nvae: NVAE) -> dict[str, Tensor]:
         add(f"dec_sampler.{number}.1", group.prior_parameters[1])
     for number, pair in enumerate(pair for group in down for pair in group.flows):
         for half, cell in enumerate(pair, start=1):
-            for name, layer in (("conv.convz.0", cell.expand), ("conv.convz.2", cell.depthwise), ("mu.conv_0", cell.shift)):
+            for name, layer in (
+                ("conv.convz.0", cell.expand),
+                ("conv.convz.2", cell.depthwise),
+                ("mu.conv_0", cell.shift),
+            ):
                 add(f"nf_cells.{number}.cell{half}.{name}", layer)
     tower = [module for group in down for module in (*group.cells, group.combine_decoder)]
     for number, module in enumerate(tower):
@@ -101,9 +109,19 @@ def plain(layers: list[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
 
 def network(**changes: Any) -> NVAE:
     """A random network of 8 channels for 3×16×16 images, no value of which is special."""
-    base = {"channels_encoder": 8, "channels_decoder": 8, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 2, "postprocess_cells": 2}
+    base = {
+        "channels_encoder": 8,
+        "channels_decoder": 8,
+        "groups": [2, 1],
+        "latents": 2,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 2,
+        "postprocess_cells": 2,
+    }
     torch.manual_seed(0)
-    nvae = NVAE(NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1} | changes), (3, 16, 16))
+    nvae = NVAE(
+        NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1} | changes), (3, 16, 16)
+    )
     with torch.no_grad():
         for value in nvae.state_dict().values():
             value.uniform_(0.5, 1.5) if value.is_floating_point() else value.fill_(7)
@@ -140,7 +158,17 @@ def arguments(settings: NVAENetworkSettings, groups: int, **changes: Any) -> arg
 def save(path: Path, state: dict[str, Any], args: Any) -> Path:
     """A checkpoint of the published layout, with an optimiser's state in it."""
     optimizer = torch.optim.Adamax([nn.Parameter(torch.zeros(2))])
-    torch.save({"epoch": 3, "state_dict": state, "optimizer": optimizer.state_dict(), "global_step": 9, "args": args, "scheduler": {"T_max": 5}}, path)
+    torch.save(
+        {
+            "epoch": 3,
+            "state_dict": state,
+            "optimizer": optimizer.state_dict(),
+            "global_step": 9,
+            "args": args,
+            "scheduler": {"T_max": 5},
+        },
+        path,
+    )
     return path
 
 
@@ -184,12 +212,35 @@ def test_every_architecture_there_and_back(architecture: Architecture, tmp_path:
         ({"groups": [1], "flows": 2, "squeeze_excitation": False}, 1, {}),
         ({"groups": [4, 2, 2], "flows": 2}, 4, {"ada_groups": True, "min_groups_per_scale": 2}),
         ({"groups": [3, 1], "residual_posterior": False, "bits": 5}, 3, {"ada_groups": True}),
-        ({"groups": [2, 2], "squeeze_excitation": False, "decoder": "logistic_mixture", "mixtures": 3, "cells_encoder": 2, "cells_decoder": 3}, 2, {}),
-        ({"preprocess_blocks": 2, "groups": [2], "preprocess_cells": 1, "postprocess_cells": 3, "channels_encoder": 6}, 2, {}),
+        (
+            {
+                "groups": [2, 2],
+                "squeeze_excitation": False,
+                "decoder": "logistic_mixture",
+                "mixtures": 3,
+                "cells_encoder": 2,
+                "cells_decoder": 3,
+            },
+            2,
+            {},
+        ),
+        (
+            {
+                "preprocess_blocks": 2,
+                "groups": [2],
+                "preprocess_cells": 1,
+                "postprocess_cells": 3,
+                "channels_encoder": 6,
+            },
+            2,
+            {},
+        ),
         ({"decoder": "bernoulli", "groups": [1, 1], "crop": 2, "channels_encoder": 5}, 1, {}),
     ],
 )
-def test_every_setting_there_and_back(changes: dict[str, Any], groups: int, args: dict[str, Any], tmp_path: Path) -> None:
+def test_every_setting_there_and_back(
+    changes: dict[str, Any], groups: int, args: dict[str, Any], tmp_path: Path
+) -> None:
     nvae = network(**changes)
     same(save(tmp_path / "checkpoint.pt", published(nvae), arguments(nvae.settings, groups, **args)), nvae)
 
@@ -200,7 +251,10 @@ def test_conversion_gives_a_model_file_and_says_what_it_is(tmp_path: Path, capsy
     convert(path, tmp_path / "model.pt")
     parameters = sum(parameter.numel() for parameter in nvae.parameters())
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == f"{tmp_path / 'model.pt'}: NVAE of 3×16×16 images, {parameters:,} parameters in {len(nvae.state_dict())} tensors"
+    assert (
+        line
+        == f"{tmp_path / 'model.pt'}: NVAE of 3×16×16 images, {parameters:,} parameters in {len(nvae.state_dict())} tensors"
+    )
     again = load_nvae(tmp_path / "model.pt")
     assert not again.training and not [parameter for parameter in again.parameters() if parameter.requires_grad]
     assert all(torch.equal(value, nvae.state_dict()[name]) for name, value in again.state_dict().items())
@@ -218,7 +272,11 @@ def test_older_files_lack_duplicates_and_arguments(tmp_path: Path, capsys: pytes
     args = arguments(nvae.settings, 2)
     for name in ("ada_groups", "min_groups_per_scale", "num_mixture_dec"):
         delattr(args, name)
-    path = save(tmp_path / "checkpoint.pt", {name: value for name, value in published(nvae).items() if not name.endswith("weight_normalized")}, args)
+    path = save(
+        tmp_path / "checkpoint.pt",
+        {name: value for name, value in published(nvae).items() if not name.endswith("weight_normalized")},
+        args,
+    )
     same(path, nvae)
     convert(path, tmp_path / "model.pt")
     assert capsys.readouterr().out.splitlines()[:3] == [
@@ -233,6 +291,8 @@ def test_order_of_the_names_does_not_matter(first: str, tmp_path: Path) -> None:
     """Two operations of a cell have layers of the same shapes, and so have the four of a skip connection: their numbers tell them apart."""
     content = recorded()
     names = sorted(content["state_dict"], key=lambda name: (not name.startswith(first), name))
-    weights = read(save(tmp_path / "checkpoint.pt", {name: content["state_dict"][name] for name in names}, content["args"])).weights
+    weights = read(
+        save(tmp_path / "checkpoint.pt", {name: content["state_dict"][name] for name in names}, content["args"])
+    ).weights
     expected = read(RECORDED / "nvae_cifar_checkpoint.pt").weights
     assert not [name for name, value in expected.items() if not torch.equal(value, weights[name])]

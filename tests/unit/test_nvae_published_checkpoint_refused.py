@@ -53,20 +53,47 @@ def instead(name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]
         (without("stem.log_weight_norm"), "stem.log_weight_norm: expected this weight"),
         (without("pre_process.0._ops.1.conv_0.bias"), "pre_process.0._ops.1.conv_0.bias: expected this weight"),
         (without("pre_process.1.skip.conv_4.weight"), "pre_process.1.skip.conv_4.weight: expected this weight"),
-        (without("enc_tower.0._ops.0.bn_act.running_var"), "enc_tower.0._ops.0.bn_act.running_var: expected this weight"),
+        (
+            without("enc_tower.0._ops.0.bn_act.running_var"),
+            "enc_tower.0._ops.0.bn_act.running_var: expected this weight",
+        ),
         (without("enc_tower.2.conv."), "enc_tower.2.conv.weight: expected this weight"),
         (without("enc_sampler.2.bias"), "enc_sampler.2.bias: expected this weight"),
         (without("nf_cells.2.cell2.mu.conv_0.weight"), "nf_cells.2.cell2.mu.conv_0.weight: expected this weight"),
-        (without("dec_tower.1._ops.0.conv.3."), "dec_tower.1._ops: expected 7 layers with weights, found 6: dec_tower.1._ops.0.conv.0.bn, "),
-        (without("dec_tower.1.se.se.0.", "dec_tower.1.se.se.2."), "dec_tower.1.se: expected 2 layers with weights, found 0: none"),
+        (
+            without("dec_tower.1._ops.0.conv.3."),
+            "dec_tower.1._ops: expected 7 layers with weights, found 6: dec_tower.1._ops.0.conv.0.bn, ",
+        ),
+        (
+            without("dec_tower.1.se.se.0.", "dec_tower.1.se.se.2."),
+            "dec_tower.1.se: expected 2 layers with weights, found 0: none",
+        ),
         (without("post_process.0.skip.1."), "post_process.0.skip: expected 1 layers with weights, found 0: none"),
         (without("image_conditional.1.bias"), "image_conditional.1.bias: expected this weight"),
-        (instead("enc_tower.99.conv.weight", torch.zeros(1)), r"enc_tower.99.conv.weight: a weight that the network .* does not have \(1 such"),
-        (instead("stem.scale", torch.zeros(1)), "stem.scale: a weight that the network of these arguments does not have"),
-        (instead("dec_tower.1._ops.0.conv.5.weight", torch.zeros(1)), "dec_tower.1._ops: expected 7 layers with weights, found 8"),
-        (instead("pre_process.0.skip.1.weight", torch.zeros(1)), "pre_process.0.skip: expected 0 layers with weights, found 1"),
-        (instead("enc0.1.weight", torch.zeros(16, 16, 3, 3)), r"enc0.1.weight: expected the shape \(16, 16, 1, 1\), found \(16, 16, 3, 3\)"),
-        (instead("stem.log_weight_norm", torch.zeros(8)), r"stem.log_weight_norm: expected the shape \(8, 1, 1, 1\), found \(8,\)"),
+        (
+            instead("enc_tower.99.conv.weight", torch.zeros(1)),
+            r"enc_tower.99.conv.weight: a weight that the network .* does not have \(1 such",
+        ),
+        (
+            instead("stem.scale", torch.zeros(1)),
+            "stem.scale: a weight that the network of these arguments does not have",
+        ),
+        (
+            instead("dec_tower.1._ops.0.conv.5.weight", torch.zeros(1)),
+            "dec_tower.1._ops: expected 7 layers with weights, found 8",
+        ),
+        (
+            instead("pre_process.0.skip.1.weight", torch.zeros(1)),
+            "pre_process.0.skip: expected 0 layers with weights, found 1",
+        ),
+        (
+            instead("enc0.1.weight", torch.zeros(16, 16, 3, 3)),
+            r"enc0.1.weight: expected the shape \(16, 16, 1, 1\), found \(16, 16, 3, 3\)",
+        ),
+        (
+            instead("stem.log_weight_norm", torch.zeros(8)),
+            r"stem.log_weight_norm: expected the shape \(8, 1, 1, 1\), found \(8,\)",
+        ),
         (instead("stem.weight", torch.zeros(8)), "stem.weight: expected "),
         (instead("prior_ftr0", torch.zeros(16, 16)), "prior_ftr0: expected "),
         (instead("image_conditional.1.weight", torch.zeros(())), "image_conditional.1.weight: expected "),
@@ -75,7 +102,9 @@ def instead(name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]
         (instead("stem.weight", None), "stem.weight"),
     ],
 )
-def test_any_other_weights_are_refused_by_name(change: Callable[[dict[str, Any]], dict[str, Any]], message: str, tmp_path: Path) -> None:
+def test_any_other_weights_are_refused_by_name(
+    change: Callable[[dict[str, Any]], dict[str, Any]], message: str, tmp_path: Path
+) -> None:
     content = recorded()
     refused(save(tmp_path / "checkpoint.pt", change(content["state_dict"]), content["args"]), message)
 
@@ -84,16 +113,28 @@ def test_any_other_weights_are_refused_by_name(change: Callable[[dict[str, Any]]
     ("changes", "message"),
     [
         ({"arch_instance": "res_mbconv9"}, "args.arch_instance: expected one of res_mbconv, .*, found 'res_mbconv9'"),
-        ({"num_postprocess_blocks": 2}, r"args.num_postprocess_blocks: expected num_preprocess_blocks \(1\), .*, found 2"),
+        (
+            {"num_postprocess_blocks": 2},
+            r"args.num_postprocess_blocks: expected num_preprocess_blocks \(1\), .*, found 2",
+        ),
         ({"num_x_bits": 9}, "args: bits: .*less than or equal to 8"),
         ({"num_groups_per_scale": -1}, "args: groups.0: .*greater than 0"),
         ({"num_channels_enc": 8.5}, "args.num_channels_enc: expected a value of type int"),
-        ({"num_latent_scales": 1, "num_groups_per_scale": 1, "num_channels_enc": 16}, "args: .*channels_encoder must equal channels_decoder"),
+        (
+            {"num_latent_scales": 1, "num_groups_per_scale": 1, "num_channels_enc": 16},
+            "args: .*channels_encoder must equal channels_decoder",
+        ),
         ({"num_channels_enc": 16}, r"stem.weight: expected the shape \(16, 3, 3, 3\), found \(8, 3, 3, 3\)"),
-        ({"num_mixture_dec": 10}, r"image_conditional.1.weight: expected the shape \(100, 8, 3, 3\), found \(6, 8, 3, 3\)"),
+        (
+            {"num_mixture_dec": 10},
+            r"image_conditional.1.weight: expected the shape \(100, 8, 3, 3\), found \(6, 8, 3, 3\)",
+        ),
         ({"dataset": "mnist"}, r"image_conditional.1.weight: expected the shape \(3, 8, 3, 3\), found \(6, 8, 3, 3\)"),
         ({"num_groups_per_scale": 4}, "enc_tower.8.conv.weight: expected this weight"),
-        ({"num_groups_per_scale": 2}, r"a weight that the network of these arguments does not have \(120 such in all\)"),
+        (
+            {"num_groups_per_scale": 2},
+            r"a weight that the network of these arguments does not have \(120 such in all\)",
+        ),
         ({"num_nf": 2}, "nf_cells.3.cell1.conv.convz.0.weight: expected this weight"),
         ({"num_nf": 0}, r"nf_cells.* does not have \(42 such in all\)"),
         ({"use_se": False}, r"pre_process.0.se: expected 0 layers with weights, found 2"),
@@ -104,23 +145,43 @@ def test_any_other_weights_are_refused_by_name(change: Callable[[dict[str, Any]]
         ({"dataset": ["cifar10"]}, "args.*dataset"),
     ],
 )
-def test_arguments_that_the_weights_do_not_have_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_arguments_that_the_weights_do_not_have_are_named(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     content = recorded()
-    refused(save(tmp_path / "checkpoint.pt", content["state_dict"], argparse.Namespace(**vars(content["args"]) | changes)), message)
+    refused(
+        save(tmp_path / "checkpoint.pt", content["state_dict"], argparse.Namespace(**vars(content["args"]) | changes)),
+        message,
+    )
 
 
 def test_a_mixture_of_greys_is_refused(tmp_path: Path) -> None:
     """Weights of one channel with the arguments of a mixture for colours."""
     content = recorded("discrete")
-    path = save(tmp_path / "checkpoint.pt", content["state_dict"] | {"stem.weight": torch.zeros(9, 1, 3, 3)}, content["args"])
+    path = save(
+        tmp_path / "checkpoint.pt", content["state_dict"] | {"stem.weight": torch.zeros(9, 1, 3, 3)}, content["args"]
+    )
     refused(path, "3 colours|stem.weight")
 
 
-@pytest.mark.parametrize("name", ["dataset", "arch_instance", "num_latent_scales", "num_groups_per_scale", "num_channels_enc", "num_postprocess_blocks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dataset",
+        "arch_instance",
+        "num_latent_scales",
+        "num_groups_per_scale",
+        "num_channels_enc",
+        "num_postprocess_blocks",
+    ],
+)
 def test_a_missing_argument_is_named(name: str, tmp_path: Path) -> None:
     content = recorded()
     delattr(content["args"], name)
-    refused(save(tmp_path / "checkpoint.pt", content["state_dict"], content["args"]), f"args.{name}: expected this argument of the published program")
+    refused(
+        save(tmp_path / "checkpoint.pt", content["state_dict"], content["args"]),
+        f"args.{name}: expected this argument of the published program",
+    )
 
 
 class Stranger:
@@ -142,8 +203,15 @@ def test_objects_that_could_run_a_program_are_refused(tmp_path: Path) -> None:
     marker, content = tmp_path / "was-run", recorded()
     state, args = content["state_dict"], content["args"]
     path = tmp_path / "checkpoint.pt"
-    for what, name in ((Command(marker), f"{os.system.__module__}.system"), (Stranger(), "Stranger"), (nn.Linear(1, 1), "torch.nn.modules.linear.Linear")):
-        refused(save(path, state | {"stem.bias": what}, args), f"expected a published NVAE checkpoint, found an object of [\\w.]*{name} in it")
+    for what, name in (
+        (Command(marker), f"{os.system.__module__}.system"),
+        (Stranger(), "Stranger"),
+        (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+    ):
+        refused(
+            save(path, state | {"stem.bias": what}, args),
+            f"expected a published NVAE checkpoint, found an object of [\\w.]*{name} in it",
+        )
         refused(save(path, state, argparse.Namespace(**vars(args) | {"dataset": what})), name)
         refused(save(path, state, what), name)
         torch.save(what, path)
@@ -160,7 +228,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save(content["state_dict"], tmp_path / "bare")
     torch.save({"state_dict": content["state_dict"], "args": vars(content["args"])}, tmp_path / "arguments")
     torch.save({"state_dict": [1], "args": content["args"]}, tmp_path / "weights")
-    save(tmp_path / "parallel", {f"module.{name}": value for name, value in content["state_dict"].items()}, content["args"])
+    save(
+        tmp_path / "parallel",
+        {f"module.{name}": value for name, value in content["state_dict"].items()},
+        content["args"],
+    )
     (tmp_path / "cut").write_bytes(whole[:-1000])
     (tmp_path / "holed").write_bytes(whole[:200_000] + bytes(2000) + whole[202_000:])
     (tmp_path / "text").write_text("not a checkpoint")

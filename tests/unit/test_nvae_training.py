@@ -29,7 +29,13 @@ NETWORK = {
 
 def trainer(architecture: str = "res_mbconv", flows: int = 1, **training: Any) -> Trainer:
     with seeded(0):
-        nvae = NVAE(NVAENetworkSettings.model_validate({**NETWORK, "architecture": architecture, "flows": flows}), (1, 8, 8)).double().train()
+        nvae = (
+            NVAE(
+                NVAENetworkSettings.model_validate({**NETWORK, "architecture": architecture, "flows": flows}), (1, 8, 8)
+            )
+            .double()
+            .train()
+        )
     settings = NVAETrainingSettings.model_validate({"epochs": 10, "batch": 8, "precision": "float64", **training})
     return Trainer(nvae, settings, total=10, seed=0)
 
@@ -44,17 +50,47 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     The two compute their activations again, where batch norms gather the moments a second time.
     """
     prepare("digits", tmp_path / "data")
-    training = {"epochs": 2, "batch": 500, "micro_batch": 250, "warmup_epochs": 1, "precision": "float64", "norm_weight": 1e-2}
+    training = {
+        "epochs": 2,
+        "batch": 500,
+        "micro_batch": 250,
+        "warmup_epochs": 1,
+        "precision": "float64",
+        "norm_weight": 1e-2,
+    }
     for name in ("one", "two"):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"seed": 0, "nvae": {"network": NETWORK, "training": training | {"recompute": name == "two"}}}))
-    python, torchrun = [sys.executable, "-m"], [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        (tmp_path / f"{name}.yaml").write_text(
+            yaml.safe_dump(
+                {"seed": 0, "nvae": {"network": NETWORK, "training": training | {"recompute": name == "two"}}}
+            )
+        )
+    python, torchrun = (
+        [sys.executable, "-m"],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"],
+    )
     for name, start in (("one", python), ("two", torchrun)):
-        command = [*start, "vaebm", "nvae", f"{name}.yaml", "--data", "data/manifest.json", "--model", f"{name}/model.pt"]
-        subprocess.run(command, cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])})
+        command = [
+            *start,
+            "vaebm",
+            "nvae",
+            f"{name}.yaml",
+            "--data",
+            "data/manifest.json",
+            "--model",
+            f"{name}/model.pt",
+        ]
+        subprocess.run(
+            command,
+            cwd=tmp_path,
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
     one, two = (torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"] for name in ("one", "two"))
     assert one["prior_constant"].dtype == torch.float64
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("architecture", ["res_mbconv", "res_bnelu"])
@@ -108,9 +144,15 @@ def test_bfloat16_keeps_distributions_and_weights_in_single_precision() -> None:
     for precision in ("float32", "bfloat16"):
         with seeded(0):
             nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK), (1, 8, 8)).train()
-        each = Trainer(nvae, NVAETrainingSettings.model_validate({**settings, "precision": precision}), total=10, seed=0)
+        each = Trainer(
+            nvae, NVAETrainingSettings.model_validate({**settings, "precision": precision}), total=10, seed=0
+        )
         losses[precision] = each.step(images(), 4, 1e-3, penalise=False)
-        assert all(parameter.dtype == parameter.grad.dtype == torch.float32 for parameter in each.parameters if parameter.grad is not None)
+        assert all(
+            parameter.dtype == parameter.grad.dtype == torch.float32
+            for parameter in each.parameters
+            if parameter.grad is not None
+        )
     assert losses["bfloat16"].reconstruction != losses["float32"].reconstruction  # autocast did something
     assert losses["bfloat16"].reconstruction == pytest.approx(losses["float32"].reconstruction, rel=0.05)
     assert sum(losses["bfloat16"].kl) == pytest.approx(sum(losses["float32"].kl), rel=0.05)

@@ -105,7 +105,9 @@ def test_photographs_are_different_patches_brought_to_size_like_the_digits(digit
             sums = np.pad(photo.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
             means = (sums[4:, 4:] - sums[4:, :-4] - sums[:-4, 4:] + sums[:-4, :-4]) / 16 / 255 * 16
             rows, columns = photo.shape[0] - 31, photo.shape[1] - 31
-            blocks = np.stack([means[4 * r : 4 * r + rows, 4 * c : 4 * c + columns] for r in range(8) for c in range(8)])
+            blocks = np.stack(
+                [means[4 * r : 4 * r + rows, 4 * c : 4 * c + columns] for r in range(8) for c in range(8)]
+            )
             distances.append(np.abs(blocks - to_counts(picture[..., 0]).reshape(64, 1, 1)).max(axis=0).min())
         assert min(distances) <= 0.5 + 16 / 255, "nearest level, and at most one grey level lost by integer grey"
     with pytest.raises(UserError, match="made for digits alone, found mine"):
@@ -117,11 +119,21 @@ def area_mean(image, side):
     size = len(image)
 
     def share(cell, pixel):
-        return max(Fraction(0), min(Fraction(cell + 1, side), Fraction(pixel + 1, size)) - max(Fraction(cell, side), Fraction(pixel, size))) * side
+        return (
+            max(
+                Fraction(0),
+                min(Fraction(cell + 1, side), Fraction(pixel + 1, size))
+                - max(Fraction(cell, side), Fraction(pixel, size)),
+            )
+            * side
+        )
 
     weights = [[share(cell, pixel) for pixel in range(size)] for cell in range(side)]
     return [
-        [sum(weights[row][i] * weights[column][j] * int(image[i, j]) for i in range(size) for j in range(size)) for column in range(side)]
+        [
+            sum(weights[row][i] * weights[column][j] * int(image[i, j]) for i in range(size) for j in range(size))
+            for column in range(side)
+        ]
         for row in range(side)
     ]
 
@@ -130,7 +142,9 @@ def area_mean(image, side):
 def test_larger_images_become_means_over_areas(size, side):
     images = noise(3, 6, size, size, 3)
     made = ood.fitted(images, side, "mine")
-    exact = np.array([[area_mean(image[..., channel], side) for channel in range(3)] for image in images]).transpose(0, 2, 3, 1)
+    exact = np.array([[area_mean(image[..., channel], side) for channel in range(3)] for image in images]).transpose(
+        0, 2, 3, 1
+    )
     distance = np.abs(made.astype(int) - exact)
     assert made.dtype == np.uint8 and distance.max() <= Fraction(1, 2)
     ties = distance == Fraction(1, 2)
@@ -151,7 +165,10 @@ def test_digits_are_told_from_images_of_their_own_levels():
 def sharpness(images):
     """Minus the mean square of differences of neighbouring pixels: what a model sees at once in images that were resized."""
     floats = images.astype(np.float64)
-    return -(np.square(np.diff(floats, axis=1)).mean(axis=(1, 2, 3)) + np.square(np.diff(floats, axis=2)).mean(axis=(1, 2, 3)))
+    return -(
+        np.square(np.diff(floats, axis=1)).mean(axis=(1, 2, 3))
+        + np.square(np.diff(floats, axis=2)).mean(axis=(1, 2, 3))
+    )
 
 
 def test_size_alone_does_not_tell_images_apart(tmp_path):
@@ -165,13 +182,18 @@ def test_size_alone_does_not_tell_images_apart(tmp_path):
 
     scenes = noise(6, 800, 32, 32, 3)
     photos = scenes.astype(np.float64).cumsum(1).cumsum(2)  # detail at every scale
-    photos = (255 * (photos - photos.min((1, 2), keepdims=True)) / np.ptp(photos, axis=(1, 2), keepdims=True) * 0.5 + scenes * 0.5).astype(np.uint8)
+    photos = (
+        255 * (photos - photos.min((1, 2), keepdims=True)) / np.ptp(photos, axis=(1, 2), keepdims=True) * 0.5
+        + scenes * 0.5
+    ).astype(np.uint8)
     small = ood.fitted(photos, 16, "mine")
     inside, other = image_set(small[:400], "inside"), small[400:]
     enlarged = {
         "repeated": other.repeat(2, axis=1).repeat(2, axis=2),
         "photographed": photos[400:],
-        "softened": np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in other]),
+        "softened": np.stack(
+            [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in other]
+        ),
     }
     manifests = {name: prepared(tmp_path, images, name) for name, images in enlarged.items()}
     made = {name: pictures(ood.make(name, own(name, 32), inside, manifests)) for name in enlarged}
@@ -198,7 +220,9 @@ def test_a_prepared_set_is_its_held_out_images_chosen_by_hash(tmp_path):
 def test_sets_of_another_form_are_refused(tmp_path, shape):
     """Grey beside colour, images that would have to be enlarged, and a lone image."""
     manifest = prepared(tmp_path, noise(9, *shape), "other")
-    with pytest.raises(UserError, match="expected at least 2 held-out images of 4×4×3 or larger ones, found .* of .×.×."):
+    with pytest.raises(
+        UserError, match="expected at least 2 held-out images of 4×4×3 or larger ones, found .* of .×.×."
+    ):
         ood.make("other", own("other", 4), image_set(noise(8, 30, 4, 4, 3)), {"other": manifest})
 
 

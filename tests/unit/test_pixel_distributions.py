@@ -13,7 +13,15 @@ from torch.distributions import Bernoulli
 
 from vaebm.config import NVAENetworkSettings
 from vaebm.noise import NoiseSource
-from vaebm.nvae.pixel_distributions import PixelBernoulli, PixelLogisticMixture, PixelNormal, Pixels, logit_channels, pixels_of, quantize
+from vaebm.nvae.pixel_distributions import (
+    PixelBernoulli,
+    PixelLogisticMixture,
+    PixelNormal,
+    Pixels,
+    logit_channels,
+    pixels_of,
+    quantize,
+)
 
 DOUBLE = torch.float64
 
@@ -75,7 +83,9 @@ def test_normal_temperature_scales_the_noise() -> None:
     logits = torch.tensor([0.1, -2.0], dtype=DOUBLE).reshape(1, 2, 1, 1).expand(5, -1, -1, -1)
     eps = torch.linspace(-1, 1, 5, dtype=DOUBLE).reshape(5, 1, 1, 1)
     sigma = math.exp(5 * math.tanh(-0.4)) + 0.01
-    torch.testing.assert_close(PixelNormal(logits).sample(eps, 0.7), 0.5 + 0.5 * (5 * math.tanh(0.02) + 0.7 * sigma * eps))
+    torch.testing.assert_close(
+        PixelNormal(logits).sample(eps, 0.7), 0.5 + 0.5 * (5 * math.tanh(0.02) + 0.7 * sigma * eps)
+    )
 
 
 def test_floors_of_log_sigma() -> None:
@@ -107,7 +117,12 @@ def parts(logits: Tensor) -> Tensor:
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**31), components=st.integers(1, 3), bits=st.integers(1, 3), log_scale=st.sampled_from([-8.0, -5.0, -3.0, -1.0, 2.0]))
+@given(
+    seed=st.integers(0, 2**31),
+    components=st.integers(1, 3),
+    bits=st.integers(1, 3),
+    log_scale=st.sampled_from([-8.0, -5.0, -3.0, -1.0, 2.0]),
+)
 def test_masses_of_all_colours_sum_to_one(seed: int, components: int, bits: int, log_scale: float) -> None:
     """Every colour once, each given those before. Masses below 1e-5 are replaced by smaller densities: at most 1e-5 a level is lost."""
     colours = torch.tensor(list(itertools.product(grid(bits).tolist(), repeat=3)), dtype=DOUBLE)[:, :, None, None]
@@ -125,7 +140,9 @@ def test_masses_of_the_levels_of_a_colour_sum_to_one(colour: int, bits: int) -> 
     masses sum to one without the last one; at fewer bits it is the last level alone.
     """
     logits = mixture(1, 3)
-    parts(logits)[:, :2].clamp_(-1.2, 0.5)  # means and log scales for which no component's mass is below 1e-5, and replaced by its density
+    parts(logits)[:, :2].clamp_(
+        -1.2, 0.5
+    )  # means and log scales for which no component's mass is below 1e-5, and replaced by its density
     for other in {0, 1, 2} - {colour}:
         parts(logits)[other, 0] = 1e4
     x = torch.ones(2**bits, 3, 1, 1, dtype=DOUBLE)
@@ -177,7 +194,9 @@ def softplus(x: float) -> float:
     log_scale=st.sampled_from([-12.0, -6.0, -3.0, 0.0]),
     levels=st.tuples(*[st.integers(0, 255) | st.sampled_from([0, 254, 255])] * 3),
 )
-def test_mixture_by_the_formula(seed: int, components: int, bits: int, log_scale: float, levels: tuple[int, int, int]) -> None:
+def test_mixture_by_the_formula(
+    seed: int, components: int, bits: int, log_scale: float, levels: tuple[int, int, int]
+) -> None:
     logits = mixture(seed, components, log_scale=log_scale)
     x = [(level >> (8 - bits)) / (2**bits - 1) for level in levels]
     found = PixelLogisticMixture(logits, bits).log_prob(torch.tensor(x, dtype=DOUBLE).reshape(1, 3, 1, 1))
@@ -222,7 +241,9 @@ def test_mixture_clamps_each_colour_before_it_shifts_the_next() -> None:
     logits = torch.zeros(1, 10, 1, 1, dtype=DOUBLE)
     means, coefficients = parts(logits)[:, 0, 0, 0, 0], parts(logits)[:, 2, 0, 0, 0]
     means.copy_(torch.tensor([3.0, -0.5, -2.5]))
-    coefficients.copy_(torch.tensor([0.5, 1.0, -1.0]).atanh().clamp(-30, 30))  # green: −0.5 + 0.5; blue: −2.5 + 1 − green
+    coefficients.copy_(
+        torch.tensor([0.5, 1.0, -1.0]).atanh().clamp(-30, 30)
+    )  # green: −0.5 + 0.5; blue: −2.5 + 1 − green
     half = torch.full((1, 3, 1, 1), 0.5, dtype=DOUBLE)
     pixels = PixelLogisticMixture(logits)
     expected = torch.tensor([1.0, 0.5, 0.0], dtype=DOUBLE)
@@ -238,7 +259,9 @@ def test_mixture_mean_averages_means_and_coefficients() -> None:
     c = (raw[:, 2].tanh() * weights).sum(1).tolist()
     green += c[0] * red
     blue += c[1] * red + c[2] * green
-    assert (2 * PixelLogisticMixture(logits).mean - 1).flatten().tolist() == pytest.approx([red, green, blue], rel=1e-12)
+    assert (2 * PixelLogisticMixture(logits).mean - 1).flatten().tolist() == pytest.approx(
+        [red, green, blue], rel=1e-12
+    )
 
 
 def test_mixture_samples_have_the_probabilities_of_their_levels() -> None:
@@ -264,7 +287,9 @@ def test_mixture_chooses_components_by_their_weights(temperature: float) -> None
     parts(logits)[:, 2] = 0
     image = drawn(PixelLogisticMixture(logits.expand(-1, -1, side, side)), temperature=temperature)
     component = (2.5 * (image - 0.1)).round().long()[0]
-    assert (component[0] == component[1]).all() and (component[0] == component[2]).all()  # one component for all colours
+    assert (component[0] == component[1]).all() and (
+        component[0] == component[2]
+    ).all()  # one component for all colours
     weights = torch.softmax(logits[0, :3, 0, 0] / temperature, 0)
     error = (weights * (1 - weights) / side**2).sqrt()
     assert ((torch.bincount(component[0].flatten()) / side**2 - weights).abs() < 4 * error).all()
@@ -291,7 +316,15 @@ def test_bernoulli_samples_have_the_probability_of_their_mean(temperature: float
 # ------------------------------------------------------------------------------------------------------ what all share
 def network(**changes: object) -> NVAENetworkSettings:
     """Settings, of which the pixels use a few."""
-    base = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1], "latents": 1, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1}
+    base = {
+        "channels_encoder": 4,
+        "channels_decoder": 4,
+        "groups": [1],
+        "latents": 1,
+        "preprocess_blocks": 1,
+        "preprocess_cells": 1,
+        "postprocess_cells": 1,
+    }
     return NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1} | changes)
 
 
@@ -303,7 +336,9 @@ def network(**changes: object) -> NVAENetworkSettings:
         ({"decoder": "bernoulli"}, PixelBernoulli, 3),
     ],
 )
-def test_likelihood_is_the_sum_over_the_image_without_its_border(changes: dict[str, object], expected: type, channels: int) -> None:
+def test_likelihood_is_the_sum_over_the_image_without_its_border(
+    changes: dict[str, object], expected: type, channels: int
+) -> None:
     """What stands in the border changes nothing; what stands in the middle is all that counts."""
     torch.manual_seed(0)
     cropped = network(crop=2, **changes)
@@ -312,7 +347,10 @@ def test_likelihood_is_the_sum_over_the_image_without_its_border(changes: dict[s
     pixels, whole = pixels_of(cropped, logits), pixels_of(network(**changes), logits)
     assert type(pixels) is expected
     torch.testing.assert_close(whole.log_likelihood(x), whole.log_prob(x).flatten(1).sum(1))
-    torch.testing.assert_close(pixels.log_likelihood(x), pixels_of(network(**changes), logits[..., 2:-2, 2:-2]).log_likelihood(x[..., 2:-2, 2:-2]))
+    torch.testing.assert_close(
+        pixels.log_likelihood(x),
+        pixels_of(network(**changes), logits[..., 2:-2, 2:-2]).log_likelihood(x[..., 2:-2, 2:-2]),
+    )
     other = 1 - x
     other[..., 2:-2, 2:-2] = x[..., 2:-2, 2:-2]
     assert torch.equal(pixels.log_likelihood(other), pixels.log_likelihood(x))
@@ -320,7 +358,9 @@ def test_likelihood_is_the_sum_over_the_image_without_its_border(changes: dict[s
     assert pixels.log_prob(x).shape[-2:] == pixels.mean.shape[-2:] == (8, 7)  # pictures keep their border
 
 
-@pytest.mark.parametrize("changes", [{"decoder": "normal"}, {"decoder": "logistic_mixture", "mixtures": 4}, {"decoder": "bernoulli"}])
+@pytest.mark.parametrize(
+    "changes", [{"decoder": "normal"}, {"decoder": "logistic_mixture", "mixtures": 4}, {"decoder": "bernoulli"}]
+)
 def test_samples_are_images_of_their_noise(changes: dict[str, object]) -> None:
     """In [0, 1], of the logits' type, the same for the same noise, each image by its own index."""
     torch.manual_seed(0)

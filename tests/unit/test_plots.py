@@ -102,7 +102,11 @@ def test_histograms_count_what_lies_beyond_in_the_outermost_bins(tmp_path, monke
 
     monkeypatch.setattr(charts.Axes, "hist", hist)
     generator = np.random.default_rng(0)
-    plots.histograms({"a": {"inside": generator.normal(size=300), "outside": 1000 * generator.normal(size=50)}}, tmp_path / "h.png", "score")
+    plots.histograms(
+        {"a": {"inside": generator.normal(size=300), "outside": 1000 * generator.normal(size=50)}},
+        tmp_path / "h.png",
+        "score",
+    )
     assert np.allclose(drawn, 1.0) and len(drawn) == 4
     assert (tmp_path / "h.png").is_file()
 

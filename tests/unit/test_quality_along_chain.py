@@ -12,7 +12,14 @@ from vaebm.nvae.model import NVAE
 from vaebm.samples import grey_levels
 from vaebm.system.device import seeded
 
-NETWORK = {"channels_encoder": 4, "channels_decoder": 4, "groups": [2], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1}
+NETWORK = {
+    "channels_encoder": 4,
+    "channels_decoder": 4,
+    "groups": [2],
+    "latents": 2,
+    "preprocess_blocks": 1,
+    "preprocess_cells": 1,
+}
 CELLS = {"postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1}
 
 
@@ -36,7 +43,9 @@ def model():
 
 def sampling(batch, stretch=False):
     """How the samples are drawn, with that many chains at once."""
-    return SamplesSettings.model_validate({"count": 7, "batch": batch, "stretch": stretch, "chain": {"steps": 4, "step_size": 1e-2}})
+    return SamplesSettings.model_validate(
+        {"count": 7, "batch": batch, "stretch": stretch, "chain": {"steps": 4, "step_size": 1e-2}}
+    )
 
 
 def brightness(images):
@@ -61,8 +70,12 @@ def test_curves_do_not_depend_on_the_batch_and_follow_the_energy(model):
     assert found["counts"] == [0, 5, 20] and found["samples"] == 7
     other = against_steps(model, settings, sampling(7), 0, "FD-resnet56", brightness)
     # batches of another size: float32 rounding, and an image may move to the next grey level
-    assert found["energy"] == pytest.approx(other["energy"], rel=1e-5) and found["FD-resnet56"] == pytest.approx(other["FD-resnet56"], abs=0.1)
-    assert found["energy"] == sorted(found["energy"], reverse=True) and found["FD-resnet56"][2] < found["FD-resnet56"][0], "down the energy, to darker images"
+    assert found["energy"] == pytest.approx(other["energy"], rel=1e-5) and found["FD-resnet56"] == pytest.approx(
+        other["FD-resnet56"], abs=0.1
+    )
+    assert (
+        found["energy"] == sorted(found["energy"], reverse=True) and found["FD-resnet56"][2] < found["FD-resnet56"][0]
+    ), "down the energy, to darker images"
 
 
 def test_chains_that_leave_the_finite_numbers_leave_a_gap(model):
@@ -76,7 +89,14 @@ def test_images_are_kept_as_the_samples_are(model):
     """Clamped, or stretched from the means themselves, which leave [0, 1]."""
     seen = []
     for stretch in (False, True):
-        against_steps(model, StepsSettings(images=3, counts=[4]), sampling(3, stretch), 0, "FD-resnet56", lambda images: seen.append(images) or 0.0)
+        against_steps(
+            model,
+            StepsSettings(images=3, counts=[4]),
+            sampling(3, stretch),
+            0,
+            "FD-resnet56",
+            lambda images: seen.append(images) or 0.0,
+        )
     means = model.means(sample_noise(0, range(3)), steps=4, step_size=1e-2)
     for images, stretch in zip(seen, (False, True), strict=True):
         assert torch.equal(images, grey_levels(means, stretch).permute(0, 3, 1, 2))

@@ -20,7 +20,10 @@ def buffer(capacity: int = 10, **changes: Any) -> ReplayBuffer:
 
 def marked(first: int, count: int) -> list[Tensor]:
     """Noise of `count` chains that can be told apart: chain k of every group is full of k."""
-    return [torch.arange(first, first + count, dtype=torch.float32)[:, None, None, None].expand(count, *shape).clone() for shape in SHAPES]
+    return [
+        torch.arange(first, first + count, dtype=torch.float32)[:, None, None, None].expand(count, *shape).clone()
+        for shape in SHAPES
+    ]
 
 
 def marks(eps: list[Tensor]) -> list[int]:

@@ -28,10 +28,19 @@ def measured(variant="vaebm", seed=0, steps=None, chain_steps=10, **figures):
     metrics = {}
     for name, figure in {"FD_classifier": 40.0, **figures}.items():
         value, interval = figure if isinstance(figure, tuple) else (figure, None)
-        metrics[name.replace("_", "-")] = {"value": value, "samples": 10000, **({"interval": interval} if interval else {})}
+        metrics[name.replace("_", "-")] = {
+            "value": value,
+            "samples": 10000,
+            **({"interval": interval} if interval else {}),
+        }
     trained = {"nvae": {"status": "finished", "steps": 10}}
     if chain_steps:
-        trained["ebm"] = {"status": "finished", "steps": 5, "snapshot": 4, "events": [{"iteration": 3, "reason": "gap 12", "action": "restarted"}]}
+        trained["ebm"] = {
+            "status": "finished",
+            "steps": 5,
+            "snapshot": 4,
+            "events": [{"iteration": 3, "reason": "gap 12", "action": "restarted"}],
+        }
     return RECORD | {
         "variant": variant,
         "seed": seed,
@@ -78,7 +87,9 @@ def show(tmp_path, *records, experiment="digits"):
 
 def test_cards_say_how_much_better_as_far_as_it_can_be_told():
     """The ratio of distances, the difference of shares; nothing is called better within the uncertainty."""
-    nvae = measured("nvae", chain_steps=0, FD_classifier=(12.0, [11.5, 12.5]), recall_classifier=(0.80, [0.78, 0.82]), modes=900.0)
+    nvae = measured(
+        "nvae", chain_steps=0, FD_classifier=(12.0, [11.5, 12.5]), recall_classifier=(0.80, [0.78, 0.82]), modes=900.0
+    )
     vaebm = measured(FD_classifier=(3.0, [2.9, 3.1]), recall_classifier=(0.79, [0.77, 0.81]), modes=1000.0)
     variants = {"nvae": record(nvae), "vaebm": record(vaebm)}
     found = {card.metric: (card.before, card.after, card.change, card.verdict) for card in cards(variants)}
@@ -105,10 +116,15 @@ def test_cards_of_the_first_variant_and_one_of_each_further_one():
     ]
 
 
-@pytest.mark.parametrize(("after", "verdict"), [(16.1, "no difference beyond twice the spread over seeds"), (15.9, "better")])
+@pytest.mark.parametrize(
+    ("after", "verdict"), [(16.1, "no difference beyond twice the spread over seeds"), (15.9, "better")]
+)
 def test_better_means_beyond_two_spreads(after, verdict):
     """Spreads of √2 over two seeds each, 2 together, so from a difference of 4 on."""
-    before, later = ([measured(name, seed, FD_classifier=mean + 2 * seed - 1) for seed in (0, 1)] for name, mean in (("nvae", 20.0), ("vaebm", after)))
+    before, later = (
+        [measured(name, seed, FD_classifier=mean + 2 * seed - 1) for seed in (0, 1)]
+        for name, mean in (("nvae", 20.0), ("vaebm", after))
+    )
     assert cards({"nvae": record(*before), "vaebm": record(*later)})[0].verdict == verdict
 
 
@@ -116,10 +132,15 @@ def test_a_difference_in_units_of_its_uncertainty():
     """√(3² + 4²) = 5; no units where the uncertainties are of different kinds or unknown."""
     one, other = ({"value": value, "spread": spread, "interval": None} for value, spread in ((10.0, 3.0), (25.0, 4.0)))
     assert in_units(one, other) == (pytest.approx(3.0), "spread")
-    halves = [{"value": value, "spread": None, "interval": [value - 2 * half, value]} for value, half in ((10.0, 3.0), (25.0, 4.0))]
+    halves = [
+        {"value": value, "spread": None, "interval": [value - 2 * half, value]}
+        for value, half in ((10.0, 3.0), (25.0, 4.0))
+    ]
     assert in_units(*halves) == (pytest.approx(3.0), "interval")
     assert (
-        in_units(one, halves[0]) is None and in_units(one, {**one, "spread": None}) is None and in_units({**one, "spread": 0.0}, {**one, "spread": 0.0}) is None
+        in_units(one, halves[0]) is None
+        and in_units(one, {**one, "spread": None}) is None
+        and in_units({**one, "spread": 0.0}, {**one, "spread": 0.0}) is None
     )
 
 
@@ -150,7 +171,10 @@ def test_an_energy_without_test_steps_is_shown_as_an_energy_and_a_gan_as_a_gan()
     gan = measured("wgan", chain_steps=0)
     gan["training"] = {"wgan": {"status": "finished", "steps": 5}}
     shown = [{picture.path.stem for picture in gallery(record(run))} for run in (energy, gan)]
-    assert shown == [{"before", "after", "chain", "neighbours", "energies", "chains", "curves"}, {"samples", "neighbours", "curves"}]
+    assert shown == [
+        {"before", "after", "chain", "neighbours", "energies", "chains", "curves"},
+        {"samples", "neighbours", "curves"},
+    ]
 
 
 def test_page_is_whole_and_can_be_read_by_everyone(tmp_path):
@@ -161,7 +185,9 @@ def test_page_is_whole_and_can_be_read_by_everyone(tmp_path):
     text = show(*shown)
     outline = Outline(text)
     assert outline.problems == [] and outline.open == []
-    assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in outline.all("img")) and outline.all("img")
+    assert all(
+        image["alt"] and image["src"].startswith("data:image/png;base64,") for image in outline.all("img")
+    ) and outline.all("img")
     for linked in (outline, Outline(show(*shown, experiment="paper"))):
         ids = [attributes["id"] for _, attributes in linked.tags if "id" in attributes]
         assert len(ids) == len(set(ids)) and {link["href"].removeprefix("#") for link in linked.all("a")} <= set(ids)
@@ -173,7 +199,13 @@ def test_page_shows_every_seed_with_its_interval_and_the_steps_over_the_seeds(tm
     """Several seeds have a mean and a spread, no interval of the whole; the guard's deeds are told."""
     plots.image_grid(torch.full((1, 1, 8, 8), 0.5), tmp_path / "digits/vaebm/seed0/evaluation/pictures/steps.png")
     other = copy.deepcopy(STEPS) | {"FD-classifier": [24.0, 10.0]}
-    text = show(tmp_path, record(measured(steps=STEPS, FD_classifier=(40.0, [39.0, 41.5])), measured(seed=1, steps=other, FD_classifier=(44.0, [43.0, 45.5]))))
+    text = show(
+        tmp_path,
+        record(
+            measured(steps=STEPS, FD_classifier=(40.0, [39.0, 41.5])),
+            measured(seed=1, steps=other, FD_classifier=(44.0, [43.0, 45.5])),
+        ),
+    )
     assert "± 2.8" in text and "40.00 [39.00, 41.50]" in text and "44.00 [43.00, 45.50]" in text
     assert text.index("± 2.8") < text.index("40.00 [39.00, 41.50]"), "in the table the mean, below it the seeds"
     assert "22.00 ± 2.8" in text and "10.00 ± 0" in text and "not finite" in text
@@ -181,7 +213,10 @@ def test_page_shows_every_seed_with_its_interval_and_the_steps_over_the_seeds(tm
 
 
 def test_floors_stand_beside_their_metric(tmp_path):
-    variants = [record(measured(name, chain_steps=steps, modes=990.0, **{"modes-floor": 999.954})) for name, steps in (("nvae", 0), ("vaebm", 10))]
+    variants = [
+        record(measured(name, chain_steps=steps, modes=990.0, **{"modes-floor": 999.954}))
+        for name, steps in (("nvae", 0), ("vaebm", 10))
+    ]
     text = show(tmp_path, *variants)
     assert "perfect sampler" in text and "999.95" in text and "modes-floor" not in text
 
@@ -190,8 +225,14 @@ def test_page_shows_every_score_of_detection_and_the_device_of_a_time(tmp_path):
     """Beside the scores' histograms, over the seeds; the table's families hold what stands among the metrics alone."""
     runs = []
     for seed in (0, 1):
-        figures = {f"{metric}-svhn{score}": {"value": seed / 2} for metric in ("AUROC", "AUPR", "FPR95") for score in ("", "-typicality")}
-        run = measured(seed=seed, AUROC_svhn=seed / 2, FPR95_svhn=1 - seed / 2) | {"ood": {"sets": {}, "figures": figures}}
+        figures = {
+            f"{metric}-svhn{score}": {"value": seed / 2}
+            for metric in ("AUROC", "AUPR", "FPR95")
+            for score in ("", "-typicality")
+        }
+        run = measured(seed=seed, AUROC_svhn=seed / 2, FPR95_svhn=1 - seed / 2) | {
+            "ood": {"sets": {}, "figures": figures}
+        }
         run["metrics"]["seconds-per-50"] = {"value": 2.0, "samples": 10, "unit": f"seconds on {'AB'[seed]}"}
         runs.append(run)
         pictures = tmp_path / "digits" / "vaebm" / f"seed{seed}" / "evaluation" / "pictures"
@@ -202,4 +243,8 @@ def test_page_shows_every_score_of_detection_and_the_device_of_a_time(tmp_path):
     shown = re.sub(r"\s*<[^>]+>\s*", "|", beside[: beside.index("</table>")]).replace("||", "|")
     assert re.search(r"set, score\|+AUROC ↑\|+AUPR ↑\|+FPR95 ↓", shown), shown
     assert len(re.findall(r"svhn(-typicality)?(\|+0\.2500 ± 0\.35){3}", shown)) == 2, shown
-    assert "In seconds on A and seconds on B: seconds-per-50." in html and "Speed" in html and "FPR95-svhn ↓" in html.replace("−", "-")
+    assert (
+        "In seconds on A and seconds on B: seconds-per-50." in html
+        and "Speed" in html
+        and "FPR95-svhn ↓" in html.replace("−", "-")
+    )

@@ -25,7 +25,9 @@ def random_state(seed: int) -> dict[str, torch.Tensor]:
                 tensor.normal_(0, 0.1)
             elif name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
-    return {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")
+    }
 
 
 def saved(path: Path, content: object) -> Path:
@@ -41,7 +43,9 @@ def by_hand(state: dict[str, torch.Tensor], images: torch.Tensor) -> tuple[torch
     state = {name: tensor.double() for name, tensor in state.items()}
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        mean, var, gain, bias = (state[f"{name}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, gain, bias = (
+            state[f"{name}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+        )
         return (x - mean) / torch.sqrt(var + 1e-5) * gain + bias
 
     x = torch.stack([(images[:, colour].double() / 255 - MEAN[colour]) / STD[colour] for colour in range(3)], dim=1)
@@ -104,9 +108,18 @@ def test_checkpoints_are_read_in_the_forms_that_they_come_in(tmp_path: Path) -> 
     ("harm", "message"),
     [
         (lambda state: [1, 2], "found another kind of file"),
-        (lambda state: {name: tensor for name, tensor in state.items() if name != "linear.bias"}, "found no linear.bias in it"),
-        (lambda state: state | {"layer2.0.downsample.weight": torch.zeros(1)}, "found also layer2.0.downsample.weight in it"),
-        (lambda state: state | {"linear.weight": torch.zeros(100, 64)}, r"with linear.weight \(10, 64\), found \(100, 64\)"),
+        (
+            lambda state: {name: tensor for name, tensor in state.items() if name != "linear.bias"},
+            "found no linear.bias in it",
+        ),
+        (
+            lambda state: state | {"layer2.0.downsample.weight": torch.zeros(1)},
+            "found also layer2.0.downsample.weight in it",
+        ),
+        (
+            lambda state: state | {"linear.weight": torch.zeros(100, 64)},
+            r"with linear.weight \(10, 64\), found \(100, 64\)",
+        ),
         (lambda state: state | {"linear.weight": 3}, r"with linear.weight \(10, 64\), found int"),
         (lambda state: {"state_dict": state, "who": Path()}, "found an object of pathlib.* in it, which is not read"),
     ],
@@ -134,7 +147,10 @@ def test_extractor_names_the_bytes_of_its_weights(tmp_path: Path) -> None:
     assert found.logits.shape == (6, 1, 10) and np.array_equal(found.logits[:, 0], model(IMAGES).numpy())
     with pytest.raises(UserError, match=r"resnet56 is made for images \(3, 32, 32\), found \(3, 64, 64\)"):
         extractor.judge(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
-    with pytest.raises(UserError, match=r"none.th: expected the weights of resnet56, found No such file.*; evaluation.resnet56_weights names the file"):
+    with pytest.raises(
+        UserError,
+        match=r"none.th: expected the weights of resnet56, found No such file.*; evaluation.resnet56_weights names the file",
+    ):
         Extractor.of("resnet56", tmp_path / "none.th")
 
 

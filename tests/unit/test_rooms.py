@@ -63,7 +63,10 @@ def read(modules: dict[str, str], everywhere: bool = True) -> Imports:
             for alias in node.names:
                 yield whole if (whole := f"{node.module}.{alias.name}") in modules else node.module
 
-    return {name: {target for node in statements(ast.parse(text)) for target in targets(node)} for name, text in modules.items()}
+    return {
+        name: {target for node in statements(ast.parse(text)) for target in targets(node)}
+        for name, text in modules.items()
+    }
 
 
 def package() -> dict[str, str]:
@@ -79,11 +82,17 @@ def room(module: str) -> str:
 
 def problems(imports: Imports) -> list[str]:
     """Imports of an unknown module or from a room above, then the first circle."""
-    inside = {name: {target for target in targets if target.split(".")[0] == "vaebm"} for name, targets in imports.items()}
+    inside = {
+        name: {target for target in targets if target.split(".")[0] == "vaebm"} for name, targets in imports.items()
+    }
     found = [f"{name}: {room(name)} is no room" for name in inside if room(name) not in ROOMS]
     for name, targets in inside.items():
         found += [f"{name} imports {target}: there is no such module" for target in targets - set(inside)]
-        above = [target for target in targets & set(inside) if {room(name), room(target)} <= set(ROOMS) and ROOMS.index(room(target)) < ROOMS.index(room(name))]
+        above = [
+            target
+            for target in targets & set(inside)
+            if {room(name), room(target)} <= set(ROOMS) and ROOMS.index(room(target)) < ROOMS.index(room(name))
+        ]
         found += [f"{name} imports {target}: {room(target)} is above {room(name)}" for target in above]
     try:
         TopologicalSorter(inside).prepare()
@@ -110,7 +119,9 @@ def test_imports_go_down() -> None:
 )  # fmt: skip
 def test_an_import_that_goes_up_or_round_is_found(modules: dict[str, str], expected: list[str]) -> None:
     found = problems(read(modules))
-    assert len(found) == len(expected) and all(part in problem for part, problem in zip(expected, found, strict=True)), found
+    assert len(found) == len(expected) and all(
+        part in problem for part, problem in zip(expected, found, strict=True)
+    ), found
 
 
 def test_library_loads_no_locks() -> None:

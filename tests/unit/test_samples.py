@@ -28,7 +28,11 @@ from vaebm.system.precision import rounding, set_tf32
 # isort: split
 from torchvision.utils import save_image
 
-MEANS = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.01, 0.1, 0.3, 1.0, 3.0]).view(5, 1, 1, 1) + 0.5
+MEANS = (
+    torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    * torch.tensor([0.01, 0.1, 0.3, 1.0, 3.0]).view(5, 1, 1, 1)
+    + 0.5
+)
 """Of little contrast and of much, the last ones outside of [0, 1]."""
 
 
@@ -68,17 +72,29 @@ def stage(tmp_path: Path) -> dict[str, Path]:
     paths = {"settings": tmp_path / "samples.yaml", "nvae": tmp_path / "nvae.pt", "energy": tmp_path / "energy.pt"}
     paths["settings"].write_text(SETTINGS)
     save_model(paths["nvae"], "nvae", NETWORK.model_dump(), nvae.state_dict(), shape=[3, 8, 8])
-    save_model(paths["energy"], "energy", ENERGY.model_dump(), energy.state_dict(), shape=[3, 8, 8], potential="noise", start="prior")
+    save_model(
+        paths["energy"],
+        "energy",
+        ENERGY.model_dump(),
+        energy.state_dict(),
+        shape=[3, 8, 8],
+        potential="noise",
+        start="prior",
+    )
     return paths
 
 
 @pytest.mark.parametrize(("shard", "indices"), [(0, range(12)), (1, range(12, 22))])
-def test_file_is_what_numpy_writes_of_all_images_at_once(stage: dict[str, Path], tmp_path: Path, shard: int, indices: range) -> None:
+def test_file_is_what_numpy_writes_of_all_images_at_once(
+    stage: dict[str, Path], tmp_path: Path, shard: int, indices: range
+) -> None:
     """Every byte, header included: batches one after the other, the last one incomplete."""
     samples.run(**stage, shard=shard, output=tmp_path / "shard.npy", threads=1, gpus=0)
     model = VAEBM.load(stage["nvae"], stage["energy"])
     batches = [range(first, min(first + 4, indices.stop)) for first in range(indices.start, indices.stop, 4)]
-    images = torch.cat([samples.to_uint8(model.images(sample_noise(3, batch), steps=2, step_size=0.01)) for batch in batches])
+    images = torch.cat(
+        [samples.to_uint8(model.images(sample_noise(3, batch), steps=2, step_size=0.01)) for batch in batches]
+    )
     expected = io.BytesIO()
     np.save(expected, np.ascontiguousarray(images.numpy()))
     assert (tmp_path / "shard.npy").read_bytes() == expected.getvalue()
@@ -88,7 +104,9 @@ def test_rounded_chains_are_asked_for_by_the_settings(stage: dict[str, Path], tm
     """`bfloat16` moves chains so; `tf32` concerns GPUs, and is for them alone."""
     drawn = {}
     for precision in ("float32", "tf32", "bfloat16"):
-        stage["settings"].write_text(SETTINGS.replace("  chain:", f"  precision: {precision}\n  chain:").replace("0.01", "1.0"))
+        stage["settings"].write_text(
+            SETTINGS.replace("  chain:", f"  precision: {precision}\n  chain:").replace("0.01", "1.0")
+        )
         samples.run(**stage, shard=0, output=tmp_path / "shard.npy", threads=1, gpus=0)
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision != "float32")
         assert rounding()[1] == ("none" if precision == "float32" else "tf32")
@@ -97,10 +115,14 @@ def test_rounded_chains_are_asked_for_by_the_settings(stage: dict[str, Path], tm
     assert np.array_equal(drawn["float32"], drawn["tf32"]) and not np.array_equal(drawn["float32"], drawn["bfloat16"])
     model = VAEBM.load(stage["nvae"], stage["energy"])
     model.chain_type = torch.bfloat16
-    assert np.array_equal(drawn["bfloat16"][:4], samples.to_uint8(model.images(sample_noise(3, range(4)), steps=2, step_size=1.0)).numpy())
+    assert np.array_equal(
+        drawn["bfloat16"][:4], samples.to_uint8(model.images(sample_noise(3, range(4)), steps=2, step_size=1.0)).numpy()
+    )
 
 
-def test_one_batch_is_in_memory_at_a_time(stage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_batch_is_in_memory_at_a_time(
+    stage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When a batch is drawn, no images are left of any before the last one; the file is begun with the first."""
     alive: list[weakref.ref[Tensor]] = []
     counts, files = [], []
@@ -126,7 +148,9 @@ def test_one_batch_is_in_memory_at_a_time(stage: dict[str, Path], tmp_path: Path
     assert files == [1, 1, 1]
 
 
-def test_an_interrupted_shard_leaves_no_file(stage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_shard_leaves_no_file(
+    stage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half a file under the right name would be taken for a whole one."""
     images, drawn = VAEBM.means, []
 

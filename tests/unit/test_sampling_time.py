@@ -17,7 +17,9 @@ from vaebm.system.errors import UserError
 
 def record(path, **changes):
     """Write the record of a shard."""
-    path.with_suffix(".json").write_text(json.dumps({"images": 30, "seconds": 2.0, "steps": 16, "batch": 10, "device": "A", "threads": 2} | changes))
+    path.with_suffix(".json").write_text(
+        json.dumps({"images": 30, "seconds": 2.0, "steps": 16, "batch": 10, "device": "A", "threads": 2} | changes)
+    )
     return path
 
 
@@ -43,11 +45,18 @@ def test_the_stage_keeps_its_time_beside_its_samples(tmp_path):
 
 def test_seconds_are_for_50_images_on_the_device_that_is_named(tmp_path):
     shards = [record(tmp_path / "shard-000.npy"), record(tmp_path / "shard-001.npy", images=10, seconds=1.0)]
-    assert sampling_time.figures(shards) == {"seconds-per-50": {"value": 3.75, "samples": 40, "unit": "seconds on A, 2 thread(s), 10 images at once"}}
+    assert sampling_time.figures(shards) == {
+        "seconds-per-50": {"value": 3.75, "samples": 40, "unit": "seconds on A, 2 thread(s), 10 images at once"}
+    }
     record(shards[1], device="B", threads=None)
-    assert sampling_time.figures(shards)["seconds-per-50"]["unit"] == "seconds on A, 2 thread(s), 10 images at once and seconds on B, 10 images at once"
+    assert (
+        sampling_time.figures(shards)["seconds-per-50"]["unit"]
+        == "seconds on A, 2 thread(s), 10 images at once and seconds on B, 10 images at once"
+    )
     record(shards[1], precision="bfloat16")
-    assert sampling_time.figures(shards)["seconds-per-50"]["unit"].endswith(" and seconds on A, 2 thread(s), 10 images at once, bfloat16")
+    assert sampling_time.figures(shards)["seconds-per-50"]["unit"].endswith(
+        " and seconds on A, 2 thread(s), 10 images at once, bfloat16"
+    )
 
 
 def test_samples_without_a_record_have_no_figure_and_a_damaged_one_is_refused(tmp_path):
@@ -55,5 +64,7 @@ def test_samples_without_a_record_have_no_figure_and_a_damaged_one_is_refused(tm
     assert sampling_time.figures(shards) == {}
     for damaged in ("{", '{"images": 3}', "[]"):
         shards[1].with_suffix(".json").write_text(damaged)
-        with pytest.raises(UserError, match="shard-001.json: expected the record of how long a shard took, found a damaged file"):
+        with pytest.raises(
+            UserError, match="shard-001.json: expected the record of how long a shard took, found a damaged file"
+        ):
             sampling_time.figures(shards)

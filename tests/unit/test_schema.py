@@ -22,12 +22,17 @@ WHOLE = read_yaml(ROOT / "config" / "experiments" / "digits_ablation.yaml")
 
 def problems(value: Any) -> list[str]:
     """Where the schema finds `value` at fault: path and rule."""
-    return [f"{error.json_path} {error.validator}" for error in jsonschema.Draft202012Validator(GENERATED).iter_errors(value)]
+    return [
+        f"{error.json_path} {error.validator}"
+        for error in jsonschema.Draft202012Validator(GENERATED).iter_errors(value)
+    ]
 
 
 def test_file_is_in_step_with_the_settings() -> None:
     jsonschema.Draft202012Validator.check_schema(GENERATED)
-    assert json.loads(SCHEMA.read_text()) == GENERATED, f"write it anew: python -m vaebm.config.schema > {SCHEMA.relative_to(ROOT)}"
+    assert json.loads(SCHEMA.read_text()) == GENERATED, (
+        f"write it anew: python -m vaebm.config.schema > {SCHEMA.relative_to(ROOT)}"
+    )
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -85,10 +90,16 @@ def test_every_setting_is_explained() -> None:
     groups = {"Experiment": GENERATED, **GENERATED["$defs"]}
 
     def explained(field: dict[str, Any]) -> bool:
-        references = [option["$ref"].rpartition("/")[2] for option in (field, *field.get("anyOf", ())) if "$ref" in option]
+        references = [
+            option["$ref"].rpartition("/")[2] for option in (field, *field.get("anyOf", ())) if "$ref" in option
+        ]
         return "description" in field or any("description" in groups[name] for name in references)
 
-    settings = {f"{group}.{name}": field for group, definition in groups.items() for name, field in definition["properties"].items()}
+    settings = {
+        f"{group}.{name}": field
+        for group, definition in groups.items()
+        for name, field in definition["properties"].items()
+    }
     assert len(settings) > 100 and [name for name, field in settings.items() if not explained(field)] == []
 
 
@@ -100,4 +111,7 @@ def test_settings_that_the_schema_passes_are_read(tmp_path: Path) -> None:
     path.write_text(text)
     experiment = read_experiment(path)
     assert problems(read_yaml(path)) == []
-    assert experiment.ebm is not None and (experiment.nvae.training.norm_weight, experiment.ebm.training.spectral_weight) == (1.0, 0.2)
+    assert experiment.ebm is not None and (
+        experiment.nvae.training.norm_weight,
+        experiment.ebm.training.spectral_weight,
+    ) == (1.0, 0.2)

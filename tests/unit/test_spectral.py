@@ -9,11 +9,15 @@ from vaebm.training.spectral import SpectralPenalty
 
 def modules() -> torch.nn.Module:
     torch.manual_seed(0)
-    return torch.nn.Sequential(NormalizedConv2d(3, 8, 3), NormalizedConv2d(8, 8, 3), NormalizedConv2d(8, 8, 3), PlainConv2d(8, 8, 5, groups=8)).double()
+    return torch.nn.Sequential(
+        NormalizedConv2d(3, 8, 3), NormalizedConv2d(8, 8, 3), NormalizedConv2d(8, 8, 3), PlainConv2d(8, 8, 5, groups=8)
+    ).double()
 
 
 def exact(module: torch.nn.Module) -> torch.Tensor:
-    return torch.stack([torch.linalg.matrix_norm(weight().flatten(1), ord=2) for weight in convolution_weights(module)]).sum()
+    return torch.stack(
+        [torch.linalg.matrix_norm(weight().flatten(1), ord=2) for weight in convolution_weights(module)]
+    ).sum()
 
 
 def test_converged_value_and_gradient_are_those_of_the_decomposition() -> None:
@@ -25,7 +29,9 @@ def test_converged_value_and_gradient_are_those_of_the_decomposition() -> None:
     assert value.item() == pytest.approx(expected.item(), rel=1e-9)  # power iteration converges geometrically
     parameters = list(module.parameters())
     gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-    for ours, theirs in zip(gradients, torch.autograd.grad(expected, parameters, allow_unused=True, materialize_grads=True), strict=True):
+    for ours, theirs in zip(
+        gradients, torch.autograd.grad(expected, parameters, allow_unused=True, materialize_grads=True), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 

@@ -74,7 +74,17 @@ def test_log_of_a_real_command(tmp_path: Path) -> None:
     pins = tmp_path / "data.dvc"
     pins.write_text("outs:\n- path: data/other\n  md5: 0.dir\n")
     began = time.monotonic()
-    command = [sys.executable, "-m", "vaebm", "pin", str(tmp_path / "data" / "mine"), "--pins", str(pins), "--log", str(tmp_path / "log")]
+    command = [
+        sys.executable,
+        "-m",
+        "vaebm",
+        "pin",
+        str(tmp_path / "data" / "mine"),
+        "--pins",
+        str(pins),
+        "--log",
+        str(tmp_path / "log"),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     waited = time.monotonic() - began
     match = TOOK.fullmatch((tmp_path / "log").read_text().splitlines()[-1])
@@ -83,8 +93,15 @@ def test_log_of_a_real_command(tmp_path: Path) -> None:
     assert 0.0 < start <= took <= waited + 0.1
 
 
-@pytest.mark.parametrize("module", ["vaebm.cli.pin", "vaebm.report.aggregate", "vaebm.report.compare", "vaebm.tracking", "vaebm.cli"])
+@pytest.mark.parametrize(
+    "module", ["vaebm.cli.pin", "vaebm.report.aggregate", "vaebm.report.compare", "vaebm.tracking", "vaebm.cli"]
+)
 def test_small_stages_do_without_torch(module: str) -> None:
     """It takes longer to load than they work."""
-    found = subprocess.run([sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert found.stdout == "False\n"

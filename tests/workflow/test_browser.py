@@ -41,8 +41,13 @@ def mlflow_ui(tiny_run) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     # one worker instead of four: each of them imports all of MLflow
     command = ["mlflow", "ui", "--port", str(port), "--workers", "1"]
-    environment = tiny_run.environment() | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with subprocess.Popen(command, cwd=tiny_run.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    environment = tiny_run.environment() | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with subprocess.Popen(
+        command, cwd=tiny_run.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
         try:
             for _ in range(2 * PATIENCE):
                 try:
@@ -70,7 +75,10 @@ def test_mlflow_shows_the_stages_under_their_experiment(page, mlflow_ui, tiny_ru
     page.goto(f"{mlflow_ui}/#/experiments/1/runs")
     parent = page.get_by_role("link", name="tiny", exact=True)
     expect(parent).to_be_visible()
-    stages = [page.get_by_role("link", name=name, exact=True) for name in ("nvae seed0", "ebm vaebm seed0", "evaluation vaebm seed0")]
+    stages = [
+        page.get_by_role("link", name=name, exact=True)
+        for name in ("nvae seed0", "ebm vaebm seed0", "evaluation vaebm seed0")
+    ]
     expect(stages[0]).to_have_count(0)
     page.get_by_role("row").filter(has=parent).get_by_role("button").first.click()
     for stage in stages:
@@ -112,7 +120,9 @@ def test_the_report_is_whole_without_a_network(page, tiny_run, width, tmp_path):
     page.set_viewport_size({"width": width, "height": 900})
     address = (tiny_run.folder / "results" / "report.html").as_uri()
     page.goto(address)
-    sizes = page.locator("img").evaluate_all("async images => { for (const image of images) await image.decode(); return images.map(i => i.naturalWidth); }")
+    sizes = page.locator("img").evaluate_all(
+        "async images => { for (const image of images) await image.decode(); return images.map(i => i.naturalWidth); }"
+    )
     page.screenshot(path=tmp_path / "report.png", full_page=True)
     assert sizes and min(sizes) > 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width

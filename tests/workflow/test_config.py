@@ -8,11 +8,21 @@ import pytest
 
 TINY = "config/experiments/tiny.yaml"
 MISTAKES = {
-    "unknown key": (TINY, "warmup_epochs: 1", "warmup_epoch: 1", ["tiny.yaml", "nvae.training.warmup_epoch:", "warmup_epochs,"]),
+    "unknown key": (
+        TINY,
+        "warmup_epochs: 1",
+        "warmup_epoch: 1",
+        ["tiny.yaml", "nvae.training.warmup_epoch:", "warmup_epochs,"],
+    ),
     "out of range": (TINY, "beta1: 0.99", "beta1: 1.99", ["tiny.yaml", "ebm.training.beta1", "1.99"]),
     "another type": (TINY, "count: 200", "count: many", ["tiny.yaml", "samples.count", "many"]),
     "unknown data set": (TINY, "dataset: digits", "dataset: letters", ["tiny.yaml", "letters", "digits"]),
-    "key twice": (TINY, "  batch: 50\n  shards: 2", "  batch: 50\n  batch: 50\n  shards: 2", ["tiny.yaml", "batch", "twice"]),
+    "key twice": (
+        TINY,
+        "  batch: 50\n  shards: 2",
+        "  batch: 50\n  batch: 50\n  shards: 2",
+        ["tiny.yaml", "batch", "twice"],
+    ),
     "no YAML": (TINY, "dataset: digits", "dataset: [digits", ["tiny.yaml"]),
     "unknown experiment": ("config/config.yaml", "  - digits", "  - digit", ["digit.yaml", "digits", "tiny"]),
     "unknown key of the run": ("config/config.yaml", "seeds:", "seed:", ["config.yaml", "seed", "experiments, seeds"]),
@@ -40,7 +50,9 @@ def test_an_incomplete_experiment_is_refused_in_one_line(clone):
     lines = [line for line in printed.splitlines() if not line.startswith("Using workflow specific profile")]
     assert len(lines) == 1, printed
     lacks = "without a section ebm and without a section samples and without a section evaluation"
-    assert lines[0].startswith(f"config/experiments/nvae_mnist.yaml: expected an experiment that Snakemake can run, found one {lacks}")
+    assert lines[0].startswith(
+        f"config/experiments/nvae_mnist.yaml: expected an experiment that Snakemake can run, found one {lacks}"
+    )
     assert "`vaebm describe nvae_mnist`" in lines[0] and "results/nvae_mnist/" in lines[0]
     results = clone.folder / "results" / "nvae_mnist"
     written = sorted(str(path.relative_to(results)) for path in results.rglob("*") if path.is_file())
@@ -86,4 +98,6 @@ def test_seeds_of_the_command_line(clone):
 @pytest.mark.parametrize("found", ["1", "[]", "[0,0]", "[one]", "[-1]", "[1.5]"])
 def test_seeds_are_a_list_of_different_integers(clone, found):
     """Anything else is told the form."""
-    assert "seeds: expected a list of different integers from 0, as [0, 1, 2]" in clone.run("snakemake", "-n", "--config", f"seeds={found}", fails=True)
+    assert "seeds: expected a list of different integers from 0, as [0, 1, 2]" in clone.run(
+        "snakemake", "-n", "--config", f"seeds={found}", fails=True
+    )

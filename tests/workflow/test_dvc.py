@@ -22,7 +22,10 @@ def test_data_is_pinned_after_a_run(tiny_run):
 def test_figures_are_metrics(tiny_run):
     """`dvc metrics` finds the numbers of the table."""
     table = json.loads((tiny_run.folder / "results" / "benchmarks.json").read_text())
-    assert json.loads(tiny_run.run("dvc", "metrics", "show", "--json"))[""]["data"]["results/benchmarks.json"]["data"] == table
+    assert (
+        json.loads(tiny_run.run("dvc", "metrics", "show", "--json"))[""]["data"]["results/benchmarks.json"]["data"]
+        == table
+    )
     assert "FD-classifier" in tiny_run.run("dvc", "metrics", "show", "--md")
 
 
@@ -33,10 +36,14 @@ def test_figures_are_a_plot(tiny_run, tmp_path):
     (plot,) = json.loads(tiny_run.run("dvc", "plots", "show", "figures", "--json"))["data"]["figures"]
     chart = json.loads(tiny_run.run("dvc", "plots", "show", "figures", "--show-vega"))
     shown = {
-        (row["variant"], row["metric"]): float(row["measured"]) for row in chart["data"]["values"] if row["table"].startswith("measured") and row["measured"]
+        (row["variant"], row["metric"]): float(row["measured"])
+        for row in chart["data"]["values"]
+        if row["table"].startswith("measured") and row["measured"]
     }
     table = json.loads((tiny_run.folder / "results" / "benchmarks.json").read_text())["tiny"]
-    assert shown == {(variant, metric): value for variant, figures in table.items() for metric, value in figures.items()}
+    assert shown == {
+        (variant, metric): value for variant, figures in table.items() for metric, value in figures.items()
+    }
     assert plot["revisions"] == ["workspace"] and "Figures of every model" in page
     filters = [step["filter"] for step in chart["transform"] if "filter" in step]
     assert filters == ["indexof(datum.table, 'measured') === 0 && datum['measured'] !== ''"]
@@ -49,7 +56,9 @@ def test_one_changed_setting_is_an_experiment_with_figures_and_a_difference(fini
     before = json.loads((finished.folder / "results" / "benchmarks.json").read_text())["tiny"]
     model = finished.folder / "results" / "tiny" / "vaebm" / "seed0" / "model.pt"
     trained = model.stat().st_mtime_ns
-    printed = finished.run("dvc", "exp", "run", "--name", "longer", "--set-param", "config/experiments/tiny.yaml:samples.chain.steps=3")
+    printed = finished.run(
+        "dvc", "exp", "run", "--name", "longer", "--set-param", "config/experiments/tiny.yaml:samples.chain.steps=3"
+    )
     assert "Ran experiment(s): longer" in printed and model.stat().st_mtime_ns == trained
     assert "steps: 3" in (finished.folder / "config" / "experiments" / "tiny.yaml").read_text()
     after = json.loads((finished.folder / "results" / "benchmarks.json").read_text())["tiny"]

@@ -53,11 +53,23 @@ def test_a_setting_that_every_group_gets_later_plans_nothing_until_it_is_changed
 
 def test_trainings_have_the_fingerprints_that_they_had(earlier, tmp_path):
     """Each is stopped after its first step; its checkpoint stands in a folder named by the fingerprint."""
-    results, data, limits = earlier.folder / "results" / "tiny", earlier.folder / "data" / "digits" / "manifest.json", Limits(minutes=0)
+    results, data, limits = (
+        earlier.folder / "results" / "tiny",
+        earlier.folder / "data" / "digits" / "manifest.json",
+        Limits(minutes=0),
+    )
     with pytest.raises(Interrupted):
         nvae.run(results / "nvae/seed0/nvae.yaml", data, tmp_path / "nvae/model.pt", threads=1, gpus=0, limits=limits)
     with pytest.raises(Interrupted):
-        ebm.run(results / "vaebm/seed0/ebm.yaml", data, results / "nvae/seed0/model.pt", tmp_path / "vaebm/model.pt", threads=1, gpus=0, limits=limits)
+        ebm.run(
+            results / "vaebm/seed0/ebm.yaml",
+            data,
+            results / "nvae/seed0/model.pt",
+            tmp_path / "vaebm/model.pt",
+            threads=1,
+            gpus=0,
+            limits=limits,
+        )
     for model in ("nvae", "vaebm"):
         recorded = json.loads((results / model / "seed0" / "training.json").read_text())["fingerprint"]
         assert [path.name for path in (tmp_path / model / "checkpoints").iterdir()] == [recorded[:16]]

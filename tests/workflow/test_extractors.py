@@ -31,7 +31,10 @@ def measured(tiny_run, tmp_path_factory):
         torch.save(ResNet56().state_dict(), project.folder / "raw" / "resnet56.th")
     (block,) = re.findall(r"^```yaml\n(  extractor: .*?)^```$", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
     text = (project.folder / "config/experiments/tiny.yaml").read_text()
-    text = text.replace("dataset: digits", "dataset: arrays\n  path: raw/few.npz\n  name: few\n  side: 32\n  channels: 3\n  heldout: 0.2")
+    text = text.replace(
+        "dataset: digits",
+        "dataset: arrays\n  path: raw/few.npz\n  name: few\n  side: 32\n  channels: 3\n  heldout: 0.2",
+    )
     text = re.sub(r"  extractor: classifier\n  classifier:\n(    .*\n)+", block, text)
     text = re.sub(r"  ood:\n(    - .*\n)+", "  ood: []\n", text).replace("count: 200", "count: 100")
     text = text.replace("gap_limit: 10.0", "gap_limit: 1000.0")  # energies of larger images, after next to no training
@@ -45,21 +48,42 @@ def measured(tiny_run, tmp_path_factory):
 def test_figures_are_named_after_the_extractor_down_to_the_table(measured):
     """No classifier is trained, nothing is called FID; what a stretch does stands beside, and a variant with it says so."""
     results = measured.folder / "results"
-    records = {name: json.loads((results / "few" / name / "seed0/evaluation/metrics.json").read_text()) for name in ("nvae", "vaebm", "stretched")}
+    records = {
+        name: json.loads((results / "few" / name / "seed0/evaluation/metrics.json").read_text())
+        for name in ("nvae", "vaebm", "stretched")
+    }
     assert not (results / "few" / "classifier").exists() and (results / "few" / "reference" / "resnet56.npz").is_file()
     for record in records.values():
-        assert {"FD-resnet56", "FD-resnet56-heldout", "KID-resnet56", "IS-resnet56", "precision-resnet56", "recall-resnet56"} <= record["metrics"].keys()
+        assert {
+            "FD-resnet56",
+            "FD-resnet56-heldout",
+            "KID-resnet56",
+            "IS-resnet56",
+            "precision-resnet56",
+            "recall-resnet56",
+        } <= record["metrics"].keys()
         assert not any(name.startswith("FID") or "classifier" in name for name in record["metrics"])
         assert record["extractor"]["kind"] == "resnet56" and set(record["real"]) == {"FD-resnet56"}
     assert "FD-resnet56" in records["vaebm"]["steps"]
-    assert {name: record["chain"]["stretch"] for name, record in records.items()} == {"nvae": False, "vaebm": False, "stretched": True}
-    assert {name for name, record in records.items() if "FD-resnet56-stretched" in record["metrics"]} == {"nvae", "vaebm"}
+    assert {name: record["chain"]["stretch"] for name, record in records.items()} == {
+        "nvae": False,
+        "vaebm": False,
+        "stretched": True,
+    }
+    assert {name for name, record in records.items() if "FD-resnet56-stretched" in record["metrics"]} == {
+        "nvae",
+        "vaebm",
+    }
     # the same chains: the stretch of kept images, in [0, 1], against that of the means, is what clamping takes away
     plain, kept, means = (records[name]["metrics"][metric]["value"] for name, metric in (
         ("vaebm", "FD-resnet56"), ("vaebm", "FD-resnet56-stretched"), ("stretched", "FD-resnet56")))  # fmt: skip
     assert abs(kept - means) < abs(kept - plain)
     table = (results / "benchmarks.md").read_text()
-    assert "| FD-resnet56-stretched ↓" in table and "each image stretched" in table and "FD-resnet56" in (results / "report.html").read_text()
+    assert (
+        "| FD-resnet56-stretched ↓" in table
+        and "each image stretched" in table
+        and "FD-resnet56" in (results / "report.html").read_text()
+    )
 
 
 def test_another_place_of_the_weights_reruns_nothing_and_other_bytes_do(measured, tmp_path):
@@ -82,6 +106,15 @@ def test_named_weights_are_looked_at_before_anything_starts(clone, content):
     printed = clone.run("snakemake", "--dry-run", "--config", "experiments=[cifar10]", fails=True)
     lines = [line for line in printed.splitlines() if not line.startswith("Using workflow specific profile")]
     assert len(lines) == 1, printed
-    found = "found No such file or directory; evaluation.inception_weights names the file" if content is None else "whose SHA-256 begins 6726825d, found"
-    assert lines[0].startswith("config/experiments/cifar10.yaml: evaluation: inception.pth: expected the weights of inception") and found in lines[0]
+    found = (
+        "found No such file or directory; evaluation.inception_weights names the file"
+        if content is None
+        else "whose SHA-256 begins 6726825d, found"
+    )
+    assert (
+        lines[0].startswith(
+            "config/experiments/cifar10.yaml: evaluation: inception.pth: expected the weights of inception"
+        )
+        and found in lines[0]
+    )
     assert not (clone.folder / "data").exists()

@@ -41,7 +41,10 @@ class Mirrored:
 
     def curve(self, stage: str, metric: str) -> list[tuple[int, float]]:
         """(step, value) of every point of a metric."""
-        return [(point.step, point.value) for point in self.client.get_metric_history(self.stages[stage].info.run_id, metric)]
+        return [
+            (point.step, point.value)
+            for point in self.client.get_metric_history(self.stages[stage].info.run_id, metric)
+        ]
 
     def artifacts(self, run, folder: str = "") -> set[str]:
         """Paths of the files of a run."""
@@ -74,7 +77,13 @@ def change(project, path: str, **values) -> None:
 
 def test_one_parent_and_its_stages(mirrored):
     """Every stage run hangs under the experiment's, and all are done."""
-    assert set(mirrored.stages) == {"classifier seed0", "nvae seed0", "ebm vaebm seed0", "evaluation nvae seed0", "evaluation vaebm seed0"}
+    assert set(mirrored.stages) == {
+        "classifier seed0",
+        "nvae seed0",
+        "ebm vaebm seed0",
+        "evaluation nvae seed0",
+        "evaluation vaebm seed0",
+    }
     assert {run.data.tags["mlflow.parentRunId"] for run in mirrored.stages.values()} == {mirrored.parent.info.run_id}
     assert {run.info.status for run in (mirrored.parent, *mirrored.stages.values())} == {"FINISHED"}
 
@@ -95,7 +104,9 @@ def test_parameters_are_the_settings(mirrored):
 def test_evaluations_are_found_by_their_tags(mirrored):
     """What the page's search box takes: the figures of one variant, whichever experiment it belongs to."""
     home = mirrored.parent.info.experiment_id
-    found = mirrored.client.search_runs([home], "tags.stage = 'evaluation' and tags.variant = 'vaebm' and tags.experiment = 'tiny' and tags.seed = '0'")
+    found = mirrored.client.search_runs(
+        [home], "tags.stage = 'evaluation' and tags.variant = 'vaebm' and tags.experiment = 'tiny' and tags.seed = '0'"
+    )
     assert [run.info.run_name for run in found] == ["evaluation vaebm seed0"]
 
 
@@ -108,7 +119,9 @@ def test_curves_are_whole(mirrored, tiny_run):
 def test_figures_are_those_of_the_table(mirrored, tiny_run):
     """Every one, by the same name at the evaluation, and at the parent after the variant's."""
     table = json.loads((tiny_run.folder / "results" / "benchmarks.json").read_text())["tiny"]
-    assert mirrored.parent.data.metrics == pytest.approx({f"{variant}/{name}": value for variant, figures in table.items() for name, value in figures.items()})
+    assert mirrored.parent.data.metrics == pytest.approx(
+        {f"{variant}/{name}": value for variant, figures in table.items() for name, value in figures.items()}
+    )
     for variant, figures in table.items():
         metrics = mirrored.stages[f"evaluation {variant} seed0"].data.metrics
         assert {name: metrics[name] for name in figures} == pytest.approx(figures)
@@ -118,17 +131,25 @@ def test_the_training_of_the_energy_explains_itself(mirrored, tiny_run):
     """The candidates' distances, which was chosen, by which rule, and the chains' diagnostics, as in training.json."""
     facts = json.loads((tiny_run.folder / "results" / "tiny" / "vaebm" / "seed0" / "training.json").read_text())
     selection, run = facts["selection"], mirrored.stages["ebm vaebm seed0"]
-    assert mirrored.curve("ebm vaebm seed0", "selection/candidates") == [(int(step), value) for step, value in selection["candidates"].items()]
+    assert mirrored.curve("ebm vaebm seed0", "selection/candidates") == [
+        (int(step), value) for step, value in selection["candidates"].items()
+    ]
     assert run.data.metrics["selection/chosen"] == selection["chosen"]
     assert selection["rule"] in run.data.tags["mlflow.note.content"] and run.data.tags["guard"] == "quiet"
     steps = range(len(facts["diagnostics"]["energy"]))
-    assert mirrored.curve("ebm vaebm seed0", "diagnostics/energy") == list(zip(steps, facts["diagnostics"]["energy"], strict=True))
-    assert mirrored.curve("ebm vaebm seed0", "diagnostics/acceptance") == list(zip(steps[1:], facts["diagnostics"]["acceptance"], strict=True))
+    assert mirrored.curve("ebm vaebm seed0", "diagnostics/energy") == list(
+        zip(steps, facts["diagnostics"]["energy"], strict=True)
+    )
+    assert mirrored.curve("ebm vaebm seed0", "diagnostics/acceptance") == list(
+        zip(steps[1:], facts["diagnostics"]["acceptance"], strict=True)
+    )
 
 
 def test_a_run_lasts_as_long_as_its_training(mirrored, tiny_run):
     """Not as long as the mirroring; to the millisecond that MLflow counts in, twice rounded."""
-    seconds = json.loads((tiny_run.folder / "results" / "tiny" / "nvae" / "seed0" / "training.json").read_text())["seconds"]
+    seconds = json.loads((tiny_run.folder / "results" / "tiny" / "nvae" / "seed0" / "training.json").read_text())[
+        "seconds"
+    ]
     info = mirrored.stages["nvae seed0"].info
     assert info.end_time - info.start_time == pytest.approx(1000 * seconds, abs=1)
 
@@ -137,7 +158,12 @@ def test_pictures_models_and_report_are_files(mirrored):
     """The files lie in the project folder, where bare `mlflow ui` serves them from."""
     stages = mirrored.stages
     assert mirrored.artifacts(mirrored.parent) >= {"benchmarks.csv", "benchmarks.md", "benchmarks.json", "report.html"}
-    assert mirrored.artifacts(stages["nvae seed0"]) >= {"model/model.pt", "pictures/curves.png", "pictures/samples.png", "training.json"}
+    assert mirrored.artifacts(stages["nvae seed0"]) >= {
+        "model/model.pt",
+        "pictures/curves.png",
+        "pictures/samples.png",
+        "training.json",
+    }
     assert mirrored.artifacts(stages["ebm vaebm seed0"]) >= {"model/model.pt", "pictures/curves.png"}
     assert any(path.startswith("pictures/") for path in mirrored.artifacts(stages["evaluation vaebm seed0"]))
 
@@ -146,7 +172,13 @@ def test_tags_say_where_it_comes_from(mirrored, tiny_run):
     """Data, commit, configuration, seed, stage, status."""
     stages = mirrored.stages
     commit = tiny_run.run("git", "rev-parse", "HEAD").strip()
-    for run in (mirrored.parent, stages["nvae seed0"], stages["ebm vaebm seed0"], stages["evaluation nvae seed0"], stages["evaluation vaebm seed0"]):
+    for run in (
+        mirrored.parent,
+        stages["nvae seed0"],
+        stages["ebm vaebm seed0"],
+        stages["evaluation nvae seed0"],
+        stages["evaluation vaebm seed0"],
+    ):
         tags = run.data.tags
         assert tags["commit"] == commit and tags["status"] == "finished"
         assert len(tags["data"]) == len(tags["configuration"]) == 64
@@ -179,7 +211,9 @@ def test_a_registered_model_samples_in_a_fresh_process(mirrored, tiny_run, tmp_p
     found = []
     for name, program, where in (("loaded", loaded, tmp_path), ("read", read, tiny_run.folder)):
         report = f"import sys; torch.save([images, scores, sys.modules['vaebm'].__file__], {str(tmp_path / name)!r})"
-        subprocess.run([sys.executable, "-c", f"{program}\n{report}"], cwd=where, env=tiny_run.environment(), check=True)
+        subprocess.run(
+            [sys.executable, "-c", f"{program}\n{report}"], cwd=where, env=tiny_run.environment(), check=True
+        )
         found.append(torch.load(tmp_path / name))
     (images, scores, program), (expected_images, expected_scores, _) = found
     assert program.startswith(str(tiny_run.folder / "mlartifacts"))
@@ -208,20 +242,31 @@ def test_what_is_new_is_appended_and_what_changed_is_a_new_run(finished, python)
     Another chain is another model, another number of KID's subsets is not.
     """
     finished.run(*python(*TRACK))
-    before, versions = place(finished)["stages"], {name: len(Mirrored(finished).versions(f"vaebm-tiny-{name}")) for name in ("nvae", "vaebm")}
+    before, versions = (
+        place(finished)["stages"],
+        {name: len(Mirrored(finished).versions(f"vaebm-tiny-{name}")) for name in ("nvae", "vaebm")},
+    )
     with (finished.folder / "results" / "tiny" / "nvae" / "seed0" / "history.jsonl").open("a") as file:
         file.write('{"step": 60, "loss": 1.0}\n')
-    chain = json.loads((finished.folder / "results" / "tiny" / "vaebm" / "seed0" / "evaluation" / "metrics.json").read_text())["chain"]
+    chain = json.loads(
+        (finished.folder / "results" / "tiny" / "vaebm" / "seed0" / "evaluation" / "metrics.json").read_text()
+    )["chain"]
     finished.edit("results/tiny/vaebm/seed0/samples/samples.yaml", "steps: 2", "steps: 3")
     change(finished, "vaebm/seed0/evaluation/metrics.json", chain=chain | {"steps": 3})
     finished.edit("results/tiny/nvae/seed0/evaluation/evaluation.yaml", "kid_subsets: 10", "kid_subsets: 11")
     finished.run(*python(*TRACK))
     after, now = place(finished)["stages"], Mirrored(finished)
-    assert {name for name in after if after[name]["run"] != before[name]["run"]} == {"evaluation nvae seed0", "evaluation vaebm seed0"}
+    assert {name for name in after if after[name]["run"] != before[name]["run"]} == {
+        "evaluation nvae seed0",
+        "evaluation vaebm seed0",
+    }
     old = now.client.get_run(before["evaluation vaebm seed0"]["run"])
     assert (old.data.tags["status"], old.info.run_name) == ("superseded", "evaluation vaebm seed0, superseded")
     assert now.curve("nvae seed0", "loss")[-1] == (60, 1.0)
-    assert {name: len(now.versions(f"vaebm-tiny-{name}")) for name in versions} == {"nvae": versions["nvae"], "vaebm": versions["vaebm"] + 1}
+    assert {name: len(now.versions(f"vaebm-tiny-{name}")) for name in versions} == {
+        "nvae": versions["nvae"],
+        "vaebm": versions["vaebm"] + 1,
+    }
     assert now.client.get_experiment_by_name("vaebm").artifact_location == (finished.folder / "mlartifacts").as_uri()
 
 
@@ -247,13 +292,29 @@ def test_a_gan_the_guard_and_whatever_is_measured(finished, python):
     results = finished.folder / "results" / "tiny"
     (results / "gan" / "seed0").mkdir(parents=True)
     (results / "gan" / "seed0" / "wgan.yaml").write_text(GAN)
-    gan = ("wgan", "results/tiny/gan/seed0/wgan.yaml", "--data", "data/digits/manifest.json", "--nvae", "results/tiny/nvae/seed0/model.pt")
+    gan = (
+        "wgan",
+        "results/tiny/gan/seed0/wgan.yaml",
+        "--data",
+        "data/digits/manifest.json",
+        "--nvae",
+        "results/tiny/nvae/seed0/model.pt",
+    )
     finished.run(*python(*gan, "--model", "results/tiny/gan/seed0/model.pt"))
     events = [
-        {"iteration": 7, "reason": "loss nan, gradient norm 3", "action": "went back to iteration 5, with another seed and 0.5 times the learning rate"},
+        {
+            "iteration": 7,
+            "reason": "loss nan, gradient norm 3",
+            "action": "went back to iteration 5, with another seed and 0.5 times the learning rate",
+        },
         {"iteration": 15, "reason": "energy gap 9 is beyond 10 times the spread 0.8", "action": "stopped"},
     ]
-    change(finished, "vaebm/seed0/training.json", events=events, status="diverged at iteration 15: energy gap 9 is beyond 10 times the spread 0.8")
+    change(
+        finished,
+        "vaebm/seed0/training.json",
+        events=events,
+        status="diverged at iteration 15: energy gap 9 is beyond 10 times the spread 0.8",
+    )
     metrics = json.loads((results / "vaebm" / "seed0" / "evaluation" / "metrics.json").read_text())["metrics"]
     metrics["precision-classifier"] = {"value": 0.5, "samples": 200, "interval": [0.25, 0.75]}
     steps = {"counts": [0, 5, 20], "FD-classifier": [3.0, 2.0, 1.0], "energy": [0.0, -1.0, -2.0], "samples": 100}
@@ -262,7 +323,10 @@ def test_a_gan_the_guard_and_whatever_is_measured(finished, python):
 
     now = Mirrored(finished)
     run = now.stages["wgan gan seed0"]
-    assert run.data.params["wgan.iterations"] == "2" and (run.data.tags["variant"], run.data.tags["stage"]) == ("gan", "wgan")
+    assert run.data.params["wgan.iterations"] == "2" and (run.data.tags["variant"], run.data.tags["stage"]) == (
+        "gan",
+        "wgan",
+    )
     history = (results / "gan" / "seed0" / "history.jsonl").read_text().splitlines()
     assert now.curve("wgan gan seed0", "gap") == [(line["step"], line["gap"]) for line in map(json.loads, history)]
     run = now.stages["ebm vaebm seed0"]
@@ -298,7 +362,10 @@ def test_two_at_once_on_a_new_database(finished, python):
         metrics.unlink()
     shutil.copytree(finished.folder / "results" / "tiny", finished.folder / "results" / "other")
     commands = [python("track", f"results/{name}") for name in ("tiny", "other")]
-    printed = [subprocess.Popen(command, cwd=finished.folder, env=finished.environment(), stdout=subprocess.PIPE, text=True) for command in commands]
+    printed = [
+        subprocess.Popen(command, cwd=finished.folder, env=finished.environment(), stdout=subprocess.PIPE, text=True)
+        for command in commands
+    ]
     assert all("3 stage runs mirrored" in process.communicate()[0] for process in printed)
 
 
@@ -308,12 +375,23 @@ def test_failure_is_a_warning(finished, failure):
     hide = "import sys; sys.modules['mlflow'] = None; " if failure == "absent" else ""
     (finished.folder / "mlflow.db").write_bytes(b"no database")
     before = place(finished)
-    printed = finished.run(sys.executable, "-c", f"{hide}from pathlib import Path; from vaebm.tracking import run; run(Path('results/tiny'))")
-    warnings = [line for line in printed.splitlines() if line.startswith("warning: results/tiny was not mirrored to MLflow")]
+    printed = finished.run(
+        sys.executable,
+        "-c",
+        f"{hide}from pathlib import Path; from vaebm.tracking import run; run(Path('results/tiny'))",
+    )
+    warnings = [
+        line for line in printed.splitlines() if line.startswith("warning: results/tiny was not mirrored to MLflow")
+    ]
     assert len(warnings) == 1 and "Traceback" not in printed
     after = place(finished)
-    assert after.pop("status").startswith("not mirrored: ") and after == {name: value for name, value in before.items() if name != "status"}
+    assert after.pop("status").startswith("not mirrored: ") and after == {
+        name: value for name, value in before.items() if name != "status"
+    }
 
 
 def test_unknown_folder_is_one_line(clone, python):
-    assert clone.run(*python("track", "results/digit"), fails=True) == "results/digit: expected the results of an experiment, found no folder\n"
+    assert (
+        clone.run(*python("track", "results/digit"), fails=True)
+        == "results/digit: expected the results of an experiment, found no folder\n"
+    )

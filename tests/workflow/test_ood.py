@@ -25,14 +25,24 @@ def test_arrays_are_asked_for_prepared_and_told_apart(finished):
     np.savez(finished.folder / "raw/mine.npz", images=images, labels=np.zeros(40, int))
     assert finished.planned() == {"data": 1, "pin": 1, "evaluation": 2, "benchmarks": 1, "track": 1}
     jobs, commands = evaluation_of(finished.snakemake("--dry-run", "--printshellcmds"))
-    assert len(jobs) == 2 and all("data/mine/manifest.json" in job and "data/mine/images.npy" in job and "mine.pinned" in job for job in jobs)
+    assert len(jobs) == 2 and all(
+        "data/mine/manifest.json" in job and "data/mine/images.npy" in job and "mine.pinned" in job for job in jobs
+    )
     assert all("--ood data/mine/manifest.json" in command for command in commands)
     finished.snakemake()
     assert finished.planned() == {}
     found = json.loads((finished.folder / "results/tiny/vaebm/seed0/evaluation/metrics.json").read_text())
-    assert found["ood"]["sets"]["mine"] | {"data": ""} == {"images": 40, "data": "", "heldout": 40, "side": 16, "users": True}
+    assert found["ood"]["sets"]["mine"] | {"data": ""} == {
+        "images": 40,
+        "data": "",
+        "heldout": 40,
+        "side": 16,
+        "users": True,
+    }
     assert {"AUROC-mine", "AUROC-mine-energy", "AUPR-mine", "FPR95-mine", "seconds-per-50"} <= set(found["metrics"])
-    assert {"AUROC-mine-typicality", "AUPR-mine-likelihood-elbo", "FPR95-turned-elbo"} <= set(found["ood"]["figures"]) - set(found["metrics"])
+    assert {"AUROC-mine-typicality", "AUPR-mine-likelihood-elbo", "FPR95-turned-elbo"} <= set(
+        found["ood"]["figures"]
+    ) - set(found["metrics"])
     (finished.folder / "raw/mine.npz").rename(finished.folder / "raw/other.npz")
     finished.edit(TINY, "raw/mine.npz", "raw/other.npz")
     assert finished.planned() == {}, "another place of the same files"
@@ -50,10 +60,15 @@ def test_published_sets_are_planned_where_their_files_are(clone):
     for name in ("one", "two"):
         (clone.folder / f"config/experiments/{name}.yaml").write_text(colour)
     said = clone.snakemake("--dry-run", "--config", "experiments=[one]", fails=True)
-    assert "one.yaml: evaluation.ood: faces: expected list_eval_partition.txt beside" in said and said.rstrip().endswith("and path names another place")
+    assert (
+        "one.yaml: evaluation.ood: faces: expected list_eval_partition.txt beside" in said
+        and said.rstrip().endswith("and path names another place")
+    )
     (clone.folder / "faces/img_align_celeba").mkdir(parents=True)
     (clone.folder / "faces/list_eval_partition.txt").touch()
     printed = clone.snakemake("--dry-run", "--printshellcmds", "--config", "experiments=[one,two]")
     jobs, commands = evaluation_of(printed)
-    assert len(jobs) == 4 and all("--ood data/svhn/manifest.json --ood data/celeba64/manifest.json" in command for command in commands)
+    assert len(jobs) == 4 and all(
+        "--ood data/svhn/manifest.json --ood data/celeba64/manifest.json" in command for command in commands
+    )
     assert all(len(re.findall(f"vaebm data {name} ", printed)) == 1 for name in ("cifar10", "svhn", "celeba64"))

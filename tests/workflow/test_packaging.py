@@ -50,7 +50,9 @@ def test_no_python_is_one_line(tmp_path):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    done = subprocess.run(["make", "run"], cwd=tmp_path, env={"PATH": str(tmp_path / "bin")}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "run"], cwd=tmp_path, env={"PATH": str(tmp_path / "bin")}, capture_output=True, text=True
+    )
     assert done.returncode != 0 and done.stdout == ""
     assert done.stderr.splitlines()[0].startswith("make: expected Python 3.11 or newer")
     assert not (tmp_path / ".venv").exists()
@@ -68,5 +70,8 @@ def test_nothing_names_a_folder_of_one_machine():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     for name in filter(None, listed.stdout.split("\0")):
         path = Path(ROOT, name)
-        if path.suffix in {".py", ".smk", ".yaml", ".yml", ".toml", ".md", ".txt", ".rst", ".j2", ""} and path.is_file():
+        if (
+            path.suffix in {".py", ".smk", ".yaml", ".yml", ".toml", ".md", ".txt", ".rst", ".j2", ""}
+            and path.is_file()
+        ):
             assert not foreign.search(path.read_text()), name

@@ -33,7 +33,9 @@ def shell(project, block, fails=False):
 
 def insert(project, path, after, line):
     """Put `line` behind the first line that matches `after`, which has to be there."""
-    text, found = re.subn(rf"(?m)({after}.*\n)", lambda match: match[1] + line, (project.folder / path).read_text(), count=1)
+    text, found = re.subn(
+        rf"(?m)({after}.*\n)", lambda match: match[1] + line, (project.folder / path).read_text(), count=1
+    )
     assert found == 1, f"{path}: no line {after}"
     (project.folder / path).write_text(text)
 
@@ -56,7 +58,9 @@ def mine(tiny_run, tmp_path_factory):
     module, in_the_package, in_the_settings = blocks("Add a data set", "python")
     prepare, pin = blocks("Add a data set", "sh")
     (project.folder / "vaebm/data/patches.py").write_text(module)
-    insert(project, "vaebm/data/__init__.py", "from vaebm.data.digits", "from vaebm.data.patches import prepare_patches\n")
+    insert(
+        project, "vaebm/data/__init__.py", "from vaebm.data.digits", "from vaebm.data.patches import prepare_patches\n"
+    )
     insert(project, "vaebm/data/__init__.py", "DATASETS.* = {", in_the_package)
     insert(project, "vaebm/config/data.py", "DATASETS.* = {", in_the_settings)
     project.edit(MINE, "dataset: digits", "dataset: patches")
@@ -65,10 +69,17 @@ def mine(tiny_run, tmp_path_factory):
 
     *asking, command = ask_and_run.splitlines()
     printed = shell(project, "\n".join(asking))
-    assert "patches: 800 to train on, 120 held out" in printed and re.search(r"^ebm +2$", printed, re.MULTILINE), printed
+    assert "patches: 800 to train on, 120 held out" in printed and re.search(r"^ebm +2$", printed, re.MULTILINE), (
+        printed
+    )
     log = project.folder / "results/mine/nvae/seed0/nvae.log"
     with subprocess.Popen(
-        ["bash", "-euc", command], cwd=project.folder, env=project.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        ["bash", "-euc", command],
+        cwd=project.folder,
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     ) as process:
         while not log.exists():
             assert process.poll() is None, "the run ended before the NVAE's training began"
@@ -97,7 +108,10 @@ def test_own_experiment_data_set_and_energy_run_to_the_table(finished_mine):
     figures = json.loads((results / "benchmarks.json").read_text())["mine"]
     assert set(figures) == {"nvae", "vaebm", "narrow"}
     assert all(figure["FD-classifier"] > 0 for figure in figures.values())
-    widths = {name: json.loads((results / "mine" / name / "seed0/training.json").read_text())["settings"]["network"]["widths"] for name in ("vaebm", "narrow")}
+    widths = {
+        name: json.loads((results / "mine" / name / "seed0/training.json").read_text())["settings"]["network"]["widths"]
+        for name in ("vaebm", "narrow")
+    }
     assert widths == {"vaebm": [1, 1], "narrow": [1, 2]}
     manifest = json.loads((finished_mine.folder / "data/patches/manifest.json").read_text())
     assert (manifest["images"], manifest["shape"]) == (920, [8, 8, 1])
@@ -109,15 +123,27 @@ def test_own_metric_stands_in_the_table(finished_mine):
     (again,) = blocks("Add a metric", "sh")
     (finished_mine.folder / "vaebm/evaluation/grey_levels.py").write_text(module)
     stage = "vaebm/evaluation/stage.py"
-    insert(finished_mine, stage, "from vaebm.evaluation.measurements", "from vaebm.evaluation.grey_levels import grey_level_figures\n")
+    insert(
+        finished_mine,
+        stage,
+        "from vaebm.evaluation.measurements",
+        "from vaebm.evaluation.grey_levels import grey_level_figures\n",
+    )
     insert(finished_mine, stage, r" +figures \|= detection", added)
     finished_mine.edit("vaebm/records/metrics.py", "LOWER_IS_BETTER = (", 'LOWER_IS_BETTER = ("W1", ')
     shell(finished_mine, again)
     figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]
     shards = sorted((finished_mine.folder / "results/mine/narrow/seed0/samples").glob("shard-*.npy"))
-    images = [np.concatenate([np.load(shard) for shard in shards]), np.load(finished_mine.folder / "data/patches/images.npy")[:800]]
-    below = [np.cumsum(np.bincount(part.ravel(), minlength=256)) / part.size for part in images]  # W1 is the area between the two
-    assert figures["narrow"]["W1-grey-levels"] == pytest.approx(np.abs(below[0] - below[1]).sum(), rel=1e-9)  # float64 sums over 12,800 pixels
+    images = [
+        np.concatenate([np.load(shard) for shard in shards]),
+        np.load(finished_mine.folder / "data/patches/images.npy")[:800],
+    ]
+    below = [
+        np.cumsum(np.bincount(part.ravel(), minlength=256)) / part.size for part in images
+    ]  # W1 is the area between the two
+    assert figures["narrow"]["W1-grey-levels"] == pytest.approx(
+        np.abs(below[0] - below[1]).sum(), rel=1e-9
+    )  # float64 sums over 12,800 pixels
     assert all("W1-grey-levels" in variant for variant in figures.values())
     assert "W1-grey-levels ↓" in (finished_mine.folder / "results/benchmarks.md").read_text()
 
@@ -139,21 +165,27 @@ def test_results_are_read_as_the_page_says(finished_mine):
     """A column for each variant; samples of the new model and their scores."""
     table, model = blocks("Read the results", "python")
     printed = finished_mine.run(sys.executable, "-c", table)
-    assert re.match(r"variant +narrow +nvae +vaebm\n", printed) and re.search(r"^FD-classifier( +\d+\.\d+){3}$", printed, re.MULTILINE), printed
+    assert re.match(r"variant +narrow +nvae +vaebm\n", printed) and re.search(
+        r"^FD-classifier( +\d+\.\d+){3}$", printed, re.MULTILINE
+    ), printed
     assert finished_mine.run(sys.executable, "-c", model).startswith("(16, 1, 8, 8) [")
 
 
 def test_variants_take_the_place_of_those_of_the_copied_experiment(tmp_path):
     """Of `digits`, which the recipe copies, and which has such a section."""
     (variants,) = blocks("Change the energy network", "yaml")
-    text, found = re.subn(r"(?ms)^variants:\n.*?(?=^\S|\Z)", lambda _: variants, (ROOT / "config/experiments/digits.yaml").read_text())
+    text, found = re.subn(
+        r"(?ms)^variants:\n.*?(?=^\S|\Z)", lambda _: variants, (ROOT / "config/experiments/digits.yaml").read_text()
+    )
     assert found == 1
     (tmp_path / "mine.yaml").write_text(text)
     experiment = read_experiment(tmp_path / "mine.yaml")
     assert experiment.models == ["nvae", "vaebm", "narrow"] and experiment.resources.benchmarks.mem_mb == 1000
     plain, narrow = (experiment.stage_of(name).settings for name in ("vaebm", "narrow"))
     changes = {"channels": 8, "widths": [1, 2], "down": [0]}
-    assert plain == experiment.ebm and narrow == plain.model_copy(update={"network": plain.network.model_copy(update=changes)})
+    assert plain == experiment.ebm and narrow == plain.model_copy(
+        update={"network": plain.network.model_copy(update=changes)}
+    )
 
 
 def test_links_lead_somewhere():

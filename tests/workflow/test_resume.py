@@ -11,7 +11,14 @@ import pytest
 
 COMMANDS = {
     "nvae": ["nvae", "results/tiny/nvae/seed0/nvae.yaml", "--data", "data/digits/manifest.json"],
-    "ebm": ["ebm", "results/tiny/vaebm/seed0/ebm.yaml", "--data", "data/digits/manifest.json", "--nvae", "results/tiny/nvae/seed0/model.pt"],
+    "ebm": [
+        "ebm",
+        "results/tiny/vaebm/seed0/ebm.yaml",
+        "--data",
+        "data/digits/manifest.json",
+        "--nvae",
+        "results/tiny/nvae/seed0/model.pt",
+    ],
 }
 UNCUT = {"nvae": "results/tiny/nvae/seed0", "ebm": "results/tiny/vaebm/seed0"}
 
@@ -26,7 +33,9 @@ def saved_step(folder):
 def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, python, stage, step):
     """Killed with -9 when it has saved its state at that step or a little later; the one of the shared run was never cut."""
     command = python(*COMMANDS[stage], "--model", str(tmp_path / "model.pt"), "--checkpoint-every", "0")
-    with subprocess.Popen(command, cwd=tiny_run.folder, env=tiny_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, cwd=tiny_run.folder, env=tiny_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while saved_step(tmp_path) < step:
             assert process.poll() is None, "the training ended before its state was saved then"
             time.sleep(0.001)
@@ -52,7 +61,12 @@ def test_snakemake_killed_in_the_middle_takes_nothing_half_written(finished):
     curves.unlink()
     command = ["snakemake", "--cores", "1", target]
     with subprocess.Popen(
-        command, cwd=finished.folder, env=finished.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=finished.folder,
+        env=finished.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     ) as process:
         while not curves.exists():
             assert process.poll() is None, "the job ended before its curves were seen"

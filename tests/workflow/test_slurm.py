@@ -23,7 +23,10 @@ SBIN = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.skipif(any(shutil.which(name, path=SBIN) is None for name in DAEMONS), reason=f"needs {', '.join(DAEMONS)}: apt-get install slurm-wlm"),
+    pytest.mark.skipif(
+        any(shutil.which(name, path=SBIN) is None for name in DAEMONS),
+        reason=f"needs {', '.join(DAEMONS)}: apt-get install slurm-wlm",
+    ),
 ]
 
 CONFIGURATION = """
@@ -73,14 +76,21 @@ class Cluster:
 
     def tell(self, *command: str) -> str:
         """What one of Slurm's commands prints."""
-        return subprocess.run(command, env=os.environ | self.environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+        return subprocess.run(
+            command, env=os.environ | self.environment, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
 
     def jobs(self) -> list[dict[str, str]]:
         """All jobs that were ever submitted, in order, as `scontrol` shows them: field → value; `rule` is the name of Snakemake's."""
         shown = [
-            dict(re.findall(r"(\S+?)=(\S*)", line)) for line in self.tell("scontrol", "--oneliner", "show", "jobs").splitlines() if line.startswith("JobId=")
+            dict(re.findall(r"(\S+?)=(\S*)", line))
+            for line in self.tell("scontrol", "--oneliner", "show", "jobs").splitlines()
+            if line.startswith("JobId=")
         ]
-        return [job | {"rule": re.match(r"rule_([a-z]+)", job["Comment"])[1]} for job in sorted(shown, key=lambda job: int(job["JobId"]))]
+        return [
+            job | {"rule": re.match(r"rule_([a-z]+)", job["Comment"])[1]}
+            for job in sorted(shown, key=lambda job: int(job["JobId"]))
+        ]
 
 
 def free_port() -> int:
@@ -111,7 +121,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     srun.chmod(0o755)
 
     cluster = Cluster({"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{folder}/bin{os.pathsep}{SBIN}"})
-    munge = [f"--{name}={folder}/munge.{suffix}" for name, suffix in (("socket", "socket"), ("key-file", "key"), ("pid-file", "pid"), ("seed-file", "seed"))]
+    munge = [
+        f"--{name}={folder}/munge.{suffix}"
+        for name, suffix in (("socket", "socket"), ("key-file", "key"), ("pid-file", "pid"), ("seed-file", "seed"))
+    ]
     commands = (["munged", "--foreground", "--force", *munge], ["slurmctld", "-D"], ["slurmd", "-D"])
     daemons: list[subprocess.Popen[bytes]] = []
     try:
@@ -119,16 +132,32 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             with (folder / f"{command[0]}.log").open("wb") as log:
                 program = shutil.which(command[0], path=SBIN)
                 assert program is not None
-                daemons.append(subprocess.Popen([program, *command[1:]], env=os.environ | cluster.environment, stdout=log, stderr=log))
+                daemons.append(
+                    subprocess.Popen(
+                        [program, *command[1:]], env=os.environ | cluster.environment, stdout=log, stderr=log
+                    )
+                )
             time.sleep(0.5)
         end = time.monotonic() + 60
-        while "idle" not in subprocess.run(["sinfo", "--noheader", "--format=%t"], env=os.environ | cluster.environment, capture_output=True, text=True).stdout:
+        while (
+            "idle"
+            not in subprocess.run(
+                ["sinfo", "--noheader", "--format=%t"],
+                env=os.environ | cluster.environment,
+                capture_output=True,
+                text=True,
+            ).stdout
+        ):
             logs = "\n".join((folder / f"{command[0]}.log").read_text()[-2000:] for command in commands)
             assert time.monotonic() < end and all(daemon.poll() is None for daemon in daemons), logs
             time.sleep(0.2)
         yield cluster
     finally:
-        subprocess.run(["scancel", "--full", "--signal=KILL", f"--user={getpass.getuser()}"], env=os.environ | cluster.environment, check=False)
+        subprocess.run(
+            ["scancel", "--full", "--signal=KILL", f"--user={getpass.getuser()}"],
+            env=os.environ | cluster.environment,
+            check=False,
+        )
         for daemon in reversed(daemons):
             daemon.terminate()
             try:
@@ -156,9 +185,18 @@ def submit(cluster: Cluster) -> Iterator[Callable[..., Run]]:
     runs = []
 
     def run(project, *arguments) -> Run:
-        command = ["snakemake", "--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "2", *arguments]
+        command = [
+            "snakemake",
+            "--profile",
+            "profiles/slurm",
+            "--slurm-init-seconds-before-status-checks",
+            "2",
+            *arguments,
+        ]
         environment = project.environment()
-        environment |= cluster.environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{cluster.environment['PATH']}"}
+        environment |= cluster.environment | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{cluster.environment['PATH']}"
+        }
         output = project.folder / "printed"
         with output.open("wb") as file:
             runs.append(subprocess.Popen(command, cwd=project.folder, env=environment, stdout=file, stderr=file))
@@ -182,7 +220,10 @@ def ask(project, changes):
 def table(project):
     """The lines of the table without what tells where they were made, and without the values of those that are times."""
     with (project.folder / "results" / "benchmarks.csv").open() as file:
-        lines = [{column: cell for column, cell in line.items() if column not in ("commit", "changed", "tracking")} for line in csv.DictReader(file)]
+        lines = [
+            {column: cell for column, cell in line.items() if column not in ("commit", "changed", "tracking")}
+            for line in csv.DictReader(file)
+        ]
     times = [line for line in lines if line["metric"].startswith("seconds") and line["measured"]]
     assert len(times) == 2 and all(float(line["measured"]) > 0 for line in times)
     for line in times:
@@ -194,8 +235,12 @@ def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, sub
     """The energy's training is killed in the middle, with all that belongs to its job. The table is that of a local run."""
     clone.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
     ask(clone, ASKED)
-    clone.edit("workflow/rules/ebm.smk", "vaebm ebm {input.settings}", "vaebm ebm {input.settings} --checkpoint-every 0")
-    planned = {rule: count for rule, count in clone.planned().items() if rule not in ("pin", "tracking", "track")}  # those are local
+    clone.edit(
+        "workflow/rules/ebm.smk", "vaebm ebm {input.settings}", "vaebm ebm {input.settings} --checkpoint-every 0"
+    )
+    planned = {
+        rule: count for rule, count in clone.planned().items() if rule not in ("pin", "tracking", "track")
+    }  # those are local
     before = {job["JobId"] for job in cluster.jobs()}
     run, energy = submit(clone), clone.folder / "results" / "tiny" / "vaebm" / "seed0"
     while not list(energy.glob("checkpoints/*/*.json")):
@@ -209,7 +254,11 @@ def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, sub
     assert Counter(job["rule"] for job in jobs) == planned | {"ebm": 2} and planned["samples"] == 4
     for job in jobs:
         asked = ASKED["evaluation" if job["rule"] == "reference" else job["rule"]]
-        found = {"threads": int(job["CPUs/Task"]), "mem_mb": int(job["MinMemoryNode"].removesuffix("M")), "runtime": int(job["TimeLimit"][3:5])}
+        found = {
+            "threads": int(job["CPUs/Task"]),
+            "mem_mb": int(job["MinMemoryNode"].removesuffix("M")),
+            "runtime": int(job["TimeLimit"][3:5]),
+        }
         assert found == asked, job
         assert job["NumNodes"] == "1" and "TresPerJob" not in job, job
         assert job["JobState"] == ("CANCELLED" if job["JobId"] == killed else "COMPLETED"), job
@@ -220,7 +269,9 @@ def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, sub
 def test_a_job_gets_the_gpus_that_its_stage_asks_for(cluster, submit, finished):
     """Slurm's choice arrives at the program; where there is nothing behind it, the job says so and uses the CPU."""
     ask(finished, {"ebm": {"gpu": 2}})
-    finished.edit("workflow/rules/ebm.smk", "python -m vaebm ebm", "echo $CUDA_VISIBLE_DEVICES > gpus; python -m vaebm ebm")
+    finished.edit(
+        "workflow/rules/ebm.smk", "python -m vaebm ebm", "echo $CUDA_VISIBLE_DEVICES > gpus; python -m vaebm ebm"
+    )
     submit(finished, "--forcerun", "ebm", "--until", "ebm").finish()
     (job,) = [job for job in cluster.jobs() if job.get("TresPerJob")]
     assert job["rule"] == "ebm" and job["TresPerJob"] == "gres:gpu:2" and job["JobState"] == "COMPLETED"

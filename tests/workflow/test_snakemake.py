@@ -11,13 +11,24 @@ TINY = "config/experiments/tiny.yaml"
 
 def hashes(folder: Path, pattern: str) -> dict[str, str]:
     """Path → hash of every file that matches."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob(pattern))}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob(pattern))
+    }
 
 
 def test_first_run_leaves_table_report_and_tracking(tiny_run):
     """Every file that results/README.md promises is there."""
     results = tiny_run.folder / "results"
-    names = ["benchmarks.csv", "benchmarks.md", "benchmarks.json", "report.html", "tiny/tracking.json", "tiny/nvae/metrics.json", "tiny/vaebm/metrics.json"]
+    names = [
+        "benchmarks.csv",
+        "benchmarks.md",
+        "benchmarks.json",
+        "report.html",
+        "tiny/tracking.json",
+        "tiny/nvae/metrics.json",
+        "tiny/vaebm/metrics.json",
+    ]
     for name in names:
         assert (results / name).stat().st_size > 0, name
     assert (tiny_run.folder / "data" / "digits" / "manifest.json").is_file()

@@ -4,8 +4,14 @@ import re
 
 
 def test_the_classifier_of_stacks_is_trained_on_what_is_stacked(clone):
-    text = (clone.folder / "config/experiments/tiny.yaml").read_text().replace("dataset: digits", "dataset: stacked_digits")
-    (clone.folder / "config/experiments/stacks.yaml").write_text(text.replace("ood:\n    - interpolation\n    - turned\n    - photographs\n", "ood: []\n"))
+    text = (
+        (clone.folder / "config/experiments/tiny.yaml")
+        .read_text()
+        .replace("dataset: digits", "dataset: stacked_digits")
+    )
+    (clone.folder / "config/experiments/stacks.yaml").write_text(
+        text.replace("ood:\n    - interpolation\n    - turned\n    - photographs\n", "ood: []\n")
+    )
     planned = clone.snakemake("--dry-run", "--config", "experiments=[stacks]")
     inputs = dict(re.findall(r"rule (classifier|reference|nvae):\n    input: (.*)", planned))
     assert "data/digits/manifest.json" in inputs["classifier"] and "stacked" not in inputs["classifier"]

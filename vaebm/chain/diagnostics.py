@@ -69,15 +69,26 @@ def diagnose(
             energy, moved = observe(state.eps)
             values.append(energy)
             distances.append(
-                torch.stack([square_distance(state.eps[:-1], begin[:-1]), square_distance(state.eps[-1:], begin[-1:]), square_distance([moved], [images])])
+                torch.stack(
+                    [
+                        square_distance(state.eps[:-1], begin[:-1]),
+                        square_distance(state.eps[-1:], begin[-1:]),
+                        square_distance([moved], [images]),
+                    ]
+                )
             )
             accepted.append(probability)
         energies.append(torch.stack(values).double())
         squares.append(torch.stack(distances))
         probabilities.append(torch.stack(accepted) if accepted else energies[-1][:0])
-    energy, distance = torch.cat(energies, dim=1), torch.cat(squares, dim=2).mean(dim=2).sqrt()  # (K + 1, B), (K + 1, 3)
+    energy, distance = (
+        torch.cat(energies, dim=1),
+        torch.cat(squares, dim=2).mean(dim=2).sqrt(),
+    )  # (K + 1, B), (K + 1, 3)
     if not (energy.isfinite().all() and distance.isfinite().all()):
-        raise UserError(f"step_size: expected chains that stay finite over {steps} steps, found some that do not with {step_size:g}; choose a smaller one")
+        raise UserError(
+            f"step_size: expected chains that stay finite over {steps} steps, found some that do not with {step_size:g}; choose a smaller one"
+        )
     latents, pixel_noise, pixels = distance.T.tolist()
     return ChainDiagnostics(
         chains=len(eps[0]),
@@ -107,5 +118,7 @@ def autocorrelation(values: Tensor) -> Tensor:
 
 def square_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
     """Mean square difference of each chain over all values of two lists of tensors (B, …) of equal shapes; (B,) in double precision."""
-    squares = torch.stack([(a.double() - b.double()).square().flatten(1).sum(1) for a, b in zip(one, other, strict=True)])
+    squares = torch.stack(
+        [(a.double() - b.double()).square().flatten(1).sum(1) for a, b in zip(one, other, strict=True)]
+    )
     return squares.sum(0) / sum(part[0].numel() for part in one)

@@ -78,7 +78,13 @@ def langevin(
 
 
 def transitions(
-    potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource, metropolis: bool = False
+    potential: Potential,
+    eps: Sequence[Tensor],
+    *,
+    steps: int,
+    step_size: float,
+    noise: NoiseSource,
+    metropolis: bool = False,
 ) -> Iterator[Transition]:
     """The steps of `langevin` one by one, from the same noise to the same states, each with its probability of acceptance.
 
@@ -110,7 +116,10 @@ def evaluate(potential: Potential, eps: Sequence[Tensor]) -> State:
 @torch.no_grad()
 def propose(state: State, step_size: float, omega: Sequence[Tensor]) -> list[Tensor]:
     """ε − η/2 ∇U(ε) + √η ω."""
-    return [e - 0.5 * step_size * g + math.sqrt(step_size) * w for e, g, w in zip(state.eps, state.gradient, omega, strict=True)]
+    return [
+        e - 0.5 * step_size * g + math.sqrt(step_size) * w
+        for e, g, w in zip(state.eps, state.gradient, omega, strict=True)
+    ]
 
 
 @torch.no_grad()

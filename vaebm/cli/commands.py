@@ -56,9 +56,14 @@ def show_the_way(context: typer.Context) -> None:
 
 @app.command(epilog=_example("data digits --folder data/digits"))
 def data(
-    dataset: Annotated[str, typer.Argument(help="Name of the data set, or what its settings file calls it.", autocompletion=data_sets)],
+    dataset: Annotated[
+        str, typer.Argument(help="Name of the data set, or what its settings file calls it.", autocompletion=data_sets)
+    ],
     folder: Annotated[Path, typer.Option(help="Where it goes.")],
-    settings: Annotated[Path | None, typer.Option(help="Settings file; none: the raw files stand in raw/DATASET, or are fetched to there.")] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(help="Settings file; none: the raw files stand in raw/DATASET, or are fetched to there."),
+    ] = None,
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
@@ -84,7 +89,11 @@ def pin(
     run(folder, pins)
 
 
-@app.command(epilog=_example("classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt"))
+@app.command(
+    epilog=_example(
+        "classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt"
+    )
+)
 def classifier(settings: Settings, data: Data, model: Model, threads: Threads = 1, log: Log = None) -> None:
     """Train the classifier whose features measure image quality."""
     with imports():
@@ -118,7 +127,9 @@ def reference(
     run(settings, data, classifier, output, prepare(threads, gpus))
 
 
-@app.command(epilog=_example("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.pt"))
+@app.command(
+    epilog=_example("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.pt")
+)
 def nvae(
     settings: Settings,
     data: Data,
@@ -137,7 +148,11 @@ def nvae(
     run(settings, data, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
-@app.command(epilog=_example(f"ebm {RUN}/ebm.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt --model model.pt"))
+@app.command(
+    epilog=_example(
+        f"ebm {RUN}/ebm.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt --model model.pt"
+    )
+)
 def ebm(
     settings: Settings,
     data: Data,
@@ -157,7 +172,11 @@ def ebm(
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
-@app.command(epilog=_example("wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json --nvae nvae.pt --model model.pt"))
+@app.command(
+    epilog=_example(
+        "wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json --nvae nvae.pt --model model.pt"
+    )
+)
 def wgan(
     settings: Settings,
     data: Data,
@@ -177,7 +196,9 @@ def wgan(
 
 
 @app.command(
-    epilog=_example(f"samples {RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.pt --energy {RUN}/model.pt --shard 0 --output shard.npy")
+    epilog=_example(
+        f"samples {RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.pt --energy {RUN}/model.pt --shard 0 --output shard.npy"
+    )
 )
 def samples(
     settings: Settings,
@@ -210,10 +231,15 @@ def evaluation(
     nvae: NVAEModel,
     extractor: Annotated[Path, typer.Option(help="Settings file of the extractor.")],
     reference: Annotated[Path, typer.Option(help="Statistics of the real images.")],
-    metrics: Annotated[Path, typer.Option(help="Where the figures go: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")],
+    metrics: Annotated[
+        Path, typer.Option(help="Where the figures go: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")
+    ],
     energy: EnergyModel = None,
     classifier: ClassifierModel = None,
-    ood: Annotated[list[Path] | None, typer.Option(help="manifest.json of a data set that held-out images are told from.", show_default=False)] = None,
+    ood: Annotated[
+        list[Path] | None,
+        typer.Option(help="manifest.json of a data set that held-out images are told from.", show_default=False),
+    ] = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
     log: Log = None,
@@ -223,16 +249,33 @@ def evaluation(
         from vaebm.evaluation.stage import run
         from vaebm.system.device import prepare
 
-    run(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, ood or [], prepare(threads, gpus))
+    run(
+        settings,
+        data,
+        nvae,
+        energy,
+        extractor,
+        classifier,
+        reference,
+        shards,
+        metrics,
+        ood or [],
+        prepare(threads, gpus),
+    )
 
 
 @app.command(epilog=_example("benchmarks --compare ../other/results"))
 def benchmarks(
-    metrics: Annotated[list[Path] | None, typer.Argument(help="metrics.json of every run; none: the figures gathered earlier.", show_default=False)] = None,
+    metrics: Annotated[
+        list[Path] | None,
+        typer.Argument(help="metrics.json of every run; none: the figures gathered earlier.", show_default=False),
+    ] = None,
     paper: Annotated[Path, typer.Option(help="The paper's figures.")] = Path("config/paper.yaml"),
     experiments: Annotated[Path, typer.Option(help="Folder of the experiment files.")] = Path("config/experiments"),
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
-    compare: Annotated[Path | None, typer.Option(help="Another folder of results, or its benchmarks.json, to set beside these.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Another folder of results, or its benchmarks.json, to set beside these.")
+    ] = None,
     log: Log = None,
 ) -> None:
     """Set the figures beside the paper's, as table and report, or beside those of other results."""
@@ -248,7 +291,10 @@ def benchmarks(
 
 @app.command(epilog=_example("describe cifar10 --tflops 20"))
 def describe(
-    experiment: Annotated[Path, typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=experiments_here)],
+    experiment: Annotated[
+        Path,
+        typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=experiments_here),
+    ],
     tflops: Annotated[float, typer.Option(help="What all devices of a stage sustain together, in TFLOP/s.")] = 10.0,
     log: Log = None,
 ) -> None:
@@ -324,7 +370,9 @@ def _tell(reason: str) -> None:
 
 def main() -> Any:
     """Run the command line; the last line of the log of a failed command is its message, without a trace for a user's mistake."""
-    if "RANK" not in os.environ:  # torchrun sets both; a cluster's shell may set the other alone, which makes no processes
+    if (
+        "RANK" not in os.environ
+    ):  # torchrun sets both; a cluster's shell may set the other alone, which makes no processes
         os.environ.pop("WORLD_SIZE", None)
     with mirrored(asked_for(sys.argv[1:])):
         try:

@@ -50,7 +50,9 @@ def parameters(module: nn.Module) -> int:
 
 def blank(nvae: NVAE, batch: int) -> tuple[Tensor, list[Tensor]]:
     """Images and latent noise of the shapes that `nvae` takes, on its device, without values."""
-    x, *eps = (torch.empty(batch, *shape, device=nvae.prior_constant.device) for shape in (nvae.shape, *nvae.latent_shapes))
+    x, *eps = (
+        torch.empty(batch, *shape, device=nvae.prior_constant.device) for shape in (nvae.shape, *nvae.latent_shapes)
+    )
     return x, eps
 
 
@@ -136,7 +138,9 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
     step = training.batch * part.flop // share
     train = experiment.data.facts.train
     steps = (train or training.batch) // training.batch * training.epochs
-    length = f"{training.epochs} epochs, " + (f"{steps:,} steps" if train else f"for every {training.batch} images to train on")
+    length = f"{training.epochs} epochs, " + (
+        f"{steps:,} steps" if train else f"for every {training.batch} images to train on"
+    )
     weights = every * SINGLE
     return {
         "Parameters": [
@@ -147,7 +151,11 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
         "Work": [
             ("NVAE, forward", quantity(forward.flop / share, "FLOP"), "an image"),
             ("NVAE, decoder alone", quantity(decoded, "FLOP"), "an image"),
-            ("NVAE training step", quantity(step, "FLOP"), f"{training.batch} images, forward and backward, without regularisers"),
+            (
+                "NVAE training step",
+                quantity(step, "FLOP"),
+                f"{training.batch} images, forward and backward, without regularisers",
+            ),
         ],
         "Memory": [
             ("NVAE training", quantity((2 + MOMENTS) * weights + part.activations, "B"), f"{share} images at once"),
@@ -171,13 +179,19 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
     match = reconstruction(vaebm.nvae, 1).flop if experiment.ebm.positives == "matched" else 0
     both = parameters(vaebm.nvae) + parameters(vaebm.energy)
     weights = both * SINGLE + (prepared := prepared_weights(vaebm))
-    update_memory = (1 + MOMENTS) * SINGLE * parameters(vaebm.energy) + update.activations  # gradients, optimiser, activations
+    update_memory = (1 + MOMENTS) * SINGLE * parameters(
+        vaebm.energy
+    ) + update.activations  # gradients, optimiser, activations
     rows = {
         "Parameters": [("energy", f"{parameters(vaebm.energy):,}", ""), ("both", f"{both:,}", "")],
         "Work": [
             ("energy", quantity(energy.flop / share, "FLOP"), "an image"),
             ("Langevin step", quantity(batch * a_step, "FLOP"), f"{batch} chains"),
-            ("energy update", quantity(batch * an_update, "FLOP"), f"{batch} images and as many chains, forward and backward"),
+            (
+                "energy update",
+                quantity(batch * an_update, "FLOP"),
+                f"{batch} images and as many chains, forward and backward",
+            ),
         ],
         "Memory": [
             ("Langevin step", quantity(weights + step.activations, "B"), f"{share} chains at once"),
@@ -197,13 +211,26 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
     }
     if experiment.samples is not None:
         count, steps, chains = experiment.samples.count, experiment.samples.chain.steps, experiment.samples.batch
-        rows["Memory"].append(("samples", quantity(weights + chains * step.activations // share, "B"), f"{chains} chains at once"))
-        rows["Time"].append(_time("samples", count * (steps * a_step + decoded), throughput, f"{count:,} images, {steps} Langevin steps each"))
+        rows["Memory"].append(
+            ("samples", quantity(weights + chains * step.activations // share, "B"), f"{chains} chains at once")
+        )
+        rows["Time"].append(
+            _time(
+                "samples",
+                count * (steps * a_step + decoded),
+                throughput,
+                f"{count:,} images, {steps} Langevin steps each",
+            )
+        )
     return rows
 
 
 def _counts(facts: DatasetFacts) -> str:
-    return "as many as the files hold" if facts.train is None else f"{facts.train:,} to train on, {facts.heldout:,} held out"
+    return (
+        "as many as the files hold"
+        if facts.train is None
+        else f"{facts.train:,} to train on, {facts.heldout:,} held out"
+    )
 
 
 def _groups(count: int, shape: tuple[int, ...]) -> str:
@@ -223,11 +250,14 @@ def describe(path: Path, throughput: float) -> str:
     experiment = read_experiment(path)
     facts = experiment.data.facts
     nvae, energy = build(experiment)
-    stages = [name for name in ("data", "nvae", "ebm", "samples", "evaluation") if getattr(experiment, name) is not None]
+    stages = [
+        name for name in ("data", "nvae", "ebm", "samples", "evaluation") if getattr(experiment, name) is not None
+    ]
     head = {
         "stages": [", ".join(stages)],
         "models": [", ".join(experiment.models)],
-        "missing": experiment.missing and [", ".join(experiment.missing), "so Snakemake cannot run it; its stages can be run by hand"],
+        "missing": experiment.missing
+        and [", ".join(experiment.missing), "so Snakemake cannot run it; its stages can be run by hand"],
         "images": [f"{'×'.join(map(str, nvae.shape))}, {experiment.data.prepared}: {_counts(facts)}"],
         "latents": [_groups(len(list(same)), shape) for shape, same in groupby(nvae.latent_shapes)],
     }
@@ -247,7 +277,11 @@ def describe(path: Path, throughput: float) -> str:
         "Time": f" if all devices of a stage together sustain {throughput:g} TFLOP/s",
     }
     for title, rows in sections.items():
-        lines += ["", f"{title}{remarks.get(title, '')}", *(f"  {what:<20}{value:>14}  {remark}".rstrip() for what, value, remark in rows)]
+        lines += [
+            "",
+            f"{title}{remarks.get(title, '')}",
+            *(f"  {what:<20}{value:>14}  {remark}".rstrip() for what, value, remark in rows),
+        ]
     return "\n".join(lines)
 
 

@@ -12,12 +12,18 @@ from vaebm.config import DATASETS
 Settings = Annotated[Path, typer.Argument(help="The stage's settings file.")]
 Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
 NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.pt of the NVAE.")]
-EnergyModel = Annotated[Path | None, typer.Option("--energy", help="model.pt of the energy network; none: the NVAE alone.")]
-ClassifierModel = Annotated[Path | None, typer.Option("--classifier", help="model.pt of the classifier, where the experiment trains one.")]
+EnergyModel = Annotated[
+    Path | None, typer.Option("--energy", help="model.pt of the energy network; none: the NVAE alone.")
+]
+ClassifierModel = Annotated[
+    Path | None, typer.Option("--classifier", help="model.pt of the classifier, where the experiment trains one.")
+]
 Model = Annotated[Path, typer.Option(help="Where the model goes.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 GPUs = Annotated[int, typer.Option(min=0, help="GPUs; 0: the CPU.")]
-TimeLimit = Annotated[float | None, typer.Option(min=0, help="Minutes after which to save and stop; the same command goes on.")]
+TimeLimit = Annotated[
+    float | None, typer.Option(min=0, help="Minutes after which to save and stop; the same command goes on.")
+]
 CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")]
 Log = Annotated[Path | None, typer.Option(help="File that gets a copy of everything printed.")]
 

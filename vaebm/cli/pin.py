@@ -30,11 +30,15 @@ def run(folder: Path, pins: Path) -> None:
     listed = _listed(pins)
     name = folder.resolve().relative_to(pins.parent.resolve()).as_posix()
     if name not in listed:
-        print(f"{folder}: not listed in {pins}, so nothing to compare with; `dvc add {folder}` pins it in a file of its own")
+        print(
+            f"{folder}: not listed in {pins}, so nothing to compare with; `dvc add {folder}` pins it in a file of its own"
+        )
         return
     found = folder_hash(folder)
     if found != listed[name]:
-        raise UserError(f"{folder}: expected the bytes that {pins} pins ({listed[name]}), found others ({found}); remove the folder and prepare it again")
+        raise UserError(
+            f"{folder}: expected the bytes that {pins} pins ({listed[name]}), found others ({found}); remove the folder and prepare it again"
+        )
     print(f"{folder}: the bytes are those that {pins} pins")
     absent = [other for other in listed if not (pins.parent / other).exists()]
     if absent:
@@ -49,13 +53,18 @@ def _listed(pins: Path) -> dict[str, str]:
     try:
         return {out["path"]: out["md5"] for out in content["outs"]}
     except (KeyError, TypeError):
-        raise UserError(f"{pins}: expected a file of DVC with outs, each with a path and an md5, found something else") from None
+        raise UserError(
+            f"{pins}: expected a file of DVC with outs, each with a path and an md5, found something else"
+        ) from None
 
 
 def folder_hash(folder: Path) -> str:
     """DVC's hash of a folder: of the list of its files and their hashes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = [{"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()} for path in files]
+    entries = [
+        {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
+        for path in files
+    ]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 

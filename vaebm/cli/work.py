@@ -29,7 +29,9 @@ class _Counter(TorchDispatchMode):
 
     flop = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Called by torch with every operation on tensors, those of backward passes too."""
         out = function(*args, **(kwargs or {}))
         if function is torch.ops.aten.convolution_backward.default:

@@ -30,7 +30,9 @@ def later(default: T) -> T:
 class Settings(BaseModel):
     """A frozen group of settings; unknown keys and values of another type are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def fingerprint(value: Any) -> str:

@@ -60,7 +60,9 @@ class DataSettings(Settings):
     @classmethod
     def _is_registered(cls, name: str) -> str:
         if name not in DATASETS and name not in USER_SETS:
-            raise ValueError(f"there is no data set {name!r}; data sets that exist: {', '.join([*DATASETS, *USER_SETS])}")
+            raise ValueError(
+                f"there is no data set {name!r}; data sets that exist: {', '.join([*DATASETS, *USER_SETS])}"
+            )
         return name
 
     @model_validator(mode="after")
@@ -68,7 +70,9 @@ class DataSettings(Settings):
         about = {"name": self.name, "side": self.side, "channels": self.channels, "heldout": self.heldout}
         if self.dataset not in USER_SETS:
             if given := [key for key, value in about.items() if value is not None]:
-                raise ValueError(f"{given[0]}: only the sets {' and '.join(USER_SETS)} have it, {self.dataset} is known; leave it out")
+                raise ValueError(
+                    f"{given[0]}: only the sets {' and '.join(USER_SETS)} have it, {self.dataset} is known; leave it out"
+                )
             return self
         for key in ("side", "channels", *(["heldout"] if self.dataset == "folder" else [])):
             if about[key] is None:

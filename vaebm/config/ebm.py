@@ -144,18 +144,24 @@ class EBMSettings(Settings):
         if self.start == "uniform" and self.potential != "pixels":
             raise ValueError(f"start uniform belongs to potential pixels, found potential {self.potential}")
         if self.encoded and self.potential == "pixels":
-            raise ValueError(f"encoded starts are noise of the NVAE: expected 0 with potential pixels, found {self.encoded}")
+            raise ValueError(
+                f"encoded starts are noise of the NVAE: expected 0 with potential pixels, found {self.encoded}"
+            )
         return self
 
     @model_validator(mode="after")
     def _matched_positives_have_noisy_negatives(self) -> EBMSettings:
         if self.positives == "matched" and (self.negatives == "mean" or self.potential == "pixels"):
             found = "potential pixels" if self.potential == "pixels" else "negatives mean"
-            raise ValueError(f"positives matched carry the pixel noise of decoder samples: expected negatives with it, found {found}; choose positives clean")
+            raise ValueError(
+                f"positives matched carry the pixel noise of decoder samples: expected negatives with it, found {found}; choose positives clean"
+            )
         return self
 
     @model_validator(mode="after")
     def _buffer_holds_a_batch(self) -> EBMSettings:
         if self.replay is not None and self.replay.capacity < self.training.batch:
-            raise ValueError(f"replay.capacity must be at least training.batch ({self.training.batch}), found {self.replay.capacity}")
+            raise ValueError(
+                f"replay.capacity must be at least training.batch ({self.training.batch}), found {self.replay.capacity}"
+            )
         return self

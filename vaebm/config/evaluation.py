@@ -31,7 +31,9 @@ class SamplesSettings(Settings):
     @model_validator(mode="after")
     def _every_shard_has_an_image(self) -> SamplesSettings:
         if self.shards > self.batches:
-            raise ValueError(f"shards must be at most the {self.batches} batches that count and batch make, found {self.shards}")
+            raise ValueError(
+                f"shards must be at most the {self.batches} batches that count and batch make, found {self.shards}"
+            )
         return self
 
     @property
@@ -158,13 +160,18 @@ class EvaluationSettings(Settings):
         taken = {*DERIVED, *(_described(name)[0] for name in DATASETS)}
         for one in sets:
             if not isinstance(one, str) and one.dataset not in DATASETS and one.called in taken:
-                raise ValueError(f"name: figures call another set {one.called}; choose another name for the user's files")
+                raise ValueError(
+                    f"name: figures call another set {one.called}; choose another name for the user's files"
+                )
         return sets
 
     @property
     def extraction(self) -> ExtractorSettings:
         """What opens the extractor."""
-        return ExtractorSettings(name=self.extractor, weights=getattr(self, f"{self.extractor}_weights") if self.extractor in NOT_TRAINED else None)
+        return ExtractorSettings(
+            name=self.extractor,
+            weights=getattr(self, f"{self.extractor}_weights") if self.extractor in NOT_TRAINED else None,
+        )
 
     def unfit(self, shape: tuple[int, int, int], stacks: bool) -> str | None:
         """In one line which extractor cannot measure images of `shape` (C, H, W), or lacks a setting or has one too many; None: it fits.
@@ -197,7 +204,14 @@ class EvaluationSettings(Settings):
     @property
     def without_paths(self) -> EvaluationSettings:
         """The same without the places of raw files and of weights, which change no figure."""
-        sets = [one if isinstance(one, str) else one.dataset if one.dataset in DATASETS else one.model_copy(update={"path": None}) for one in self.ood]
+        sets = [
+            one
+            if isinstance(one, str)
+            else one.dataset
+            if one.dataset in DATASETS
+            else one.model_copy(update={"path": None})
+            for one in self.ood
+        ]
         return self.model_copy(update={"ood": sets, **dict.fromkeys(PATHS)})
 
 

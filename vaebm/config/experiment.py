@@ -112,7 +112,9 @@ class Experiment(Settings):
             stage = self.stage_of(name)
             self.samples_of(name)
             if stage.name == "wgan" and (self.variants[name].ebm or self.variants[name].samples):
-                raise ValueError(f"variants.{name}: a GAN has no energy and no chain: expected wgan alone, found ebm or samples beside it")
+                raise ValueError(
+                    f"variants.{name}: a GAN has no energy and no chain: expected wgan alone, found ebm or samples beside it"
+                )
         return self
 
     @model_validator(mode="after")
@@ -124,39 +126,64 @@ class Experiment(Settings):
                 f"nvae.network: {facts.side}×{facts.side} images cannot be halved {network.halvings} times (preprocess_blocks and scales of groups)"
             )
         if 2 * network.crop >= facts.side:
-            raise ValueError(f"nvae.network.crop: expected less than half of the images' {facts.side} rows, found {network.crop}")
+            raise ValueError(
+                f"nvae.network.crop: expected less than half of the images' {facts.side} rows, found {network.crop}"
+            )
         if network.decoder == "logistic_mixture" and facts.channels != 3:
-            raise ValueError(f"nvae.network.decoder: logistic_mixture is made for 3 colours, {self.data.dataset} has {facts.channels} channel(s)")
+            raise ValueError(
+                f"nvae.network.decoder: logistic_mixture is made for 3 colours, {self.data.dataset} has {facts.channels} channel(s)"
+            )
         if (self.ebm is not None or len(self.models) > 1) and network.decoder != "normal":
-            raise ValueError(f"nvae.network.decoder: energies and GANs need the decoder normal, found {network.decoder}")
+            raise ValueError(
+                f"nvae.network.decoder: energies and GANs need the decoder normal, found {network.decoder}"
+            )
         for where, section in self._trained.items():
             halvings = len(set(section.network.down))
             if facts.side < 2**halvings:
-                raise ValueError(f"{where}.network.down: {facts.side}×{facts.side} images cannot be halved {halvings} times")
-        if self.evaluation is not None and (problem := self.evaluation.unfit((facts.channels, facts.side, facts.side), bool(facts.stacks))):
+                raise ValueError(
+                    f"{where}.network.down: {facts.side}×{facts.side} images cannot be halved {halvings} times"
+                )
+        if self.evaluation is not None and (
+            problem := self.evaluation.unfit((facts.channels, facts.side, facts.side), bool(facts.stacks))
+        ):
             raise ValueError(f"evaluation.{problem}")
         if self.evaluation is not None and self.evaluation.classifier is not None and facts.stacks:
             single, batch = DATASETS[self.judged].train or 0, self.evaluation.classifier.batch
             if batch > single:
-                raise ValueError(f"evaluation.classifier.batch: expected at most the {single} training images of {self.judged}, found {batch}")
-        if facts.train is not None and facts.heldout is not None and (problem := self.too_few(facts.train, facts.heldout)):
+                raise ValueError(
+                    f"evaluation.classifier.batch: expected at most the {single} training images of {self.judged}, found {batch}"
+                )
+        if (
+            facts.train is not None
+            and facts.heldout is not None
+            and (problem := self.too_few(facts.train, facts.heldout))
+        ):
             raise ValueError(problem)
         for name, data in ({} if self.evaluation is None else self.evaluation.ood_sets).items():
             if problem := self._unfit_for_ood(name, data):
                 raise ValueError(f"evaluation.ood: {name}: {problem}")
         for samples in map(self.samples_of, self.models):
             if samples is not None and self.evaluation is not None:
-                of_samples = {"inception_splits": self.evaluation.inception_splits, "steps.images": self.evaluation.steps.images}
+                of_samples = {
+                    "inception_splits": self.evaluation.inception_splits,
+                    "steps.images": self.evaluation.steps.images,
+                }
                 for key, least in (_compared(self.evaluation) | of_samples).items():
                     if least > samples.count:
-                        raise ValueError(f"evaluation.{key}: expected at most the {samples.count} samples, found {least}")
+                        raise ValueError(
+                            f"evaluation.{key}: expected at most the {samples.count} samples, found {least}"
+                        )
         return self
 
     def _unfit_for_ood(self, name: str, data: DataSettings | None) -> str | None:
         """In one line why the held-out images cannot be told from a set; None: they can."""
         own = self.data.facts
         if data is None:
-            return f"it is made for digits alone, found {self.data.dataset}; leave it out" if name == "photographs" and self.data.dataset != "digits" else None
+            return (
+                f"it is made for digits alone, found {self.data.dataset}; leave it out"
+                if name == "photographs" and self.data.dataset != "digits"
+                else None
+            )
         if data.prepared == self.data.prepared:
             return "expected another set than the experiment's own"
         if data.facts.channels != own.channels:
@@ -170,7 +197,11 @@ class Experiment(Settings):
     def _trained(self) -> dict[str, EBMSettings | WGANSettings]:
         """Key of each section that says how an energy or a GAN is trained → the section."""
         stages = {f"variants.{name}.{self.stage_of(name).name}": self.stage_of(name).settings for name in self.variants}
-        return {where: section for where, section in {"ebm": self.ebm, **stages}.items() if isinstance(section, EBMSettings | WGANSettings)}
+        return {
+            where: section
+            for where, section in {"ebm": self.ebm, **stages}.items()
+            if isinstance(section, EBMSettings | WGANSettings)
+        }
 
     def too_few(self, train: int, heldout: int) -> str | None:
         """In one line which setting asks for more images than there are; None: there are enough.
@@ -181,7 +212,11 @@ class Experiment(Settings):
         """
         asked = {"nvae.training.batch": self.nvae.training.batch}
         for where, section in self._trained.items():
-            asked |= {f"{where}.batch": section.batch} if isinstance(section, WGANSettings) else {f"{where}.training.batch": section.training.batch}
+            asked |= (
+                {f"{where}.batch": section.batch}
+                if isinstance(section, WGANSettings)
+                else {f"{where}.training.batch": section.training.batch}
+            )
         if self.evaluation is not None:
             asked |= {f"evaluation.{key}": found for key, found in _compared(self.evaluation).items()}
             if self.evaluation.classifier is not None and not self.data.facts.stacks:
@@ -207,7 +242,9 @@ class Experiment(Settings):
     @property
     def ood_data(self) -> list[DataSettings]:
         """The data sets that held-out images are told from."""
-        return [] if self.evaluation is None else [data for data in self.evaluation.ood_sets.values() if data is not None]
+        return (
+            [] if self.evaluation is None else [data for data in self.evaluation.ood_sets.values() if data is not None]
+        )
 
     @property
     def missing(self) -> list[str]:
@@ -222,7 +259,10 @@ class Experiment(Settings):
 
 def _compared(evaluation: EvaluationSettings) -> dict[str, int]:
     """Settings of the evaluation that ask for as many samples, and for as many training images."""
-    return {"kid_subset_size": evaluation.kid_subset_size, "precision_recall.images": evaluation.precision_recall.images}
+    return {
+        "kid_subset_size": evaluation.kid_subset_size,
+        "precision_recall.images": evaluation.precision_recall.images,
+    }
 
 
 def changed(settings: S, changes: dict[str, Any], where: str) -> S:
@@ -246,7 +286,11 @@ def changed(settings: S, changes: dict[str, Any], where: str) -> S:
 def _merged(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
     """Values of `settings` with `changes`, group by group; from the models, because dumps leave out the defaults of `later`."""
     values = dict(settings)
-    both = {key: _merged(group, value) for key, value in changes.items() if isinstance(value, dict) and isinstance(group := values.get(key), Settings)}
+    both = {
+        key: _merged(group, value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(group := values.get(key), Settings)
+    }
     return {**values, **changes, **both}
 
 

@@ -68,9 +68,13 @@ class NVAENetworkSettings(Settings):
     def _channels_fit_the_architecture(self) -> NVAENetworkSettings:
         channels = {"channels_encoder": self.channels_encoder, "channels_decoder": self.channels_decoder}
         if self.single_group and self.channels_encoder != self.channels_decoder:
-            raise ValueError(f"with a single latent group channels_encoder must equal channels_decoder, found {channels}")
+            raise ValueError(
+                f"with a single latent group channels_encoder must equal channels_decoder, found {channels}"
+            )
         if self.architecture == "mbconv_den" and any(width % 8 for width in channels.values()):
-            raise ValueError(f"architecture mbconv_den has convolutions in 8 groups: channels must be divisible by 8, found {channels}")
+            raise ValueError(
+                f"architecture mbconv_den has convolutions in 8 groups: channels must be divisible by 8, found {channels}"
+            )
         return self
 
 
@@ -133,5 +137,7 @@ class NVAESettings(Settings):
     @model_validator(mode="after")
     def _warmup_is_shorter_than_training(self) -> NVAESettings:
         if self.training.warmup_epochs >= self.training.epochs:
-            raise ValueError(f"training.warmup_epochs must be below training.epochs ({self.training.epochs}), found {self.training.warmup_epochs}")
+            raise ValueError(
+                f"training.warmup_epochs must be below training.epochs ({self.training.epochs}), found {self.training.warmup_epochs}"
+            )
         return self

@@ -24,7 +24,14 @@ class Layout(NamedTuple):
 
 
 _MNIST = Layout(
-    (("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),),
+    (
+        (
+            "train-images-idx3-ubyte.gz",
+            "train-labels-idx1-ubyte.gz",
+            "t10k-images-idx3-ubyte.gz",
+            "t10k-labels-idx1-ubyte.gz",
+        ),
+    ),
     "the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz",
     "http://yann.lecun.com/exdb/mnist/",
     fetched=True,
@@ -45,7 +52,12 @@ LAYOUTS = {
         "https://www.cs.toronto.edu/~kriz/cifar.html",
         fetched=True,
     ),
-    "svhn": Layout((("train_32x32.mat", "test_32x32.mat"),), "train_32x32.mat and test_32x32.mat", "http://ufldl.stanford.edu/housenumbers/", fetched=True),
+    "svhn": Layout(
+        (("train_32x32.mat", "test_32x32.mat"),),
+        "train_32x32.mat and test_32x32.mat",
+        "http://ufldl.stanford.edu/housenumbers/",
+        fetched=True,
+    ),
     "celeba64": Layout(
         (("img_align_celeba.zip", "list_eval_partition.txt"), ("img_align_celeba", "list_eval_partition.txt")),
         "list_eval_partition.txt beside img_align_celeba.zip, or beside the folder img_align_celeba of its 202,599 JPEG files (178×218)",
@@ -89,11 +101,23 @@ def absent(dataset: str, path: str | None, key: str = "data.path") -> str | None
     """
     where = place(dataset, path)
     if dataset == "folder":
-        return None if where.is_dir() else f"{where}: expected a folder of pictures, found {'a file' if where.exists() else 'none'}; {key} names it"
+        return (
+            None
+            if where.is_dir()
+            else f"{where}: expected a folder of pictures, found {'a file' if where.exists() else 'none'}; {key} names it"
+        )
     if dataset == "arrays":
-        return None if where.is_file() else f"{where}: expected a file .npz, found {'a folder' if where.exists() else 'none'}; {key} names it"
+        return (
+            None
+            if where.is_file()
+            else f"{where}: expected a file .npz, found {'a folder' if where.exists() else 'none'}; {key} names it"
+        )
     layout = LAYOUTS.get(dataset)
-    if layout is None or (layout.fetched and path is None) or any(all((where / name).exists() for name in names) for names in layout.files):
+    if (
+        layout is None
+        or (layout.fetched and path is None)
+        or any(all((where / name).exists() for name in names) for names in layout.files)
+    ):
         return None
     found = "other files" if where.is_dir() else "no such folder"
     return f"{where}: expected {layout.words}; found {found}; its owners offer it at {layout.offered}, and {key} names another place"

@@ -22,13 +22,19 @@ def schema() -> dict[str, Any]:
         for name, definition in {**all_of_it.pop("$defs"), model.__name__: all_of_it}.items():
             whole["$defs"][f"{name}InVariant"] = _optional(definition)
         field = whole["$defs"]["Variant"]["properties"][section]
-        whole["$defs"]["Variant"]["properties"][section] = {"$ref": f"#/$defs/{model.__name__}InVariant", "description": field["description"]}
+        whole["$defs"]["Variant"]["properties"][section] = {
+            "$ref": f"#/$defs/{model.__name__}InVariant",
+            "description": field["description"],
+        }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}
 
 
 def _optional(definition: dict[str, Any]) -> dict[str, Any]:
     """A group of settings of which any may be left out; it then has the experiment's value, so that no default is named either."""
-    properties = {name: {key: value for key, value in field.items() if key != "default"} for name, field in definition["properties"].items()}
+    properties = {
+        name: {key: value for key, value in field.items() if key != "default"}
+        for name, field in definition["properties"].items()
+    }
     return {**{key: value for key, value in definition.items() if key != "required"}, "properties": properties}
 
 

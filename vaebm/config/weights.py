@@ -14,7 +14,9 @@ from vaebm.system.errors import UserError
 INCEPTION_SHA256 = "6726825d"
 """How the SHA-256 of the standard Inception weights begins; torch-fidelity made the file from the published TensorFlow ones."""
 
-INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
 
 
 def weights_hash(extractor: str, path: Path | str) -> str:
@@ -29,7 +31,11 @@ def weights_hash(extractor: str, path: Path | str) -> str:
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{file}: expected {expected}, found {error.strerror or error}; evaluation.{extractor}_weights names the file") from None
+        raise UserError(
+            f"{file}: expected {expected}, found {error.strerror or error}; evaluation.{extractor}_weights names the file"
+        ) from None
     if extractor == "inception" and not found.startswith(INCEPTION_SHA256):
-        raise UserError(f"{file}: expected {expected}, whose SHA-256 begins {INCEPTION_SHA256}, found {found[:8]}; the file is at {INCEPTION_URL}")
+        raise UserError(
+            f"{file}: expected {expected}, whose SHA-256 begins {INCEPTION_SHA256}, found {found[:8]}; the file is at {INCEPTION_URL}"
+        )
     return found

@@ -20,7 +20,9 @@ RESERVED = ("data",)
 class _Loader(yaml.SafeLoader):
     """YAML 1.2, as editors read it: `1e-2` is a number, `no` and `1:30` are text. And no key twice."""
 
-    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # `<<`; PyYAML's others are of YAML 1.1
+    yaml_implicit_resolvers = {
+        "<": yaml.SafeLoader.yaml_implicit_resolvers["<"]
+    }  # `<<`; PyYAML's others are of YAML 1.1
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
@@ -42,7 +44,11 @@ for _tag, _text, _first in (
     ("null", "|~|null|Null|NULL", ["", *"~nN"]),
     ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
 ):
     for _reader in (_Loader, _Dumper):
         _reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_text})$"), _first)
@@ -65,8 +71,16 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         raise UserError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # PyYAML on a value that its tag does not fit, as !!int x
-        raise UserError(f"{path}: not YAML: a value that is not what its tag says ({type(error).__name__}: {error})") from None
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # PyYAML on a value that its tag does not fit, as !!int x
+        raise UserError(
+            f"{path}: not YAML: a value that is not what its tag says ({type(error).__name__}: {error})"
+        ) from None
 
 
 def validate(model: type[S], value: Any, where: str) -> S:
@@ -83,7 +97,9 @@ def validate(model: type[S], value: Any, where: str) -> S:
 
 def _line(model: type[Settings], problem: Any) -> str:
     """One validation error in words: key, what was expected, what was found."""
-    location = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("function-", "(")))]  # pydantic's own, no keys
+    location = [
+        part for part in problem["loc"] if not (isinstance(part, str) and part.startswith(("function-", "(")))
+    ]  # pydantic's own, no keys
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; keys that exist: {', '.join(_fields(model, location[:-1]))}"
@@ -98,13 +114,21 @@ def _fields(model: type[Settings], location: list[Any]) -> list[str]:
     """Names of the fields of the group of settings at `location`."""
     annotation: Any = model
     for part in location:
-        annotation = get_args(annotation)[-1] if get_origin(annotation) in (list, dict) else _group(annotation).model_fields[part].annotation
+        annotation = (
+            get_args(annotation)[-1]
+            if get_origin(annotation) in (list, dict)
+            else _group(annotation).model_fields[part].annotation
+        )
     return list(_group(annotation).model_fields)
 
 
 def _group(annotation: Any) -> Any:
     """The group of settings that an annotation allows, perhaps among other things."""
-    return annotation if hasattr(annotation, "model_fields") else next(filter(None, map(_group, get_args(annotation))), None)
+    return (
+        annotation
+        if hasattr(annotation, "model_fields")
+        else next(filter(None, map(_group, get_args(annotation))), None)
+    )
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -114,7 +138,9 @@ def read_experiment(path: Path) -> Experiment:
         UserError: the file is missing, no YAML, or not an experiment.
     """
     if path.stem in RESERVED:
-        raise UserError(f"{path}: an experiment cannot be called {path.stem!r}: results/{path.stem}/ holds something else; rename the file")
+        raise UserError(
+            f"{path}: an experiment cannot be called {path.stem!r}: results/{path.stem}/ holds something else; rename the file"
+        )
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"{path}: there is no experiment {path.stem!r}; experiments that exist: {known}")
@@ -135,7 +161,12 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> No
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
             _write(run / f"{stage.name}.yaml", seed, stage.name, stage.settings)
             _write(run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model))
-            _write(run / "evaluation" / "evaluation.yaml", seed, "evaluation", experiment.evaluation and experiment.evaluation.without_paths)
+            _write(
+                run / "evaluation" / "evaluation.yaml",
+                seed,
+                "evaluation",
+                experiment.evaluation and experiment.evaluation.without_paths,
+            )
 
 
 def write_data_settings(data: DataSettings, folder: Path) -> None:
@@ -157,11 +188,15 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
         shape, splits = content["shape"], {split: last - first for split, (first, last) in content["splits"].items()}
         train, heldout = splits["train"], splits["heldout"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{manifest}: expected the manifest of a prepared data set, found something else; remove {folder}") from None
+        raise UserError(
+            f"{manifest}: expected the manifest of a prepared data set, found something else; remove {folder}"
+        ) from None
     facts = data.facts
     expected = [facts.side, facts.side, facts.channels]
     if shape != expected:
-        raise UserError(f"{manifest}: expected images {expected}, as the section data says, found {shape}; remove {folder} or choose another data.name")
+        raise UserError(
+            f"{manifest}: expected images {expected}, as the section data says, found {shape}; remove {folder} or choose another data.name"
+        )
     if data == experiment.data and (problem := experiment.too_few(train, heldout)):
         raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
 
@@ -189,7 +224,9 @@ def read_settings(path: Path, model: type[S]) -> tuple[int, S]:
     section = next(name for name, known in STAGES.items() if known is model)
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"seed", section}:
-        raise UserError(f"{path}: expected the keys 'seed' and {section!r}, found {sorted(map(str, content)) if isinstance(content, dict) else content!r}")
+        raise UserError(
+            f"{path}: expected the keys 'seed' and {section!r}, found {sorted(map(str, content)) if isinstance(content, dict) else content!r}"
+        )
     if type(seed := content["seed"]) is not int:
         raise UserError(f"{path}: seed: expected an integer, found {seed!r}")
     return seed, validate(model, content[section], f"{path}: {section}")

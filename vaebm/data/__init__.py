@@ -57,9 +57,13 @@ def prepare(data: str | DataSettings, folder: Path, threads: int = 1) -> None:
     if dataset in DATASETS:
         made: Prepared | Pictures = DATASETS[dataset]()
     elif dataset in FROM_FILES:
-        made = FROM_FILES[dataset](validate(DataSettings, {"dataset": data}, f"data {data}") if isinstance(data, str) else data, threads)
+        made = FROM_FILES[dataset](
+            validate(DataSettings, {"dataset": data}, f"data {data}") if isinstance(data, str) else data, threads
+        )
     else:
-        raise UserError(f"unknown data set {dataset!r}; data sets that exist: {', '.join(sorted([*DATASETS, *FROM_FILES]))}")
+        raise UserError(
+            f"unknown data set {dataset!r}; data sets that exist: {', '.join(sorted([*DATASETS, *FROM_FILES]))}"
+        )
     name = dataset if isinstance(data, str) else data.prepared
     if isinstance(made, Pictures):
         write_pictures(folder, name, made, threads)

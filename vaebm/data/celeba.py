@@ -56,7 +56,14 @@ def prepare_celeba(data: DataSettings) -> Pictures:
         return made, done + more
 
     splits = {"train": (0, train), "heldout": (train, len(every))}
-    return Pictures((SIDE, SIDE, 3), np.zeros(len(every), np.int64), splits, {**source}, read, lambda number: str(folder / "img_align_celeba" / every[number]))
+    return Pictures(
+        (SIDE, SIDE, 3),
+        np.zeros(len(every), np.int64),
+        splits,
+        {**source},
+        read,
+        lambda number: str(folder / "img_align_celeba" / every[number]),
+    )
 
 
 def _faces(data: DataSettings) -> tuple[Path, Callable[[str], AbstractContextManager[IO[bytes]]], Source]:
@@ -79,7 +86,9 @@ def _partition(path: Path) -> dict[str, list[str]]:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         name, _, part = line.partition(" ")
         if PurePosixPath(name).name != name or part.strip() not in ("0", "1", "2"):
-            raise UserError(f"{path}:{number}: expected the name of a file and 0, 1 or 2, as '000001.jpg 0', found {line!r}; get the file anew")
+            raise UserError(
+                f"{path}:{number}: expected the name of a file and 0, 1 or 2, as '000001.jpg 0', found {line!r}; get the file anew"
+            )
         if split := of_number.get(part.strip()):
             names[split].append(name)
     return names

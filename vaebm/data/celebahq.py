@@ -41,12 +41,21 @@ def prepare_celebahq(data: DataSettings, threads: int) -> Pictures:
     parts = {split: _items(folder, name, threads) for split, name in SPLITS.items()}
     for split, expected in {"train": facts.train, "heldout": facts.heldout}.items():
         if len(parts[split][0]) != expected:
-            raise UserError(f"{folder}: expected {expected:,} images for {SPLITS[split]}, found {len(parts[split][0]):,}; complete it, or use the set folder")
+            raise UserError(
+                f"{folder}: expected {expected:,} images for {SPLITS[split]}, found {len(parts[split][0]):,}; complete it, or use the set folder"
+            )
     every = [item for items, _ in parts.values() for item in items]
     source = {SPLITS[split]: found for split, (_, found) in parts.items()}
     splits = {"train": (0, len(parts["train"][0])), "heldout": (len(parts["train"][0]), len(every))}
     shape = (facts.side, facts.side, facts.channels)
-    return Pictures(shape, np.zeros(len(every), np.int64), splits, source, lambda number: _read(every[number], facts), lambda number: _name(every[number]))
+    return Pictures(
+        shape,
+        np.zeros(len(every), np.int64),
+        splits,
+        source,
+        lambda number: _read(every[number], facts),
+        lambda number: _name(every[number]),
+    )
 
 
 def _items(folder: Path, name: str, threads: int) -> tuple[list[Item], dict[str, str]]:
@@ -86,4 +95,8 @@ def _read(item: Item, facts: DatasetFacts) -> Converted:
 def _name(item: Item) -> str:
     if isinstance(item, Path):
         return str(item)
-    return f"{item.path}: record at byte {item.start - 12:,}" if isinstance(item, Record) else f"{item.database.folder}: key {item.key.decode()}"
+    return (
+        f"{item.path}: record at byte {item.start - 12:,}"
+        if isinstance(item, Record)
+        else f"{item.database.folder}: key {item.key.decode()}"
+    )

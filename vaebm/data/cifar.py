@@ -50,7 +50,9 @@ def read_batch(content: bytes, labels: bytes, where: str) -> tuple[NDArray[np.ui
         if images.dtype != np.uint8 or images.shape != (len(numbers), 3 * 32 * 32):
             raise ValueError(f"images {images.shape} {images.dtype} and {len(numbers)} labels")
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{where}: expected a batch of CIFAR images and labels, found {error}; get the file anew") from None
+        raise UserError(
+            f"{where}: expected a batch of CIFAR images and labels, found {error}; get the file anew"
+        ) from None
     return np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), numbers
 
 
@@ -63,7 +65,10 @@ def prepare_cifar(data: DataSettings) -> Prepared:
     known = getattr(torchvision_datasets(), {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[data.dataset])
     parts = {"train": known.train_list, "heldout": known.test_list}
     contents, source = _batches(data, known)
-    made = {split: [read_batch(contents[name], LABELS[data.dataset], name) for name, _ in files] for split, files in parts.items()}
+    made = {
+        split: [read_batch(contents[name], LABELS[data.dataset], name) for name, _ in files]
+        for split, files in parts.items()
+    }
     both = [part for split in parts for part in made[split]]
     train, every = (sum(len(labels) for _, labels in some) for some in (made["train"], both))
     images, labels = (np.concatenate([part[index] for part in both]) for index in (0, 1))

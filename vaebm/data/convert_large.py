@@ -67,7 +67,10 @@ def write_pictures(folder: Path, name: str, made: Pictures, threads: int) -> Non
     """
     partial, journal = folder / ".images.npy.partial", folder / ".images.npy.journal"
     size = int(np.prod(made.shape))
-    pieces = [range(first, min(first + max(PIECE // size, 1), len(made.labels))) for first in range(0, len(made.labels), max(PIECE // size, 1))]
+    pieces = [
+        range(first, min(first + max(PIECE // size, 1), len(made.labels)))
+        for first in range(0, len(made.labels), max(PIECE // size, 1))
+    ]
     key = fingerprint({"name": name, "shape": made.shape, "splits": made.splits, "source": made.source})
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,15 +83,21 @@ def write_pictures(folder: Path, name: str, made: Pictures, threads: int) -> Non
             os.truncate(file.fileno(), start + len(made.labels) * size)
             notes.writelines(json.dumps(line) + "\n" for line in (key, *done.items()))
             notes.flush()
-            done |= _convert(file.fileno(), start, made, [piece for piece in pieces if piece.start not in done], threads, notes, name)
+            done |= _convert(
+                file.fileno(), start, made, [piece for piece in pieces if piece.start not in done], threads, notes, name
+            )
             os.fsync(file.fileno())
         partial.replace(folder / "images.npy")
         counts = sum(done.values(), Counter())
         converted = {"converted": dict(sorted(counts.items()))} if counts else {}
-        describe_images(folder, name, (len(made.labels), *made.shape), made.labels, made.splits, {**made.source, **converted})
+        describe_images(
+            folder, name, (len(made.labels), *made.shape), made.labels, made.splits, {**made.source, **converted}
+        )
         journal.unlink()
     except OSError as error:
-        raise UserError(f"{folder / 'images.npy'}: cannot be written: {error.strerror or error}; choose another place, or make room there") from None
+        raise UserError(
+            f"{folder / 'images.npy'}: cannot be written: {error.strerror or error}; choose another place, or make room there"
+        ) from None
 
 
 def _noted(journal: Path, key: str) -> dict[int, Counter[str]]:
@@ -107,7 +116,9 @@ def _noted(journal: Path, key: str) -> dict[int, Counter[str]]:
     return done
 
 
-def _convert(descriptor: int, start: int, made: Pictures, pieces: list[range], threads: int, notes: Any, name: str) -> dict[int, Counter[str]]:
+def _convert(
+    descriptor: int, start: int, made: Pictures, pieces: list[range], threads: int, notes: Any, name: str
+) -> dict[int, Counter[str]]:
     """Convert and write `pieces`; what was done in each. Refused pictures are gathered, so that one error tells of all of them."""
     size = int(np.prod(made.shape))
 
@@ -154,5 +165,7 @@ def _convert(descriptor: int, start: int, made: Pictures, pieces: list[range], t
             progress.close()
     if all_refused := [line for first in sorted(problems) for line in problems[first]]:
         more = f"; and {len(all_refused) - SHOWN:,} more" if len(all_refused) > SHOWN else ""
-        raise UserError(f"{'; '.join(all_refused[:SHOWN])}{more}: of {len(made.labels):,} pictures {len(all_refused):,} cannot be used; replace or remove them")
+        raise UserError(
+            f"{'; '.join(all_refused[:SHOWN])}{more}: of {len(made.labels):,} pictures {len(all_refused):,} cannot be used; replace or remove them"
+        )
     return finished

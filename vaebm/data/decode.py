@@ -55,10 +55,22 @@ def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]
     except Unsuitable:
         raise
     except UnidentifiedImageError:
-        raise Unsuitable(f"expected a picture ({', '.join(FORMATS)}), found a file that is none, or one of another kind") from None
+        raise Unsuitable(
+            f"expected a picture ({', '.join(FORMATS)}), found a file that is none, or one of another kind"
+        ) from None
     except Image.DecompressionBombError:
         raise Unsuitable(f"expected at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, found more") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise Unsuitable(f"expected a whole picture, found a damaged one ({error})") from None
 
 

@@ -52,12 +52,16 @@ def verified(data: DataSettings, *files: Published) -> tuple[Path, Source]:
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".fetching").open("w") as lock:  # another job may want the same files: stacks are made of their images'
+            with (folder / ".fetching").open(
+                "w"
+            ) as lock:  # another job may want the same files: stacks are made of their images'
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 for file in fetched:
                     _fetch(file, folder, LAYOUTS[data.dataset].offered)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written: {error.strerror or error}; data.path names another place of the raw files") from None
+            raise UserError(
+                f"{folder}: cannot be written: {error.strerror or error}; data.path names another place of the raw files"
+            ) from None
     for file in [file for file in files if file not in fetched]:
         path = folder / file.name
         if not path.is_file():
@@ -124,4 +128,6 @@ def _fetch(file: Published, folder: Path, offered: str) -> None:
         except Exception as error:  # gdown has classes of its own, and pages that are no answer end in many others
             problems.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
     where = " or ".join(file.urls) or "Google Drive"
-    raise UserError(f"{folder / file.name}: could not be fetched from {where} ({problems[-1]}); get it from {offered} and put it there, MD5 {file.md5}")
+    raise UserError(
+        f"{folder / file.name}: could not be fetched from {where} ({problems[-1]}); get it from {offered} and put it there, MD5 {file.md5}"
+    )

@@ -22,14 +22,18 @@ class Database:
         try:
             import lmdb
         except ModuleNotFoundError:
-            raise UserError(f"{folder}: an LMDB is read with the package lmdb, which is not installed; pip install lmdb") from None
+            raise UserError(
+                f"{folder}: an LMDB is read with the package lmdb, which is not installed; pip install lmdb"
+            ) from None
         self.folder = folder
         try:
             self._environment: Any = lmdb.open(str(folder), readonly=True, lock=False, create=False)
             with self._environment.begin() as transaction:
                 self.keys: list[bytes] = list(transaction.cursor().iternext(keys=True, values=False))
         except lmdb.Error as error:
-            raise UserError(f"{folder}: expected an LMDB with its data.mdb, found something unreadable ({error}); get it anew") from None
+            raise UserError(
+                f"{folder}: expected an LMDB with its data.mdb, found something unreadable ({error}); get it anew"
+            ) from None
 
     def __getitem__(self, key: bytes) -> bytes:
         """The value of a key that is there."""

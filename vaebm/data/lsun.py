@@ -30,7 +30,9 @@ def prepare_lsun(data: DataSettings) -> Pictures:
     parts = {split: Database(folder / name) for split, name in FOLDERS.items()}
     for (split, database), expected in zip(parts.items(), (facts.train, facts.heldout), strict=True):
         if len(database.keys) != expected:
-            raise UserError(f"{database.folder}: expected {expected:,} pictures ({split}), found {len(database.keys):,}; get it anew")
+            raise UserError(
+                f"{database.folder}: expected {expected:,} pictures ({split}), found {len(database.keys):,}; get it anew"
+            )
     train = len(parts["train"].keys)
     every = [(database, key) for database in parts.values() for key in database.keys]
 
@@ -44,6 +46,10 @@ def prepare_lsun(data: DataSettings) -> Pictures:
         database, key = every[number]
         return f"{database.folder}: {key.decode(errors='backslashreplace')}"
 
-    source = {f"{name}/data.mdb": {"sha256": checksum(folder / name / "data.mdb", "sha256")} for name in FOLDERS.values()}
+    source = {
+        f"{name}/data.mdb": {"sha256": checksum(folder / name / "data.mdb", "sha256")} for name in FOLDERS.values()
+    }
     shape = (facts.side, facts.side, facts.channels)
-    return Pictures(shape, np.zeros(len(every), np.int64), {"train": (0, train), "heldout": (train, len(every))}, source, read, name)
+    return Pictures(
+        shape, np.zeros(len(every), np.int64), {"train": (0, train), "heldout": (train, len(every))}, source, read, name
+    )

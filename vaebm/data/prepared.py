@@ -59,7 +59,9 @@ class ImageSet:
         """Images (n, C, H, W) uint8 and labels (n,) int64 of one split, or of its first `most` images."""
         first, last = self.splits[name]
         last = last if most is None else min(last, first + most)
-        images = torch.from_numpy(np.array(self.images[first:last].transpose(0, 3, 1, 2), order="C"))  # one copy: large sets are many gigabytes
+        images = torch.from_numpy(
+            np.array(self.images[first:last].transpose(0, 3, 1, 2), order="C")
+        )  # one copy: large sets are many gigabytes
         return images, torch.from_numpy(np.array(self.labels[first:last]))
 
 
@@ -78,7 +80,12 @@ def write_images(
 
 
 def describe_images(
-    folder: Path, name: str, shape: tuple[int, ...], labels: NDArray[np.int64], splits: dict[str, tuple[int, int]], source: dict[str, Any]
+    folder: Path,
+    name: str,
+    shape: tuple[int, ...],
+    labels: NDArray[np.int64],
+    splits: dict[str, tuple[int, int]],
+    source: dict[str, Any],
 ) -> None:
     """Write labels and manifest beside images.npy, which holds images of `shape` (N, H, W, C), and say what there is."""
     with writing(folder / "labels.npy") as stream:
@@ -93,8 +100,15 @@ def describe_images(
     }
     write_json(folder / "manifest.json", manifest)
     parts = ", ".join(f"{split} {last - first:,}" for split, (first, last) in splits.items())
-    counts = {what: number for part in (USERS, "converted") for what, number in source.get(part, {}).items() if isinstance(number, int)}
-    print(f"{folder}: {shape[0]:,} images ({parts})" + "".join(f"; {what}: {number:,}" for what, number in counts.items()))
+    counts = {
+        what: number
+        for part in (USERS, "converted")
+        for what, number in source.get(part, {}).items()
+        if isinstance(number, int)
+    }
+    print(
+        f"{folder}: {shape[0]:,} images ({parts})" + "".join(f"; {what}: {number:,}" for what, number in counts.items())
+    )
 
 
 def open_images(manifest: Path) -> ImageSet:
@@ -129,10 +143,14 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, 
     except FileNotFoundError:
         raise UserError(f"{path}: expected {expected}, found no file; remove the folder and prepare it again") from None
     except (ValueError, EOFError, OSError):
-        raise UserError(f"{path}: expected {expected}, found a file that is not a whole .npy array; remove the folder and prepare it again") from None
+        raise UserError(
+            f"{path}: expected {expected}, found a file that is not a whole .npy array; remove the folder and prepare it again"
+        ) from None
     if array.shape != shape or array.dtype != dtype:
         found = f"({', '.join(map(str, array.shape))}) {array.dtype.name}"
         raise UserError(f"{path}: expected {expected}, found {found}; remove the folder and prepare it again")
     if checksum(path, "sha256") != checksums[path.name]:
-        raise UserError(f"{path}: expected the bytes that manifest.json names, found others (damaged or edited); remove the folder and prepare it again")
+        raise UserError(
+            f"{path}: expected the bytes that manifest.json names, found others (damaged or edited); remove the folder and prepare it again"
+        )
     return array

@@ -31,7 +31,12 @@ def stack(made: Prepared, repeats: int) -> Prepared:
     parts, numbers, bounds, first = [], [], {}, 0
     for split, (start, stop) in splits.items():
         channels = [
-            np.concatenate([start + _shuffled(stop - start, f"stack/{split}/channel {channel}/round {turn}") for turn in range(repeats)])
+            np.concatenate(
+                [
+                    start + _shuffled(stop - start, f"stack/{split}/channel {channel}/round {turn}")
+                    for turn in range(repeats)
+                ]
+            )
             for channel in range(CHANNELS)
         ]
         parts.append(np.concatenate([images[chosen] for chosen in channels], axis=-1))

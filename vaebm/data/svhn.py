@@ -27,7 +27,9 @@ def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
             raise ValueError(f"X {images.shape} {images.dtype} and {len(labels)} labels")
     except Exception as error:  # scipy's reader stumbles in many ways over files that are not its own
-        raise UserError(f"{path}: expected a MATLAB file with X (32, 32, 3, N) uint8 and y, found {error}; get it anew") from None
+        raise UserError(
+            f"{path}: expected a MATLAB file with X (32, 32, 3, N) uint8 and y, found {error}; get it anew"
+        ) from None
     return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels % 10
 
 

@@ -48,7 +48,9 @@ def records(path: Path) -> list[Record]:
             length = int.from_bytes(header[:8], "little")
             whole = len(header) == 12 and int.from_bytes(header[8:], "little") == masked(crc32c(header[:8]))
             if not whole or start + 16 + length > end:
-                raise UserError(f"{path}: expected whole TFRecords, found damage at byte {start:,} (record {len(found)}); get the file anew")
+                raise UserError(
+                    f"{path}: expected whole TFRecords, found damage at byte {start:,} (record {len(found)}); get the file anew"
+                )
             found.append(Record(path, start + 12, length))
             file.seek(start + 16 + length)
     return found
@@ -165,5 +167,7 @@ def crc32c(content: bytes) -> int:
     zeroth, first, second, third = _past_a_lane()
     whole = 0
     for register in registers.tolist():
-        whole = zeroth[whole & 255] ^ first[whole >> 8 & 255] ^ second[whole >> 16 & 255] ^ third[whole >> 24] ^ register
+        whole = (
+            zeroth[whole & 255] ^ first[whole >> 8 & 255] ^ second[whole >> 16 & 255] ^ third[whole >> 24] ^ register
+        )
     return whole ^ 0xFFFFFFFF

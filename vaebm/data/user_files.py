@@ -44,7 +44,9 @@ def split_by_hash(hashes: list[str], fraction: float, where: str) -> tuple[list[
         return [], list(range(len(hashes)))
     different = sorted(set(hashes))
     if len(different) < 2:
-        raise UserError(f"{where}: expected at least two different images, so that one can be held out, found {len(different)}")
+        raise UserError(
+            f"{where}: expected at least two different images, so that one can be held out, found {len(different)}"
+        )
     limit = min(sorted(hashes)[max(round(fraction * len(hashes)), 1) - 1], different[-2])
     train = [number for number, found in enumerate(hashes) if found > limit]
     return train, [number for number, found in enumerate(hashes) if found <= limit]
@@ -61,8 +63,15 @@ def _files(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> lis
         own = (status.st_dev, status.st_ino)
         entries = [(path, path.is_dir()) for path in folder.iterdir()] if own not in above else []
     except OSError as error:
-        raise UserError(f"{shown(folder)}: expected a folder of pictures, found one that cannot be read: {error.strerror or error}") from None
-    deeper = [file for path, is_folder in entries if is_folder and not path.name.startswith(".") for file in _files(path, above | {own})]
+        raise UserError(
+            f"{shown(folder)}: expected a folder of pictures, found one that cannot be read: {error.strerror or error}"
+        ) from None
+    deeper = [
+        file
+        for path, is_folder in entries
+        if is_folder and not path.name.startswith(".")
+        for file in _files(path, above | {own})
+    ]
     return [path for path, is_folder in entries if not is_folder] + deeper
 
 
@@ -81,9 +90,13 @@ def prepare_folder(data: DataSettings, threads: int) -> Pictures:
     found = [path for path in files if path.suffix.lower() in SUFFIXES + FOREIGN and not path.name.startswith(".")]
     if broken := [path for path in found if not path.is_file()]:
         more = f" and {len(broken) - 1:,} more such" if len(broken) > 1 else ""
-        raise UserError(f"{shown(broken[0])}{more}: expected a picture, found a broken link or no file; replace or remove it")
+        raise UserError(
+            f"{shown(broken[0])}{more}: expected a picture, found a broken link or no file; replace or remove it"
+        )
     if not found:
-        raise UserError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found {len(files)} files and none of these")
+        raise UserError(
+            f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found {len(files)} files and none of these"
+        )
     hashes = checksums(found, threads)
     train, heldout = split_by_hash(hashes, data.heldout, str(folder))
     chosen = [found[number] for number in train + heldout]
@@ -99,7 +112,13 @@ def prepare_folder(data: DataSettings, threads: int) -> Pictures:
     for path, one in zip(found, hashes, strict=True):
         whole.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0" + one.encode() + b"\n")
     counts = {"other files": len(files) - len(found), "duplicates": len(found) - len(set(hashes))}
-    source = {USERS: {"sha256": whole.hexdigest(), "pictures": len(found), **{what: number for what, number in counts.items() if number}}}
+    source = {
+        USERS: {
+            "sha256": whole.hexdigest(),
+            "pictures": len(found),
+            **{what: number for what, number in counts.items() if number},
+        }
+    }
     if classes:
         source[USERS]["classes"] = classes
 
@@ -126,34 +145,67 @@ def prepare_arrays(data: DataSettings) -> Prepared:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:  # the last two: a lone array
-        raise UserError(f"{path}: expected a file .npz with the arrays images and labels, found something unreadable ({error})") from None
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        zipfile.BadZipFile,
+        zlib.error,
+        AttributeError,
+        TypeError,
+    ) as error:  # the last two: a lone array
+        raise UserError(
+            f"{path}: expected a file .npz with the arrays images and labels, found something unreadable ({error})"
+        ) from None
     own = {"heldout_images", "heldout_labels"} & set(arrays)
     images, labels = _arrays(path, arrays, "", data)
     source = {USERS: {"sha256": checksum(path, "sha256")}}
     if own and data.heldout is not None:
-        raise UserError(f"{path}: the file has images of its own to hold out ({', '.join(sorted(own))}); leave the setting data.heldout out")
+        raise UserError(
+            f"{path}: the file has images of its own to hold out ({', '.join(sorted(own))}); leave the setting data.heldout out"
+        )
     if own:
         held, held_labels = _arrays(path, arrays, "heldout_", data)
         splits = {"train": (0, len(images)), "heldout": (len(images), len(images) + len(held))}
         return np.concatenate([images, held]), np.concatenate([labels, held_labels]), splits, source
     if data.heldout is None:
-        raise UserError(f"{path}: the file has no arrays heldout_images and heldout_labels: expected data.heldout, the fraction of the images to hold out")
-    train, heldout = split_by_hash([hashlib.sha256(image.tobytes()).hexdigest() for image in images], data.heldout, str(path))
-    return images[train + heldout], labels[train + heldout], {"train": (0, len(train)), "heldout": (len(train), len(images))}, source
+        raise UserError(
+            f"{path}: the file has no arrays heldout_images and heldout_labels: expected data.heldout, the fraction of the images to hold out"
+        )
+    train, heldout = split_by_hash(
+        [hashlib.sha256(image.tobytes()).hexdigest() for image in images], data.heldout, str(path)
+    )
+    return (
+        images[train + heldout],
+        labels[train + heldout],
+        {"train": (0, len(train)), "heldout": (len(train), len(images))},
+        source,
+    )
 
 
-def _arrays(path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str, data: DataSettings) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _arrays(
+    path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str, data: DataSettings
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images and labels of one split, their form checked."""
     for name in (f"{prefix}images", f"{prefix}labels"):
         if name not in arrays:
             raise UserError(f"{path}: expected an array {name}, found {', '.join(sorted(arrays)) or 'none'}")
     images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (data.side, data.side, data.channels) or not len(images):
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[1:] != (data.side, data.side, data.channels)
+        or not len(images)
+    ):
         expected = f"(N, {data.side}, {data.side}, {data.channels}) uint8 (data.side, data.channels)"
-        raise UserError(f"{path}: {prefix}images: expected {expected}, found ({', '.join(map(str, images.shape))}) {images.dtype}")
+        raise UserError(
+            f"{path}: {prefix}images: expected {expected}, found ({', '.join(map(str, images.shape))}) {images.dtype}"
+        )
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= CLASSES:
         values = f" from {labels.min()} to {labels.max()}" if labels.dtype.kind in "iu" and labels.size else ""
         expected = f"({len(images)}) integers from 0 to {CLASSES - 1:,}"
-        raise UserError(f"{path}: {prefix}labels: expected {expected}, found ({', '.join(map(str, labels.shape))}) {labels.dtype}{values}")
+        raise UserError(
+            f"{path}: {prefix}labels: expected {expected}, found ({', '.join(map(str, labels.shape))}) {labels.dtype}{values}"
+        )
     return images.astype(np.uint8, copy=False), labels.astype(np.int64)

@@ -56,7 +56,9 @@ class ContrastiveDivergence(NamedTuple):
         return torch.stack([self.positive.detach().var(), self.negative.detach().var()]).mean().sqrt()
 
 
-def contrastive_divergence(energy: nn.Module, positive: Tensor, negative: Tensor, energy_penalty: float = 0.0) -> ContrastiveDivergence:
+def contrastive_divergence(
+    energy: nn.Module, positive: Tensor, negative: Tensor, energy_penalty: float = 0.0
+) -> ContrastiveDivergence:
     """Gradient estimate of the negative log-likelihood of the energy (VAEBM eq. 5), with a penalty on the energies' magnitude.
 
     Args:

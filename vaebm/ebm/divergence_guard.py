@@ -64,7 +64,9 @@ class Guard:
         if abs(gap) > self.settings.gap_limit * spread:
             return f"energy gap {gap:.4g} is beyond {self.settings.gap_limit:g} times the spread {spread:.4g}"
         if self.history:
-            for name, value, before in zip(("loss", "gradient norm"), (abs(loss), gradient_norm), zip(*self.history, strict=True), strict=True):
+            for name, value, before in zip(
+                ("loss", "gradient norm"), (abs(loss), gradient_norm), zip(*self.history, strict=True), strict=True
+            ):
                 if value > self.settings.growth_limit * median(before):
                     return f"{name} {value:.4g} is beyond {self.settings.growth_limit:g} times its median before, {median(before):.4g}"
         return ""
@@ -80,7 +82,11 @@ class Guard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what was seen."""
-        self.bad, self.reason, self.history = state["bad"], state["reason"], [tuple(values) for values in state["history"]]
+        self.bad, self.reason, self.history = (
+            state["bad"],
+            state["reason"],
+            [tuple(values) for values in state["history"]],
+        )
 
     def forget(self) -> None:
         """Begin anew, as at a restart of the training."""

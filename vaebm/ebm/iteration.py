@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from vaebm.config import EBMSettings
-from vaebm.ebm.contrastive_divergence import ContrastiveDivergence, WeightAverage, adaptive_clip, contrastive_divergence, negatives, positives
+from vaebm.ebm.contrastive_divergence import (
+    ContrastiveDivergence,
+    WeightAverage,
+    adaptive_clip,
+    contrastive_divergence,
+    negatives,
+    positives,
+)
 from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import pair
@@ -74,13 +81,23 @@ class Trainer:
         self.vaebm.chain_type = chain_type(stage.training.precision)
         self.nvae = self.vaebm.nvae
         training, like = stage.training, nvae.prior_constant
-        self.spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(like.device, like.dtype)
+        self.spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(
+            like.device, like.dtype
+        )
         self.parameters = list(energy.parameters())
         self.optimizer = torch.optim.Adam(
-            self.parameters, lr=training.learning_rate, betas=(training.beta1, training.beta2), weight_decay=training.weight_decay
+            self.parameters,
+            lr=training.learning_rate,
+            betas=(training.beta1, training.beta2),
+            weight_decay=training.weight_decay,
         )
         self.average = WeightAverage(self.parameters, training.average_decay)
-        self.parts: dict[str, Stateful] = {"energy": energy, "spectral": self.spectral, "optimizer": self.optimizer, "average": self.average}
+        self.parts: dict[str, Stateful] = {
+            "energy": energy,
+            "spectral": self.spectral,
+            "optimizer": self.optimizer,
+            "average": self.average,
+        }
         self.ends: list[Tensor] = []
         self.restarts = 0
         self._begin()
@@ -122,7 +139,9 @@ class Trainer:
 
         # 2. K Langevin steps, for which the energy's weights need no gradient
         energy.requires_grad_(False)
-        self.ends, eps_x = self.vaebm.refine(eps_z, eps_x, steps=stage.chain.steps, step_size=stage.chain.step_size, noise=noise)
+        self.ends, eps_x = self.vaebm.refine(
+            eps_z, eps_x, steps=stage.chain.steps, step_size=stage.chain.step_size, noise=noise
+        )
         energy.requires_grad_(True)
 
         # 3. energies of the data and of the chains' images
@@ -136,10 +155,16 @@ class Trainer:
         (parts.loss + stage.training.spectral_weight * penalty).backward()
         distributed.average_gradients(self.parameters)
 
-        data, chains = distributed.gather(torch.stack([parts.positive, parts.negative]).detach()).transpose(0, 1).flatten(1)
+        data, chains = (
+            distributed.gather(torch.stack([parts.positive, parts.negative]).detach()).transpose(0, 1).flatten(1)
+        )
         whole = ContrastiveDivergence(distributed.mean(parts.loss), data, chains)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        return Iteration(*torch.stack([whole.loss, whole.gap, whole.spread, norm, data.mean(), chains.mean(), penalty.detach()]).tolist())
+        return Iteration(
+            *torch.stack(
+                [whole.loss, whole.gap, whole.spread, norm, data.mean(), chains.mean(), penalty.detach()]
+            ).tolist()
+        )
 
     @torch.no_grad()
     def start(self, images: Tensor, step: int, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
@@ -199,7 +224,10 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the training changes."""
-        return self.snapshot() | {"restarts": self.restarts, "buffer": None if self.buffer is None else self.buffer.state_dict()}
+        return self.snapshot() | {
+            "restarts": self.restarts,
+            "buffer": None if self.buffer is None else self.buffer.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly as the training that was saved."""

@@ -33,7 +33,9 @@ CURVES = {
 
 
 @torch.no_grad()
-def save_pictures(vaebm: VAEBM, dataset: ImageSet, run_state: Training, stage: EBMSettings, seed: int) -> dict[str, Any]:
+def save_pictures(
+    vaebm: VAEBM, dataset: ImageSet, run_state: Training, stage: EBMSettings, seed: int
+) -> dict[str, Any]:
     """Curves of the training, histograms of the energies of data and chains (the paper's check for overfitting), and what the chains do.
 
     Returns:
@@ -46,7 +48,12 @@ def save_pictures(vaebm: VAEBM, dataset: ImageSet, run_state: Training, stage: E
 
     def energies(purpose: str, images: Tensor) -> Tensor:
         parts = [range(len(images))[first : first + batch] for first in range(0, len(images), batch)]
-        return torch.cat([energy(positives(vaebm.nvae, images[part.start : part.stop], stage, NoiseSource(seed, purpose, part))) for part in parts])
+        return torch.cat(
+            [
+                energy(positives(vaebm.nvae, images[part.start : part.stop], stage, NoiseSource(seed, purpose, part)))
+                for part in parts
+            ]
+        )
 
     def observe(eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         images = negatives(vaebm.nvae, eps[:-1], eps[-1], "sample")
@@ -70,7 +77,10 @@ def save_pictures(vaebm: VAEBM, dataset: ImageSet, run_state: Training, stage: E
             noise=noise,
             batch=batch,
         )
-        shown |= {"start of the chains": torch.cat(told[:: steps + 1]), "end of the chains": torch.cat(told[steps :: steps + 1])}
+        shown |= {
+            "start of the chains": torch.cat(told[:: steps + 1]),
+            "end of the chains": torch.cat(told[steps :: steps + 1]),
+        }
         plots.step_curves(
             {
                 "acceptance of a Metropolis correction": {"": diagnosed.acceptance},
@@ -86,5 +96,10 @@ def save_pictures(vaebm: VAEBM, dataset: ImageSet, run_state: Training, stage: E
         figures = asdict(diagnosed)
     except UserError as problem:  # a model all the same
         figures = {"problem": str(problem)}
-    plots.histograms({"": {name: values.cpu().double().numpy() for name, values in shown.items()}}, folder / "energies.png", "energy E(x)", columns=1)
+    plots.histograms(
+        {"": {name: values.cpu().double().numpy() for name, values in shown.items()}},
+        folder / "energies.png",
+        "energy E(x)",
+        columns=1,
+    )
     return figures

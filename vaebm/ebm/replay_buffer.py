@@ -32,7 +32,16 @@ class ReplayBuffer:
         dtype: of the noise.
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], capacity: int, *, seed: int, probability: float, anneal_steps: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        shapes: Sequence[Sequence[int]],
+        capacity: int,
+        *,
+        seed: int,
+        probability: float,
+        anneal_steps: int,
+        dtype: torch.dtype = torch.float32,
+    ):
         self.capacity, self.seed, self.probability, self.anneal_steps = capacity, seed, probability, anneal_steps
         self.eps = [torch.zeros(-(-capacity // distributed.processes()), *shape, dtype=dtype) for shape in shapes]
         self.inserted = 0
@@ -98,7 +107,12 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Any]:
         """Entries of all processes, in the first one's, and how many there have ever been, which says where the oldest stands."""
         shares = [distributed.collect(kept) for kept in self.eps]
-        return {"eps": [None if share is None else share.transpose(0, 1).flatten(0, 1)[: self.capacity] for share in shares], "inserted": self.inserted}
+        return {
+            "eps": [
+                None if share is None else share.transpose(0, 1).flatten(0, 1)[: self.capacity] for share in shares
+            ],
+            "inserted": self.inserted,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with saved entries."""

@@ -32,7 +32,14 @@ class Selection:
     """Iteration of the last candidate: the end of a training that ended well."""
 
 
-def select(vaebm: VAEBM, iterations: Iterable[int], weights: Callable[[int], dict[str, Tensor]], dataset: ImageSet, stage: EBMSettings, seed: int) -> Selection:
+def select(
+    vaebm: VAEBM,
+    iterations: Iterable[int],
+    weights: Callable[[int], dict[str, Tensor]],
+    dataset: ImageSet,
+    stage: EBMSettings,
+    seed: int,
+) -> Selection:
     """Compare snapshots by their images, decoder means after the same chain from the same noise.
 
     Args:
@@ -57,8 +64,12 @@ def select(vaebm: VAEBM, iterations: Iterable[int], weights: Callable[[int], dic
         vaebm.energy.load_state_dict(weights(iteration))
         parts = (range(first, min(first + batch, count)) for first in range(0, count, batch))
         sources = (NoiseSource(seed, "selection", part) for part in parts)
-        found = features(vaebm.nvae, (vaebm.images(noise, steps=chain.steps, step_size=chain.step_size) for noise in sources))
-        candidates[iteration] = frechet_distance(Statistics.of(found / unit), reference) if np.isfinite(found).all() else None
+        found = features(
+            vaebm.nvae, (vaebm.images(noise, steps=chain.steps, step_size=chain.step_size) for noise in sources)
+        )
+        candidates[iteration] = (
+            frechet_distance(Statistics.of(found / unit), reference) if np.isfinite(found).all() else None
+        )
     rule = (
         f"smallest Fréchet distance of {count} images to {len(chosen)} training images, of the last {stage.selection.candidates} good snapshots; "
         f"images: decoder means after {chain.steps} steps of {chain.step_size:g}; "
@@ -69,7 +80,10 @@ def select(vaebm: VAEBM, iterations: Iterable[int], weights: Callable[[int], dic
 
 def nearest(candidates: dict[int, float | None]) -> int:
     """The iteration of the smallest distance; the later one of equals, and one without a distance only if none has one."""
-    return min(candidates, key=lambda iteration: (float("inf") if (distance := candidates[iteration]) is None else distance, -iteration))
+    return min(
+        candidates,
+        key=lambda iteration: (float("inf") if (distance := candidates[iteration]) is None else distance, -iteration),
+    )
 
 
 @torch.no_grad()

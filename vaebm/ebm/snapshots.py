@@ -103,7 +103,10 @@ class Snapshots:
             if path not in kept:
                 path.unlink()
         self._saved = named
-        return {"good": [tuple(snapshot) for snapshot in self.good], "waiting": [tuple(snapshot) for snapshot in self.waiting]}
+        return {
+            "good": [tuple(snapshot) for snapshot in self.good],
+            "waiting": [tuple(snapshot) for snapshot in self.waiting],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with those that were named."""

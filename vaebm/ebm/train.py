@@ -67,7 +67,9 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     check_decoder(vae, nvae)
     images = dataset.split("train")[0].to(device)
     if training.batch > len(images):
-        raise UserError(f"{settings}: ebm.training.batch: expected at most the {len(images)} training images, found {training.batch}")
+        raise UserError(
+            f"{settings}: ebm.training.batch: expected at most the {len(images)} training images, found {training.batch}"
+        )
 
     with seeded(derive(seed, "energy")):
         energy = EnergyNetwork(stage.network, dataset.shape[0])
@@ -97,7 +99,14 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
 
     energy.requires_grad_(False)
     candidates = {snapshot.iteration: snapshot for snapshot in snapshots.usable}
-    selection = select(trainer.vaebm, candidates, lambda iteration: trainer.model(snapshots.read(candidates[iteration])), dataset, stage, seed)
+    selection = select(
+        trainer.vaebm,
+        candidates,
+        lambda iteration: trainer.model(snapshots.read(candidates[iteration])),
+        dataset,
+        stage,
+        seed,
+    )
     weights = trainer.model(snapshots.read(candidates[selection.chosen]))
     energy.load_state_dict(weights)
     status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.bad else "finished"
@@ -119,7 +128,14 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     )
 
 
-def train(trainer: Trainer, images: Tensor, run_state: Training, guard: Guard, snapshots: Snapshots, events: list[dict[str, Any]]) -> None:
+def train(
+    trainer: Trainer,
+    images: Tensor,
+    run_state: Training,
+    guard: Guard,
+    snapshots: Snapshots,
+    events: list[dict[str, Any]],
+) -> None:
     """The iterations that are left, and what is done when they go wrong.
 
     Afterwards `guard` says whether the training ended well, `snapshots` which are good, and `events` what went wrong.
@@ -137,7 +153,9 @@ def train(trainer: Trainer, images: Tensor, run_state: Training, guard: Guard, s
             seen = trainer.gradients(trainer.batch(step, images), step)
             guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
             if step % RECORD_EVERY == 0 or guard.diverged:
-                run_state.record(**seen._asdict(), gap_over_spread=seen.gap / max(seen.spread, 1e-12), learning_rate=rate)
+                run_state.record(
+                    **seen._asdict(), gap_over_spread=seen.gap / max(seen.spread, 1e-12), learning_rate=rate
+                )
             if guard.diverged:
                 break
             if seen.finite:

@@ -25,7 +25,11 @@ from vaebm.system.device import place, prepare, seeded
 from vaebm.system.errors import UserError
 from vaebm.training.loop import Limits, Training, training_batch
 
-CURVES = {"critic: data minus generated": ["gap"], "gradient penalty": ["penalty"], "critic of generated images": ["critic_generated"]}
+CURVES = {
+    "critic: data minus generated": ["gap"],
+    "gradient penalty": ["penalty"],
+    "critic of generated images": ["critic_generated"],
+}
 
 RECORD_EVERY = 10
 
@@ -79,14 +83,18 @@ class Trainer:
         """Decoder means (batch, C, H, W) of noise with the global indices from `first`."""
         index = range(first, first + self.settings.batch)
         constant = self.nvae.prior_constant
-        eps = NoiseSource(self.seed, purpose, index).normal(self.nvae.latent_shapes, device=constant.device, dtype=constant.dtype)
+        eps = NoiseSource(self.seed, purpose, index).normal(
+            self.nvae.latent_shapes, device=constant.device, dtype=constant.dtype
+        )
         return self.nvae.decode(eps)[0].mean
 
     def critic_step(self, data: Tensor, step: int) -> CriticLoss:
         """Update `step` of the critic, on a batch of the data."""
         with torch.no_grad():
             generated = self.generate(step * self.settings.batch, "critic")
-        (between,) = NoiseSource(self.seed, "between", [step]).uniform([(len(data),)], device=data.device, dtype=data.dtype)
+        (between,) = NoiseSource(self.seed, "between", [step]).uniform(
+            [(len(data),)], device=data.device, dtype=data.dtype
+        )
         parts = critic_loss(self.critic, data, generated, between[0], self.settings.gradient_penalty)
         self.critic_optimizer.zero_grad(set_to_none=True)
         parts.loss.backward()
@@ -125,7 +133,9 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
     images = dataset.split("train")[0].to(device)
     if stage.batch > len(images):
-        raise UserError(f"{settings}: wgan.batch: expected at most the {len(images)} training images, found {stage.batch}")
+        raise UserError(
+            f"{settings}: wgan.batch: expected at most the {len(images)} training images, found {stage.batch}"
+        )
     with seeded(derive(seed, "critic")):
         critic = place(EnergyNetwork(stage.network, dataset.shape[0]), device)
     trainer = Trainer(vae, critic, stage, seed)
@@ -138,7 +148,12 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         model.parent,
         {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash},
         stage.iterations,
-        {"nvae": vae, "critic": critic, "generator_optimizer": trainer.generator_optimizer, "critic_optimizer": trainer.critic_optimizer},
+        {
+            "nvae": vae,
+            "critic": critic,
+            "generator_optimizer": trainer.generator_optimizer,
+            "critic_optimizer": trainer.critic_optimizer,
+        },
         limits,
     )
     for step in run_state.steps():
@@ -148,7 +163,9 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         if step % RECORD_EVERY == 0:
             figures = {"gap": float(parts.gap), "penalty": float(parts.penalty), "critic_generated": float(value)}
             if not all(map(math.isfinite, figures.values())):
-                raise UserError(f"{settings}: the training diverged at iteration {step}: {figures}; choose a smaller wgan.learning_rate")
+                raise UserError(
+                    f"{settings}: the training diverged at iteration {step}: {figures}; choose a smaller wgan.learning_rate"
+                )
             run_state.record(**figures)
 
     vae.requires_grad_(False)

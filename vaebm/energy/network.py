@@ -30,7 +30,11 @@ class EnergyBlock(nn.Module):
         super().__init__()
         self.first = DataInitializedConv2d(channels_in, channels_out, 3)
         self.second = DataInitializedConv2d(channels_out, channels_out, 3)
-        self.skip = DataInitializedConv2d(channels_in, channels_out, 1, bias=False) if down or channels_in != channels_out else None
+        self.skip = (
+            DataInitializedConv2d(channels_in, channels_out, 1, bias=False)
+            if down or channels_in != channels_out
+            else None
+        )
         self.down = down
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +58,8 @@ class EnergyNetwork(nn.Module):
         widths = [settings.channels, *(settings.channels * width for width in settings.widths)]
         self.stem = DataInitializedConv2d(channels, settings.channels, 3)
         self.blocks = nn.ModuleList(
-            EnergyBlock(width_in, width_out, block in settings.down) for block, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False))
+            EnergyBlock(width_in, width_out, block in settings.down)
+            for block, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False))
         )
         self.head = nn.Linear(widths[-1], 1)
 
@@ -84,5 +89,7 @@ def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyN
         energy = EnergyNetwork(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
         energy.load_state_dict(content["weights"])
     except (KeyError, ValueError, RuntimeError):
-        raise UserError(f"{path}: expected an energy network of this version, found one with other settings or weights; train or convert it again") from None
+        raise UserError(
+            f"{path}: expected an energy network of this version, found one with other settings or weights; train or convert it again"
+        ) from None
     return place(energy.requires_grad_(False).eval(), torch.device(device))

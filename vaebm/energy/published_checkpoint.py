@@ -59,7 +59,9 @@ def convert(path: Path, output: Path) -> None:
     name, settings, shape, weights = read(path)
     save_model(output, "energy", settings.model_dump(), weights, shape=list(shape), potential="density", start="prior")
     parameters = sum(tensor.numel() for tensor in weights.values())
-    print(f"{output}: the energy network {name} with {settings.channels} channels for {'×'.join(map(str, shape))} images, {parameters:,} parameters")
+    print(
+        f"{output}: the energy network {name} with {settings.channels} channels for {'×'.join(map(str, shape))} images, {parameters:,} parameters"
+    )
 
 
 def read(path: Path) -> Converted:
@@ -70,29 +72,53 @@ def read(path: Path) -> Converted:
     """
     content = load_plain(path, "a published energy network")
     state = content.get("model", content) if isinstance(content, dict) else content
-    if not (isinstance(state, dict) and state and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())):
-        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) and content else type(content).__name__
-        raise UserError(f"{path}: expected a published energy network, a dictionary with its weights under the key model, found {found}")
+    if not (
+        isinstance(state, dict)
+        and state
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    ):
+        found = (
+            f"the keys {', '.join(map(str, content))}"
+            if isinstance(content, dict) and content
+            else type(content).__name__
+        )
+        raise UserError(
+            f"{path}: expected a published energy network, a dictionary with its weights under the key model, found {found}"
+        )
     state = {name.removeprefix("module."): value for name, value in state.items()}  # of torch's DistributedDataParallel
     name, settings, channels = _recognize(path, state)
     with torch.device("meta"):
         expected = EnergyNetwork(settings, channels).state_dict()
     names = {theirs(ours): ours for ours in expected}
     if unknown := sorted(set(state) - set(names)):
-        raise UserError(f"{path}: {unknown[0]}: a weight that the network {name} does not have ({len(unknown)} such in all)")
+        raise UserError(
+            f"{path}: {unknown[0]}: a weight that the network {name} does not have ({len(unknown)} such in all)"
+        )
     for published, ours in names.items():
         weight = _weight(path, state, published)
         if weight.shape != expected[ours].shape:
-            raise UserError(f"{path}: {published}: expected the shape {tuple(expected[ours].shape)}, found {tuple(weight.shape)}")
+            raise UserError(
+                f"{path}: {published}: expected the shape {tuple(expected[ours].shape)}, found {tuple(weight.shape)}"
+            )
         if weight.dtype != torch.float32:
-            raise UserError(f"{path}: {published}: expected the type float32, found {str(weight.dtype).removeprefix('torch.')}")
+            raise UserError(
+                f"{path}: {published}: expected the type float32, found {str(weight.dtype).removeprefix('torch.')}"
+            )
     side = PUBLISHED[name].side
-    return Converted(name, settings, (channels, side, side), {ours: state[published] for published, ours in names.items()})
+    return Converted(
+        name, settings, (channels, side, side), {ours: state[published] for published, ours in names.items()}
+    )
 
 
 def theirs(name: str) -> str:
     """The published name of a weight of `EnergyNetwork`."""
-    for ours, published in (("stem.", "conv1."), ("head.", "linear."), (".first.", ".conv1."), (".second.", ".conv2."), (".skip.", ".skip.0.")):
+    for ours, published in (
+        ("stem.", "conv1."),
+        ("head.", "linear."),
+        (".first.", ".conv1."),
+        (".second.", ".conv2."),
+        (".skip.", ".skip.0."),
+    ):
         name = name.replace(ours, published)
     return name
 

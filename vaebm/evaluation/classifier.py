@@ -55,7 +55,9 @@ class Classifier(nn.Module):
                 break
             layers.append(nn.MaxPool2d(2))
             height, width, channels = height // 2, width // 2, channels * 2
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * height * width, FEATURES), nn.BatchNorm1d(FEATURES))
+        self.body = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(inputs * height * width, FEATURES), nn.BatchNorm1d(FEATURES)
+        )
         self.head = nn.Linear(FEATURES, classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -80,7 +82,9 @@ def load_classifier(path: Path | str) -> Classifier:
         UserError: no such file, or not a classifier.
     """
     content = load_model(path, "classifier")
-    model = Classifier(content["network"]["channels"], tuple(content["network"]["shape"]), content["network"]["classes"])
+    model = Classifier(
+        content["network"]["channels"], tuple(content["network"]["shape"]), content["network"]["classes"]
+    )
     model.load_state_dict(content["weights"])
     return model.eval().requires_grad_(False)
 
@@ -117,7 +121,9 @@ def train(images: ImageSet, settings: ClassifierSettings, seed: int) -> tuple[Cl
     # the last, smaller batch is left out: batch norm has nothing to go by in a batch of one
     steps = max(len(inputs) // settings.batch, 1)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=settings.learning_rate, total_steps=steps * settings.epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=settings.learning_rate, total_steps=steps * settings.epochs
+    )
     progress = Progress("classifier", settings.epochs, unit="epoch")
     history = []
     for epoch in range(settings.epochs):
@@ -154,7 +160,9 @@ def run(settings: Path, data: Path, model: Path) -> None:
         raise UserError(f"{data}: expected images of at least 4×4, found {images.shape[1]}×{images.shape[2]}")
     trained, history = train(images, chosen, seed)
     if not math.isfinite(history[-1]["loss"]):
-        raise UserError(f"{settings}: the training diverged (loss {history[-1]['loss']}); choose a smaller learning_rate than {chosen.learning_rate}")
+        raise UserError(
+            f"{settings}: the training diverged (loss {history[-1]['loss']}); choose a smaller learning_rate than {chosen.learning_rate}"
+        )
     held_out, labels = images.split("heldout")
     predicted = predict(trained, held_out)
     wrong = (predicted != labels).nonzero().flatten()

@@ -44,13 +44,21 @@ def scores(estimates: Estimates) -> Scores:
     found: Scores = {}
     if estimates.energy is not None:
         if not (finite := estimates.energy.isfinite()).all():
-            raise UserError(f"evaluation: expected finite energies, found {int((~finite).sum())} others: the training of the energy diverged")
+            raise UserError(
+                f"evaluation: expected finite energies, found {int((~finite).sum())} others: the training of the energy diverged"
+            )
         found["energy"] = -estimates.energy.numpy()
     if estimates.importance is not None and estimates.elbo is not None:
         log_p, elbo = estimates.importance.numpy(), estimates.elbo.numpy()
         if not found:
             return {"": log_p, "elbo": elbo}
-        found = {"": log_p + found["energy"], "elbo": elbo + found["energy"], **found, "likelihood": log_p, "likelihood-elbo": elbo}
+        found = {
+            "": log_p + found["energy"],
+            "elbo": elbo + found["energy"],
+            **found,
+            "likelihood": log_p,
+            "likelihood-elbo": elbo,
+        }
     return found
 
 
@@ -101,7 +109,9 @@ def auroc_replicates(inside: Values, outside: Values, inside_counts: Counts, out
 
 def aupr_replicates(inside: Values, outside: Values, inside_counts: Counts, outside_counts: Counts) -> Values:
     """`aupr` of resamples, as `auroc_replicates`."""
-    thresholds = np.unique(inside)[::-1]  # precision counts where recall rises, at the scores of in-distribution images alone
+    thresholds = np.unique(inside)[
+        ::-1
+    ]  # precision counts where recall rises, at the scores of in-distribution images alone
     hits, others = _passing(inside, inside_counts, thresholds), _passing(outside, outside_counts, thresholds)
     rises = np.diff(hits, axis=1, prepend=0)
     replicates: Values = (rises * hits / np.maximum(hits + others, 1)).sum(axis=1) / len(inside)
@@ -113,7 +123,9 @@ def fpr95_replicates(inside: Values, outside: Values, inside_counts: Counts, out
     falling, order = np.argsort(inside)[::-1], np.argsort(outside)
     enough = inside_counts[:, falling].cumsum(axis=1) >= -(-RATE * len(inside) // 100)
     thresholds = inside[falling][enough.argmax(axis=1)]
-    below = np.take_along_axis(_sums(outside_counts[:, order]), np.searchsorted(outside[order], thresholds)[:, None], axis=1)[:, 0]
+    below = np.take_along_axis(
+        _sums(outside_counts[:, order]), np.searchsorted(outside[order], thresholds)[:, None], axis=1
+    )[:, 0]
     replicates: Values = 1 - below / len(outside)
     return replicates
 
@@ -138,7 +150,11 @@ class Metric(NamedTuple):
     """The same of resamples of both."""
 
 
-METRICS = {"AUROC": Metric(auroc, auroc_replicates), "AUPR": Metric(aupr, aupr_replicates), "FPR95": Metric(fpr95, fpr95_replicates)}
+METRICS = {
+    "AUROC": Metric(auroc, auroc_replicates),
+    "AUPR": Metric(aupr, aupr_replicates),
+    "FPR95": Metric(fpr95, fpr95_replicates),
+}
 
 
 def named(metric: str, name: str, score: str) -> str:
@@ -154,7 +170,9 @@ def ood_figures(inside: Scores, outside: dict[str, Scores], resamples: int, seed
     figures: Figures = {}
     for name, found in outside.items():
         random = bootstrap.generator(seed, "AUROC", name)
-        counts = [bootstrap.resamples(len(next(iter(scored.values()))), resamples, random) for scored in (inside, found)]
+        counts = [
+            bootstrap.resamples(len(next(iter(scored.values()))), resamples, random) for scored in (inside, found)
+        ]
         for score, own in inside.items():
             for title, metric in METRICS.items():
                 value = metric.of(own, found[score])

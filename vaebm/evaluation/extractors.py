@@ -152,10 +152,14 @@ def downloaded() -> Path:
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=weights.INCEPTION_SHA256, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(
+                INCEPTION_URL, str(path), hash_prefix=weights.INCEPTION_SHA256, progress=sys.stderr.isatty()
+            )
         except (OSError, HTTPException, RuntimeError) as error:  # no network, half an answer, other bytes
             ways = "download it elsewhere and name its place as evaluation.inception_weights, or choose evaluation.extractor classifier or resnet56"
-            raise UserError(f"{INCEPTION_URL}: expected the weights of inception, found no way to them ({error}); {ways}") from None
+            raise UserError(
+                f"{INCEPTION_URL}: expected the weights of inception, found no way to them ({error}); {ways}"
+            ) from None
     return path
 
 
@@ -191,7 +195,9 @@ class Extractor:
         else:
             path = Path(os.path.expanduser(path))
             found, shape = weights.weights_hash(kind, path), resnet56.SHAPE if kind == "resnet56" else (3,)
-            if kind == "inception":  # torch-fidelity would run what else stands in the file; the start of a hash can be forged
+            if (
+                kind == "inception"
+            ):  # torch-fidelity would run what else stands in the file; the start of a hash can be forged
                 load_plain(path, "the weights of inception")
         extractor = cls(kind, found, path, shape, torch.device(device))
         if extractor.name not in FEATURE_EXTRACTORS_REGISTRY:
@@ -211,10 +217,14 @@ class Extractor:
         """
         if self.kind != "classifier":
             if shape[: len(self.shape)] != self.shape:
-                raise UserError(f"{self.path}: {self.kind} is made for images {self.shape}, found {shape}; choose another evaluation.extractor")
+                raise UserError(
+                    f"{self.path}: {self.kind} is made for images {self.shape}, found {shape}; choose another evaluation.extractor"
+                )
             return 1
         if shape[0] % self.shape[0] or shape[1:] != self.shape[1:]:
-            raise UserError(f"{self.path}: expected a classifier of images {shape} or of their channels, found one of images {self.shape}")
+            raise UserError(
+                f"{self.path}: expected a classifier of images {shape} or of their channels, found one of images {self.shape}"
+            )
         return shape[0] // self.shape[0]
 
     def judge(self, images: Tensor) -> Judged:
@@ -238,15 +248,30 @@ class Extractor:
         """Some layers of uint8 images (N, C, H, W), each (N, …)."""
         self.depth(tuple(images.shape[1:]))
         cuda, progress = self.device.type == "cuda", Progress(f"{self.kind}'s features", len(images), unit="image")
-        module = create_feature_extractor(self.name, list(layers), cuda=cuda, verbose=False, feature_extractor_weights_path=str(self.path))
-        found = get_featuresdict_from_dataset(_Images(images, change, progress), module, KINDS[self.kind].batch, cuda=cuda, save_cpu_ram=True, verbose=False)
+        module = create_feature_extractor(
+            self.name, list(layers), cuda=cuda, verbose=False, feature_extractor_weights_path=str(self.path)
+        )
+        found = get_featuresdict_from_dataset(
+            _Images(images, change, progress),
+            module,
+            KINDS[self.kind].batch,
+            cuda=cuda,
+            save_cpu_ram=True,
+            verbose=False,
+        )
         progress.close()
         return [found[layer].numpy() for layer in layers]
 
     def describe(self, shape: tuple[int, ...]) -> dict[str, Any]:
         """What a figure about images of `shape`, (C, H, W), has to say about its extractor."""
         features = self.depth(shape) * KINDS[self.kind].features
-        return {"kind": self.kind, "name": self.name, "weights": self.weights, "features": features, "torch-fidelity": TORCH_FIDELITY}
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "weights": self.weights,
+            "features": features,
+            "torch-fidelity": TORCH_FIDELITY,
+        }
 
 
 def open_extractor(settings: Path, trained: Path | None, device: torch.device | str = "cpu") -> Extractor:

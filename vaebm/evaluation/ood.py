@@ -53,7 +53,11 @@ def rounded(totals: NDArray[np.int64], divisor: int, purpose: str, first: int = 
         purpose: of the bits.
         first: number of the first image.
     """
-    chances = bits(purpose, range(first, first + len(totals)), totals[0].size).reshape(totals.shape) if divisor % 2 == 0 else 0
+    chances = (
+        bits(purpose, range(first, first + len(totals)), totals[0].size).reshape(totals.shape)
+        if divisor % 2 == 0
+        else 0
+    )
     return (totals + (divisor - 1) // 2 + chances) // divisor
 
 
@@ -62,7 +66,9 @@ def interpolation(images: Pictures, name: str) -> Pictures:
     few, partners = name in FEW_LEVELS, np.roll(np.arange(len(images)), -max(len(images) // 3, 1))
     made = np.empty_like(images)
     for part in _blocks(images):
-        one, other = (to_counts(each) if few else each.astype(np.int64) for each in (images[part], images[partners[part]]))
+        one, other = (
+            to_counts(each) if few else each.astype(np.int64) for each in (images[part], images[partners[part]])
+        )
         mean = rounded(one + other, 2, "interpolation", part.start)
         made[part] = to_uint8(mean) if few else mean
     return made
@@ -96,7 +102,11 @@ def photographs(images: Pictures, name: str) -> Pictures:
     return np.stack(list(found.values()))[..., None]
 
 
-SETS: dict[str, Callable[[Pictures, str], Pictures]] = {"interpolation": interpolation, "turned": turned, "photographs": photographs}
+SETS: dict[str, Callable[[Pictures, str], Pictures]] = {
+    "interpolation": interpolation,
+    "turned": turned,
+    "photographs": photographs,
+}
 """Name of a set → what makes it from the held-out images and the name of their set; as many pictures, of the same form."""
 
 
@@ -115,11 +125,15 @@ def fitted(images: Pictures, side: int, name: str) -> Pictures:
         return images
     common = gcd(size, side)
     edges = np.arange(side + 1)[:, None] * (size // common), np.arange(size + 1) * (side // common)
-    overlaps = np.clip(np.minimum(edges[0][1:], edges[1][1:]) - np.maximum(edges[0][:-1], edges[1][:-1]), 0, None).astype(np.float64)
+    overlaps = np.clip(
+        np.minimum(edges[0][1:], edges[1][1:]) - np.maximum(edges[0][:-1], edges[1][:-1]), 0, None
+    ).astype(np.float64)
     scale, divisor = (LEVELS, 255 * (size // common) ** 2) if few else (1, (size // common) ** 2)
     made = np.empty((len(images), side, side, images.shape[3]), np.uint8)
     for part in _blocks(images):
-        pixels = images[part].transpose(0, 3, 1, 2).astype(np.float64)  # integers far below 2⁵³, exact in every order of addition
+        pixels = (
+            images[part].transpose(0, 3, 1, 2).astype(np.float64)
+        )  # integers far below 2⁵³, exact in every order of addition
         totals = (overlaps @ pixels @ overlaps.T).transpose(0, 2, 3, 1).astype(np.int64)
         mean = rounded(totals * scale, divisor, "fitted", part.start)
         made[part] = to_uint8(mean) if few else mean
@@ -167,16 +181,22 @@ def make(name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping
     """
     held_out = own.view("heldout")
     if len(held_out) < 2:
-        raise UserError(f"evaluation.ood: expected at least 2 held-out images, found {len(held_out)}; leave the sets out")
+        raise UserError(
+            f"evaluation.ood: expected at least 2 held-out images, found {len(held_out)}; leave the sets out"
+        )
     if data is None:
         return OODSet(_as_tensor(SETS[name](held_out, own.name)), {})
     if data.prepared not in manifests:
-        raise UserError(f"evaluation.ood: {name}: expected --ood data/{data.prepared}/manifest.json, found {', '.join(map(str, manifests.values())) or 'none'}")
+        raise UserError(
+            f"evaluation.ood: {name}: expected --ood data/{data.prepared}/manifest.json, found {', '.join(map(str, manifests.values())) or 'none'}"
+        )
     other = open_images(manifests[data.prepared])
     (channels, side, _), (colours, size, _), found = own.shape, other.shape, other.view("heldout")
     if colours != channels or size < side or len(found) < 2:
         form = f"{len(found)} of {size}×{size}×{colours}"
-        raise UserError(f"{manifests[data.prepared]}: expected at least 2 held-out images of {side}×{side}×{channels} or larger ones, found {form}")
+        raise UserError(
+            f"{manifests[data.prepared]}: expected at least 2 held-out images of {side}×{side}×{channels} or larger ones, found {form}"
+        )
     source = {"data": other.hash, "heldout": len(found), "side": size, "users": other.users}
     return OODSet(_as_tensor(fitted(chosen(found, len(held_out)), side, own.name)), source)
 

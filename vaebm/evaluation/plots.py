@@ -60,14 +60,21 @@ def nearest(queries: Tensor, among: Iterable[Tensor], total: int, count: int) ->
         among: the images (M, D), in parts.
         total: M.
     """
-    distances, first = queries.new_empty(len(queries), total), 0  # in one piece: small ones between the parts would keep freed memory from use
+    distances, first = (
+        queries.new_empty(len(queries), total),
+        0,
+    )  # in one piece: small ones between the parts would keep freed memory from use
     for part in among:
-        distances[:, first : first + len(part)] = torch.cdist(queries, part, compute_mode="donot_use_mm_for_euclid_dist")
+        distances[:, first : first + len(part)] = torch.cdist(
+            queries, part, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         first += len(part)
     return distances.topk(count, dim=1, largest=False).indices
 
 
-def neighbours(samples: Tensor, features: Features, train: NDArray[np.uint8], train_features: Features, path: Path) -> None:
+def neighbours(
+    samples: Tensor, features: Features, train: NDArray[np.uint8], train_features: Features, path: Path
+) -> None:
     """Write the first samples, one a row: the sample, its nearest training images by pixels, then those by features.
 
     Args:
@@ -81,9 +88,13 @@ def neighbours(samples: Tensor, features: Features, train: NDArray[np.uint8], tr
     shown = to_float(samples[:QUERIES])
     parts = (real(train[first : first + BLOCK]).flatten(1) for first in range(0, len(train), BLOCK))
     by_pixels = nearest(shown.flatten(1), parts, len(train), NEIGHBOURS)
-    by_features = nearest(torch.from_numpy(features[:QUERIES]), [torch.from_numpy(train_features)], len(train_features), NEIGHBOURS)
+    by_features = nearest(
+        torch.from_numpy(features[:QUERIES]), [torch.from_numpy(train_features)], len(train_features), NEIGHBOURS
+    )
     gap = torch.full_like(shown[:, None], plots.BACKGROUND / 255)
-    rows = torch.cat([shown[:, None], gap, real(train[by_pixels.numpy()]), gap, real(train[by_features.numpy()])], dim=1)
+    rows = torch.cat(
+        [shown[:, None], gap, real(train[by_pixels.numpy()]), gap, real(train[by_features.numpy()])], dim=1
+    )
     plots.image_grid(rows.flatten(0, 1), path, columns=rows.shape[1])
 
 

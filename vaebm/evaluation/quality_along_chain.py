@@ -47,7 +47,12 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: fl
 
 
 def against_steps(
-    model: VAEBM, settings: StepsSettings, sampling: SamplesSettings, seed: int, name: str, distance: Callable[[Tensor], float]
+    model: VAEBM,
+    settings: StepsSettings,
+    sampling: SamplesSettings,
+    seed: int,
+    name: str,
+    distance: Callable[[Tensor], float],
 ) -> dict[str, Any]:
     """Distance and mean energy after each number of steps; None where chains have left the finite numbers.
 
@@ -63,12 +68,20 @@ def against_steps(
     Returns:
         What metrics.json has under "steps": counts, the distances under their name, energy, samples.
     """
-    parts = [range(first, min(first + sampling.batch, settings.images)) for first in range(0, settings.images, sampling.batch)]
+    parts = [
+        range(first, min(first + sampling.batch, settings.images))
+        for first in range(0, settings.images, sampling.batch)
+    ]
     chains = [stops(model, sample_noise(seed, part), settings.counts, sampling.chain.step_size) for part in parts]
     distances: list[float | None] = []
     energies: list[float | None] = []
     for at in zip(*chains, strict=True):
-        images, energy = torch.cat([stop.images for stop in at]), torch.cat([stop.energies for stop in at]).double().mean()
-        distances.append(distance(grey_levels(images, sampling.stretch).permute(0, 3, 1, 2)) if images.isfinite().all() else None)
+        images, energy = (
+            torch.cat([stop.images for stop in at]),
+            torch.cat([stop.energies for stop in at]).double().mean(),
+        )
+        distances.append(
+            distance(grey_levels(images, sampling.stretch).permute(0, 3, 1, 2)) if images.isfinite().all() else None
+        )
         energies.append(float(energy) if energy.isfinite() else None)
     return {"counts": settings.counts, name: distances, "energy": energies, "samples": settings.images}

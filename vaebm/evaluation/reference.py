@@ -28,7 +28,9 @@ class Reference(NamedTuple):
     """Fréchet distance of held-out to training images: what real images score."""
 
 
-def reference(settings: Path, data: Path, classifier: Path | None, output: Path, device: torch.device | str = "cpu") -> None:
+def reference(
+    settings: Path, data: Path, classifier: Path | None, output: Path, device: torch.device | str = "cpu"
+) -> None:
     """Write the reference of a data set as .npz: features of its training images, means and covariances of them and of the held-out ones.
 
     Args:
@@ -67,7 +69,10 @@ def read_reference(path: Path, data: str, weights: str) -> Reference:
         UserError: no such file, no reference, or one of other data or weights.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:  # numpy leaves a damaged file open that it opened itself
+        with (
+            path.open("rb") as stream,
+            np.load(stream, allow_pickle=False) as file,
+        ):  # numpy leaves a damaged file open that it opened itself
             content = {name: file[name] for name in file.files}
         found = Reference(
             content["train_features"],
@@ -77,10 +82,16 @@ def read_reference(path: Path, data: str, weights: str) -> Reference:
         )
         hashes = {"data": str(content["data"]), "weights": str(content["weights"])}
     except FileNotFoundError:
-        raise UserError(f"{path}: expected the reference statistics, found no file; `vaebm reference` makes it") from None
+        raise UserError(
+            f"{path}: expected the reference statistics, found no file; `vaebm reference` makes it"
+        ) from None
     except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile):
-        raise UserError(f"{path}: expected reference statistics, found a damaged file or one of another kind; remove it and make it again") from None
+        raise UserError(
+            f"{path}: expected reference statistics, found a damaged file or one of another kind; remove it and make it again"
+        ) from None
     for name, expected in (("data", data), ("weights", weights)):
         if hashes[name] != expected:
-            raise UserError(f"{path}: expected statistics of {name} {expected[:12]}, found those of {hashes[name][:12]}; remove it and make it again")
+            raise UserError(
+                f"{path}: expected statistics of {name} {expected[:12]}, found those of {hashes[name][:12]}; remove it and make it again"
+            )
     return found

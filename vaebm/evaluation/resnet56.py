@@ -101,11 +101,15 @@ def load_resnet56(path: Path | str) -> ResNet56:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise UserError(f"{path}: expected {expected}, found another kind of file")
-    state = {name.removeprefix("module."): value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    state = {
+        name.removeprefix("module."): value for name, value in state.items() if not name.endswith("num_batches_tracked")
+    }
     model = ResNet56()
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     if differing := sorted(own.keys() ^ state.keys()):
-        raise UserError(f"{path}: expected {expected}, found {'no' if differing[0] in own else 'also'} {differing[0]} in it")
+        raise UserError(
+            f"{path}: expected {expected}, found {'no' if differing[0] in own else 'also'} {differing[0]} in it"
+        )
     for name, tensor in own.items():
         if not isinstance(state[name], Tensor) or state[name].shape != tensor.shape:
             found = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__

@@ -28,7 +28,9 @@ def figures(shards: list[Path]) -> Figures:
             record = json.loads(path.read_text())
             records.append((int(record["images"]), float(record["seconds"]), _unit(record)))
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: expected the record of how long a shard took, found a damaged file; remove it and its shard, and sample again") from None
+            raise UserError(
+                f"{path}: expected the record of how long a shard took, found a damaged file; remove it and its shard, and sample again"
+            ) from None
     images, seconds = sum(record[0] for record in records), sum(record[1] for record in records)
     units = dict.fromkeys(unit for _, _, unit in records)
     return {NAME: {"value": IMAGES * seconds / images, "samples": images, "unit": " and ".join(units)}}

@@ -48,7 +48,9 @@ class Run(NamedTuple):
         """The run that the file results/<experiment>/<variant>/seed<k>/evaluation/metrics.json belongs to."""
         folder = metrics.absolute().parent.parent
         if not folder.name.startswith("seed") or metrics.parent.name != "evaluation":
-            raise UserError(f"{metrics}: expected a path results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json, found another")
+            raise UserError(
+                f"{metrics}: expected a path results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json, found another"
+            )
         return cls(folder.parent.parent.name, folder.parent.name, folder)
 
 
@@ -72,13 +74,21 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) ->
         except FileNotFoundError:
             raise UserError(f"{path}: expected samples {expected}, found no file; `vaebm samples` makes it") from None
         except (ValueError, EOFError, OSError):
-            raise UserError(f"{path}: expected samples {expected}, found a file that is not a whole .npy array; remove it and sample again") from None
+            raise UserError(
+                f"{path}: expected samples {expected}, found a file that is not a whole .npy array; remove it and sample again"
+            ) from None
         if part.dtype != np.uint8 or part.shape[1:] != (height, width, channels):
-            raise UserError(f"{path}: expected samples {expected}, found {part.shape} {part.dtype}; remove it and sample again")
+            raise UserError(
+                f"{path}: expected samples {expected}, found {part.shape} {part.dtype}; remove it and sample again"
+            )
         parts.append(part)
     if (found := sum(map(len, parts))) != count:
-        raise UserError(f"{shards[0].parent}: expected {count} samples, as samples.yaml says, found {found} in {len(shards)} shards")
-    samples = np.empty((count, *shape), dtype=np.uint8)  # filled from memory maps: large samples are gigabytes, and are held once
+        raise UserError(
+            f"{shards[0].parent}: expected {count} samples, as samples.yaml says, found {found} in {len(shards)} shards"
+        )
+    samples = np.empty(
+        (count, *shape), dtype=np.uint8
+    )  # filled from memory maps: large samples are gigabytes, and are held once
     np.concatenate([part.transpose(0, 3, 1, 2) for part in parts], out=samples)
     return torch.from_numpy(samples)
 
@@ -95,10 +105,14 @@ def _training(model: Path) -> dict[str, dict[str, Any]]:
         stage = content["stage"]
         trained = STAGES[stage].model_validate(content["settings"])
     except (FileNotFoundError, ValueError, KeyError):
-        raise UserError(f"{path}: expected the record of the training, found none or a damaged file; run the training again") from None
+        raise UserError(
+            f"{path}: expected the record of the training, found none or a damaged file; run the training again"
+        ) from None
     settings = model.with_name(f"{stage}.yaml")
     if trained != read_settings(settings, STAGES[stage])[1]:
-        raise UserError(f"{model}: expected a model trained with {settings}, found one trained with other settings; remove it and run again")
+        raise UserError(
+            f"{model}: expected a model trained with {settings}, found one trained with other settings; remove it and run again"
+        )
     return {stage: {key: value for key, value in content.items() if key not in {"settings", "data"}}}
 
 
@@ -111,7 +125,9 @@ def _given(classifier: Path | None, settings: Path) -> Path:
 
 def lacking(ood_sets: list[str], reason: str) -> dict[str, str]:
     """The figures that a model without log p(x) has not, each with the reason; empty where it has all of them."""
-    return dict.fromkeys(["ELBO", "ELBO-train", "log-likelihood", *detection.lacking(ood_sets)] if reason else [], reason)
+    return dict.fromkeys(
+        ["ELBO", "ELBO-train", "log-likelihood", *detection.lacking(ood_sets)] if reason else [], reason
+    )
 
 
 def run(
@@ -148,19 +164,25 @@ def run(
     where = Run.of(metrics)
     own = energy or nvae
     if own.absolute().parent != where.folder:
-        raise UserError(f"{metrics}: expected the model of this run, {where.folder.name}/model.pt of the variant {where.variant}, found {own}")
+        raise UserError(
+            f"{metrics}: expected the model of this run, {where.folder.name}/model.pt of the variant {where.variant}, found {own}"
+        )
     seed, chosen = read_settings(settings, EvaluationSettings)
     sampling_seed, sampling = read_settings(shards[0].with_name("samples.yaml"), SamplesSettings)
     judge, images = open_extractor(extractor, classifier, device), open_images(data)
     if judge.kind != chosen.extractor:
-        raise UserError(f"{extractor}: expected the extractor {chosen.extractor}, as {settings} says, found {judge.kind}")
+        raise UserError(
+            f"{extractor}: expected the extractor {chosen.extractor}, as {settings} says, found {judge.kind}"
+        )
     statistics = read_reference(reference, images.hash, judge.weights)
     samples = read_samples(shards, images.shape, sampling.count)
     model, folder = VAEBM.load(nvae, energy, device), metrics.parent / "pictures"
     model.follow(sampling)
 
     trained = {**_training(nvae), **({} if energy is None else _training(energy))}
-    reason = "a generator has no posterior, and no estimate of log p(x)" if "wgan" in trained else model.without_likelihood
+    reason = (
+        "a generator has no posterior, and no estimate of log p(x)" if "wgan" in trained else model.without_likelihood
+    )
 
     def estimated(pixels: Tensor) -> Estimates:
         return Estimates(None, None, None) if "wgan" in trained else estimate(model, pixels, seed, chosen.elbo_samples)
@@ -180,8 +202,13 @@ def run(
     figures = fidelity_figures(judged, statistics, chosen, seed, device)
     distance_name = named("FD", judge.kind)
     if not sampling.stretch:  # what the published program's way of writing images does to the distance
-        again = judge.features(samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1))
-        figures[f"{distance_name}-stretched"] = {"value": frechet_distance(Statistics.of(again), statistics.train), "samples": len(samples)}
+        again = judge.features(
+            samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1)
+        )
+        figures[f"{distance_name}-stretched"] = {
+            "value": frechet_distance(Statistics.of(again), statistics.train),
+            "samples": len(samples),
+        }
     telling = judge  # the modes of stacks, if these are any
     if chosen.classifier is not None and judge.kind != "classifier":
         telling = Extractor.of("classifier", _given(classifier, settings), device)
@@ -197,7 +224,9 @@ def run(
     figures |= (took := sampling_time.figures(shards))
 
     image_grid(to_float(samples[: plots.GRID]), folder / "samples.png")
-    plots.neighbours(samples, judged.features, images.view("train"), statistics.train_features, folder / "neighbours.png")
+    plots.neighbours(
+        samples, judged.features, images.view("train"), statistics.train_features, folder / "neighbours.png"
+    )
     if outside:
         image_grid(to_float(torch.cat(shown)), folder / "sets.png", columns=16)
         plots.ood(inside, outside, figures, folder / "ood.png")
@@ -213,7 +242,11 @@ def run(
         found = against_steps(model, chosen.steps, sampling, sampling_seed, distance_name, distance)
         plots.steps(found, distance_name, sampling.chain.steps, folder / "steps.png")
         along_chain["steps"] = found
-    kind = dict.fromkeys(("potential", "positives")) if energy is None else {"potential": model.kind, "positives": model.positives}
+    kind = (
+        dict.fromkeys(("potential", "positives"))
+        if energy is None
+        else {"potential": model.kind, "positives": model.positives}
+    )
     record = {
         "experiment": where.experiment,
         "variant": where.variant,
@@ -221,7 +254,10 @@ def run(
         "metrics": figures,
         **along_chain,
         "ood": {"sets": sources, "figures": ood_figures},
-        "without": {**lacking(list(chosen.ood_sets), reason), **({} if took else {sampling_time.NAME: "its samples have no record of the time they took"})},
+        "without": {
+            **lacking(list(chosen.ood_sets), reason),
+            **({} if took else {sampling_time.NAME: "its samples have no record of the time they took"}),
+        },
         "real": {distance_name: {"value": statistics.real, "samples": len(held_out)}},
         "extractor": judge.describe(images.shape),
         "modes_by": None if telling is judge else telling.describe(images.shape),

@@ -31,11 +31,15 @@ class GraphedChain:
         self.omega = torch.zeros_like(self.eps)
 
         def step() -> None:
-            self.eps.copy_(propose(evaluate(lambda rows: potential(self._parts(rows[0])), [self.eps]), step_size, [self.omega])[0])
+            self.eps.copy_(
+                propose(evaluate(lambda rows: potential(self._parts(rows[0])), [self.eps]), step_size, [self.omega])[0]
+            )
 
         side = torch.cuda.Stream(self.eps.device)
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # once before it is recorded: libraries choose their kernels, and Triton compiles its own
+        with torch.cuda.stream(
+            side
+        ):  # once before it is recorded: libraries choose their kernels, and Triton compiles its own
             step()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()

@@ -29,7 +29,11 @@ class Cell:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
-        skip = x if self.skip is None else F.interpolate(self.skip(x), scale_factor=2.0, mode="bilinear", align_corners=True)
+        skip = (
+            x
+            if self.skip is None
+            else F.interpolate(self.skip(x), scale_factor=2.0, mode="bilinear", align_corners=True)
+        )
         return skip + through(self.branch, x)
 
     def layers(self) -> list[Layer]:
@@ -43,7 +47,9 @@ class Group:
     def __init__(self, group: LatentGroup, like: Tensor):
         self.latents = group.posterior_parameters.out_channels // 2
         self.cells = [Cell(cast(ResidualCell, cell), like) for cell in cast(nn.Sequential, group.cells)]
-        self.prior = None if group.first else Convolution.of(cast(NormalizedConv2d, group.prior_parameters[1])).ready(like)
+        self.prior = (
+            None if group.first else Convolution.of(cast(NormalizedConv2d, group.prior_parameters[1])).ready(like)
+        )
         self.combine = Convolution.of(group.combine_decoder).ready(like)
 
     def __call__(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +112,9 @@ class _HalfSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
         ctx.save_for_backward(*parts)
-        return 0.5 * torch.stack([torch.linalg.vecdot(flat, flat) for flat in (part.flatten(1) for part in parts)]).sum(0)
+        return 0.5 * torch.stack([torch.linalg.vecdot(flat, flat) for flat in (part.flatten(1) for part in parts)]).sum(
+            0
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:

@@ -60,7 +60,10 @@ class Energy:
     def become(self, other: Energy) -> bool:
         """Take over the weights of another one in place; whether that can be: both must be of one architecture and type."""
         pairs = list(itertools.zip_longest(self.tensors(), other.tensors()))
-        if any(mine is None or new is None or mine.shape != new.shape or mine.dtype != new.dtype or mine.is_inference() for mine, new in pairs):
+        if any(
+            mine is None or new is None or mine.shape != new.shape or mine.dtype != new.dtype or mine.is_inference()
+            for mine, new in pairs
+        ):
             return False
         for mine, new in pairs:
             mine.copy_(new)

@@ -72,13 +72,19 @@ def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer
 
 def fuse(layers: Sequence[Layer]) -> list[Layer]:
     """Layers on an NVIDIA GPU, with swish, depthwise convolution and swish as one."""
-    from vaebm.fast.triton_kernels import KERNEL, SwishDepthwiseSwish, compiles  # needs Triton, which torch brings where it serves NVIDIA GPUs
+    from vaebm.fast.triton_kernels import (
+        KERNEL,
+        SwishDepthwiseSwish,
+        compiles,
+    )  # needs Triton, which torch brings where it serves NVIDIA GPUs
 
     fused: list[Layer] = []
     rest = list(layers)
     while rest:
         match rest[:3]:
-            case [Swish(), Convolution(depthwise=True) as middle, Swish()] if middle.weight.shape[-1] == KERNEL and compiles():
+            case [Swish(), Convolution(depthwise=True) as middle, Swish()] if (
+                middle.weight.shape[-1] == KERNEL and compiles()
+            ):
                 fused.append(SwishDepthwiseSwish(middle.weight, middle.bias))
                 del rest[:3]
             case _:

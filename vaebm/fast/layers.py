@@ -80,7 +80,9 @@ class Convolution(Layer):
         stride, padding, dilation, groups: as in torch.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1):
+    def __init__(
+        self, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+    ):
         self.weight, self.bias = weight, bias
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self._turned: Tensor | None = None
@@ -91,7 +93,14 @@ class Convolution(Layer):
         weight = layer.effective_weight().detach().double()
         bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
         dilation = layer.dilation[0]
-        return cls(weight, bias, stride=layer.stride[0], padding=dilation * (layer.kernel_size[0] // 2), dilation=dilation, groups=layer.groups)
+        return cls(
+            weight,
+            bias,
+            stride=layer.stride[0],
+            padding=dilation * (layer.kernel_size[0] // 2),
+            dilation=dilation,
+            groups=layer.groups,
+        )
 
     @property
     def pointwise(self) -> bool:
@@ -110,11 +119,17 @@ class Convolution(Layer):
 
     def then(self, affine: Affine) -> None:
         """Take in what follows."""
-        self.weight, self.bias = self.weight * affine.scale[:, None, None, None], self.bias * affine.scale + affine.shift
+        self.weight, self.bias = (
+            self.weight * affine.scale[:, None, None, None],
+            self.bias * affine.scale + affine.shift,
+        )
 
     def after(self, affine: Affine) -> None:
         """Take in what stands before, which a padding must not come between: for pointwise convolutions alone."""
-        self.weight, self.bias = self.weight * affine.scale[:, None, None], self.bias + self.weight[:, :, 0, 0] @ affine.shift
+        self.weight, self.bias = (
+            self.weight * affine.scale[:, None, None],
+            self.bias + self.weight[:, :, 0, 0] @ affine.shift,
+        )
 
     def pooled(self) -> Convolution:
         """Followed by a 2×2 mean pool: a larger kernel with stride 2, so that nothing of the full resolution is left."""
@@ -128,7 +143,10 @@ class Convolution(Layer):
 
     def ready(self, like: Tensor) -> Convolution:
         """Of the type and on the device of `like`, in the layout in which convolutions are fastest."""
-        self.weight, self.bias = self.weight.to(like, copy=True).contiguous(memory_format=torch.channels_last), self.bias.to(like, copy=True)
+        self.weight, self.bias = (
+            self.weight.to(like, copy=True).contiguous(memory_format=torch.channels_last),
+            self.bias.to(like, copy=True),
+        )
         if self.depthwise or self.pointwise or (self.square and rounds(like)):
             # Their adjoints are convolutions of the same kind, and faster as such than by the library's backward pass: on a CPU the
             # depthwise ones by 1.3 to 2.7 times; on a GPU all of them, k×k ones where their factors are rounded.
@@ -219,7 +237,9 @@ class ELU(Layer):
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
         """Of it all, below 0 exp(x)."""
-        return cast(Tensor, torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, kept[0], grad_input=gradient))
+        return cast(
+            Tensor, torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, kept[0], grad_input=gradient)
+        )
 
 
 class Upsample(Layer):
@@ -243,7 +263,9 @@ class Gate(Layer):
 
     def __init__(self, layer: SqueezeExcitation):
         narrow, widen = cast(nn.Linear, layer.gate[0]), cast(nn.Linear, layer.gate[2])
-        self.narrow, self.widen = ((linear.weight.detach().clone(), linear.bias.detach().clone()) for linear in (narrow, widen))
+        self.narrow, self.widen = (
+            (linear.weight.detach().clone(), linear.bias.detach().clone()) for linear in (narrow, widen)
+        )
         self.scale = 1.0
 
     def scaled(self, factor: float) -> None:

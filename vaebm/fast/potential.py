@@ -63,4 +63,8 @@ class PreparedPotential:
 
 def stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """Changes when a parameter or buffer of the module is replaced, or changed in place; not through `.data`, which leaves no trace."""
-    return tuple((tensor.data_ptr(), tensor._version) for tensors in (module.parameters(), module.buffers()) for tensor in tensors)
+    return tuple(
+        (tensor.data_ptr(), tensor._version)
+        for tensors in (module.parameters(), module.buffers())
+        for tensor in tensors
+    )

@@ -19,7 +19,9 @@ LARGE = 1024
 """Values of an image, at least: operations on smaller ones are so short that the threads would wait for Python's lock instead."""
 
 
-def move(potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
+def move(
+    potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource
+) -> list[Tensor]:
     """As `langevin`. On a GPU the step of a prepared potential is recorded and replayed (`cuda_graph`). On a CPU its chains on large
     images are shared out to as many threads as torch has.
 
@@ -30,16 +32,34 @@ def move(potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: 
     if device.type == "cuda" and steps > 1 and isinstance(potential, PreparedPotential) and potential.recordable:
         return potential.replay(eps, steps=steps, step_size=step_size, noise=noise)
     threads = min(torch.get_num_threads(), chains // LEAST)
-    if threads < 2 or eps[-1][0].numel() < LARGE or device.type != "cpu" or not isinstance(potential, PreparedPotential):
+    if (
+        threads < 2
+        or eps[-1][0].numel() < LARGE
+        or device.type != "cpu"
+        or not isinstance(potential, PreparedPotential)
+    ):
         return langevin(potential, eps, steps=steps, step_size=step_size, noise=noise)
 
     def of(share: slice) -> list[Tensor]:
-        return langevin(potential, [part[share] for part in eps], steps=steps, step_size=step_size, noise=noise.at(noise.index[share]))
+        return langevin(
+            potential,
+            [part[share] for part in eps],
+            steps=steps,
+            step_size=step_size,
+            noise=noise.at(noise.index[share]),
+        )
 
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            moved = list(pool.map(of, (slice(number * chains // threads, (number + 1) * chains // threads) for number in range(threads))))
+            moved = list(
+                pool.map(
+                    of,
+                    (slice(number * chains // threads, (number + 1) * chains // threads) for number in range(threads)),
+                )
+            )
     finally:
-        torch.set_num_threads(before)  # each thread has its own number, but later ones begin with the one that was set last
+        torch.set_num_threads(
+            before
+        )  # each thread has its own number, but later ones begin with the one that was set last
     return [torch.cat(parts) for parts in zip(*moved, strict=True)]

@@ -116,7 +116,16 @@ def _convolve(  # type: ignore[no-untyped-def]
         sums0, sums1, sums2, sums3, sums4 = sums1, sums2, sums3, sums4, none
 
 
-def _launch(source: Tensor, before: Tensor, weight: Tensor, bias: Tensor, a: Tensor, out: Tensor, swished: Tensor, backward: bool) -> None:
+def _launch(
+    source: Tensor,
+    before: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    a: Tensor,
+    out: Tensor,
+    swished: Tensor,
+    backward: bool,
+) -> None:
     batch, channels, height, width = source.shape
     rows, columns = min(ROWS, height), max(min(COLUMNS, triton.next_power_of_2(width)), PHASES)
     strips, blocks = triton.cdiv(height, rows), triton.cdiv(width, columns)
@@ -151,7 +160,16 @@ class SwishDepthwiseSwish(Layer):
         """Into a new tensor: a pixel's gradient reads those around it."""
         a, b = kept
         found = torch.empty_like(a)
-        _launch(gradient.contiguous(memory_format=torch.channels_last), b, self.turned, self.bias, a, found, found, backward=True)
+        _launch(
+            gradient.contiguous(memory_format=torch.channels_last),
+            b,
+            self.turned,
+            self.bias,
+            a,
+            found,
+            found,
+            backward=True,
+        )
         return found
 
     def tensors(self) -> list[Tensor]:
@@ -169,6 +187,9 @@ def compiles() -> bool:
         raise
     except Exception as error:  # whatever a compiler that is missing or broken leads to
         first, *_ = str(error).splitlines() or [type(error).__name__]
-        print(f"the fused depthwise convolution cannot be compiled here ({first}); chains use torch's, which is slower", file=sys.stderr)
+        print(
+            f"the fused depthwise convolution cannot be compiled here ({first}); chains use torch's, which is slower",
+            file=sys.stderr,
+        )
         return False
     return True

@@ -68,11 +68,18 @@ def proportion(value: float, images: int) -> list[float]:
     return [float(bound) for bound in binomtest(round(value * images), images).proportion_ci(method="wilson")]
 
 
-def frechet_replicates(features: Features, counts: Counts, references: Sequence[Statistics], device: torch.device | str = "cpu") -> Values:
+def frechet_replicates(
+    features: Features, counts: Counts, references: Sequence[Statistics], device: torch.device | str = "cpu"
+) -> Values:
     """Fréchet distances of resamples of features (N, D), `counts` (R, N), to each of the references; (R, references)."""
     distances = [DistanceTo(reference, device) for reference in references]
-    shift = features.mean(axis=0, dtype=np.float64)  # the weighted products below lose digits where the mean is far from zero
-    values, centre = torch.from_numpy(features).to(device, torch.float64) - torch.from_numpy(shift).to(device), torch.from_numpy(shift).to(device)
+    shift = features.mean(
+        axis=0, dtype=np.float64
+    )  # the weighted products below lose digits where the mean is far from zero
+    values, centre = (
+        torch.from_numpy(features).to(device, torch.float64) - torch.from_numpy(shift).to(device),
+        torch.from_numpy(shift).to(device),
+    )
     number, replicates = len(features), []
     for row in torch.from_numpy(counts).to(device, torch.float64):
         mean = row @ values / number

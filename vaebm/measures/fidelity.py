@@ -26,12 +26,19 @@ def kid(a: Features, b: Features, subsets: int, size: int, seed: int) -> tuple[f
         UserError: a subset is larger than one of the two samples.
     """
     if size > min(len(a), len(b)):
-        raise UserError(f"evaluation: kid_subset_size: expected at most {min(len(a), len(b))}, the images there are, found {size}")
+        raise UserError(
+            f"evaluation: kid_subset_size: expected at most {min(len(a), len(b))}, the images there are, found {size}"
+        )
     random, found = np.random.default_rng(seed), []
     for _ in range(subsets):
         # each as a whole set of its own, since torch-fidelity sums in the features' precision and all of them in double take gigabytes
-        drawn = [torch.from_numpy(features[random.permutation(len(features))[:size]].astype(np.float64)) for features in (a, b)]
-        found.append(kid_features_to_metric(*drawn, kid_subsets=1, kid_subset_size=size, verbose=False)[KEY_METRIC_KID_MEAN])
+        drawn = [
+            torch.from_numpy(features[random.permutation(len(features))[:size]].astype(np.float64))
+            for features in (a, b)
+        ]
+        found.append(
+            kid_features_to_metric(*drawn, kid_subsets=1, kid_subset_size=size, verbose=False)[KEY_METRIC_KID_MEAN]
+        )
     return float(np.mean(found)), float(np.std(found))
 
 
@@ -56,6 +63,10 @@ def precision_recall(samples: Features, real: Features, neighbours: int) -> tupl
         )
     # in double precision: torch takes distances of many features from their products, which in single precision loses the small ones
     pair = (torch.from_numpy(features.astype(np.float64)) for features in (samples, real))
-    found = prc_features_to_metric(*pair, prc_neighborhood=neighbours, prc_batch_size=BLOCK, save_cpu_ram=True, verbose=False)
+    found = prc_features_to_metric(
+        *pair, prc_neighborhood=neighbours, prc_batch_size=BLOCK, save_cpu_ram=True, verbose=False
+    )
     # torch-fidelity takes the means in single precision
-    return round(found[KEY_METRIC_PRECISION] * len(samples)) / len(samples), round(found[KEY_METRIC_RECALL] * len(real)) / len(real)
+    return round(found[KEY_METRIC_PRECISION] * len(samples)) / len(samples), round(
+        found[KEY_METRIC_RECALL] * len(real)
+    ) / len(real)

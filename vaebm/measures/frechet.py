@@ -57,4 +57,6 @@ class DistanceTo:
     def __call__(self, mean: Tensor, covariance: Tensor) -> float:
         """The distance of the normal distribution with this mean (D,) and covariance (D, D), on the device."""
         values = torch.linalg.eigvalsh(self.root @ covariance @ self.root)
-        return float((mean - self.mean).square().sum() + covariance.trace() + self.trace - 2 * values.clamp(min=0).sqrt().sum())
+        return float(
+            (mean - self.mean).square().sum() + covariance.trace() + self.trace - 2 * values.clamp(min=0).sqrt().sum()
+        )

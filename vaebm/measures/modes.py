@@ -43,7 +43,9 @@ def histogram(modes: NDArray[np.int64], law: Law) -> NDArray[np.int64]:
     """
     counts = np.bincount(modes, minlength=len(law))
     if (foreign := np.flatnonzero((counts > 0) & (law == 0))).size:
-        raise UserError(f"evaluation: modes: expected labels of the data alone, found samples taken for mode {foreign[0]}, which no training image can have")
+        raise UserError(
+            f"evaluation: modes: expected labels of the data alone, found samples taken for mode {foreign[0]}, which no training image can have"
+        )
     return counts
 
 
@@ -51,7 +53,9 @@ def divergence(counts: NDArray[np.int64], law: Law) -> NDArray[np.float64]:
     """KL divergence of histograms of modes (…, modes) from the data's law, in nats, (…,)."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
     seen = law > 0
-    found: NDArray[np.float64] = (xlogy(shares[..., seen], shares[..., seen]) - shares[..., seen] * np.log(law[seen])).sum(axis=-1)
+    found: NDArray[np.float64] = (
+        xlogy(shares[..., seen], shares[..., seen]) - shares[..., seen] * np.log(law[seen])
+    ).sum(axis=-1)
     return found
 
 

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vaebm.config.nvae import Architecture
-from vaebm.nvae.layers import BatchNorm, BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, PlainConv2d, SqueezeExcitation, recomputation
+from vaebm.nvae.layers import (
+    BatchNorm,
+    BatchNormSwish,
+    DataInitializedConv2d,
+    NormalizedConv2d,
+    PlainConv2d,
+    SqueezeExcitation,
+    recomputation,
+)
 
 Resample = Literal["none", "down", "up"]
 
@@ -79,15 +87,24 @@ def bn_swish_conv(channels_in: int, channels_out: int, resample: Resample, dilat
 
 def bn_elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
     """`res_bnelu`: batch norm, ELU, 3×3 normalised convolution."""
-    return nn.Sequential(BatchNorm(channels_in), nn.ELU(), *_nearest_up(resample), NormalizedConv2d(channels_in, channels_out, 3, stride=_stride(resample)))
+    return nn.Sequential(
+        BatchNorm(channels_in),
+        nn.ELU(),
+        *_nearest_up(resample),
+        NormalizedConv2d(channels_in, channels_out, 3, stride=_stride(resample)),
+    )
 
 
 def elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
     """`res_elu`: ELU, 3×3 normalised convolution that the first batch initialises."""
-    return nn.Sequential(nn.ELU(), *_nearest_up(resample), DataInitializedConv2d(channels_in, channels_out, 3, stride=_stride(resample)))
+    return nn.Sequential(
+        nn.ELU(), *_nearest_up(resample), DataInitializedConv2d(channels_in, channels_out, 3, stride=_stride(resample))
+    )
 
 
-def inverted_residual(channels_in: int, channels_out: int, resample: Resample, expansion: int, kernel: int = 5, groups: int = 0) -> nn.Module:
+def inverted_residual(
+    channels_in: int, channels_out: int, resample: Resample, expansion: int, kernel: int = 5, groups: int = 0
+) -> nn.Module:
     """`mconv_e<expansion>k<kernel>g<groups>`: expansion 1×1, k×k, projection 1×1, batch norm before, between and after.
 
     Args:
@@ -158,10 +175,21 @@ class ResidualCell(nn.Module):
     recompute = False
     """Whether a pass that keeps something for a backward pass keeps the cell's input alone, and the backward pass computes the rest again."""
 
-    def __init__(self, channels_in: int, channels_out: int, resample: Resample, operations: Sequence[Operation], *, squeeze_excitation: bool):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        resample: Resample,
+        operations: Sequence[Operation],
+        *,
+        squeeze_excitation: bool,
+    ):
         super().__init__()
         self.skip = skip(channels_in, channels_out, resample)
-        branch = [operations[0](channels_in, channels_out, resample), *(operation(channels_out, channels_out, "none") for operation in operations[1:])]
+        branch = [
+            operations[0](channels_in, channels_out, resample),
+            *(operation(channels_out, channels_out, "none") for operation in operations[1:]),
+        ]
         if squeeze_excitation:
             branch.append(SqueezeExcitation(channels_out))
         self.branch = nn.Sequential(*branch)
@@ -169,7 +197,9 @@ class ResidualCell(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         if self.recompute and torch.is_grad_enabled():
-            out: Tensor = checkpoint(self._sum, x, use_reentrant=False, preserve_rng_state=False, context_fn=recomputation)
+            out: Tensor = checkpoint(
+                self._sum, x, use_reentrant=False, preserve_rng_state=False, context_fn=recomputation
+            )
             return out
         return self._sum(x)
 

@@ -17,7 +17,9 @@ INITIAL_SHIFT = 0.1
 """Factor of the shift's weights at the start: a flow cell begins near the identity."""
 
 
-def causal_mask(channels_in: int, channels_out: int, kernel: int, *, depthwise: bool = False, zero_diagonal: bool, mirror: bool) -> Tensor:
+def causal_mask(
+    channels_in: int, channels_out: int, kernel: int, *, depthwise: bool = False, zero_diagonal: bool, mirror: bool
+) -> Tensor:
     """Which weights of a convolution an autoregressive model may use, (out, in / groups, k, k), zeros and ones.
 
     Positions are ordered row by row, channels within a position in blocks: an output sees the positions before its own,
@@ -58,11 +60,19 @@ class FlowCell(nn.Module):
         super().__init__()
         hidden = EXPANSION * latents
 
-        def mask(channels_in: int, channels_out: int, kernel: int, depthwise: bool = False, zero_diagonal: bool = False) -> Tensor:
-            return causal_mask(channels_in, channels_out, kernel, depthwise=depthwise, zero_diagonal=zero_diagonal, mirror=mirror)
+        def mask(
+            channels_in: int, channels_out: int, kernel: int, depthwise: bool = False, zero_diagonal: bool = False
+        ) -> Tensor:
+            return causal_mask(
+                channels_in, channels_out, kernel, depthwise=depthwise, zero_diagonal=zero_diagonal, mirror=mirror
+            )
 
-        self.expand = NormalizedConv2d(latents, hidden, 3, bias=False, mask=mask(latents, hidden, 3, zero_diagonal=True))
-        self.depthwise = NormalizedConv2d(hidden, hidden, 5, groups=hidden, bias=False, mask=mask(hidden, hidden, 5, depthwise=True))
+        self.expand = NormalizedConv2d(
+            latents, hidden, 3, bias=False, mask=mask(latents, hidden, 3, zero_diagonal=True)
+        )
+        self.depthwise = NormalizedConv2d(
+            hidden, hidden, 5, groups=hidden, bias=False, mask=mask(hidden, hidden, 5, depthwise=True)
+        )
         self.shift = NormalizedConv2d(hidden, latents, 1, mask=mask(hidden, latents, 1))
         with torch.no_grad():
             self.shift.log_weight_norm.add_(math.log(INITIAL_SHIFT))

@@ -83,7 +83,16 @@ class NormalizedConv2d(nn.Conv2d):
         bias: bool = True,
         mask: Tensor | None = None,
     ):
-        super().__init__(channels_in, channels_out, kernel, stride=stride, padding=dilation * (kernel // 2), dilation=dilation, groups=groups, bias=bias)
+        super().__init__(
+            channels_in,
+            channels_out,
+            kernel,
+            stride=stride,
+            padding=dilation * (kernel // 2),
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
         self.register_buffer("mask", mask, persistent=False)
         _, norm = self._masked()
         self.log_weight_norm = nn.Parameter(torch.log(norm.detach() + 1e-2))
@@ -142,7 +151,9 @@ class PlainConv2d(nn.Conv2d):
     """Convolution without bias or weight normalisation, inside the inverted residuals."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, groups: int = 1):
-        super().__init__(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+        super().__init__(
+            channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+        )
 
     def effective_weight(self) -> Tensor:
         """The weight that the convolution uses, (out, in / groups, k, k)."""
@@ -192,7 +203,9 @@ class BatchNorm(nn.BatchNorm2d):
         again = self.training and _RECOMPUTING.get()
         if not self.training or distributed.processes() == 1:
             if again:  # torch wants to save the same tensors as the first time, the statistics among them
-                return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, momentum=0.0, eps=self.eps)
+                return F.batch_norm(
+                    x, self.running_mean, self.running_var, self.weight, self.bias, True, momentum=0.0, eps=self.eps
+                )
             return super().forward(x)
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         own_mean = wide.mean(dim=(0, 2, 3))
@@ -207,7 +220,12 @@ class BatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None and self.momentum is not None
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+            and self.momentum is not None
+        )
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)

@@ -171,9 +171,13 @@ class NVAE(nn.Module):
         self.settings, self.shape = settings, (channels, height, width)
         scales, blocks, halvings = len(settings.groups), settings.preprocess_blocks, settings.halvings
         if height % 2**halvings or width % 2**halvings:
-            raise ValueError(f"images of {height}×{width} cannot be halved {halvings} times (preprocess_blocks and scales)")
+            raise ValueError(
+                f"images of {height}×{width} cannot be halved {halvings} times (preprocess_blocks and scales)"
+            )
         if settings.decoder == "logistic_mixture" and channels != 3:
-            raise ValueError(f"the decoder logistic_mixture is made for 3 colours, the images have {channels} channel(s)")
+            raise ValueError(
+                f"the decoder logistic_mixture is made for 3 colours, the images have {channels} channel(s)"
+            )
         operations = ARCHITECTURES[settings.architecture]
         encoder = [settings.channels_encoder * 2 ** (blocks + scale) for scale in range(scales)]
         decoder = [settings.channels_decoder * 2 ** (blocks + scale) for scale in range(scales)]
@@ -194,7 +198,10 @@ class NVAE(nn.Module):
                 if group == 0 and scale > 0:
                     cells.append(self._cell(encoder[scale - 1], encoder[scale], "down", operations.encoder))
                 if not settings.single_group:
-                    cells.extend(self._cell(encoder[scale], encoder[scale], "none", operations.encoder) for _ in range(settings.cells_encoder))
+                    cells.extend(
+                        self._cell(encoder[scale], encoder[scale], "none", operations.encoder)
+                        for _ in range(settings.cells_encoder)
+                    )
                 self.encoder_groups.append(cells)
         self.encoder_top = nn.Sequential(nn.ELU(), NormalizedConv2d(encoder[-1], encoder[-1], 1), nn.ELU())
 
@@ -210,7 +217,10 @@ class NVAE(nn.Module):
                 if group == 0 and not first:
                     cells.append(self._cell(decoder[scale + 1], decoder[scale], "up", operations.decoder))
                 if not first:
-                    cells.extend(self._cell(decoder[scale], decoder[scale], "none", operations.decoder) for _ in range(settings.cells_decoder))
+                    cells.extend(
+                        self._cell(decoder[scale], decoder[scale], "none", operations.decoder)
+                        for _ in range(settings.cells_decoder)
+                    )
                 top_down.append(
                     LatentGroup(
                         encoder[scale],
@@ -223,7 +233,9 @@ class NVAE(nn.Module):
                         flows=settings.flows,
                     )
                 )
-                self.latent_shapes.append((settings.latents, height // 2 ** (blocks + scale), width // 2 ** (blocks + scale)))
+                self.latent_shapes.append(
+                    (settings.latents, height // 2 ** (blocks + scale), width // 2 ** (blocks + scale))
+                )
 
         self.groups = nn.ModuleList(top_down)  # type: ignore[assignment]  # torch's lists know no type of element
 
@@ -231,11 +243,20 @@ class NVAE(nn.Module):
         for block in reversed(range(blocks)):
             width_out = settings.channels_decoder * 2**block
             self.postprocess.append(self._cell(2 * width_out, width_out, "up", operations.postprocess))
-            self.postprocess.extend(self._cell(width_out, width_out, "none", operations.postprocess) for _ in range(settings.postprocess_cells - 1))
-        self.pixel_parameters = nn.Sequential(nn.ELU(), NormalizedConv2d(settings.channels_decoder, logit_channels(settings, channels), 3))
+            self.postprocess.extend(
+                self._cell(width_out, width_out, "none", operations.postprocess)
+                for _ in range(settings.postprocess_cells - 1)
+            )
+        self.pixel_parameters = nn.Sequential(
+            nn.ELU(), NormalizedConv2d(settings.channels_decoder, logit_channels(settings, channels), 3)
+        )
 
-    def _cell(self, channels_in: int, channels_out: int, resample: Resample, operations: Sequence[Operation]) -> ResidualCell:
-        return ResidualCell(channels_in, channels_out, resample, operations, squeeze_excitation=self.settings.squeeze_excitation)
+    def _cell(
+        self, channels_in: int, channels_out: int, resample: Resample, operations: Sequence[Operation]
+    ) -> ResidualCell:
+        return ResidualCell(
+            channels_in, channels_out, resample, operations, squeeze_excitation=self.settings.squeeze_excitation
+        )
 
     @property
     def dimensions(self) -> int:
@@ -273,7 +294,9 @@ class NVAE(nn.Module):
         features[-1] = self.encoder_top(state)
         return features[::-1]
 
-    def forward(self, x: Tensor, eps: Sequence[Tensor] | None = None, noise: NoiseSource | None = None, step: int = 0) -> NVAEOutput:
+    def forward(
+        self, x: Tensor, eps: Sequence[Tensor] | None = None, noise: NoiseSource | None = None, step: int = 0
+    ) -> NVAEOutput:
         """Reconstruct images through a draw of the posterior (NVAE eq. 1 and 2).
 
         Args:
@@ -319,7 +342,9 @@ class NVAE(nn.Module):
     def _checked(self, eps: Sequence[Tensor]) -> Sequence[Tensor]:
         found = [tuple(each.shape[1:]) for each in eps]
         if found != self.latent_shapes:
-            raise ValueError(f"expected noise of the shapes {self.latent_shapes}, one for each latent group, found {found}")
+            raise ValueError(
+                f"expected noise of the shapes {self.latent_shapes}, one for each latent group, found {found}"
+            )
         return eps
 
     def _noise(self, x: Tensor, eps: Sequence[Tensor] | None, noise: NoiseSource | None, step: int) -> Sequence[Tensor]:
@@ -346,5 +371,7 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
         nvae = NVAE(NVAENetworkSettings.model_validate(content["network"]), content["shape"])
         nvae.load_state_dict(content["weights"])
     except (KeyError, ValueError, RuntimeError):
-        raise UserError(f"{path}: expected an NVAE of this version, found one with other settings or weights; train or convert it again") from None
+        raise UserError(
+            f"{path}: expected an NVAE of this version, found one with other settings or weights; train or convert it again"
+        ) from None
     return place(nvae.requires_grad_(False).eval(), torch.device(device))

@@ -121,7 +121,11 @@ class PixelLogisticMixture(Pixels):
         shift = torch.stack([torch.zeros_like(c[:, 0]), c[:, 0] * red, c[:, 1] * red + c[:, 2] * green], dim=1)
         centred = y - (self.means + shift)
         inverse = torch.exp(-self.log_scales)
-        plus, minus, middle = inverse * (centred + 1.0 / self.levels), inverse * (centred - 1.0 / self.levels), inverse * centred
+        plus, minus, middle = (
+            inverse * (centred + 1.0 / self.levels),
+            inverse * (centred - 1.0 / self.levels),
+            inverse * centred,
+        )
         mass = torch.sigmoid(plus) - torch.sigmoid(minus)
         density = middle - self.log_scales - 2.0 * F.softplus(middle) - math.log(self.levels / 2)
         inside = torch.where(mass > 1e-5, mass.clamp(min=1e-10).log(), density)
@@ -139,7 +143,9 @@ class PixelLogisticMixture(Pixels):
         choose, place = uniforms
         chosen = torch.argmax(self.mixture_logits / temperature - torch.log(-torch.log(choose)), dim=1, keepdim=True)
         index = chosen[:, None].expand(-1, 3, -1, -1, -1)
-        means, log_scales, coefficients = (part.gather(2, index)[:, :, 0] for part in (self.means, self.log_scales, self.coefficients))
+        means, log_scales, coefficients = (
+            part.gather(2, index)[:, :, 0] for part in (self.means, self.log_scales, self.coefficients)
+        )
         logistic = torch.log(place) - torch.log1p(-place)
         return self._colours(means + log_scales.exp() / temperature * logistic, coefficients)
 
@@ -206,5 +212,7 @@ def match_noise(pixels: Pixels, x: Tensor, noise: NoiseSource, step: int = 0) ->
         noise: source of ω; its purpose is extended, so that ω is independent of the draw.
         step: number of the draw.
     """
-    (eps,) = replace(noise, purpose=f"{noise.purpose}/pixels").normal([x.shape[1:]], step=step, device=x.device, dtype=x.dtype)
+    (eps,) = replace(noise, purpose=f"{noise.purpose}/pixels").normal(
+        [x.shape[1:]], step=step, device=x.device, dtype=x.dtype
+    )
     return cast(PixelNormal, pixels).add_noise(x, eps)

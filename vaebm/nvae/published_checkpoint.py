@@ -64,9 +64,15 @@ def convert(path: Path, output: Path) -> None:
     save_model(output, "nvae", converted.settings.model_dump(), converted.weights, shape=list(converted.shape))
     for name, value in converted.filled.items():
         print(f"{path}: args.{name}: not in the file, taken as {value!r}")
-    trainable = sum(tensor.numel() for name, tensor in converted.weights.items() if not name.endswith(("running_mean", "running_var", "num_batches_tracked")))
+    trainable = sum(
+        tensor.numel()
+        for name, tensor in converted.weights.items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
     channels, height, width = converted.shape
-    print(f"{output}: NVAE of {channels}×{height}×{width} images, {trainable:,} parameters in {len(converted.weights)} tensors")
+    print(
+        f"{output}: NVAE of {channels}×{height}×{width} images, {trainable:,} parameters in {len(converted.weights)} tensors"
+    )
 
 
 def read(path: Path) -> Converted:
@@ -79,26 +85,42 @@ def read(path: Path) -> Converted:
     parts = content if isinstance(content, dict) else {}
     for key, kind in (("state_dict", dict), ("args", argparse.Namespace)):
         if not isinstance(parts.get(key), kind):
-            found = type(parts[key]).__name__ if key in parts else f"the keys {', '.join(map(str, parts))}" if parts else type(content).__name__
-            raise UserError(f"{path}: expected a published NVAE checkpoint with a {kind.__name__} under the key {key}, found {found}")
-    state: dict[str, Tensor] = {name: value for name, value in parts["state_dict"].items() if not str(name).endswith(".weight_normalized")}
+            found = (
+                type(parts[key]).__name__
+                if key in parts
+                else f"the keys {', '.join(map(str, parts))}"
+                if parts
+                else type(content).__name__
+            )
+            raise UserError(
+                f"{path}: expected a published NVAE checkpoint with a {kind.__name__} under the key {key}, found {found}"
+            )
+    state: dict[str, Tensor] = {
+        name: value for name, value in parts["state_dict"].items() if not str(name).endswith(".weight_normalized")
+    }
     _check(path, state)
     settings, shape, filled = _settings(path, dict(vars(parts["args"])), state)
     try:
         with torch.device("meta"):
             nvae = NVAE(settings, shape)
     except (ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{path}: args: expected arguments that describe a network, found some that do not ({error})") from None
+        raise UserError(
+            f"{path}: args: expected arguments that describe a network, found some that do not ({error})"
+        ) from None
     known = _Names(path, nvae, state).all()
     if idle := {"prior_ftr0"} & set(state) if settings.single_group else set():
         state = {name: value for name, value in state.items() if name not in idle}
     if unknown := sorted(set(state) - set(known)):
-        raise UserError(f"{path}: {unknown[0]}: a weight that the network of these arguments does not have ({len(unknown)} such in all)")
+        raise UserError(
+            f"{path}: {unknown[0]}: a weight that the network of these arguments does not have ({len(unknown)} such in all)"
+        )
     names = {theirs: known[theirs] for theirs in state}
     expected = nvae.state_dict()
     for theirs, ours in names.items():
         if state[theirs].shape != expected[ours].shape:
-            raise UserError(f"{path}: {theirs}: expected the shape {tuple(expected[ours].shape)}, found {tuple(state[theirs].shape)}")
+            raise UserError(
+                f"{path}: {theirs}: expected the shape {tuple(expected[ours].shape)}, found {tuple(state[theirs].shape)}"
+            )
     weights = {ours: state[theirs] for theirs, ours in names.items()}
     if settings.single_group:
         weights["prior_constant"] = torch.zeros(expected["prior_constant"].shape)
@@ -113,17 +135,23 @@ def _check(path: Path, state: dict[str, Tensor]) -> None:
         if name.endswith("num_batches_tracked"):
             continue
         if value.dtype not in (torch.float32, torch.float64):
-            raise UserError(f"{path}: {name}: expected the type float32, found {str(value.dtype).removeprefix('torch.')}")
+            raise UserError(
+                f"{path}: {name}: expected the type float32, found {str(value.dtype).removeprefix('torch.')}"
+            )
         if not torch.isfinite(value).all():
             raise UserError(f"{path}: {name}: expected finite numbers, found others: the training had diverged")
     for name, dimensions in (("stem.weight", 4), ("prior_ftr0", 3), ("image_conditional.1.weight", 4)):
         if name not in state:
             raise UserError(f"{path}: {name}: expected this weight of every published NVAE, found none")
         if state[name].ndim != dimensions:
-            raise UserError(f"{path}: {name}: expected {dimensions} dimensions, found the shape {tuple(state[name].shape)}")
+            raise UserError(
+                f"{path}: {name}: expected {dimensions} dimensions, found the shape {tuple(state[name].shape)}"
+            )
 
 
-def _settings(path: Path, args: dict[str, Any], state: dict[str, Tensor]) -> tuple[NVAENetworkSettings, tuple[int, int, int], dict[str, Any]]:
+def _settings(
+    path: Path, args: dict[str, Any], state: dict[str, Tensor]
+) -> tuple[NVAENetworkSettings, tuple[int, int, int], dict[str, Any]]:
     """Settings, shape of the images, and the arguments that were filled in."""
     defaults = {**FILLED, "num_mixture_dec": max(state["image_conditional.1.weight"].shape[0] // 10, 1)}
     filled = {name: value for name, value in defaults.items() if name not in args}
@@ -138,7 +166,9 @@ def _settings(path: Path, args: dict[str, Any], state: dict[str, Tensor]) -> tup
 
     architecture, dataset = argument("arch_instance", str), argument("dataset", str)
     if architecture not in ARCHITECTURES:
-        raise UserError(f"{path}: args.arch_instance: expected one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
+        raise UserError(
+            f"{path}: args.arch_instance: expected one of {', '.join(ARCHITECTURES)}, found {architecture!r}"
+        )
     if argument("num_preprocess_blocks") != argument("num_postprocess_blocks"):
         raise UserError(
             f"{path}: args.num_postprocess_blocks: expected num_preprocess_blocks ({argument('num_preprocess_blocks')}), "
@@ -146,7 +176,9 @@ def _settings(path: Path, args: dict[str, Any], state: dict[str, Tensor]) -> tup
         )
     scales, groups = argument("num_latent_scales"), argument("num_groups_per_scale")
     if not 1 <= scales <= 16:
-        raise UserError(f"{path}: args.num_latent_scales: expected 1 or more, as far as images can be halved, found {scales}")
+        raise UserError(
+            f"{path}: args.num_latent_scales: expected 1 or more, as far as images can be halved, found {scales}"
+        )
     smallest = argument("min_groups_per_scale") if argument("ada_groups", bool) else groups
     binary = dataset in ("mnist", "omniglot")
     mixtures = argument("num_mixture_dec")
@@ -172,7 +204,9 @@ def _settings(path: Path, args: dict[str, Any], state: dict[str, Tensor]) -> tup
         )
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"{path}: args: {'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}") from None
+        raise UserError(
+            f"{path}: args: {'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+        ) from None
     _, height, width = state["prior_ftr0"].shape
     shape = (state["stem.weight"].shape[1], height * 2**settings.halvings, width * 2**settings.halvings)
     return settings, shape, filled
@@ -232,7 +266,9 @@ class _Names:
     def _layer(self, published: str, layer: nn.Module) -> Iterator[tuple[str, str]]:
         for leaf in layer.state_dict():
             if f"{published}.{leaf}" not in self.state:
-                raise UserError(f"{self.path}: {published}.{leaf}: expected this weight by the file's own arguments, found none")
+                raise UserError(
+                    f"{self.path}: {published}.{leaf}: expected this weight by the file's own arguments, found none"
+                )
             yield f"{published}.{leaf}", f"{self.ours[layer]}.{leaf}"
 
     def _cells(self, published: str, cells: nn.Sequential) -> Iterator[tuple[str, str]]:
@@ -246,7 +282,12 @@ class _Names:
         operations = [part for part in cell.branch if not isinstance(part, SqueezeExcitation)]
         for part, modules in (("skip", [cell.skip]), ("se", gate), ("_ops", operations)):
             theirs = self._layers(f"{published}.{part}.")
-            layers = [layer for module in modules for layer in module.modules() if layer.state_dict() and not list(layer.children())]
+            layers = [
+                layer
+                for module in modules
+                for layer in module.modules()
+                if layer.state_dict() and not list(layer.children())
+            ]
             if len(theirs) != len(layers):
                 raise UserError(
                     f"{self.path}: {published}.{part}: expected {len(layers)} layers with weights, found {len(theirs)}: {', '.join(theirs) or 'none'}"
@@ -257,4 +298,9 @@ class _Names:
     def _layers(self, prefix: str) -> list[str]:
         """Names of the published layers with weights under a prefix, by their numbers, which are in the order of their construction."""
         names = {name.rpartition(".")[0] for name in self.state if name.startswith(prefix)}
-        return sorted(names, key=lambda name: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[._]", name)])
+        return sorted(
+            names,
+            key=lambda name: [
+                (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[._]", name)
+            ],
+        )

@@ -81,14 +81,29 @@ class Trainer:
         self.nvae, self.training, self.total, self.seed = nvae, training, total, seed
         self.device = nvae.prior_constant.device
         set_recompute(nvae, training.recompute)
-        self.spectral = SpectralPenalty(convolution_weights(nvae), derive(seed, "spectral")).to(self.device, nvae.prior_constant.dtype)
-        self.optimizer = torch.optim.Adamax(
-            nvae.parameters(), lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-3, weight_decay=training.weight_decay, foreach=True
+        self.spectral = SpectralPenalty(convolution_weights(nvae), derive(seed, "spectral")).to(
+            self.device, nvae.prior_constant.dtype
         )
-        self.sizes = nvae.prior_constant.new_tensor(group_sizes(nvae.settings.groups)) if training.kl_balancing else None
+        self.optimizer = torch.optim.Adamax(
+            nvae.parameters(),
+            lr=training.learning_rate,
+            betas=(0.9, 0.999),
+            eps=1e-3,
+            weight_decay=training.weight_decay,
+            foreach=True,
+        )
+        self.sizes = (
+            nvae.prior_constant.new_tensor(group_sizes(nvae.settings.groups)) if training.kl_balancing else None
+        )
         self.micro_batch = training.micro_batch or training.batch
         self.parameters = list(nvae.parameters())
-        self.statistics = [buffer for layer in nvae.modules() if isinstance(layer, BatchNorm) for buffer in layer.buffers() if buffer.is_floating_point()]
+        self.statistics = [
+            buffer
+            for layer in nvae.modules()
+            if isinstance(layer, BatchNorm)
+            for buffer in layer.buffers()
+            if buffer.is_floating_point()
+        ]
 
     def beta(self, step: int) -> float:
         """The KL coefficient of a step."""
@@ -129,7 +144,12 @@ class Trainer:
         distributed.average_gradients(self.parameters)
 
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        mean = torch.cat([torch.stack([part.reconstruction.reshape(1) for part in parts]).mean(0), torch.stack([part.kl for part in parts]).mean(0)])
+        mean = torch.cat(
+            [
+                torch.stack([part.reconstruction.reshape(1) for part in parts]).mean(0),
+                torch.stack([part.kl for part in parts]).mean(0),
+            ]
+        )
         reconstruction, *kl, spectral_sum, batch_norm_sum, gradient = torch.cat(
             [distributed.mean(mean), torch.stack([spectral.detach(), batch_norm.detach(), norm])]
         ).tolist()
@@ -161,11 +181,16 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     seed, stage = read_settings(settings, NVAESettings)
     training = stage.training
     set_precision(training.precision, device, f"{settings}: nvae.training.precision")
-    distributed.check_share(training.micro_batch or training.batch, f"{settings}: nvae.training.{'micro_batch' if training.micro_batch else 'batch'}")
+    distributed.check_share(
+        training.micro_batch or training.batch,
+        f"{settings}: nvae.training.{'micro_batch' if training.micro_batch else 'batch'}",
+    )
     dataset = open_images(data)
     images = dataset.split("train")[0].to(device)
     if training.batch > len(images):
-        raise UserError(f"{settings}: nvae.training.batch: expected at most the {len(images)} training images, found {training.batch}")
+        raise UserError(
+            f"{settings}: nvae.training.batch: expected at most the {len(images)} training images, found {training.batch}"
+        )
     steps_per_epoch = len(images) // training.batch
     total = steps_per_epoch * training.epochs
 
@@ -181,7 +206,10 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     trainer = Trainer(nvae, training, total, seed)
     if stage.network.architecture == "res_elu":
         with torch.no_grad(), data_initialization(nvae):
-            nvae(trainer.inputs(batch_of(0), 0), noise=NoiseSource(seed, "initialization", distributed.share(range(training.batch))))
+            nvae(
+                trainer.inputs(batch_of(0), 0),
+                noise=NoiseSource(seed, "initialization", distributed.share(range(training.batch))),
+            )
     run_state = Training(
         "nvae",
         model.parent,
@@ -201,17 +229,30 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
         skipped["in_a_row"] = 0 if done.finite else skipped["in_a_row"] + 1
         skipped["in_all"] += not done.finite
         if skipped["in_a_row"] > training.max_skipped:
-            kept = f"the last good state is in {run_state.scratch}" if run_state.scratch.is_dir() else "no state was saved before"
+            kept = (
+                f"the last good state is in {run_state.scratch}"
+                if run_state.scratch.is_dir()
+                else "no state was saved before"
+            )
             raise Diverged(
                 f"{settings}: {skipped['in_a_row']} steps in a row had a non-finite loss or gradient (step {step}); {kept}; "
                 "choose a larger nvae.training.norm_weight, annealed from a norm_weight_initial, and a smaller learning_rate"
             )
-        figures = {"loss": done.reconstruction + sum(done.kl), "reconstruction": done.reconstruction, "kl": sum(done.kl)}
+        figures = {
+            "loss": done.reconstruction + sum(done.kl),
+            "reconstruction": done.reconstruction,
+            "kl": sum(done.kl),
+        }
         run_state.show(**figures)
         if position == 0:
             if epoch % heldout_every == 0:
                 figures["heldout"] = heldout_nelbo(nvae, dataset, seed, at_once)
-            figures |= {"spectral": done.spectral, "batch_norm": done.batch_norm, "beta": trainer.beta(step), "learning_rate": rate}
+            figures |= {
+                "spectral": done.spectral,
+                "batch_norm": done.batch_norm,
+                "beta": trainer.beta(step),
+                "learning_rate": rate,
+            }
             figures |= {f"kl_{group}": value for group, value in enumerate(done.kl)}
             run_state.record(**figures)
 
@@ -260,7 +301,9 @@ def save_pictures(nvae: NVAE, dataset: ImageSet, run_state: Training, seed: int,
     plots.training_curves(run_state.history, folder / "curves.png", CURVES)
     samples, held_out, again = [], [], []
     for index in (range(first, min(first + batch, 128)) for first in range(0, 128, batch)):
-        eps = NoiseSource(seed, "pictures", index).normal(nvae.latent_shapes, device=constant.device, dtype=constant.dtype)
+        eps = NoiseSource(seed, "pictures", index).normal(
+            nvae.latent_shapes, device=constant.device, dtype=constant.dtype
+        )
         samples.append(nvae.decode(eps)[0].mean.clamp(0, 1))
     images = dataset.split("heldout")[0][:64]
     for index in (range(first, min(first + batch, len(images))) for first in range(0, len(images), batch)):

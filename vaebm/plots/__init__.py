@@ -1,6 +1,14 @@
 """Every picture: grids of images, training curves, histograms."""
 
-from vaebm.plots.charts import against_counts, confusion, histograms, read_history, sorted_counts, step_curves, training_curves
+from vaebm.plots.charts import (
+    against_counts,
+    confusion,
+    histograms,
+    read_history,
+    sorted_counts,
+    step_curves,
+    training_curves,
+)
 from vaebm.plots.images import BACKGROUND, chain_strip, image_grid, tile
 
 __all__ = [

@@ -72,9 +72,14 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred moving mean over about a fiftieth of the curve; the ends have a shorter window. Gaps are left out."""
     half = len(values) // 100
     sums, counts = np.cumsum([0.0, *np.nan_to_num(values)]), np.cumsum([0, *np.isfinite(values)])
-    first, last = np.maximum(np.arange(len(values)) - half, 0), np.minimum(np.arange(len(values)) + half + 1, len(values))
+    first, last = (
+        np.maximum(np.arange(len(values)) - half, 0),
+        np.minimum(np.arange(len(values)) + half + 1, len(values)),
+    )
     seen = counts[last] - counts[first]
-    means: NDArray[np.float64] = np.divide(sums[last] - sums[first], seen, out=np.full(len(values), np.nan), where=seen > 0)
+    means: NDArray[np.float64] = np.divide(
+        sums[last] - sums[first], seen, out=np.full(len(values), np.nan), where=seen > 0
+    )
     return means
 
 
@@ -90,10 +95,16 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
     known = list(dict.fromkeys(key for record in records for key in record))
     with _figure(path, len(panels), columns=4 if len(panels) == 4 else 3) as axes:
         for axis, (title, wanted) in zip(axes, panels.items(), strict=True):
-            keys = [key for name in wanted for key in ([k for k in known if k.startswith(name)] if name.endswith("_") else [name])]
+            keys = [
+                key
+                for name in wanted
+                for key in ([k for k in known if k.startswith(name)] if name.endswith("_") else [name])
+            ]
             shown = [np.empty(0)]
             for key, colour in zip(keys, itertools.cycle(COLOURS)):
-                points = [(record["step"], record[key]) for record in records if isinstance(record.get(key), int | float)]
+                points = [
+                    (record["step"], record[key]) for record in records if isinstance(record.get(key), int | float)
+                ]
                 if not points:
                     continue
                 steps, values = np.array(points, dtype=np.float64).T
@@ -101,7 +112,14 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
                 smooth = _smooth(values)
                 if len(points) >= 200:
                     axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
-                axis.plot(steps, smooth, color=colour, linewidth=1.5, label=key.replace("_", " "), marker="o" if len(points) == 1 else "")
+                axis.plot(
+                    steps,
+                    smooth,
+                    color=colour,
+                    linewidth=1.5,
+                    label=key.replace("_", " "),
+                    marker="o" if len(points) == 1 else "",
+                )
                 shown.append(smooth)
             axis.set_ylim(_limits(np.concatenate(shown)))
             axis.set_title(title)
@@ -132,7 +150,15 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
     with _figure(path, len(panels)) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-                axis.plot(range(last + 1 - len(values), last + 1), values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
+                axis.plot(
+                    range(last + 1 - len(values), last + 1),
+                    values,
+                    color=colour,
+                    linewidth=1.5,
+                    marker="o",
+                    markersize=3,
+                    label=name,
+                )
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             axis.set_title(title)
             axis.set_xlabel("step")
@@ -141,7 +167,9 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
                 axis.legend(fontsize=8)
 
 
-def against_counts(counts: Sequence[int], panels: dict[str, Sequence[float | None]], path: Path, label: str, mark: int) -> None:
+def against_counts(
+    counts: Sequence[int], panels: dict[str, Sequence[float | None]], path: Path, label: str, mark: int
+) -> None:
     """Write figures against a number of steps as PNG, each in a panel of its own.
 
     Args:
@@ -170,7 +198,9 @@ def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path, items: str,
     with _figure(path, 1, width=5.4, height=3.2) as (axis,):
         for (name, counts), colour in zip(samples.items(), COLOURS, strict=False):
             found = f"{name}: {np.count_nonzero(counts):,} of {len(counts):,} {items}"
-            axis.step(range(1, len(counts) + 1), np.sort(counts)[::-1], where="mid", color=colour, linewidth=1.5, label=found)
+            axis.step(
+                range(1, len(counts) + 1), np.sort(counts)[::-1], where="mid", color=colour, linewidth=1.5, label=found
+            )
         axis.set_yscale("symlog", linthresh=1)  # a collapsed model has nearly all in one
         axis.set(xlabel=f"{items}, the most frequent first", ylabel=unit, ylim=(0, None))
         axis.legend(fontsize=8)
@@ -195,8 +225,23 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
             edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
             for (name, values), colour in zip(samples.items(), COLOURS, strict=False):
                 weights = np.full(len(values), 1 / len(values))
-                axis.hist(np.clip(values, edges[0], edges[-1]), edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.3)
-                axis.hist(np.clip(values, edges[0], edges[-1]), edges, weights=weights, histtype="step", color=colour, linewidth=1.2, label=name)
+                axis.hist(
+                    np.clip(values, edges[0], edges[-1]),
+                    edges,
+                    weights=weights,
+                    histtype="stepfilled",
+                    color=colour,
+                    alpha=0.3,
+                )
+                axis.hist(
+                    np.clip(values, edges[0], edges[-1]),
+                    edges,
+                    weights=weights,
+                    histtype="step",
+                    color=colour,
+                    linewidth=1.2,
+                    label=name,
+                )
             axis.set_title(title)
             axis.set_xlabel(label)
             axis.set_ylabel("part of the images")
@@ -210,6 +255,20 @@ def confusion(counts: NDArray[np.int64], path: Path) -> None:
         axis.imshow(counts, cmap="Blues", vmin=0)
         for row, column in zip(*counts.nonzero(), strict=True):
             value = counts[row, column]
-            axis.text(column, row, str(value), ha="center", va="center", fontsize=8, color="white" if 2 * value > counts.max() else "#30343b")
-        axis.set(title="Held-out images", xlabel="predicted", ylabel="label", xticks=range(len(counts)), yticks=range(len(counts)))
+            axis.text(
+                column,
+                row,
+                str(value),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if 2 * value > counts.max() else "#30343b",
+            )
+        axis.set(
+            title="Held-out images",
+            xlabel="predicted",
+            ylabel="label",
+            xticks=range(len(counts)),
+            yticks=range(len(counts)),
+        )
         axis.grid(False)

@@ -58,7 +58,12 @@ def family(metric: str) -> str:
 
 def _place(metric: str) -> tuple[int, int]:
     """Where a metric stands in the tables: the place of its family, and of the beginning of its name there."""
-    places = [(title, place) for title, begins in enumerate(FAMILIES.values()) for place, begin in enumerate(begins) if metric.startswith(begin)]
+    places = [
+        (title, place)
+        for title, begins in enumerate(FAMILIES.values())
+        for place, begin in enumerate(begins)
+        if metric.startswith(begin)
+    ]
     return places[0] if places else (len(FAMILIES), 0)
 
 
@@ -119,7 +124,12 @@ def in_units(one: Figure, other: Figure) -> tuple[float, str] | None:
     bound. None where one is not known, they are of different kinds, or both are zero.
     """
     first, second = uncertainty(one), uncertainty(other)
-    if first is None or second is None or first.kind != second.kind or not (together := math.hypot(first.size, second.size)):
+    if (
+        first is None
+        or second is None
+        or first.kind != second.kind
+        or not (together := math.hypot(first.size, second.size))
+    ):
         return None
     return (other["value"] - one["value"]) / together, first.kind
 
@@ -154,7 +164,9 @@ def beside_the_baseline(variants: dict[str, Record]) -> list[str]:
 
 def compared(variants: dict[str, Record]) -> list[tuple[str, list[Compared]]]:
     """Every metric of an experiment's variants, family by family; floors stand with their metric."""
-    metrics = dict.fromkeys(metric for record in variants.values() for metric in record["metrics"] if not metric.endswith(FLOOR))
+    metrics = dict.fromkeys(
+        metric for record in variants.values() for metric in record["metrics"] if not metric.endswith(FLOOR)
+    )
     others = beside_the_baseline(variants)
     rows = []
     for metric in sorted(metrics, key=_place):
@@ -164,7 +176,9 @@ def compared(variants: dict[str, Record]) -> list[tuple[str, list[Compared]]]:
         times = None
         if others and (before := figures[BASELINE]) and (after := figures[others[0]]):
             times = ratio(metric, before["value"], after["value"])
-        rows.append(Compared(metric, list(figures.values()), "" if times is None else number(times, 3), ", ".join(perfect)))
+        rows.append(
+            Compared(metric, list(figures.values()), "" if times is None else number(times, 3), ", ".join(perfect))
+        )
     return [(title, list(found)) for title, found in groupby(rows, key=lambda row: family(row.metric))]
 
 

@@ -36,7 +36,9 @@ def read_metrics(path: Path) -> Record:
     """
     content = _read(path)
     if lacking := sorted(RUN - content.keys()):
-        raise UserError(f"{path}: expected the figures of a run, found none of its {', '.join(lacking)}: remove the file and run again")
+        raise UserError(
+            f"{path}: expected the figures of a run, found none of its {', '.join(lacking)}: remove the file and run again"
+        )
     return content
 
 
@@ -49,7 +51,9 @@ def _read(path: Path) -> Record:
     except FileNotFoundError:
         raise UserError(f"{path}: expected the figures of a run, found no file; `vaebm evaluation` makes it") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: expected the figures of a run, found a damaged file or one of another kind; remove it and run again") from None
+        raise UserError(
+            f"{path}: expected the figures of a run, found a damaged file or one of another kind; remove it and run again"
+        ) from None
     return content
 
 
@@ -57,7 +61,11 @@ def _is_whole(record: Record) -> bool:
     """Whether a record over the seeds has all that `over_seeds` gives it now; other versions of the program gave it less."""
     keys = RUN - {"seed", "models", "training"} | {"runs", "tracking"}
     by_seed = all("by_seed" in figure for figure in record["metrics"].values())
-    return by_seed and keys <= record.keys() and all({"seed", "models", "training", "steps"} <= run.keys() for run in record["runs"])
+    return (
+        by_seed
+        and keys <= record.keys()
+        and all({"seed", "models", "training", "steps"} <= run.keys() for run in record["runs"])
+    )
 
 
 def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> Record:
@@ -81,9 +89,13 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{name}: expected each seed once, found {seeds}")
     for run in runs[1:]:
-        differing = [key for key in SAME if run[key] != first[key]] + (["metrics"] if run["metrics"].keys() != first["metrics"].keys() else [])
+        differing = [key for key in SAME if run[key] != first[key]] + (
+            ["metrics"] if run["metrics"].keys() != first["metrics"].keys() else []
+        )
         if differing:
-            raise UserError(f"{name}: expected the same {differing[0]} for all seeds, found others for seed {run['seed']} than for {seeds[0]}; run it again")
+            raise UserError(
+                f"{name}: expected the same {differing[0]} for all seeds, found others for seed {run['seed']} than for {seeds[0]}; run it again"
+            )
     figures = {}
     for metric in first["metrics"]:
         found = [run["metrics"][metric] for run in runs]
@@ -94,7 +106,10 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
             "interval": None if several else found[0].get("interval"),
             "samples": found[0]["samples"],
             "seeds": seeds,
-            "by_seed": [{"seed": seed, "value": one["value"], "interval": one.get("interval")} for seed, one in zip(seeds, found, strict=True)],
+            "by_seed": [
+                {"seed": seed, "value": one["value"], "interval": one.get("interval")}
+                for seed, one in zip(seeds, found, strict=True)
+            ],
             **({"unit": " and ".join(dict.fromkeys(figure["unit"] for figure in found))} if "unit" in found[0] else {}),
         }
     return {
@@ -107,7 +122,16 @@ def over_seeds(runs: list[Record], configuration: str, tracking: str | None) -> 
         **{key: first[key] for key in SAME},
         **merged(runs),
         "tracking": tracking,
-        "runs": [{"seed": run["seed"], "models": run["models"], "training": run["training"], "steps": run.get("steps"), "ood": run.get("ood")} for run in runs],
+        "runs": [
+            {
+                "seed": run["seed"],
+                "models": run["models"],
+                "training": run["training"],
+                "steps": run.get("steps"),
+                "ood": run.get("ood"),
+            }
+            for run in runs
+        ],
     }
 
 
@@ -137,14 +161,22 @@ def collect(metrics: list[Path], experiments: Path, results: Path) -> Measured:
         settings, earlier = experiments / f"{experiment}.yaml", _read(path)
         where = "/".join(path.parts[-3:])
         if not _is_whole(earlier):
-            notes.append(f"{where} is left out: another version of the program wrote it; `snakemake --config 'experiments=[{experiment}]'` makes it anew.")
+            notes.append(
+                f"{where} is left out: another version of the program wrote it; `snakemake --config 'experiments=[{experiment}]'` makes it anew."
+            )
         elif not settings.is_file():
             notes.append(f"{where} is left out: there is no {experiment}.yaml among the experiments any more.")
         elif earlier.get("configuration") != read_experiment(settings).hash():
             notes.append(f"{where} is left out: it was measured with other settings than {experiment}.yaml has now.")
         else:
             records.setdefault(experiment, {})[variant] = earlier
-    return Measured({experiment: _in_order(variants, experiments / f"{experiment}.yaml") for experiment, variants in records.items()}, notes)
+    return Measured(
+        {
+            experiment: _in_order(variants, experiments / f"{experiment}.yaml")
+            for experiment, variants in records.items()
+        },
+        notes,
+    )
 
 
 def _in_order(variants: dict[str, Record], settings: Path) -> dict[str, Record]:
@@ -179,7 +211,9 @@ def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> N
     measured = collect(metrics, experiments, results)
     if not measured.records:
         found = " ".join(measured.notes) or f"no {RECORDS}"
-        raise UserError(f"{results}: expected the figures of at least one experiment, found none ({found}); `snakemake` measures them")
+        raise UserError(
+            f"{results}: expected the figures of at least one experiment, found none ({found}); `snakemake` measures them"
+        )
     runs = commands(figures, experiments)
     frame = pd.DataFrame([line.cells() for line in lines(measured, figures, runs)], columns=COLUMNS)
     frame["samples"] = frame["samples"].astype("Int64")
@@ -195,7 +229,10 @@ def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> N
         with writing(results / name) as stream:
             stream.write(text.encode())
     numbers = {
-        experiment: {variant: {metric: figure["value"] for metric, figure in record["metrics"].items()} for variant, record in variants.items()}
+        experiment: {
+            variant: {metric: figure["value"] for metric, figure in record["metrics"].items()}
+            for variant, record in variants.items()
+        }
         for experiment, variants in measured.records.items()
     }
     write_json(results / "benchmarks.json", numbers)

@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from vaebm.records.metrics import FLOOR, Figure, Record, arrowed, in_units, number, uses_extractor, with_certainty, written
+from vaebm.records.metrics import (
+    FLOOR,
+    Figure,
+    Record,
+    arrowed,
+    in_units,
+    number,
+    uses_extractor,
+    with_certainty,
+    written,
+)
 from vaebm.report.table import chain_of, extractor_of, grid
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
@@ -71,7 +81,11 @@ class Pair:
     def remark(self) -> str:
         """What has to be said about the pair."""
         one, other = self.figures
-        counts = f"{one['samples']:,} and {other['samples']:,} images" if one and other and one["samples"] != other["samples"] else ""
+        counts = (
+            f"{one['samples']:,} and {other['samples']:,} images"
+            if one and other and one["samples"] != other["samples"]
+            else ""
+        )
         unknown = "origin unknown" if self.comparable == "unknown" else ""
         return "; ".join(filter(None, (self.obstacle, unknown, counts)))
 
@@ -82,13 +96,28 @@ class Pair:
             for value, figure in zip((self.here, self.there), self.figures, strict=True)
         ]
         difference = "" if self.difference is None else number(self.difference, 3) if self.difference else "same"
-        units = f"{self.units[0]:+.1f} {'spreads' if self.units[1] == 'spread' else 'half-widths'}" if self.units and self.difference else ""
+        units = (
+            f"{self.units[0]:+.1f} {'spreads' if self.units[1] == 'spread' else 'half-widths'}"
+            if self.units and self.difference
+            else ""
+        )
         return [self.variant, arrowed(self.metric), *sides, difference, units, self.remark]
 
     def cells(self) -> dict[str, Any]:
         """One value per column of `COLUMNS`."""
         units, kind = self.units or (None, None)
-        facts = (self.experiment, self.variant, self.metric, self.here, self.there, self.difference, kind, units, self.comparable, self.remark or None)
+        facts = (
+            self.experiment,
+            self.variant,
+            self.metric,
+            self.here,
+            self.there,
+            self.difference,
+            kind,
+            units,
+            self.comparable,
+            self.remark or None,
+        )
         return dict(zip(COLUMNS, facts, strict=True))
 
 
@@ -103,18 +132,28 @@ def read_side(path: Path) -> Side:
     file = path / BENCHMARKS if path.is_dir() else path
     try:
         numbers = json.loads(file.read_text())
-        if not all(isinstance(value, int | float) for variants in numbers.values() for metrics in variants.values() for value in metrics.values()):
+        if not all(
+            isinstance(value, int | float)
+            for variants in numbers.values()
+            for metrics in variants.values()
+            for value in metrics.values()
+        ):
             raise ValueError
     except FileNotFoundError:
         found = f"a folder without {BENCHMARKS}" if path.is_dir() else "nothing there"
         raise UserError(f"{path}: expected results to compare, found {found}; {ADVICE}") from None
     except (ValueError, AttributeError, OSError):
-        raise UserError(f"{file}: expected experiment → variant → metric → number, found a damaged file or one of another kind; {ADVICE}") from None
+        raise UserError(
+            f"{file}: expected experiment → variant → metric → number, found a damaged file or one of another kind; {ADVICE}"
+        ) from None
     records = {}
     for experiment, variants in numbers.items():
         for variant, metrics in variants.items():
             record = _record(file.parent / experiment / variant / "metrics.json")
-            if record is not None and {metric: figure["value"] for metric, figure in record["metrics"].items()} == metrics:
+            if (
+                record is not None
+                and {metric: figure["value"] for metric, figure in record["metrics"].items()} == metrics
+            ):
                 records[experiment, variant] = record
     return Side(numbers, records)
 
@@ -123,7 +162,10 @@ def _record(path: Path) -> Record | None:
     """A record over the seeds as `benchmarks` writes it now, or None."""
     try:
         record: Record = json.loads(path.read_text())
-        whole = all("by_seed" in figure for figure in record["metrics"].values()) and {*ORIGIN, "runs"} - {"seeds"} <= record.keys()
+        whole = (
+            all("by_seed" in figure for figure in record["metrics"].values())
+            and {*ORIGIN, "runs"} - {"seeds"} <= record.keys()
+        )
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
     return record if whole else None
@@ -156,7 +198,9 @@ def pairs(here: Side, there: Side) -> list[Pair]:
                     continue
                 values = [numbers.get(variant, {}).get(metric) for numbers in (ours, theirs)]
                 one, other = (record["metrics"].get(metric) if record else None for record in records)
-                found.append(Pair(experiment, variant, metric, values[0], values[1], (one, other), obstacle(metric, *records)))
+                found.append(
+                    Pair(experiment, variant, metric, values[0], values[1], (one, other), obstacle(metric, *records))
+                )
     return found
 
 
@@ -188,7 +232,11 @@ def differences(here: Side, there: Side) -> dict[str, list[str]]:
                 )
                 continue
             ours, theirs = (origin(record) for record in records if record is not None)
-            lines += [f"{variant}, {name}: {ours[name]} here, {theirs[name]} there" for name in ORIGIN if ours[name] != theirs[name]]
+            lines += [
+                f"{variant}, {name}: {ours[name]} here, {theirs[name]} there"
+                for name in ORIGIN
+                if ours[name] != theirs[name]
+            ]
     return told
 
 
@@ -207,8 +255,17 @@ def markdown(here: Side, there: Side, names: tuple[str, str]) -> str:
     found, told = pairs(here, there), differences(here, there)
     for experiment, lines in told.items():
         rows = [pair.words() for pair in found if pair.experiment == experiment]
-        text += [f"## {experiment}", "", *grid(["variant", "metric", "here", "there", "difference", "that is", "remark"], rows), ""]
-        text += ["What differs in where they come from:", "", *(f"- {line}" for line in lines), ""] if lines else ["Both come from the same origin.", ""]
+        text += [
+            f"## {experiment}",
+            "",
+            *grid(["variant", "metric", "here", "there", "difference", "that is", "remark"], rows),
+            "",
+        ]
+        text += (
+            ["What differs in where they come from:", "", *(f"- {line}" for line in lines), ""]
+            if lines
+            else ["Both come from the same origin.", ""]
+        )
     return "\n".join(text)
 
 
@@ -224,7 +281,9 @@ def run(results: Path, other: Path) -> None:
     here, there = read_side(results), read_side(other)
     text = markdown(here, there, (str(results), str(other)))
     csv = io.StringIO()
-    pd.DataFrame([pair.cells() for pair in pairs(here, there)], columns=COLUMNS).to_csv(csv, index=False, lineterminator="\n")
+    pd.DataFrame([pair.cells() for pair in pairs(here, there)], columns=COLUMNS).to_csv(
+        csv, index=False, lineterminator="\n"
+    )
     for name, content in (("comparison.md", text), ("comparison.csv", csv.getvalue())):
         with writing(results / name) as stream:
             stream.write(content.encode())

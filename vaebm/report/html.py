@@ -29,7 +29,18 @@ from vaebm.records.metrics import (
 )  # fmt: skip
 from vaebm.report.captions import gallery
 from vaebm.report.paper import Paper, Table
-from vaebm.report.table import LEGEND, ORIGIN_HEADER, Commands, Measured, chain_of, origin_cells, paper_figures, remark_of, remarks, snapshots
+from vaebm.report.table import (
+    LEGEND,
+    ORIGIN_HEADER,
+    Commands,
+    Measured,
+    chain_of,
+    origin_cells,
+    paper_figures,
+    remark_of,
+    remarks,
+    snapshots,
+)
 
 HEADLINES = ("FID", "FD", "IS", "precision", "recall", "modes", "KL", "AUROC")
 """How the names of the metrics of the cards above an experiment's table begin, as far as they were measured."""
@@ -56,8 +67,16 @@ class Card(NamedTuple):
 
 def card(row: Compared, variant: str, before: Figure, after: Figure) -> Card:
     """The card of one metric for a variant and the NVAE alone."""
-    relative, difference, apart = ratio(row.metric, before["value"], after["value"]), after["value"] - before["value"], in_units(before, after)
-    change = f"× {number(relative, 3)}" if relative is not None else f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
+    relative, difference, apart = (
+        ratio(row.metric, before["value"], after["value"]),
+        after["value"] - before["value"],
+        in_units(before, after),
+    )
+    change = (
+        f"× {number(relative, 3)}"
+        if relative is not None
+        else f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
+    )
     if not difference:
         verdict = "as good"
     elif apart is None:
@@ -94,7 +113,11 @@ def _pictures(record: Record, folder: Path) -> dict[str, Any]:
     wanted = [(picture, _inline(folder / picture.path)) for picture in gallery(record)]
     beside = {"steps.png": _steps(record), "ood.png": _detection(record)}
     return {
-        "pictures": [{**picture._asdict(), "grid": picture.grid, "url": url, "table": beside.get(picture.path.name)} for picture, url in wanted if url],
+        "pictures": [
+            {**picture._asdict(), "grid": picture.grid, "url": url, "table": beside.get(picture.path.name)}
+            for picture, url in wanted
+            if url
+        ],
         "missing": [f"{picture.title} ({folder.name}/{picture.path.as_posix()})" for picture, url in wanted if not url],
     }
 
@@ -102,20 +125,41 @@ def _pictures(record: Record, folder: Path) -> dict[str, Any]:
 def _code(text: str) -> Markup:
     """Text with its backticks made <code>."""
     parts = str(text).split("`")
-    return Markup("").join(Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
+    )
 
 
 def _training(record: Record) -> dict[str, Any]:
     """How the variant's own training ended, one row a seed; what its guard did, and which snapshot was taken."""
-    facts = {"status": "status", "steps": "iterations", "snapshot": "snapshot", "skipped_steps": "skipped", "seconds": "seconds", "device": "device"}
+    facts = {
+        "status": "status",
+        "steps": "iterations",
+        "snapshot": "snapshot",
+        "skipped_steps": "skipped",
+        "seconds": "seconds",
+        "device": "device",
+    }
     rows, events = [], []
     for run in record["runs"]:
         stage = list(run["training"])[-1]  # an energy's own training comes after its NVAE's
         training = run["training"][stage]
-        rows.append({"seed": str(run["seed"]), **{name: f"{training[key]}" for key, name in facts.items() if training.get(key) is not None}})
-        events += [f"Seed {run['seed']}, iteration {event['iteration']}: {event['reason']}: {event['action']}." for event in training.get("events", [])]
+        rows.append(
+            {
+                "seed": str(run["seed"]),
+                **{name: f"{training[key]}" for key, name in facts.items() if training.get(key) is not None},
+            }
+        )
+        events += [
+            f"Seed {run['seed']}, iteration {event['iteration']}: {event['reason']}: {event['action']}."
+            for event in training.get("events", [])
+        ]
     header = list(dict.fromkeys(name for row in rows for name in row))
-    return {"header": header, "rows": [[row.get(name, "") for name in header] for row in rows], "told": [*events, *snapshots(record)]}
+    return {
+        "header": header,
+        "rows": [[row.get(name, "") for name in header] for row in rows],
+        "told": [*events, *snapshots(record)],
+    }
 
 
 def _seeds(record: Record) -> dict[str, Any] | None:
@@ -126,7 +170,9 @@ def _seeds(record: Record) -> dict[str, Any] | None:
     for _, found in compared({record["variant"]: record}):
         for row in found:
             of_seeds = record["metrics"][row.metric]["by_seed"]
-            rows.append([arrowed(row.metric), *(with_certainty(row.metric, {**one, "spread": None}) for one in of_seeds)])
+            rows.append(
+                [arrowed(row.metric), *(with_certainty(row.metric, {**one, "spread": None}) for one in of_seeds)]
+            )
     return {"header": ["metric", *(f"seed {run['seed']}" for run in record["runs"])], "rows": rows}
 
 
@@ -136,7 +182,10 @@ def _steps(record: Record) -> dict[str, Any] | None:
     if not found:
         return None
     names = [name for name in found[0] if name not in ("counts", "samples")]
-    rows = [[str(count), *(_mean([steps[name][index] for steps in found]) for name in names)] for index, count in enumerate(found[0]["counts"])]
+    rows = [
+        [str(count), *(_mean([steps[name][index] for steps in found]) for name in names)]
+        for index, count in enumerate(found[0]["counts"])
+    ]
     return {"header": ["steps", *names], "rows": rows}
 
 
@@ -147,7 +196,9 @@ def _detection(record: Record) -> dict[str, Any] | None:
         return None
     names = list(dict.fromkeys(name.partition("-")[0] for name in found[0]))
     scored = list(dict.fromkeys(name.partition("-")[2] for name in found[0]))
-    rows = [[one, *(_mean([figures[f"{name}-{one}"]["value"] for figures in found]) for name in names)] for one in scored]
+    rows = [
+        [one, *(_mean([figures[f"{name}-{one}"]["value"] for figures in found]) for name in names)] for one in scored
+    ]
     return {"header": ["set, score", *map(arrowed, names)], "rows": rows}
 
 
@@ -162,14 +213,30 @@ def _mean(values: list[float | None]) -> str:
 def _facts(variants: dict[str, Record]) -> str:
     """The seeds, and the test chains of the variants, in a sentence each."""
     seeds = dict.fromkeys(run["seed"] for record in variants.values() for run in record["runs"])
-    chains = [f"{variant}: {chain_of(record)}." for variant, record in variants.items() if record["chain"]["steps"] or record["chain"]["stretch"]]
+    chains = [
+        f"{variant}: {chain_of(record)}."
+        for variant, record in variants.items()
+        if record["chain"]["steps"] or record["chain"]["stretch"]
+    ]
     return " ".join([f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}.", *chains])
 
 
 def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict[str, Any]:
     """What the page says of one experiment; the NVAE alone comes last, it is what the others start from."""
     families = [
-        (title, [(row, [(written(row.metric, one["value"]), certainty(row.metric, one)) if one else ("", "") for one in row.figures]) for row in rows])
+        (
+            title,
+            [
+                (
+                    row,
+                    [
+                        (written(row.metric, one["value"]), certainty(row.metric, one)) if one else ("", "")
+                        for one in row.figures
+                    ],
+                )
+                for row in rows
+            ],
+        )
         for title, rows in compared(variants)
     ]
     first = next(iter(variants.values()))
@@ -199,16 +266,36 @@ def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
     rows = []
     for row in table.rows:
         note = remark_of(row, measured, runs) if row.answer else row.note or ""
-        rows.append({"model": row.model, "ours": row.answer is not None, "cells": paper_figures(table, row, measured), "note": note})
-    return {"title": table.title, "note": table.note, "metrics": [arrowed(metric) for metric in table.metrics], "rows": rows}
+        rows.append(
+            {
+                "model": row.model,
+                "ours": row.answer is not None,
+                "cells": paper_figures(table, row, measured),
+                "note": note,
+            }
+        )
+    return {
+        "title": table.title,
+        "note": table.note,
+        "metrics": [arrowed(metric) for metric in table.metrics],
+        "rows": rows,
+    }
 
 
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
     """The page: every measured experiment with its figures and pictures, then the paper's tables."""
-    environment = Environment(loader=PackageLoader("vaebm", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("vaebm", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"code": _code, "arrowed": arrowed, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("report.html.j2").render(
-        sections=[_section(experiment, variants, results / experiment) for experiment, variants in measured.records.items()],
+        sections=[
+            _section(experiment, variants, results / experiment) for experiment, variants in measured.records.items()
+        ],
         notes=measured.notes,
         tables=[_table(table, measured, runs) for table in paper.tables],
         legend=LEGEND,

@@ -75,6 +75,9 @@ def latex(measured: Measured, paper: Paper) -> str:
         fits = width(*overview(variants)) <= PAGE
         tables.append(tabular(f"Measured: {experiment}{'' if fits else WITHOUT}", *overview(variants, certain=fits)))
     for table in paper.tables:
-        header, rows = ["model", *["paper", "measured"] * len(table.metrics)], [paper_cells(table, row, measured) for row in table.rows]
+        header, rows = (
+            ["model", *["paper", "measured"] * len(table.metrics)],
+            [paper_cells(table, row, measured) for row in table.rows],
+        )
         tables.append(tabular(table.title, header, rows, _pairs([arrowed(metric) for metric in table.metrics])))
     return "\n".join([HEAD, f"% {LEGEND}".replace("±", "+-"), *("\n" + "\n".join(lines) for lines in tables), ""])

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebm.config.yaml_files import read_experiment
-from vaebm.records.metrics import FLOOR, Record, arrowed, compared, family, number, ratio_name, uses_extractor, with_certainty, written
+from vaebm.records.metrics import (
+    FLOOR,
+    Record,
+    arrowed,
+    compared,
+    family,
+    number,
+    ratio_name,
+    uses_extractor,
+    with_certainty,
+    written,
+)
 from vaebm.report.paper import Paper, Row, Table
 
 COLUMNS = [
@@ -47,7 +58,14 @@ class Line:
     def cells(self) -> dict[str, Any]:
         """One value per column of `COLUMNS`; None where there is none."""
         cells: dict[str, Any] = dict.fromkeys(COLUMNS)
-        cells.update(table=self.table, model=self.model, metric=self.metric, paper=self.paper, mark=self.mark or None, note=self.note.replace("`", "") or None)
+        cells.update(
+            table=self.table,
+            model=self.model,
+            metric=self.metric,
+            paper=self.paper,
+            mark=self.mark or None,
+            note=self.note.replace("`", "") or None,
+        )
         if self.record is not None:
             figure, floor = self.record["metrics"][self.metric], self.record["metrics"].get(self.metric + FLOOR)
             low, high = figure["interval"] or (None, None)
@@ -82,7 +100,11 @@ def extractor_of(record: Record, metric: str = "") -> str:
 def chain_of(record: Record) -> str:
     """The test chain in words, and that the images were stretched where they were."""
     chain = record["chain"]
-    steps = f"{chain['steps']} steps of {chain['step_size']:g}, potential {chain['potential']}" if chain["steps"] else "no chain"
+    steps = (
+        f"{chain['steps']} steps of {chain['step_size']:g}, potential {chain['potential']}"
+        if chain["steps"]
+        else "no chain"
+    )
     return steps + ", each image stretched" * chain["stretch"]
 
 
@@ -148,7 +170,17 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[Line]:
         for row in table.rows:
             for metric, figure in row.figures.items():
                 note = "; ".join(filter(None, (row.note, how_to_run(row, metric, measured, runs))))
-                found.append(Line(table.title, row.model, metric, answer_of(row, metric, measured), figure.value, figure.mark, note))
+                found.append(
+                    Line(
+                        table.title,
+                        row.model,
+                        metric,
+                        answer_of(row, metric, measured),
+                        figure.value,
+                        figure.mark,
+                        note,
+                    )
+                )
     return found
 
 
@@ -164,7 +196,14 @@ def paper_figures(table: Table, row: Row, measured: Measured) -> list[tuple[str,
 
 def paper_cells(table: Table, row: Row, measured: Measured) -> list[str]:
     """A row of one of the paper's tables: model, (paper's figure with its mark, ours) for every metric."""
-    return [row.model, *(cell for value, mark, ours in paper_figures(table, row, measured) for cell in (f"{value} ({mark})" if value else "", ours))]
+    return [
+        row.model,
+        *(
+            cell
+            for value, mark, ours in paper_figures(table, row, measured)
+            for cell in (f"{value} ({mark})" if value else "", ours)
+        ),
+    ]
 
 
 def paper_header(table: Table) -> list[str]:
@@ -176,7 +215,9 @@ def paper_header(table: Table) -> list[str]:
 def remark_of(row: Row, measured: Measured, runs: Commands) -> str:
     """What has to be said about one of the paper's rows, and what fills its measured cells, commands in backticks."""
     hows = dict.fromkeys(how_to_run(row, metric, measured, runs) for metric in row.figures)
-    answers = {metric: record["metrics"][metric] for metric in row.figures if (record := answer_of(row, metric, measured))}
+    answers = {
+        metric: record["metrics"][metric] for metric in row.figures if (record := answer_of(row, metric, measured))
+    }
     units = [f"{metric} measured in {figure['unit']}" for metric, figure in answers.items() if "unit" in figure]
     return "; ".join(filter(None, (row.note, *hows, *units)))
 
@@ -205,7 +246,15 @@ def overview(variants: dict[str, Record], *, certain: bool = True) -> tuple[list
     for row in shown:
         told = with_certainty if certain else lambda metric, figure: written(metric, figure["value"])
         cells = [told(row.metric, figure) if figure else "" for figure in row.figures]
-        rows.append([arrowed(row.metric), *cells, *([row.ratio] if ratio else []), *([row.floor] if floors else []), row.samples])
+        rows.append(
+            [
+                arrowed(row.metric),
+                *cells,
+                *([row.ratio] if ratio else []),
+                *([row.floor] if floors else []),
+                row.samples,
+            ]
+        )
     return ["metric", *variants, *([ratio] if ratio else []), *(["perfect sampler"] if floors else []), "images"], rows
 
 
@@ -222,7 +271,14 @@ def origin_cells(record: Record) -> list[str]:
     seeds = ", ".join(str(run["seed"]) for run in record["runs"])
     changed = {True: " + changes", "unknown": ""}.get(record["changed"], "")
     commit = " ".join(name[:12] for name in record["commit"]) + changed
-    origin = [chain_of(record), extractor_of(record), commit, data_of(record, 12), record["configuration"][:12], record["tracking"] or ""]
+    origin = [
+        chain_of(record),
+        extractor_of(record),
+        commit,
+        data_of(record, 12),
+        record["configuration"][:12],
+        record["tracking"] or "",
+    ]
     return [record["variant"], seeds, *origin]
 
 
@@ -233,7 +289,9 @@ def remarks(variants: dict[str, Record]) -> list[str]:
 
 def _real_images(record: Record) -> str:
     """What real images score, in a sentence."""
-    scores = [f"{metric} {number(figure['value'])} ({figure['samples']} images)" for metric, figure in record["real"].items()]
+    scores = [
+        f"{metric} {number(figure['value'])} ({figure['samples']} images)" for metric, figure in record["real"].items()
+    ]
     return f"Real images, held out, score {', '.join(scores)}."
 
 
@@ -249,7 +307,9 @@ def _units(variants: dict[str, Record]) -> list[str]:
 
 def _without(variants: dict[str, Record]) -> list[str]:
     """Why figures of an experiment's variants are empty, a line for each reason."""
-    reasons = dict.fromkeys((variant, reason) for variant, record in variants.items() for reason in record["without"].values())
+    reasons = dict.fromkeys(
+        (variant, reason) for variant, record in variants.items() for reason in record["without"].values()
+    )
     return [
         f"{variant} has no {', '.join(metric for metric, why in variants[variant]['without'].items() if why == reason)}: {reason}."
         for variant, reason in reasons
@@ -264,9 +324,15 @@ def snapshots(record: Record) -> list[str]:
         if selection is None:
             continue
         chosen, last = (selection["candidates"][str(selection[which])] for which in ("chosen", "last"))
-        beside = "the last one" if selection["chosen"] == selection["last"] else f"the last one, {selection['last']}, has {_distance(last)}"
+        beside = (
+            "the last one"
+            if selection["chosen"] == selection["last"]
+            else f"the last one, {selection['last']}, has {_distance(last)}"
+        )
         where = f"{record['variant']}, seed {run['seed']}"
-        told.append(f"{where}: the snapshot of iteration {selection['chosen']}, {_distance(chosen)}, {beside}. Rule: {selection['rule']}.")
+        told.append(
+            f"{where}: the snapshot of iteration {selection['chosen']}, {_distance(chosen)}, {beside}. Rule: {selection['rule']}."
+        )
     return told
 
 

@@ -73,7 +73,9 @@ def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) ->
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             if refused is None:
                 raise UserError(f"{path}: expected {expected}, found a damaged file or one of another kind") from None
-            raise UserError(f"{path}: expected {expected}, found an object of {refused[1]} in it, which is not read: it could run any program") from None
+            raise UserError(
+                f"{path}: expected {expected}, found an object of {refused[1]} in it, which is not read: it could run any program"
+            ) from None
         except FileNotFoundError:
             raise UserError(f"{path}: expected {expected}, found no file") from None
         except Exception:  # whatever torch's reader stumbles over in a file that is not one of its own

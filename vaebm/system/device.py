@@ -78,7 +78,9 @@ def prepare(threads: int, gpus: int, join: bool = False) -> torch.device:
         _waited = time.monotonic() - began
     found = torch.cuda.device_count() if gpus else 0
     if number >= found > 0:
-        raise UserError(f"expected a GPU for each process, found {found} and a process {number} (from 0); start fewer with torchrun")
+        raise UserError(
+            f"expected a GPU for each process, found {found} and a process {number} (from 0); start fewer with torchrun"
+        )
     if together > 1:
         distributed.join("cpu:gloo,cuda:nccl" if found else "gloo")
     if distributed.rank() == 0 and gpus > (used := min(together, found)):
@@ -94,7 +96,11 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     told = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in told.read_text().splitlines() if line.startswith("model name")] if told.is_file() else []
+    models = (
+        [line.partition(":")[2].strip() for line in told.read_text().splitlines() if line.startswith("model name")]
+        if told.is_file()
+        else []
+    )
     return models[0] if models else platform.processor() or platform.machine()
 
 
@@ -148,7 +154,9 @@ class Progress:
         self.name, self.total, self.unit = name, total, unit
         self.start = self.done = start
         self._began = self._told = time.monotonic()
-        self._bar = tqdm(total=total, initial=start, desc=name, unit=unit, disable=distributed.rank() > 0 or not sys.stderr.isatty())
+        self._bar = tqdm(
+            total=total, initial=start, desc=name, unit=unit, disable=distributed.rank() > 0 or not sys.stderr.isatty()
+        )
 
     def advance(self, figures: dict[str, float] | None = None, steps: int = 1) -> None:
         """Count `steps`; `figures` are shown beside."""
@@ -162,7 +170,11 @@ class Progress:
             self._told = now
             left = (now - self._began) / max(self.done - self.start, 1) * (self.total - self.done)
             shown = "".join(f", {name} {value:.4g}" for name, value in figures.items())
-            print(f"{self.name}: {self.unit} {self.done} of {self.total}{shown}, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.name}: {self.unit} {self.done} of {self.total}{shown}, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def close(self) -> None:
         """End the bar."""

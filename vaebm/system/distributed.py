@@ -77,7 +77,9 @@ def check_share(batch: int, where: str) -> None:
         UserError: they cannot.
     """
     if batch % processes():
-        raise UserError(f"{where}: expected a multiple of {processes()}, the number of processes, found {batch}; change one of the two")
+        raise UserError(
+            f"{where}: expected a multiple of {processes()}, the number of processes, found {batch}; change one of the two"
+        )
 
 
 def share(items: range) -> range:
@@ -233,9 +235,14 @@ def launch(count: int, command: Sequence[str]) -> int:
             return 128 + stopped.sigval
         except ChildFailedError as failed:
             # a process that fails beside one that was killed has only lost it
-            number, failure = min(failed.failures.items(), key=lambda item: item[1].exitcode > 0 or item[1].exitcode == -signal.SIGTERM)
+            number, failure = min(
+                failed.failures.items(), key=lambda item: item[1].exitcode > 0 or item[1].exitcode == -signal.SIGTERM
+            )
             if failure.exitcode > 0:
                 return failure.exitcode
-            print(f"process {number} of {count} was ended by signal {failure.signal_name()}; run the same command again to go on", file=sys.stderr)
+            print(
+                f"process {number} of {count} was ended by signal {failure.signal_name()}; run the same command again to go on",
+                file=sys.stderr,
+            )
             return 128 - failure.exitcode
     return 0

@@ -30,7 +30,9 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place, or make room there") from None
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}; choose another place, or make room there"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

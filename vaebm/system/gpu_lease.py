@@ -64,7 +64,11 @@ def _lease(devices: Mapping[str, str], count: int) -> list[str]:
     while not (taken := _attempt(devices, count)):
         if not told:
             names = ", ".join(devices.values())
-            print(f"waiting: fewer than {count} of the GPUs {names} are free of other jobs (locks in {FOLDER})", file=sys.stderr, flush=True)
+            print(
+                f"waiting: fewer than {count} of the GPUs {names} are free of other jobs (locks in {FOLDER})",
+                file=sys.stderr,
+                flush=True,
+            )
             told = True
         time.sleep(AGAIN)
     _held.extend(taken.values())
@@ -92,7 +96,9 @@ def _attempt(devices: Mapping[str, str], count: int) -> dict[str, int]:
                 if len(taken) == count:
                     return taken
         except OSError as error:
-            raise UserError(f"{FOLDER}: expected a folder of this user for the locks of GPUs, found {error.strerror}; set TMPDIR to another") from None
+            raise UserError(
+                f"{FOLDER}: expected a folder of this user for the locks of GPUs, found {error.strerror}; set TMPDIR to another"
+            ) from None
     for lock in taken.values():
         os.close(lock)
     return {}

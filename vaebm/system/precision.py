@@ -38,6 +38,10 @@ def set_precision(precision: str, device: torch.device, key: str) -> None:
     Raises:
         UserError: bfloat16 on a GPU that has none.
     """
-    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if (
+        precision == "bfloat16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise UserError(f"{key}: this GPU has no bfloat16; choose float32")
     set_tf32(precision in ROUNDED)

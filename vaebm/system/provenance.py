@@ -21,7 +21,9 @@ UNKNOWN = "unknown"
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints, or None where there is no git, no repository, or git refuses."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout

@@ -39,7 +39,9 @@ def imports() -> Iterator[None]:
 def age(process: int | None = None) -> float:
     """Seconds since a process, or else this one, started; since this module was loaded where the system does not tell (/proc)."""
     try:
-        started = float(Path(f"/proc/{process or os.getpid()}/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        started = float(
+            Path(f"/proc/{process or os.getpid()}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        ) / os.sysconf("SC_CLK_TCK")
         return float(Path("/proc/uptime").read_text().split()[0]) - started
     except OSError:
         return time.monotonic() - _loaded

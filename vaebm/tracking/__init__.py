@@ -40,7 +40,10 @@ def run(results: Path) -> None:
         reason = str(error).strip().splitlines()
         problem = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
         write_place(results, {**read_place(results), "status": f"not mirrored: {problem}"})
-        print(f"warning: {results} was not mirrored to MLflow ({problem}); `vaebm track {results}` does it later", flush=True)
+        print(
+            f"warning: {results} was not mirrored to MLflow ({problem}); `vaebm track {results}` does it later",
+            flush=True,
+        )
     else:
         print(f"{results}: {len(mirror.place['stages'])} stage runs mirrored to {uri}")
 

@@ -55,7 +55,14 @@ class Mirror:
         self.client = MlflowClient(tracking_uri=uri)
         self.home = self._home()
         kept = read_place(results)
-        self.place: Place = {"status": "mirrored", "uri": uri, "mlflow": importlib.metadata.version("mlflow"), "run": None, "stages": {}, "models": {}}
+        self.place: Place = {
+            "status": "mirrored",
+            "uri": uri,
+            "mlflow": importlib.metadata.version("mlflow"),
+            "run": None,
+            "stages": {},
+            "models": {},
+        }
         if kept.get("uri") == uri:
             self.place |= {name: kept[name] for name in ("run", "whole", "stages", "models") if name in kept}
 
@@ -71,7 +78,9 @@ class Mirror:
         if found is not None and (location is None or found.artifact_location == location):
             return str(found.experiment_id)
         if found is not None:
-            self.client.rename_experiment(found.experiment_id, f"{NAME}, files in {found.artifact_location}, {found.experiment_id}")
+            self.client.rename_experiment(
+                found.experiment_id, f"{NAME}, files in {found.artifact_location}, {found.experiment_id}"
+            )
         return str(self.client.create_experiment(NAME, artifact_location=location))
 
     def experiment(self) -> None:
@@ -120,7 +129,9 @@ class Mirror:
         vaebm = VAEBM.from_results(model.folder).eval()
         images, scores = (TensorSpec(np.dtype("float32"), (-1, *shape)) for shape in (vaebm.nvae.shape, ()))
         parameters = self.client.get_run(run).data.params
-        logged = self.client.create_logged_model(self.home, name=model.name, source_run_id=run, tags=model.tags, params=parameters, model_type="vaebm")
+        logged = self.client.create_logged_model(
+            self.home, name=model.name, source_run_id=run, tags=model.tags, params=parameters, model_type="vaebm"
+        )
         mlflow.set_tracking_uri(self.uri)
         LoggedModel.log(
             None,
@@ -135,7 +146,9 @@ class Mirror:
         )
         if not self.client.search_registered_models(f"name = '{model.name}'"):
             self.client.create_registered_model(model.name)
-        self.client.create_model_version(model.name, f"models:/{logged.model_id}", run, tags=model.tags, model_id=logged.model_id)
+        self.client.create_model_version(
+            model.name, f"models:/{logged.model_id}", run, tags=model.tags, model_id=logged.model_id
+        )
 
     def _bring_up_to_date(self, place: Place, stage: Stage) -> None:
         from mlflow.entities import Metric, RunTag
@@ -153,7 +166,10 @@ class Mirror:
             place["figures"] = stage.figures
             self._save()
         if stage.curves and not place["curves"]:
-            self._log_metrics(run, [Metric(_key(name), value, now, step) for name, curve in stage.curves.items() for step, value in curve])
+            self._log_metrics(
+                run,
+                [Metric(_key(name), value, now, step) for name, curve in stage.curves.items() for step, value in curve],
+            )
             place["curves"] = fingerprint(stage.curves)
             self._save()
         for folder, files in stage.files.items():
@@ -163,7 +179,9 @@ class Mirror:
                     self.client.log_artifact(run, str(file), folder or None)
                     place["files"][key] = content
         if stage.tags.get("status") != "unfinished" and not place["ended"]:
-            self.client.set_terminated(run, "FINISHED" if stage.tags.get("status") == "finished" else "FAILED", _milliseconds(stage.ended))
+            self.client.set_terminated(
+                run, "FINISHED" if stage.tags.get("status") == "finished" else "FAILED", _milliseconds(stage.ended)
+            )
             place["ended"] = True
         self._save()
 
@@ -176,7 +194,11 @@ class Mirror:
             while upto < len(stage.history) and len(batch) < METRICS_PER_CALL:
                 record = json.loads(stage.history[upto])
                 step = int(record.pop("step"))
-                batch += [Metric(_key(name), float(value), now, step) for name, value in record.items() if isinstance(value, int | float)]
+                batch += [
+                    Metric(_key(name), float(value), now, step)
+                    for name, value in record.items()
+                    if isinstance(value, int | float)
+                ]
                 upto += 1
             self._log_metrics(place["run"], batch)
             place |= {"lines": upto, "history": fingerprint(stage.history[:upto])}
@@ -217,7 +239,17 @@ class Mirror:
 def _nothing(run: str, stage: Stage) -> Place:
     """The place of a run that holds nothing but its parameters."""
     parameters = fingerprint(stage.parameters)
-    return {"run": run, "parameters": parameters, "lines": 0, "history": fingerprint([]), "figures": {}, "curves": "", "tags": {}, "files": {}, "ended": False}
+    return {
+        "run": run,
+        "parameters": parameters,
+        "lines": 0,
+        "history": fingerprint([]),
+        "figures": {},
+        "curves": "",
+        "tags": {},
+        "files": {},
+        "ended": False,
+    }
 
 
 def _key(name: str) -> str:

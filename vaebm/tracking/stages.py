@@ -83,7 +83,12 @@ class Stage:
         lines = self.history[: place["lines"]]
         same_figures = not place["figures"] or place["figures"] == self.figures
         same_curves = place["curves"] in ("", fingerprint(self.curves))
-        return place["parameters"] == fingerprint(self.parameters) and place["history"] == fingerprint(lines) and same_figures and same_curves
+        return (
+            place["parameters"] == fingerprint(self.parameters)
+            and place["history"] == fingerprint(lines)
+            and same_figures
+            and same_curves
+        )
 
     def add(self, name: str, value: Any) -> None:
         """Take in every number in plain values from a file, under names joined by slashes.
@@ -104,11 +109,17 @@ class Stage:
         elif value and all(key.isdecimal() for key in value):
             self.curves[name] = [(int(step), float(one)) for step, one in value.items() if _is_number(one)]
         else:
-            lists = {key: one for key, one in value.items() if isinstance(one, list) and all(entry is None or _is_number(entry) for entry in one)}
+            lists = {
+                key: one
+                for key, one in value.items()
+                if isinstance(one, list) and all(entry is None or _is_number(entry) for entry in one)
+            }
             counts = lists.pop("counts", None) or list(range(max(map(len, lists.values()), default=0)))
             for key, one in lists.items():
                 points = zip(counts[len(counts) - len(one) :], one, strict=True)
-                self.curves[f"{name}/{key}"] = [(int(step), float(number)) for step, number in points if number is not None]
+                self.curves[f"{name}/{key}"] = [
+                    (int(step), float(number)) for step, number in points if number is not None
+                ]
             for key, one in value.items():
                 self.add(f"{name}/{key}", one)
 
@@ -117,12 +128,17 @@ def stages(results: Path) -> list[Stage]:
     """Every stage run that has something to show, in the order in which they ran."""
     trained = [*results.glob("classifier/history.jsonl"), *sorted(results.glob("*/seed*/history.jsonl"))]
     found = [_training(path.parent) for path in trained]
-    seeds = sorted(results.glob("*/seed*/evaluation/metrics.json"), key=lambda path: (path.parts[-4], len(path.parts[-3]), path.parts[-3]))
+    seeds = sorted(
+        results.glob("*/seed*/evaluation/metrics.json"),
+        key=lambda path: (path.parts[-4], len(path.parts[-3]), path.parts[-3]),
+    )
     shown = set[str]()
     for path in seeds:
         stage = _evaluation(path.parent)
         variant = path.parts[-4]
-        if variant in shown and stage is not None:  # the first seed's model stands for the variant, as in VAEBM.from_results
+        if (
+            variant in shown and stage is not None
+        ):  # the first seed's model stands for the variant, as in VAEBM.from_results
             stage.model = None
         shown.add(variant)
         found += [] if stage is None else [stage]
@@ -131,7 +147,9 @@ def stages(results: Path) -> list[Stage]:
 
 def _training(folder: Path) -> Stage:
     """A run of one of `TRAININGS`; before its training.json is there it is under way, or was stopped."""
-    facts: dict[str, Any] = read_json(folder / "training.json") if (folder / "training.json").is_file() else {"status": "unfinished"}
+    facts: dict[str, Any] = (
+        read_json(folder / "training.json") if (folder / "training.json").is_file() else {"status": "unfinished"}
+    )
     settings_files = [path for path in (folder / f"{stage}.yaml" for stage in TRAININGS) if path.is_file()]
     # a variant that became another kind of model keeps the settings file of the kind that it was
     name = facts.get("stage") or max(settings_files, key=lambda path: path.stat().st_mtime).stem
@@ -142,7 +160,11 @@ def _training(folder: Path) -> Stage:
         flat({name: settings[name]}),
         _tags(name, variant, settings, facts),
         (folder / "history.jsonl").read_text().splitlines(),
-        files={"model": sorted(folder.glob("model.pt")), "pictures": sorted(folder.glob("pictures/*.png")), "": sorted(folder.glob("training.json"))},
+        files={
+            "model": sorted(folder.glob("model.pt")),
+            "pictures": sorted(folder.glob("pictures/*.png")),
+            "": sorted(folder.glob("training.json")),
+        },
         note=_told(facts),
     )
     for key, value in facts.items():
@@ -150,7 +172,10 @@ def _training(folder: Path) -> Stage:
             stage.add(key if isinstance(value, dict) else f"training/{key}", value)
     if "events" in facts:
         events = facts["events"]
-        stage.tags["guard"] = ("; ".join(f"iteration {event['iteration']}: {event['reason']}: {event['action']}" for event in events) or "quiet")[:TEXT]
+        stage.tags["guard"] = (
+            "; ".join(f"iteration {event['iteration']}: {event['reason']}: {event['action']}" for event in events)
+            or "quiet"
+        )[:TEXT]
         stage.curves["guard/events"] = [(event["iteration"], number) for number, event in enumerate(events, 1)]
     if "seconds" in facts:
         stage.ended = (folder / "training.json").stat().st_mtime
@@ -170,7 +195,9 @@ def _told(facts: dict[str, Any]) -> str:
     lines += ["", "| snapshot of iteration | distance | |", "| --- | --- | --- |"]
     for iteration, distance in selection["candidates"].items():
         marks = [mark for mark in ("chosen", "last") if selection[mark] == int(iteration)]
-        lines.append(f"| {iteration} | {'images that are not finite' if distance is None else f'{distance:.6g}'} | {', '.join(marks)} |")
+        lines.append(
+            f"| {iteration} | {'images that are not finite' if distance is None else f'{distance:.6g}'} | {', '.join(marks)} |"
+        )
     return "\n".join([*lines, "", f"Rule: {selection['rule']}."])[:TEXT]
 
 
@@ -206,7 +233,9 @@ def _evaluation(folder: Path) -> Stage | None:
             stage.add(name, value)
     identity = {"networks": {name: one["model"] for name, one in trained.items()}, "chain": facts["chain"]}
     kept = {name: tags[name] for name in ("variant", "seed", "data", "commit", "changed")}
-    stage.model = Model(f"vaebm-{experiment}-{variant}", run_folder, fingerprint(identity), {"experiment": experiment, **kept})
+    stage.model = Model(
+        f"vaebm-{experiment}-{variant}", run_folder, fingerprint(identity), {"experiment": experiment, **kept}
+    )
     return stage
 
 
@@ -220,9 +249,18 @@ def whole(results: Path) -> Stage:
         tags["configuration"] = read_experiment(settings).hash()
     for path in sorted(results.glob("*/metrics.json")):
         facts = read_json(path)
-        tags |= {"data": str(facts["data"]), "commit": " ".join(facts["commit"]), "changed": str(facts["changed"]).lower()}
+        tags |= {
+            "data": str(facts["data"]),
+            "commit": " ".join(facts["commit"]),
+            "changed": str(facts["changed"]).lower(),
+        }
         tags["seeds"] = " ".join(str(one["seed"]) for one in facts["runs"])
-    figures = {f"{variant}/{metric}": float(value) for variant, metrics in variants.items() for metric, value in metrics.items() if value is not None}
+    figures = {
+        f"{variant}/{metric}": float(value)
+        for variant, metrics in variants.items()
+        for metric, value in metrics.items()
+        if value is not None
+    }
     files = [results.parent / file for file in TABLE if (results.parent / file).is_file()]
     return Stage(name, tags=tags, figures=figures, files={"": files} if variants else {})
 
@@ -249,7 +287,9 @@ def _tags(stage: str, variant: str, settings: dict[str, Any], facts: dict[str, A
     commits = facts.get("commit")
     facts = facts | {"commit": " ".join(commits)} if isinstance(commits, list) else facts
     found = {name: facts[name] for name in ("status", "data", "commit", "changed") if name in facts}
-    return tags | {name: str(value).lower() if isinstance(value, bool) else str(value)[:TEXT] for name, value in found.items()}
+    return tags | {
+        name: str(value).lower() if isinstance(value, bool) else str(value)[:TEXT] for name, value in found.items()
+    }
 
 
 def _is_number(value: Any) -> bool:

@@ -101,7 +101,15 @@ class Training:
         UserError: processes that see different checkpoints.
     """
 
-    def __init__(self, stage: str, folder: Path, depends_on: dict[str, Any], total: int, state: dict[str, Stateful], limits: Limits):
+    def __init__(
+        self,
+        stage: str,
+        folder: Path,
+        depends_on: dict[str, Any],
+        total: int,
+        state: dict[str, Stateful],
+        limits: Limits,
+    ):
         self.stage, self.folder, self.total, self.state, self.limits = stage, folder, total, state, limits
         self.fingerprint = fingerprint({"stage": stage, **depends_on})
         self.depends_on = depends_on
@@ -121,11 +129,18 @@ class Training:
         if saved is not None:
             for name, part in self.state.items():
                 part.load_state_dict(saved["state"][name])
-            self.step, self.seconds, self.extra, self._records = saved["step"], saved["seconds"], saved["extra"], saved["records"]
+            self.step, self.seconds, self.extra, self._records = (
+                saved["step"],
+                saved["seconds"],
+                saved["extra"],
+                saved["records"],
+            )
             print(f"{self.stage}: going on at step {self.step} of {self.total}", flush=True)
         newest = distributed.agree(self.step)
         if newest != self.step:
-            raise UserError(f"{self.scratch}: expected the checkpoint of step {newest}, as another process, found step {self.step}: all need the same folder")
+            raise UserError(
+                f"{self.scratch}: expected the checkpoint of step {newest}, as another process, found step {self.step}: all need the same folder"
+            )
 
     def steps(self) -> Iterator[int]:
         """The steps that are left; between two of them the state may be saved.
@@ -149,7 +164,11 @@ class Training:
                     saved = now
                 if decision > SAVE:
                     distributed.agree(0)  # that the first process has saved: the first to end takes the others with it
-                    reason = f"before its time limit of {self.limits.minutes:g} minutes" if decision == RESUME else "by a signal"
+                    reason = (
+                        f"before its time limit of {self.limits.minutes:g} minutes"
+                        if decision == RESUME
+                        else "by a signal"
+                    )
                     raise Interrupted(f"{self.stage} stopped at step {self.step} {reason}", decision)
         self._progress.close()
 
@@ -172,7 +191,9 @@ class Training:
 
     def save(self) -> None:
         """Save the whole state, and bring history.jsonl up to it; the first process does. What is not finite is not saved: the last good state stays."""
-        state = {name: part.state_dict() for name, part in self.state.items()}  # in every process: some is kept in shares
+        state = {
+            name: part.state_dict() for name, part in self.state.items()
+        }  # in every process: some is kept in shares
         if distributed.rank() > 0 or not _finite(state):
             return
         self.checkpoints.save(
