@@ -1,8 +1,8 @@
-"""The baseline of the speed measurements: the arithmetic of the published programs, layer by layer.
+"""The baseline of the speed measurements: the arithmetic of the published programs.
 
-Swish as x · σ(x), a batch norm of its own before it, weights normalised at every call, tensors in the contiguous layout,
-whole distributions where only a sample is needed. Networks are the package's own with these layers in the place of theirs,
-so that both have the same weights and the same trainers; `tests/unit/test_as_published.py` holds them equal.
+Swish is x · σ(x) after a separate batch norm. Weights are normalised at every call. Tensors have the contiguous
+layout, and whole distributions are computed where a sample suffices. Networks are the package's with these layers in
+place of its own, so weights and trainers are the same; `tests/unit/test_as_published.py` compares them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def lipswish(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x) / 1.1
 
 
-class Convolution(NormalizedConv2d):
-    """exp(L) · w / (‖w‖ + 1e-5), normalised anew at every call."""
+class PublishedConv2d(NormalizedConv2d):
+    """Convolution with the weight exp(L) · w / (‖w‖ + 1e-5), normalised at every call."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
@@ -43,15 +43,15 @@ class Convolution(NormalizedConv2d):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-class Plain(PlainConv2d):
-    """A convolution by the library."""
+class PublishedPlainConv2d(PlainConv2d):
+    """The library's convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         return nn.Conv2d.forward(self, x)
 
 
-class Swish(BatchNormSwish):
+class PublishedBatchNormSwish(BatchNormSwish):
     """A batch norm, then a swish."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Swish(BatchNormSwish):
         return swish(nn.BatchNorm2d.forward(self, x))
 
 
-class Reduce(FactorizedReduce):
+class PublishedFactorizedReduce(FactorizedReduce):
     """Skip connection that halves the resolution."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Reduce(FactorizedReduce):
         return torch.cat([conv(view) for conv, view in zip(self.convs, views, strict=True)], dim=1)
 
 
-class Gate(SqueezeExcitation):
+class PublishedSqueezeExcitation(SqueezeExcitation):
     """Squeeze and excitation by a mean over the map."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,15 +78,15 @@ class Gate(SqueezeExcitation):
         return x * gate.view(*gate.shape, 1, 1)
 
 
-class Cell(ResidualCell):
-    """The branch times 0.1, then the sum."""
+class PublishedCell(ResidualCell):
+    """Residual cell: the branch times 0.1, then the sum."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         return self.skip(x) + 0.1 * self.branch(x)
 
 
-class Block(EnergyBlock):
+class PublishedEnergyBlock(EnergyBlock):
     """Block of the energy network."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Block(EnergyBlock):
         return lipswish(F.avg_pool2d(out, 2) if self.down else out)
 
 
-class Energy(EnergyNetwork):
+class PublishedEnergyNetwork(EnergyNetwork):
     """The energy network."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,29 +106,29 @@ class Energy(EnergyNetwork):
         return self.head(torch.sum(x, dim=[2, 3])).squeeze(1)
 
 
-PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
-    NormalizedConv2d: Convolution,
-    DataInitializedConv2d: Convolution,
-    PlainConv2d: Plain,
-    BatchNormSwish: Swish,
-    FactorizedReduce: Reduce,
-    SqueezeExcitation: Gate,
-    ResidualCell: Cell,
-    EnergyBlock: Block,
-    EnergyNetwork: Energy,
+PUBLISHED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    NormalizedConv2d: PublishedConv2d,
+    DataInitializedConv2d: PublishedConv2d,
+    PlainConv2d: PublishedPlainConv2d,
+    BatchNormSwish: PublishedBatchNormSwish,
+    FactorizedReduce: PublishedFactorizedReduce,
+    SqueezeExcitation: PublishedSqueezeExcitation,
+    ResidualCell: PublishedCell,
+    EnergyBlock: PublishedEnergyBlock,
+    EnergyNetwork: PublishedEnergyNetwork,
 }
-"""Layer of the package → the same one as published."""
+"""Layer of the package → its published form."""
 
 
 def as_published(module: M) -> M:
-    """A copy of an NVAE or an energy network that computes as published, in the contiguous layout; its weights are its own."""
+    """Copy an NVAE or an energy network, with published arithmetic and the contiguous layout."""
     module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for layer in module.modules():
-        layer.__class__ = PUBLISHED.get(type(layer), type(layer))  # the same parameters under another forward pass
+        layer.__class__ = PUBLISHED_LAYERS.get(type(layer), type(layer))  # same parameters, another forward pass
     return module
 
 
 class Unprepared(VAEBM):
-    """The pair with chains through the modules as they are: nothing is prepared."""
+    """The model with chains through its modules, without preparation."""
 
     _prepares = False

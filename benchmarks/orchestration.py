@@ -1,12 +1,13 @@
-"""What the pipeline costs beside its work: a run in a copy of the project, each job's time split up.
+"""Overhead of the pipeline: a run in a copy of the project, with each job's time split up.
 
-    python benchmarks/orchestration.py                                      # the default run; a quarter of an hour on two cores
-    python benchmarks/orchestration.py tiny --json orchestration.json       # one experiment; a minute and a half
+    python benchmarks/orchestration.py                                      # the default run; 15 minutes on two cores
+    python benchmarks/orchestration.py tiny --json orchestration.json       # one experiment; 90 seconds
     python benchmarks/orchestration.py --dry-run                            # only the plan of the paper's experiments
 
-When jobs began and ended is Snakemake's own record. What of a job was the interpreter and its imports is written down by each
-process (`recorder/sitecustomize.py`). All that the jobs `tracking` and `track` do beyond that is MLflow's, and all of `dvc` DVC's.
-A core is idle while fewer jobs run than there are cores although one is ready: every job that makes an input of it has ended.
+Snakemake records when jobs begin and end. Each process records the time of its interpreter and imports
+(`recorder/sitecustomize.py`). The rest of the jobs `tracking` and `track` counts as MLflow's, and all of `dvc` as
+DVC's. A core is idle while a job is ready, that is, all jobs that make its inputs have ended, and fewer jobs run than
+there are cores.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaebm.config.raw_files import LAYOUTS, place
+from vaebm.config.datasets import DATASETS, raw_folder
 from vaebm.config.yaml_files import read_yaml
 from vaebm.system.files import write_json
 
@@ -35,7 +36,7 @@ RECORDER = Path(__file__).parent / "recorder"
 PAPER = ("cifar10", "celeba64", "lsun_church64", "celebahq256", "stacked_mnist")
 """The paper's experiments."""
 PLANS = 5
-"""Dry runs, of which the median counts."""
+"""Number of dry runs; the result is their median."""
 PARTS = ("start", "end", "DVC", "MLflow", "work")
 
 
@@ -49,17 +50,17 @@ class Job:
     inputs: set[str] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
     parts: dict[str, float] = field(default_factory=dict)
-    """`start` (shell, interpreter, imports), `end` (of the interpreter, Snakemake's notice of it), DVC, MLflow, work."""
+    """Seconds of `start` (shell, interpreter, imports), `end` (exit, Snakemake's notice), DVC, MLflow, work."""
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration of the job."""
         return self.ended - self.began
 
 
-# --------------------------------------------------------------------------------------------------------------------- the run
+# the run
 def copy_project(folder: Path) -> None:
-    """The files that git knows of, as they are now, in a repository of their own: DVC asks for one."""
+    """Copy the present files that git tracks to a new repository, which DVC needs."""
     names = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split("\0")
@@ -73,9 +74,9 @@ def copy_project(folder: Path) -> None:
 
 
 def environment(folder: Path, record: Path | None = None) -> dict[str, str]:
-    """This process's environment, with the copy's package, and the recorder where there is a folder for its records.
+    """This process's environment with the copy's package, and with the recorder if `record` is a folder.
 
-    Python may keep what it compiled, as it does for users.
+    Python may write compiled files, as it does for users.
     """
     left_out = ("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE", "PYTHONDONTWRITEBYTECODE")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
@@ -88,7 +89,7 @@ def environment(folder: Path, record: Path | None = None) -> dict[str, str]:
 
 
 def run(folder: Path, experiments: list[str], cores: int) -> tuple[float, float]:
-    """Run Snakemake in `folder`: when it began and ended."""
+    """Run Snakemake in `folder`; return the times of its begin and end."""
     record = folder / ".record"
     record.mkdir()
     command = ["snakemake", "--cores", str(cores), "--config", f"experiments=[{','.join(experiments)}]"]
@@ -107,7 +108,7 @@ def run(folder: Path, experiments: list[str], cores: int) -> tuple[float, float]
 
 
 def jobs_of(folder: Path) -> list[Job]:
-    """Every job of the run in `folder`, in the order in which they began."""
+    """The jobs of the run in `folder`, sorted by their begin."""
     found: dict[str, Job] = {}
     for path in (folder / ".snakemake" / "metadata").rglob("*"):
         if path.is_file():
@@ -128,13 +129,13 @@ def jobs_of(folder: Path) -> list[Job]:
 
 
 def _output(path: Path, folder: Path) -> str:
-    """The output that a file of Snakemake's metadata is about: its name is the output's path in base64, cut in parts where it is long."""
+    """Output described by a file of Snakemake's metadata, whose path is the output's path in base64, cut in parts."""
     parts = path.relative_to(folder / ".snakemake" / "metadata").parts
     return base64.b64decode("".join(part.removeprefix("@") for part in parts)).decode()
 
 
 def _split(job: Job, process: dict[str, Any], commits: list[dict[str, Any]]) -> None:
-    """Fill in the parts of a job's time."""
+    """Set the parts of a job's time."""
     dvc = sum(one["ended"] - one["began"] for one in commits)
     start = process["began"] - job.began + process["interpreter"] + process["imports"]
     end = job.ended - process["ended"]
@@ -143,9 +144,9 @@ def _split(job: Job, process: dict[str, Any], commits: list[dict[str, Any]]) -> 
     job.parts = {"start": start, "end": end, "DVC": dvc, "MLflow": mlflow, "work": rest - mlflow}
 
 
-# ----------------------------------------------------------------------------------------------------------------- the figures
+# the results
 def idle(jobs: list[Job], cores: int, began: float) -> float:
-    """Seconds in which a core had nothing to do although a job was ready."""
+    """Seconds in which a core was idle although a job was ready."""
     makers = {output: job for job in jobs for output in job.outputs}
     ready = {id(job): max((makers[name].ended for name in job.inputs if name in makers), default=began) for job in jobs}
     moments = sorted({began, *(job.began for job in jobs), *(job.ended for job in jobs)})
@@ -158,7 +159,7 @@ def idle(jobs: list[Job], cores: int, began: float) -> float:
 
 
 def summary(jobs: list[Job], cores: int, began: float, ended: float) -> dict[str, Any]:
-    """The figures of a run: by stage, their sum, and what of the wall time a core was idle."""
+    """Results of a run: seconds by stage and in total, and idle time."""
     first, last = min(job.began for job in jobs), max(job.ended for job in jobs)
     stages: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(("jobs", "seconds", *PARTS), 0.0))
     for job in jobs:
@@ -191,23 +192,15 @@ def summary(jobs: list[Job], cores: int, began: float, ended: float) -> dict[str
 
 
 def plan(folder: Path) -> dict[str, Any]:
-    """Seconds of a dry run of the paper's experiments, with empty files in place of raw data that users have to bring."""
-    for dataset, layout in LAYOUTS.items():
-        for name in () if layout.fetched else layout.files[0]:
-            (folder / place(dataset, None)).mkdir(parents=True, exist_ok=True)
-            (folder / place(dataset, None) / name).touch()
-    command = [
-        "snakemake",
-        "--dry-run",
-        "--quiet",
-        "all",
-        "--cores",
-        "1",
-        "--config",
-        f"experiments=[{','.join(PAPER)}]",
-    ]
+    """Seconds of a dry run of the paper's experiments, with empty files in place of users' raw data."""
+    for dataset, facts in DATASETS.items():
+        for name in () if facts.raw is None or facts.raw.downloaded else facts.raw.alternatives[0]:
+            (folder / raw_folder(dataset, None)).mkdir(parents=True, exist_ok=True)
+            (folder / raw_folder(dataset, None) / name).touch()
+    command = ["snakemake", "--dry-run", "--quiet", "all", "--cores", "1"]
+    command += ["--config", f"experiments=[{','.join(PAPER)}]"]
     times = []
-    for _ in range(PLANS + 1):  # the first compiles, and is not counted
+    for _ in range(PLANS + 1):  # the first, a warm-up, is not counted
         began = time.monotonic()
         done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
         times.append(time.monotonic() - began)
@@ -217,12 +210,13 @@ def plan(folder: Path) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any]) -> str:
-    """The figures as text."""
+    """The results as text."""
     lines = []
     if "run" in results:
         run = results["run"]
         lines += [
-            f"{', '.join(results['experiments'])} on {results['cores']} cores, load {results['load'][0]:.1f} before: {run['wall_seconds']:.0f} s, "
+            f"{', '.join(results['experiments'])} on {results['cores']} cores, load {results['load'][0]:.1f} before: "
+            f"{run['wall_seconds']:.0f} s, "
             f"{run['job_seconds']:.0f} s of jobs, Snakemake before and after them {run['snakemake_seconds']:.1f} s",
             "",
             f"{'stage':<12}{'jobs':>5}{'seconds':>9}" + "".join(f"{part:>9}" for part in PARTS) + f"{'overhead':>10}",
@@ -242,7 +236,8 @@ def show(results: dict[str, Any]) -> str:
             + f"{1 - sums['work'] / run['job_seconds']:>10.0%}",
             "",
             f"overhead, Snakemake's own time included: {run['overhead_share']:.1%} (at most 20 %)",
-            f"a core idle although a job was ready: {run['idle_share']:.1%} of the wall time (at most 15 %); cores busy: {run['busy_share']:.0%}",
+            f"a core idle although a job was ready: {run['idle_share']:.1%} of the wall time (at most 15 %); "
+            f"cores busy: {run['busy_share']:.0%}",
         ]
     if "plan" in results:
         plan = results["plan"]

@@ -1,11 +1,11 @@
-"""How the time and memory of sampling grow with the number of images and of chain steps.
+"""Growth of time and memory of sampling with the number of images and of chain steps.
 
-    python benchmarks/scaling.py                              # networks of `digits`, one thread; minutes on a quiet core
+    python benchmarks/scaling.py                          # networks of `digits`, one thread; minutes on a quiet core
     python benchmarks/scaling.py tiny --json scaling.json
 
-Each measurement is the command `vaebm samples` in a process of its own, with random weights: its processor time, which other
-processes disturb least, the time by the clock, and its largest resident memory. A line a + b x is fitted to the processor times;
-a is what a process takes to start. Memory has to be flat in the images.
+Each measurement runs `vaebm samples` with random weights in a new process. It records processor time, which other
+processes disturb least, wall-clock time and peak resident memory. A line a + b x is fitted to the processor times; a
+is the start-up time. Memory has to be constant in the number of images.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from vaebm.system.files import write_json
 COUNTS = (100, 1000, 10000)
 STEPS = (5, 10, 20, 40)
 IMAGES = 2000
-"""Where the steps are varied."""
+"""Number of images when the steps vary."""
 
 
-def prepare(experiment: Experiment, folder: Path) -> None:
-    """Models with random weights, as the stages write them."""
+def write_models(experiment: Experiment, folder: Path) -> None:
+    """Write models with random weights, as the stages do."""
     facts = DATASETS[experiment.data.dataset]
     shape = (facts.channels, facts.side, facts.side)
     assert experiment.ebm is not None
@@ -46,44 +46,23 @@ def prepare(experiment: Experiment, folder: Path) -> None:
         nvae, energy = NVAE(experiment.nvae.network, shape), EnergyNetwork(experiment.ebm.network, shape[0])
     energy.initialize(torch.rand(16, *shape, generator=torch.Generator().manual_seed(0)))
     save_model(folder / "nvae.pt", "nvae", experiment.nvae.network.model_dump(), nvae.state_dict(), shape=list(shape))
-    more = {"potential": experiment.ebm.potential, "start": experiment.ebm.start}
-    save_model(
-        folder / "energy.pt",
-        "energy",
-        experiment.ebm.network.model_dump(),
-        energy.state_dict(),
-        shape=list(shape),
-        **more,
-    )
+    more = {"shape": list(shape), "potential": experiment.ebm.potential, "start": experiment.ebm.start}
+    save_model(folder / "energy.pt", "energy", experiment.ebm.network.model_dump(), energy.state_dict(), **more)
 
 
 def measure(experiment: Experiment, folder: Path, count: int, steps: int) -> dict[str, float]:
-    """Draw `count` images as one shard."""
+    """Draw `count` images as one shard, and measure the process."""
     assert experiment.samples is not None
     chain = ChainSettings(steps=steps, step_size=experiment.samples.chain.step_size)
     samples = experiment.samples.model_copy(update={"count": count, "shards": 1, "chain": chain})
     write_settings(experiment.model_copy(update={"samples": samples}), folder, [0])
     settings = min(folder.glob("vaebm*/seed0/samples/samples.yaml"))
-    names = [str(folder / name) for name in ("nvae.pt", "energy.pt", "shard.npy")]
-    command = [
-        sys.executable,
-        "-m",
-        "vaebm",
-        "samples",
-        str(settings),
-        "--nvae",
-        names[0],
-        "--energy",
-        names[1],
-        "--shard",
-        "0",
-        "--output",
-        names[2],
-    ]
+    files = {"--nvae": "nvae.pt", "--energy": "energy.pt", "--output": "shard.npy"}
+    options = [part for option, name in files.items() for part in (option, str(folder / name))]
+    command = [sys.executable, "-m", "vaebm", "samples", str(settings), "--shard", "0", *options]
     began = time.monotonic()
-    _, status, usage = os.wait4(
-        os.spawnve(os.P_NOWAIT, sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"}), 0
-    )
+    process = os.spawnve(os.P_NOWAIT, sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"})
+    _, status, usage = os.wait4(process, 0)
     if status:
         sys.exit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
     found = {
@@ -93,18 +72,15 @@ def measure(experiment: Experiment, folder: Path, count: int, steps: int) -> dic
         "clock": time.monotonic() - began,
         "peak": 1024 * usage.ru_maxrss,
     }
-    print(
-        f"{count} images, {steps} steps: {found['processor']:.1f} s, {found['peak'] / 1e6:.0f} MB",
-        file=sys.stderr,
-        flush=True,
-    )
+    text = f"{count} images, {steps} steps: {found['processor']:.1f} s, {found['peak'] / 1e6:.0f} MB"
+    print(text, file=sys.stderr, flush=True)
     return found
 
 
-def line(found: list[dict[str, float]], by: str) -> dict[str, float]:
-    """The fitted line of the processor time by the number of images or steps, and how far the times are from it.
+def fit_line(found: list[dict[str, float]], by: str) -> dict[str, float]:
+    """Fit a line to the processor time by the number of images or steps, with its largest relative residual.
 
-    Times are weighted by their inverse: otherwise the largest alone would say where the line goes.
+    Times are weighted by their inverse, so that the largest does not determine the fit.
     """
     x, y = (np.array([one[name] for one in found]) for name in (by, "processor"))
     slope, intercept = np.polyfit(x, y, 1, w=1 / y)
@@ -112,7 +88,7 @@ def line(found: list[dict[str, float]], by: str) -> dict[str, float]:
 
 
 def show(results: dict[str, Any]) -> str:
-    """The figures as text."""
+    """The results as text."""
     lines = [
         f"{results['experiment']}, batches of {results['batch']}, one thread, load {results['load'][0]:.1f} before"
     ]
@@ -151,12 +127,12 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        prepare(experiment, folder)
-        measure(experiment, folder, COUNTS[0], STEPS[0])  # reads the libraries from the disk; not counted
+        write_models(experiment, folder)
+        measure(experiment, folder, COUNTS[0], STEPS[0])  # warm-up, not counted: reads the libraries from the disk
         results["by_images"] = [measure(experiment, folder, count, steps) for count in COUNTS]
         results["by_steps"] = [measure(experiment, folder, IMAGES, number) for number in STEPS]
     for by in ("images", "steps"):
-        results[f"line_by_{by}"] = line(results[f"by_{by}"], by)
+        results[f"line_by_{by}"] = fit_line(results[f"by_{by}"], by)
     results["memory_ratio"] = results["by_images"][-1]["peak"] / results["by_images"][-2]["peak"]
     print(show(results))
     if arguments.json is not None:

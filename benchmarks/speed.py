@@ -1,11 +1,12 @@
-"""How fast chains and trainings are: the package's way against its plain modules and against the arithmetic as published.
+"""Time of chains and trainings: the package against its plain modules and the published arithmetic.
 
-    python benchmarks/speed.py                                   # CIFAR-10's architecture, reduced; minutes on two cores
-    python benchmarks/speed.py digits --json speed.json          # the networks of an experiment
+    python benchmarks/speed.py                           # CIFAR-10's architecture, reduced; minutes on two cores
+    python benchmarks/speed.py digits --json speed.json  # the networks of an experiment
 
-On a CPU each way has a process of its own, those of the package with the memory settings of the stages. They take turns in every round, so
-that what else the machine does falls on all of them; figures are medians over the rounds. On a CPU iterations of the energy's training
-and sampling are timed with fewer chain steps than in earnest, and say so. On a GPU the precisions that the settings offer are compared too.
+On a CPU each implementation has its own process; the package's use the memory settings of the stages. All take turns
+in every round, so that other load affects all of them. Values are medians over the rounds. On a CPU, training
+iterations of the energy and sampling run fewer chain steps, as the output says. On a GPU the precisions of the
+settings are compared, too.
 """
 
 from __future__ import annotations
@@ -27,9 +28,20 @@ from unittest import mock
 
 import numpy as np
 import torch
-from timing import Traffic, Work, interleaved, machine, resident, seconds
+from timing import Traffic, Workload, interleaved, machine, resident, seconds
 from torch import Tensor, nn
-from workloads import BASELINE, CHAINLESS, LANGEVIN_STEPS, PARTS, WORKS, Setup, Way, of_experiment, reduced, ways
+from workloads import (
+    BASELINE,
+    LANGEVIN_STEPS,
+    STEPS_PER_CALL,
+    WITHOUT_ENERGY,
+    WORKLOADS,
+    Implementation,
+    Setup,
+    implementations,
+    reduced_cifar10,
+    setup_from_experiment,
+)
 
 from vaebm.chain.langevin import langevin
 from vaebm.cli.work import measured, quantity
@@ -40,51 +52,51 @@ from vaebm.system.files import write_json
 from vaebm.system.precision import ROUNDED, set_tf32
 
 ROUNDS = 7
-"""After one that is not counted."""
+"""Rounds after a warm-up round."""
 
 
-class Here:
-    """Stands for a process of its own on a GPU, which does not mind: the memory is the device's, and starts would take most of the time."""
+class InProcess:
+    """A worker in this process, for GPUs: starting processes would take most of the time."""
 
     def __init__(self, *begin: Any):
         _begin(*begin)
         self.work = _work
 
-    def __enter__(self) -> Here:
+    def __enter__(self) -> InProcess:
         return self
 
     def __exit__(self, *exception: object) -> None:
         del self.work
 
     def apply(self, function: Callable[..., Any], args: tuple[Any, ...] = ()) -> Any:
-        """Call the function at this way's turn."""
+        """Call the function with this worker's workload."""
         global _work
         _work = self.work
         return function(*args)
 
 
-def worker(name: str, setup: Setup, device: torch.device, way: Way) -> multiprocessing.pool.Pool | Here:
-    """Where one work waits for its turns."""
+def worker(name: str, setup: Setup, device: torch.device, way: Implementation) -> multiprocessing.pool.Pool | InProcess:
+    """Worker of one workload and implementation."""
     begin = (name, setup, device, way, torch.get_num_threads())
-    return Here(*begin) if device.type == "cuda" else multiprocessing.get_context("spawn").Pool(1, _begin, begin)
+    return InProcess(*begin) if device.type == "cuda" else multiprocessing.get_context("spawn").Pool(1, _begin, begin)
 
 
-_work: Work
-"""What this process does at its turns; set where it begins."""
+_work: Workload
+"""Workload of this process, set by `_begin`."""
 
 
-def _begin(name: str, setup: Setup, device: torch.device, way: Way, threads: int) -> None:
+def _begin(name: str, setup: Setup, device: torch.device, way: Implementation, threads: int) -> None:
     global _work
     torch.set_num_threads(threads)
     if way.kind != "as published":
         keep_freed_memory()
-    work = WORKS[name](setup, device, way)
+    work = WORKLOADS[name](setup, device, way)
 
-    def in_its_precision() -> Any:
+    def run() -> Any:
         set_tf32(way.precision in ROUNDED)
         return work()
 
-    _work = in_its_precision
+    _work = run
 
 
 def _turn(device: torch.device) -> float:
@@ -97,7 +109,7 @@ def _images() -> Tensor:
 
 
 def _count(device: torch.device) -> tuple[int, int]:
-    """FLOP, and bytes read and written; in one thread and step by step, since what threads and graphs do is not seen from here."""
+    """FLOP, and bytes read and written, counted in one thread without CUDA graphs."""
     traffic, threads = Traffic(), torch.get_num_threads()
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
@@ -111,8 +123,8 @@ def _count(device: torch.device) -> tuple[int, int]:
     return counted().flop + traffic.flop, traffic.bytes
 
 
-def peak_memory(setup: Setup, device: torch.device, way: Way) -> int:
-    """Bytes that a chain takes on a CPU beyond what there was with the networks in place, in a process of its own."""
+def peak_memory(setup: Setup, device: torch.device, way: Implementation) -> int:
+    """Bytes that a chain takes on a CPU in addition to the networks, in a new process."""
     with worker("langevin_step", setup, device, way) as pool:
         return int(pool.apply(_peak, (device,)))
 
@@ -124,22 +136,25 @@ def _peak(device: torch.device) -> int:
         before = torch.cuda.memory_allocated()
     else:
         before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     _work()
     after = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM")
     return after - before
 
 
 def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Time one work in all its ways, and count what it does; of the chain also the memory that it takes, on a GPU that of every work.
+    """Time a workload in all implementations, and count its operations and memory.
 
-    On a GPU operations are counted of a step of the chain alone: for the longer works that would take longer than to time them.
+    Memory is measured for the chain, on a GPU for every workload. On a GPU operations are counted for the chain only,
+    since counting takes longer than timing.
     """
     memory: dict[str, int] = {}
     if name == "langevin_step" and device.type == "cpu":
-        memory = {str(way): peak_memory(setup, device, way) for way in ways(name, device)}
+        memory = {str(way): peak_memory(setup, device, way) for way in implementations(name, device)}
     with contextlib.ExitStack() as stack:
-        workers = {str(way): stack.enter_context(worker(name, setup, device, way)) for way in ways(name, device)}
+        workers = {
+            str(way): stack.enter_context(worker(name, setup, device, way)) for way in implementations(name, device)
+        }
         if device.type == "cuda":
             memory = {way: pool.apply(_peak, (device,)) for way, pool in workers.items()}
         times = interleaved(
@@ -149,10 +164,10 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
         if device.type == "cpu" or name == "langevin_step":
             try:
                 counts = {way: pool.apply(_count, (device,)) for way, pool in workers.items()}
-            except torch.OutOfMemoryError:  # step by step beside the records, there is no room for what can be timed
+            except torch.OutOfMemoryError:  # without graphs, counting needs more memory than timing
                 print(f"{name}: operations are not counted, for want of memory", file=sys.stderr)
         images = {way: pool.apply(_images) for way, pool in workers.items()} if name == "sampling" else {}
-    parts, baseline = PARTS.get(name, 1), str(BASELINE)
+    parts, baseline = STEPS_PER_CALL.get(name, 1), str(BASELINE)
     found: dict[str, Any] = {}
     for way, taken in times.items():
         median = statistics.median(taken)
@@ -184,15 +199,18 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
 
 
 def heading(results: dict[str, Any]) -> str:
-    """What stands above the figures of the works."""
+    """Text above the results."""
     best, steps = results["machine"], results["chain_steps"]
     return "\n".join(
         [
-            f"{results['setup']}, batch {results['batch']}, {results['device']}, {results['threads']} thread(s), medians of {results['rounds']} rounds",
-            f"the machine: convolution {quantity(best['convolution'], 'FLOP/s')}, product {quantity(best['product'], 'FLOP/s')}, "
-            f"copy {quantity(best['copy'], 'B/s')}",
-            f"langevin_step in a chain of {steps['langevin_step']}, ebm_iteration with {steps['ebm_iteration']} chain steps, sampling with {steps['sampling']}",
-            "bytes: read and written by all operations; freed memory: on a CPU left to the system where it computes as published, else kept as in the stages",
+            f"{results['setup']}, batch {results['batch']}, {results['device']}, {results['threads']} thread(s), "
+            f"medians of {results['rounds']} rounds",
+            f"the machine: convolution {quantity(best['convolution'], 'FLOP/s')}, "
+            f"product {quantity(best['product'], 'FLOP/s')}, copy {quantity(best['copy'], 'B/s')}",
+            f"langevin_step in a chain of {steps['langevin_step']}, ebm_iteration with {steps['ebm_iteration']} chain "
+            f"steps, sampling with {steps['sampling']}",
+            "bytes: read and written by all operations; freed memory: on a CPU left to the system where it computes as "
+            "published, else kept as in the stages",
             "",
             f"{'':<16}{'':<24}{'ms':>9}{'quartiles':>19}{'ratio':>8}{'FLOP/s':>16}{'B/s':>14}{'peak memory':>14}",
         ]
@@ -200,7 +218,7 @@ def heading(results: dict[str, Any]) -> str:
 
 
 def show(name: str, found: dict[str, Any]) -> str:
-    """The figures of a work as text."""
+    """Results of a workload as text."""
     lines = []
     for way, one in found.items():
         digits = 0 if one["seconds"] > 1 else 1
@@ -208,7 +226,8 @@ def show(name: str, found: dict[str, Any]) -> str:
         units = {"flop_per_second": "FLOP/s", "bytes_per_second": "B/s", "peak_memory": "B"}
         rates = [quantity(one[key], unit) if key in one else "" for key, unit in units.items()]
         lines.append(
-            f"{name:<16}{way:<24}{1e3 * one['seconds']:>9.{digits}f}{f'{low} to {high}':>19}{one['ratio']:>8.2f}{rates[0]:>16}{rates[1]:>14}{rates[2]:>14}"
+            f"{name:<16}{way:<24}{1e3 * one['seconds']:>9.{digits}f}{f'{low} to {high}':>19}{one['ratio']:>8.2f}"
+            f"{rates[0]:>16}{rates[1]:>14}{rates[2]:>14}"
         )
         name = ""
     for way, one in found.items():
@@ -229,24 +248,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--batch", type=int, help="chains, and images of a training step; default: the experiment's")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
-    parser.add_argument("--only", nargs="+", choices=WORKS, help="these works; default: all that the experiment has")
+    parser.add_argument(
+        "--only", nargs="+", choices=WORKLOADS, help="these works; default: all that the experiment has"
+    )
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
         setup = (
-            of_experiment(arguments.experiment, arguments.batch, device)
+            setup_from_experiment(arguments.experiment, arguments.batch, device)
             if arguments.experiment
-            else reduced(arguments.batch or 32)
+            else reduced_cifar10(arguments.batch or 32)
         )
     except UserError as error:
         sys.exit(str(error))
-    chosen = [name for name in arguments.only or WORKS if setup.ebm is not None or name in CHAINLESS]
+    chosen = [name for name in arguments.only or WORKLOADS if setup.ebm is not None or name in WITHOUT_ENERGY]
     if not chosen:
         sys.exit(
-            f"{setup.name}: expected an experiment with an energy for {' and '.join(arguments.only)}, found one without; it has {', '.join(CHAINLESS)}"
+            f"{setup.name}: expected an experiment with an energy for {' and '.join(arguments.only)}, "
+            f"found one without; it has {', '.join(WITHOUT_ENERGY)}"
         )
-    set_tf32(False)  # for what the machine can do
+    set_tf32(False)  # for `machine`
     results: dict[str, Any] = {
         "setup": setup.name,
         "batch": setup.batch,
@@ -271,7 +293,8 @@ def main() -> None:
             found = compare(name, setup, device, arguments.rounds)
         except torch.OutOfMemoryError:
             sys.exit(
-                f"{name}: expected a batch that fits into the GPU's memory in every way, found {setup.batch}; choose a smaller --batch"
+                f"{name}: expected a batch that fits into the GPU's memory in every way, found {setup.batch}; "
+                "choose a smaller --batch"
             )
         results["works"][name] = found
         print(show(name, found), flush=True)

@@ -1,4 +1,4 @@
-"""How a function is timed, and what the machine itself can do."""
+"""Timing of functions, counting of memory traffic, and the machine's peak rates."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Work = Callable[[], Any]
+Workload = Callable[[], Any]
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes that operations read and write, those of views left out."""
+    """Counts the bytes that operations read and write, except views."""
 
     bytes = 0
     flop = 0
-    """Of what torch does not count itself."""
+    """FLOP that torch does not count."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch with every operation on tensors, those of backward passes too."""
+        """Called by torch for every operation, also in backward passes."""
         out = function(*args, **(kwargs or {}))
         if not function.is_view:
             tensors, _ = torch.utils._pytree.tree_flatten((args, out))
@@ -38,7 +38,7 @@ class Traffic(TorchDispatchMode):
 
     @contextlib.contextmanager
     def of_kernels(self) -> Iterator[None]:
-        """Within this context the kernels that are no operations of torch count too: on a GPU the fused depthwise convolution."""
+        """In this context the fused depthwise convolution on a GPU, which is no operation of torch, is counted, too."""
         try:
             from vaebm.fast import triton_kernels
         except ImportError:  # no Triton, no kernel
@@ -64,7 +64,7 @@ class Traffic(TorchDispatchMode):
             yield
 
 
-def seconds(work: Work, device: torch.device) -> float:
+def seconds(work: Workload, device: torch.device) -> float:
     """Wall-clock time of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -75,8 +75,8 @@ def seconds(work: Work, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(turns: dict[str, Callable[[], float]], rounds: int, told: str) -> dict[str, list[float]]:
-    """Seconds of each, in rounds in which all take their turn; one round before is not counted."""
+def interleaved(turns: dict[str, Callable[[], float]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Seconds of each function, in rounds of one turn each, after a warm-up round."""
     times: dict[str, list[float]] = {way: [] for way in turns}
     for number in range(rounds + 1):
         for way, turn in turns.items():
@@ -84,7 +84,7 @@ def interleaved(turns: dict[str, Callable[[], float]], rounds: int, told: str) -
             if number:
                 times[way].append(taken)
         print(
-            f"\r{told}: round {number} of {rounds}",
+            f"\r{title}: round {number} of {rounds}",
             end="" if sys.stderr.isatty() else "\n",
             file=sys.stderr,
             flush=True,
@@ -95,19 +95,19 @@ def interleaved(turns: dict[str, Callable[[], float]], rounds: int, told: str) -
 
 
 def resident(name: str) -> int:
-    """A figure of /proc/self/status in bytes."""
+    """A memory field of /proc/self/status in bytes."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
     return 1024 * int(line.split()[1])
 
 
 def machine(device: torch.device, rounds: int) -> dict[str, float]:
-    """What this run gets out of the machine at its best: FLOP/s of a convolution and of a product, bytes/s of a copy."""
+    """Best measured rates of the machine: FLOP/s of a convolution and of a product, bytes/s of a copy."""
     large = 8 if device.type == "cuda" else 1
     x = torch.randn(32 * large, 64, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(64, 64, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
     a, b = torch.randn(2, 1536 * large, 1536 * large, device=device).unbind()
     source, target = torch.randn(2, 2**25 * large, device=device).unbind()
-    works: dict[str, Work] = {
+    works: dict[str, Workload] = {
         "convolution": lambda: F.conv2d(x, weight, padding=1),
         "product": lambda: a @ b,
         "copy": lambda: target.copy_(source),

@@ -1,4 +1,4 @@
-"""What speed.py times: the chain, an iteration of the energy's training, a step of the NVAE's and sampling, each in several ways."""
+"""Workloads of speed.py: the chain, training steps of energy and NVAE, and sampling, in several implementations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from as_published import Unprepared, as_published
-from timing import Work
+from timing import Workload
 from torch import Tensor
 
 from vaebm.cli.describe import EXPERIMENTS
@@ -24,50 +24,46 @@ from vaebm.config import (
     NVAETrainingSettings,
 )
 from vaebm.config.yaml_files import read_experiment
-from vaebm.ebm.iteration import Trainer as EBMTrainer
+from vaebm.ebm.iteration import EBMTrainer
 from vaebm.energy.network import EnergyNetwork
-from vaebm.fast import move
+from vaebm.fast import run_langevin
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.train import Trainer as NVAETrainer
-from vaebm.system.device import place, seeded
-from vaebm.system.precision import chain_type
+from vaebm.nvae.train import NVAETrainer
+from vaebm.system.device import seeded, to_device_channels_last
+from vaebm.system.precision import chain_dtype
 
 CHAIN_STEPS = 4
-"""Of the chains within iterations and sampling on a CPU."""
+"""Chain steps of training iterations and of sampling on a CPU."""
 LANGEVIN_STEPS = 2
-"""Of the chain whose time, divided by them, is that of a Langevin step."""
+"""Chain steps per call of `langevin_step`; its time is divided by them."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """How something is computed."""
+class Implementation:
+    """Implementation and precision of a workload."""
 
     kind: str
     """`as published`, `plain` or `fast`."""
     precision: str = "float32"
-    """As in the settings; chains in bfloat16 are for `fast` alone."""
+    """As in the settings; chains use bfloat16 only in `fast`."""
 
     def __str__(self) -> str:
         return self.kind if self.precision == "float32" else f"{self.kind}, {self.precision}"
 
 
-BASELINE = Way("as published")
-HOST_WAYS = (BASELINE, Way("plain"), Way("fast"))
-GPU_WAYS = (
-    BASELINE,
-    Way("as published", "tf32"),
-    Way("plain"),
-    Way("fast"),
-    Way("fast", "tf32"),
-    Way("fast", "bfloat16"),
+BASELINE = Implementation("as published")
+CPU_IMPLEMENTATIONS = (BASELINE, Implementation("plain"), Implementation("fast"))
+GPU_IMPLEMENTATIONS = (
+    *(BASELINE, Implementation("as published", "tf32"), Implementation("plain")),
+    *(Implementation("fast", precision) for precision in ("float32", "tf32", "bfloat16")),
 )
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is timed."""
+    """Networks and settings to time."""
 
     name: str
     network: NVAENetworkSettings
@@ -77,10 +73,10 @@ class Setup:
     batch: int
     """Chains, and images of a training step."""
     steps: int
-    """Of the chain of sampling."""
+    """Chain steps of sampling."""
 
 
-def reduced(batch: int) -> Setup:
+def reduced_cifar10(batch: int) -> Setup:
     """CIFAR-10's architecture with 32 channels instead of 128, 6 groups instead of 30, and an energy of 32 channels."""
     network = NVAENetworkSettings(
         channels_encoder=32,
@@ -111,17 +107,14 @@ def reduced(batch: int) -> Setup:
     )
 
 
-def of_experiment(name: str, batch: int | None, device: torch.device) -> Setup:
-    """The networks and settings of an experiment, a name or a file."""
+def setup_from_experiment(name: str, batch: int | None, device: torch.device) -> Setup:
+    """Networks and settings of an experiment, given by name or file."""
     path = Path(name)
     experiment = read_experiment(path if path.suffix else EXPERIMENTS / f"{name}.yaml")
     facts, ebm = DATASETS[experiment.data.dataset], experiment.ebm
-    batch = batch or (
-        ebm.training.batch
-        if ebm is not None
-        else experiment.nvae.training.micro_batch or experiment.nvae.training.batch
-    )
-    training = experiment.nvae.training.model_copy(update={"batch": batch, "micro_batch": None})
+    training = experiment.nvae.training
+    batch = batch or (ebm.training.batch if ebm is not None else training.micro_batch or training.batch)
+    training = training.model_copy(update={"batch": batch, "micro_batch": None})
     steps = experiment.samples.chain.steps if experiment.samples is not None and device.type == "cuda" else CHAIN_STEPS
     if ebm is not None:
         chain = ebm.chain if device.type == "cuda" else ebm.chain.model_copy(update={"steps": CHAIN_STEPS})
@@ -132,39 +125,40 @@ def of_experiment(name: str, batch: int | None, device: torch.device) -> Setup:
 
 
 _built: dict[tuple[str, torch.device], tuple[NVAE, EnergyNetwork | None]] = {}
-"""What `build` copies: to draw the weights of a large network takes longer than to time it."""
+"""Networks that `build` copies; drawing the weights of a large network takes longer than timing it."""
 
 
 def build(setup: Setup, device: torch.device) -> tuple[NVAE, EnergyNetwork | None]:
-    """Random networks, as the stages have them."""
+    """Networks with random weights, as in the stages."""
     if (setup.name, device) not in _built:
         with seeded(0):
             nvae = NVAE(setup.network, setup.shape)
             energy = None if setup.ebm is None else EnergyNetwork(setup.ebm.network, setup.shape[0])
         if energy is not None:
             energy.initialize(torch.rand(16, *setup.shape, generator=torch.Generator().manual_seed(0)))
-        _built[setup.name, device] = place(nvae.eval(), device), None if energy is None else place(energy, device)
+            energy = to_device_channels_last(energy, device)
+        _built[setup.name, device] = to_device_channels_last(nvae.eval(), device), energy
     return copy.deepcopy(_built[setup.name, device])
 
 
-def frozen(nvae: NVAE, energy: EnergyNetwork, way: Way, potential: str) -> VAEBM:
-    """The pair, with copies of the networks where they compute as published."""
+def frozen_model(nvae: NVAE, energy: EnergyNetwork, way: Implementation, potential: str) -> VAEBM:
+    """The model of an implementation; `as published` copies the networks."""
     if way.kind == "as published":
         nvae, energy = as_published(nvae), as_published(energy)
     kind = VAEBM if way.kind == "fast" else Unprepared
     model = kind(nvae.requires_grad_(False), energy.requires_grad_(False), potential)  # type: ignore[arg-type]
-    model.chain_type = chain_type(way.precision)
+    model.chain_dtype = chain_dtype(way.precision)
     return model
 
 
-def langevin_step(setup: Setup, device: torch.device, way: Way) -> Work:
-    """Steps of a chain; what is prepared once a chain is not in it."""
+def langevin_step(setup: Setup, device: torch.device, way: Implementation) -> Workload:
+    """Steps of a chain, without the preparation before it."""
     nvae, energy = build(setup, device)
     assert energy is not None and setup.ebm is not None
-    model, noise = frozen(nvae, energy, way, setup.ebm.potential), NoiseSource(0, "speed", range(setup.batch))
-    eps_z, eps_x = model.noise_like_prior(noise)
+    model, noise = frozen_model(nvae, energy, way, setup.ebm.potential), NoiseSource(0, "speed", range(setup.batch))
+    eps_z, eps_x = model.initial_noise(noise)
     return functools.partial(
-        move,
+        run_langevin,
         model.chain_potential(),
         [*eps_z, eps_x],
         steps=LANGEVIN_STEPS,
@@ -173,19 +167,18 @@ def langevin_step(setup: Setup, device: torch.device, way: Way) -> Work:
     )
 
 
-def ebm_iteration(setup: Setup, device: torch.device, way: Way) -> Work:
-    """One update of the energy with its chains."""
+def ebm_iteration(setup: Setup, device: torch.device, way: Implementation) -> Workload:
+    """One update of the energy, with its chains."""
     nvae, energy = build(setup, device)
     assert energy is not None and setup.ebm is not None
     if way.kind == "as published":
         nvae, energy = as_published(nvae), as_published(energy)
-    stage = setup.ebm.model_copy(
-        update={"training": setup.ebm.training.model_copy(update={"precision": way.precision})}
-    )
+    training = setup.ebm.training.model_copy(update={"precision": way.precision})
+    stage = setup.ebm.model_copy(update={"training": training})
     trainer = EBMTrainer(nvae.requires_grad_(False), energy, stage, seed=0)
     if way.kind != "fast":
         trainer.vaebm = Unprepared(nvae, energy, setup.ebm.potential)
-    images = grey_levels(setup, device)
+    images = random_images(setup, device)
 
     def work() -> None:
         trainer.gradients(images, 0)
@@ -194,47 +187,46 @@ def ebm_iteration(setup: Setup, device: torch.device, way: Way) -> Work:
     return work
 
 
-def nvae_step(setup: Setup, device: torch.device, way: Way) -> Work:
-    """One update of the NVAE, regularisers included."""
+def nvae_step(setup: Setup, device: torch.device, way: Implementation) -> Workload:
+    """One update of the NVAE, with its regularisers."""
     nvae, _ = build(setup, device)
     training = setup.training.model_copy(update={"precision": way.precision})
     trainer = NVAETrainer((as_published(nvae) if way.kind == "as published" else nvae).train(), training, 1000, seed=0)
-    return functools.partial(trainer.step, grey_levels(setup, device), 0, 1e-4, penalise=True)
+    return functools.partial(trainer.step, random_images(setup, device), 0, 1e-4, penalise=True)
 
 
-def sampling(setup: Setup, device: torch.device, way: Way) -> Work:
-    """Images from noise, through chain and decoder."""
+def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workload:
+    """Images from noise, by chain and decoder."""
     nvae, energy = build(setup, device)
     assert energy is not None and setup.ebm is not None
-    model = frozen(nvae, energy, way, setup.ebm.potential)
+    model = frozen_model(nvae, energy, way, setup.ebm.potential)
     return functools.partial(
-        model.images, sample_noise(0, range(setup.batch)), steps=setup.steps, step_size=setup.ebm.chain.step_size
+        model.sample_batch, sample_noise(0, range(setup.batch)), steps=setup.steps, step_size=setup.ebm.chain.step_size
     )
 
 
-def grey_levels(setup: Setup, device: torch.device) -> Tensor:
-    """A batch of random images, uint8 as the stages keep them."""
-    return torch.randint(
-        0, 256, (setup.batch, *setup.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    ).to(device)
+def random_images(setup: Setup, device: torch.device) -> Tensor:
+    """A batch of random images, uint8 as in the stages."""
+    shape, generator = (setup.batch, *setup.shape), torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
 
 
-WORKS: dict[str, Callable[[Setup, torch.device, Way], Work]] = {
+WORKLOADS: dict[str, Callable[[Setup, torch.device, Implementation], Workload]] = {
     "langevin_step": langevin_step,
     "ebm_iteration": ebm_iteration,
     "nvae_step": nvae_step,
     "sampling": sampling,
 }
-CHAINLESS = ("nvae_step",)
-"""What an experiment without an energy has; here the plain modules are the package's way."""
-PARTS = {"langevin_step": LANGEVIN_STEPS}
-"""By what the time of a work is divided."""
+WITHOUT_ENERGY = ("nvae_step",)
+"""Workloads of experiments without an energy; here `plain` and `fast` are the same."""
+STEPS_PER_CALL = {"langevin_step": LANGEVIN_STEPS}
+"""Divisor of a workload's time."""
 
 
-def ways(name: str, device: torch.device) -> list[Way]:
-    """The ways in which a work can be done; a training of the NVAE has its bfloat16, that of autocast, as published too."""
-    found = list(HOST_WAYS if device.type == "cpu" else GPU_WAYS)
-    if name in CHAINLESS:
+def implementations(name: str, device: torch.device) -> list[Implementation]:
+    """Implementations of a workload; training of the NVAE also has bfloat16 by autocast `as published`."""
+    found = list(CPU_IMPLEMENTATIONS if device.type == "cpu" else GPU_IMPLEMENTATIONS)
+    if name in WITHOUT_ENERGY:
         found = [way for way in found if way.kind != "plain"]
-        found += [Way("as published", "bfloat16")] * (device.type == "cuda")
+        found += [Implementation("as published", "bfloat16")] * (device.type == "cuda")
     return found

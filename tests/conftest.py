@@ -15,8 +15,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROJECT = (
-    "Snakefile", "workflow", "config", "profiles", "vaebm", "environment.yml", "constraints.txt", "pyproject.toml", "Makefile",
-    "data.dvc", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", ".gitignore", "results/README.md",
+    "Snakefile", "workflow", "config", "profiles", "vaebm", "environment.yml", "constraints.txt", "pyproject.toml",
+    "Makefile", "data.dvc", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", ".gitignore",
+    "results/README.md",
 )  # fmt: skip
 """What a clone holds, as far as runs and these tests need it."""
 
@@ -28,7 +29,7 @@ class Project:
     folder: Path
 
     def run(self, *command: str, fails: bool = False, **environment: str) -> str:
-        """What a command prints (both streams), run there with this interpreter first on PATH; it has to succeed, or to fail."""
+        """Output of a command (both streams) with this interpreter first on PATH; it has to succeed, or to fail."""
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -76,7 +77,7 @@ class Project:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that two processes end together: the one on a cluster, which mostly waits, then those of the whole pipeline."""
+    """Run the longest files first: the cluster, which mostly waits, then the whole pipeline."""
     items.sort(
         key=lambda item: 0 if item.get_closest_marker("slurm") else 1 if item.path.parent.name == "workflow" else 2
     )
@@ -107,7 +108,7 @@ def clone(tmp_path: Path) -> Project:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clone with the experiment `tiny` as its default, run once for all tests; nobody may change it.
 
-    `dvc repro` is its first command, which runs `snakemake --cores all`: so one run shows that both work in a fresh clone.
+    `dvc repro` is its first command, which runs `snakemake --cores all`: both work in a fresh clone.
     """
     project = make_project(tmp_path_factory.mktemp("tiny") / "project")
     project.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")

@@ -1,7 +1,7 @@
-"""Writes down when a Python process began, how long it imported, and when it ended; `orchestration.py` puts this folder on PYTHONPATH.
+"""Records begin, import time and end of a Python process; `orchestration.py` puts this folder on PYTHONPATH.
 
-Python imports a module of this name in every process before anything else. What takes time in an `import` statement is counted
-from outside, wherever the statement stands, so the programs that are measured need not know of it.
+Python imports a module of this name in every process before anything else. A wrapper of `__import__` measures
+imports, so the measured programs need no change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _main, _depth, _seconds = threading.main_thread(), 0, 0.0
 
 
 def _timed(name: str, *arguments: Any, **more: Any) -> Any:
-    """`__import__`; the outermost of nested imports counts, of the main thread alone, since several at once are one wait."""
+    """`__import__` that times outermost imports of the main thread; concurrent imports are one wait."""
     global _depth, _seconds
     if threading.current_thread() is not _main:
         return _import(name, *arguments, **more)
@@ -44,7 +44,7 @@ _now, _interpreter = time.time(), _age()
 
 
 def _write() -> None:
-    if os.getpid() != _pid:  # a fork of the process that is measured
+    if os.getpid() != _pid:  # a fork of the measured process
         return
     began = _now - _interpreter
     record = {

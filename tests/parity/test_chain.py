@@ -1,4 +1,6 @@
-"""The chain and the energy's training against a recording of the published program's: three iterations, in double precision."""
+"""The chain and the energy's training against a recording of the published program's: three iterations, in double
+precision.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 from vaebm.config import EBMSettings
 from vaebm.ebm import iteration as training
-from vaebm.ebm.iteration import Trainer
+from vaebm.ebm.iteration import EBMTrainer
 from vaebm.energy import published_checkpoint as energies
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
@@ -37,8 +39,8 @@ def recording() -> Recording:
 def nvae(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> NVAE:
     """The published program once drew from its NVAE in training mode, so that its batch norms have moved."""
     path = tmp_path_factory.mktemp("nvae") / "model.pt"
-    nvaes.convert(DATA / "nvae_cifar_checkpoint.pt", path)
-    names, nvae = nvaes.read(DATA / "nvae_cifar_checkpoint.pt").names, load_nvae(path).double()
+    nvaes.convert_published_nvae(DATA / "nvae_cifar_checkpoint.pt", path)
+    names, nvae = nvaes.read_published_nvae(DATA / "nvae_cifar_checkpoint.pt").names, load_nvae(path).double()
     moved = {names[name]: value for name, value in recording["batch_norm"].items()}
     nvae.load_state_dict(nvae.state_dict() | moved)
     return nvae
@@ -50,7 +52,7 @@ def energy(tmp_path: Path) -> EnergyNetwork:
     recorded = torch.load(DATA / "energy_cifar32.pt", weights_only=True)
     state = recorded["state_dict_fresh"] | recorded["state_dict_after_init"]
     torch.save({"model": state | {"linear.weight": 8 * state["linear.weight"]}}, tmp_path / "EBM_0.pth")
-    converted = energies.read(tmp_path / "EBM_0.pth")
+    converted = energies.read_published_energy(tmp_path / "EBM_0.pth")
     energy = EnergyNetwork(converted.settings, converted.shape[0])
     energy.load_state_dict(converted.weights)
     return energy.double()
@@ -64,7 +66,9 @@ def unpack(flat: Tensor, nvae: NVAE) -> list[Tensor]:
 
 
 def test_gradient_of_the_chain(recording: Recording, nvae: NVAE, energy: EnergyNetwork) -> None:
-    """E, log p(z), log p(x|z) of four chains; of one of them the gradient of the four's mean, which is a quarter of its own."""
+    """E, log p(z), log p(x|z) of four chains; of one of them the gradient of the four's mean, which is a quarter of its
+    own.
+    """
     vaebm, expected = VAEBM(nvae, energy, "density"), recording["f64"]
     eps = [part.requires_grad_() for part in unpack(recording["noise"][0, 0], nvae)]
     pixels, log_p = vaebm.decode(eps[:-1])
@@ -83,9 +87,11 @@ def test_gradient_of_the_chain(recording: Recording, nvae: NVAE, energy: EnergyN
 def test_three_iterations(
     recording: Recording, nvae: NVAE, energy: EnergyNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every energy on the way, in chains and losses, and all weights after the third update: chains, spectral penalty, clip, Adam, decay."""
+    """Every energy on the way, in chains and losses, and all weights after the third update: chains, spectral penalty,
+    clip, Adam, decay.
+    """
     options, expected = recording["options"], recording["f64"]
-    trainer = Trainer(nvae, energy, settings(options, recording["adam"], energy), seed=0)
+    trainer = EBMTrainer(nvae, energy, settings(options, recording["adam"], energy), seed=0)
     for number, (u, v) in enumerate(
         zip(recording["spectral_uv_init"][::2], recording["spectral_uv_init"][1::2], strict=True)
     ):
@@ -105,7 +111,7 @@ def test_three_iterations(
         assert found.loss + options["alpha_s"] * found.spectral == pytest.approx(
             float(expected["loss_total"][iteration]), rel=1e-10
         )
-    state, ours = energy.state_dict(), {energies.theirs(name): name for name in energy.state_dict()}
+    state, ours = energy.state_dict(), {energies.published_name(name): name for name in energy.state_dict()}
     assert set(ours) == set(expected["params_after_step"])
     for name, weight in expected["params_after_step"].items():
         torch.testing.assert_close(state[ours[name]], weight, **EXACT, msg=lambda text, name=name: f"{name}: {text}")

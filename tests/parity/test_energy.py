@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaebm.energy.network import EnergyNetwork
-from vaebm.energy.published_checkpoint import read, theirs
+from vaebm.energy.published_checkpoint import published_name, read_published_energy
 from vaebm.nvae.layers import convolution_weights
 from vaebm.training.spectral import SpectralPenalty
 
@@ -29,7 +29,7 @@ def recording(request: pytest.FixtureRequest) -> Recording:
 def network(recording: Recording, state: dict[str, Tensor], folder: Path) -> EnergyNetwork:
     """Our network with recorded weights, from a file of the published layout, in double precision."""
     torch.save({"model": state}, folder / "EBM_0.pth")
-    converted = read(folder / "EBM_0.pth")
+    converted = read_published_energy(folder / "EBM_0.pth")
     assert (converted.name, converted.settings.channels, converted.shape) == (
         recording["name"],
         8,
@@ -41,17 +41,19 @@ def network(recording: Recording, state: dict[str, Tensor], folder: Path) -> Ene
 
 
 def initialised(recording: Recording, folder: Path) -> EnergyNetwork:
-    """Our network after the published program's initialisation, which changed some of its weights, in single precision."""
+    """Our network after the published program's initialisation, which changed some weights, in single precision."""
     return network(recording, recording["state_dict_fresh"] | recording["state_dict_after_init"], folder)
 
 
 def test_data_dependent_initialisation(recording: Recording, tmp_path: Path) -> None:
-    """Energies recorded in double precision; weights in single, about one in size, so equal to a few times its rounding of 1e-7."""
+    """Energies recorded in double precision; weights in single, about one in size, so equal to a few times its rounding
+    of 1e-7.
+    """
     energy = network(recording, recording["state_dict_fresh"], tmp_path)
     during = energy.initialize(recording["init_images_u8"].double() / 255)
     torch.testing.assert_close(during, recording["f64"]["E_during_init"], rtol=1e-10, atol=0)
     state = energy.state_dict()
-    ours = {theirs(name): name for name in state}
+    ours = {published_name(name): name for name in state}
     for name, value in recording["state_dict_after_init"].items():
         torch.testing.assert_close(state[ours[name]], value.double(), rtol=0, atol=1e-6)
 

@@ -19,7 +19,7 @@ from vaebm.nvae.layers import BatchNorm, NormalizedConv2d, PlainConv2d, convolut
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.objective import batch_norm_penalty, norm_weight
 from vaebm.nvae.pixel_distributions import PixelLogisticMixture, PixelNormal
-from vaebm.nvae.train import Trainer, learning_rate
+from vaebm.nvae.train import NVAETrainer, scheduled_learning_rate
 from vaebm.training.spectral import SpectralPenalty
 
 DATA = Path(__file__).parent / "data"
@@ -35,7 +35,7 @@ class Recorded:
         self.name = name
         self.recording = torch.load(DATA / f"nvae_{name}.pt", weights_only=True)
         self.checkpoint = DATA / f"nvae_{name}_checkpoint.pt"
-        published_checkpoint.convert(self.checkpoint, folder / "model.pt")
+        published_checkpoint.convert_published_nvae(self.checkpoint, folder / "model.pt")
         self.nvae = load_nvae(folder / "model.pt").double()
 
     def __getitem__(self, key: str) -> Any:
@@ -121,7 +121,10 @@ def test_regularisers(recorded: Recorded) -> None:
         for _ in range(300):  # the power iteration has to converge
             value = penalty()
     assert value.item() == pytest.approx(float(recorded["spectral_norm_exact_svd_sum"]), rel=1e-7)
-    names, modules = published_checkpoint.read(recorded.checkpoint).names, dict(recorded.nvae.named_modules())
+    names, modules = (
+        published_checkpoint.read_published_nvae(recorded.checkpoint).names,
+        dict(recorded.nvae.named_modules()),
+    )
     for name, expected in recorded["top_singular_value_per_conv"].items():
         layer = modules[names[f"{name}.weight"].removesuffix(".weight")]
         assert torch.linalg.matrix_norm(layer.effective_weight().flatten(1), 2).item() == pytest.approx(
@@ -130,8 +133,10 @@ def test_regularisers(recorded: Recorded) -> None:
 
 
 def test_initial_values() -> None:
-    """L follows from the recorded initial weights by our rule; batch norms start as identities; the rest within torch's bounds."""
-    converted = published_checkpoint.read(DATA / "nvae_cifar_checkpoint.pt")
+    """L follows from the recorded initial weights by our rule; batch norms start as identities; the rest within torch's
+    bounds.
+    """
+    converted = published_checkpoint.read_published_nvae(DATA / "nvae_cifar_checkpoint.pt")
     fresh = torch.load(DATA / "nvae_cifar_fresh.pt", weights_only=True)
     nvae = NVAE(converted.settings, converted.shape)
     ours = {name: value.clone() for name, value in nvae.state_dict().items()}
@@ -162,20 +167,24 @@ def test_initial_values() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- training
-def trainer_of(name: str, recording: dict[str, Any], **settings: Any) -> tuple[Trainer, published_checkpoint.Converted]:
+def trainer_of(
+    name: str, recording: dict[str, Any], **settings: Any
+) -> tuple[NVAETrainer, published_checkpoint.ConvertedNVAE]:
     """A trainer in the recorded state, with the recorded first singular vectors."""
-    converted = published_checkpoint.read(DATA / f"nvae_{name}_checkpoint.pt")
+    converted = published_checkpoint.read_published_nvae(DATA / f"nvae_{name}_checkpoint.pt")
     nvae = NVAE(converted.settings, converted.shape)
     nvae.load_state_dict(converted.weights)
-    trainer = Trainer(
+    trainer = NVAETrainer(
         nvae.train(), NVAETrainingSettings(epochs=25, batch=4, **settings), recording["num_total_iter"], seed=0
     )
     set_vectors(trainer, converted, recording["spectral_uv_init"])
     return trainer, converted
 
 
-def set_vectors(trainer: Trainer, converted: published_checkpoint.Converted, vectors: list[Tensor]) -> None:
-    """The recorded pairs u, v belong to the shapes, and their rows to the layers, in the order of the published modules."""
+def set_vectors(trainer: NVAETrainer, converted: published_checkpoint.ConvertedNVAE, vectors: list[Tensor]) -> None:
+    """The recorded pairs u, v belong to the shapes, and their rows to the layers, in the order of the published
+    modules.
+    """
     modules = dict(trainer.nvae.named_modules())
     by_shape: dict[tuple[int, int], list[Any]] = {}
     for name in converted.names.values():
@@ -206,12 +215,14 @@ def close(ours: Tensor, theirs: Tensor, rounding: float = 0.0) -> bool:
 
 
 def test_two_training_steps(replay: Any) -> None:
-    """Constant λ, flows, warm-up of the learning rate: losses, coefficients, every gradient, every weight after two steps."""
+    """Constant λ, flows, warm-up of the learning rate: losses, coefficients, every gradient, every weight after two
+    steps.
+    """
     recording = torch.load(DATA / "nvae_cifar_training.pt", weights_only=True)
     trainer, converted = trainer_of("cifar", recording, norm_weight=0.1, warmup_epochs=5)
     for number, expected in enumerate(recording["iters"]):
         step = recording["global_step_start"] + number
-        rate = learning_rate(step, recording["warmup_iters"] // 5, trainer.training)
+        rate = scheduled_learning_rate(step, recording["warmup_iters"] // 5, trainer.training)
         assert rate == pytest.approx(expected["lr"], rel=1e-4) and trainer.beta(step) == pytest.approx(
             expected["kl_coeff"], rel=1e-4
         )
@@ -222,8 +233,8 @@ def test_two_training_steps(replay: Any) -> None:
             gradients = {name: parameter.grad for name, parameter in trainer.nvae.named_parameters()}
             assert {converted.names[name] for name in expected["grads"]} == set(gradients)
             whole = float(torch.stack([theirs.norm() for theirs in expected["grads"].values()]).norm())
-            # A batch norm takes back what the bias before it adds, so that its gradient is 0 but for rounding; Adamax then
-            # moves it by rounding over rounding.
+            # A batch norm cancels the bias before it, so that its gradient is 0 up to rounding; Adamax then moves it by
+            # rounding over rounding.
             without = {name for name, theirs in expected["grads"].items() if theirs.norm() < 1e-8 * whole}
             assert 0 < len(without) < 20 and all(name.endswith(".bias") for name in without)
             for name, theirs in expected["grads"].items():
@@ -257,7 +268,7 @@ def test_a_training_step_with_annealed_weight(replay: Any) -> None:
     ]
 
 
-def compare(trainer: Trainer, done: train.Step, expected: dict[str, Any]) -> None:
+def compare(trainer: NVAETrainer, done: train.Step, expected: dict[str, Any]) -> None:
     """Losses of a step in single precision, and the coefficients that the recorded parts of the loss imply."""
     beta, kl = expected["kl_coeff"], torch.tensor(done.kl)
     assert done.finite

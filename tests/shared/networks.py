@@ -1,4 +1,6 @@
-"""The smallest networks that have everything: for 8×8 images; and random ones for 16×16 whose batch norms are used ones."""
+"""The smallest networks that have everything: for 8×8 images; and random ones for 16×16 whose batch norms are used
+ones.
+"""
 
 import math
 from types import SimpleNamespace

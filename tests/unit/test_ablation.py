@@ -8,9 +8,9 @@ from networks import ENERGY, NETWORK
 from torch import Tensor, nn
 
 from vaebm.config import WGANSettings
-from vaebm.ebm.wgan import Trainer, critic_loss
+from vaebm.ebm.wgan import WGANTrainer, critic_loss
 from vaebm.energy.network import EnergyNetwork
-from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
+from vaebm.model import VAEBM, PixelEBM, build_model, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.system.device import seeded
@@ -59,7 +59,7 @@ def test_penalty_is_taken_between_the_images() -> None:
 
 def test_each_step_of_the_gan_moves_its_own_parameters(nvae: NVAE) -> None:
     critic = EnergyNetwork(ENERGY, 1)
-    trainer = Trainer(nvae, critic, WGANSettings(network=ENERGY, iterations=1, batch=4), seed=0)
+    trainer = WGANTrainer(nvae, critic, WGANSettings(network=ENERGY, iterations=1, batch=4), seed=0)
     decoder = {id(parameter) for parameter in nvae.decoder_parameters()}
 
     def moved(step: object) -> tuple[set[str], set[str]]:
@@ -84,22 +84,24 @@ def test_each_step_of_the_gan_moves_its_own_parameters(nvae: NVAE) -> None:
 
 def test_generator_lowers_what_the_critic_gives_to_its_images(nvae: NVAE) -> None:
     critic = Linear(torch.ones(1, 8, 8))
-    trainer = Trainer(nvae, critic, WGANSettings(network=ENERGY, iterations=1, batch=16, learning_rate=1e-2), seed=0)  # type: ignore[arg-type]
+    trainer = WGANTrainer(
+        nvae, critic, WGANSettings(network=ENERGY, iterations=1, batch=16, learning_rate=1e-2), seed=0
+    )
     values = [trainer.generator_step(0).item() for _ in range(5)]
     assert values == sorted(values, reverse=True) and values[-1] < values[0]
 
 
 def test_chains_on_pixels_follow_the_energy_alone(nvae: NVAE) -> None:
-    """E = ‖x − a‖² / (2 s²): after many steps the images are normal around a with s² / (1 − η / (4 s²)), whatever the NVAE says."""
+    """E = ‖x − a‖² / (2 s²): the images become normal around a with s² / (1 − η / (4 s²)), for any NVAE."""
     s, eta = 0.5, 0.1
 
     class Quadratic(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return 0.5 * ((x - 0.3) / s).square().flatten(1).sum(1)
 
-    model = pair(nvae, Quadratic(), "pixels", "uniform")
+    model = build_model(nvae, Quadratic(), "pixels", "uniform")
     noise = NoiseSource(0, "test", range(200))
-    (x,), _ = model.refine(*model.noise_like_prior(noise), steps=150, step_size=eta, noise=noise)
+    (x,), _ = model.refine(*model.initial_noise(noise), steps=150, step_size=eta, noise=noise)
     count = x.numel()
     assert x.mean().item() == pytest.approx(0.3, abs=4 * s / count**0.5)
     expected = s**2 / (1 - eta / (4 * s**2))
@@ -109,10 +111,10 @@ def test_chains_on_pixels_follow_the_energy_alone(nvae: NVAE) -> None:
 def test_starts_of_chains_on_pixels(nvae: NVAE) -> None:
     energy = Linear(torch.zeros(1, 8, 8))
     noise = sample_noise(0, range(6))
-    (uniform,), _ = PixelEBM(nvae, energy, "uniform").noise_like_prior(noise)
+    (uniform,), _ = PixelEBM(nvae, energy, "uniform").initial_noise(noise)
     assert uniform.min() >= 0 and uniform.max() < 1 and uniform.std().item() == pytest.approx(12**-0.5, rel=0.1)
-    (start,), eps_x = PixelEBM(nvae, energy, "prior").noise_like_prior(noise)
-    eps_z, same = VAEBM(nvae, None).noise_like_prior(noise)
+    (start,), eps_x = PixelEBM(nvae, energy, "prior").initial_noise(noise)
+    eps_z, same = VAEBM(nvae, None).initial_noise(noise)
     assert torch.equal(eps_x, same) and torch.equal(start, nvae.decode(eps_z)[0].mean)
     assert torch.equal(PixelEBM(nvae, energy, "prior").sample(6, seed=0, steps=0), start.clamp(0, 1))
 
@@ -122,5 +124,5 @@ def test_energy_on_pixels_is_scored_by_the_energy_alone(nvae: NVAE) -> None:
     images = torch.rand(3, 1, 8, 8)
     assert (
         torch.equal(model.score(images, seed=1, importance_samples=3), -images.flatten(1).sum(1))
-        and model.without_likelihood
+        and model.no_likelihood_reason
     )

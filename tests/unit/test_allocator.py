@@ -58,6 +58,6 @@ def test_memory_that_was_freed_is_not_asked_of_the_system_again() -> None:
         )
         return [int(line) for line in done.stdout.split()]
 
-    # By the tens of thousands where memory goes back, in blocks of 4 kB; where the system gives larger ones, some hundred.
+    # tens of thousands where memory is returned in blocks of 4 kB, some hundred with larger blocks
     for few, many in zip(pages("kept"), pages("returned"), strict=True):
         assert 10 * few < many

@@ -1,4 +1,6 @@
-"""Residual cells and the published architectures: against plain tensor operations, their sizes, and who gets a gradient."""
+"""Residual cells and the published architectures: against plain tensor operations, their sizes, and who gets a
+gradient.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -47,7 +49,9 @@ def moved(module: nn.Module) -> nn.Module:
 
 # ------------------------------------------------------------------------------------- cells by plain tensor operations
 class Weights:
-    """Operations of torch.nn.functional with the tensors of a module, taken one after the other; batch norms in evaluation."""
+    """Operations of torch.nn.functional with the tensors of a module, taken one after the other; batch norms in
+    evaluation.
+    """
 
     def __init__(self, module: nn.Module):
         self.tensors = list(module.state_dict().values())
@@ -122,7 +126,9 @@ OPERATIONS = {
 @pytest.mark.parametrize("resample", RESAMPLES)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_cell_is_what_its_formula_says(name: str, resample: Resample) -> None:
-    """skip(x) + 0.1 SE(op_2(op_1(x))), the change of channels and resolution in op_1; the channels no power of 2 where they may."""
+    """skip(x) + 0.1 SE(op_2(op_1(x))), the change of channels and resolution in op_1; the channels no power of 2 where
+    they may.
+    """
     ours, plain = OPERATIONS[name]
     channels = 8 if name.endswith("g8") else 6
     out = {"none": channels, "down": 2 * channels, "up": channels // 2}[resample]
@@ -146,7 +152,9 @@ def test_cell_is_what_its_formula_says(name: str, resample: Resample) -> None:
 @pytest.mark.parametrize("resample", RESAMPLES)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_parameters_of_a_cell(name: str, resample: Resample) -> None:
-    """By hand: each convolution, a bias and an L per output channel of the normalised ones, two numbers per channel of a batch norm."""
+    """By hand: each convolution, a bias and an L per output channel of the normalised ones, two numbers per channel of
+    a batch norm.
+    """
     c, expansion, kernel, groups = (
         16,
         int(name[7]) if name.startswith("mconv") else 0,
@@ -212,7 +220,7 @@ def test_every_name_of_the_settings_has_an_architecture() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_parameter_gets_a_gradient(architecture: Architecture) -> None:
-    """None is idle: in evaluation, where a batch norm does not take back what comes before it, no gradient is 0 either."""
+    """No parameter is idle: in evaluation, where a batch norm cancels no bias, no gradient is 0 either."""
     nvae, x = moved(network(architecture)), torch.rand(4, 3, 8, 8, dtype=torch.float64)
     for training in (True, False):
         nvae.train(training).zero_grad(set_to_none=True)

@@ -4,7 +4,7 @@ import pytest
 import speed
 import torch
 import workloads
-from as_published import Convolution, Swish, Unprepared, as_published
+from as_published import PublishedBatchNormSwish, PublishedConv2d, Unprepared, as_published
 from torch import Tensor, nn
 
 from vaebm.chain.langevin import evaluate
@@ -29,7 +29,9 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture
 def pair() -> tuple[NVAE, EnergyNetwork]:
-    """A random pair for 16×16 colour images, with flows, every kind of skip connection, and batch norms that have seen something."""
+    """A random pair for 16×16 colour images, with flows, every kind of skip connection, and batch norms that have seen
+    something.
+    """
     torch.manual_seed(0)
     network = {
         "channels_encoder": 8,
@@ -54,7 +56,9 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def test_training_step_of_the_nvae(pair: tuple[NVAE, EnergyNetwork]) -> None:
-    """Loss, gradients of every weight and statistics of every batch norm, and the spectral penalty of the weights of that pass."""
+    """Loss, gradients of every weight and statistics of every batch norm, and the spectral penalty of the weights of
+    that pass.
+    """
     ours, x, noise = pair[0].train(), torch.rand(8, 3, 16, 16), NoiseSource(0, "test", range(8))
     published = as_published(ours)
     found = []
@@ -73,19 +77,21 @@ def test_step_of_the_chain(pair: tuple[NVAE, EnergyNetwork], kind: str) -> None:
     nvae, energy = (module.eval().requires_grad_(False) for module in pair)
     ours = VAEBM(nvae, energy, kind)  # type: ignore[arg-type]
     published = Unprepared(as_published(nvae), as_published(energy), kind)
-    eps_z, eps_x = ours.noise_like_prior(NoiseSource(0, "test", range(4)))
+    eps_z, eps_x = ours.initial_noise(NoiseSource(0, "test", range(4)))
     expected = evaluate(published.chain_potential(), [*eps_z, eps_x])
     for potential in (lambda eps: ours.potential(eps[:-1], eps[-1]), ours.chain_potential()):
         torch.testing.assert_close(evaluate(potential, [*eps_z, eps_x])[1:], expected[1:], **CLOSE)
 
 
 def test_it_is_another_arithmetic(pair: tuple[NVAE, EnergyNetwork]) -> None:
-    """Every layer was exchanged, none of the fused operations and no other layout is left, and the package's own modules are as before."""
+    """Every layer was exchanged, none of the fused operations and no other layout is left, and the package's own
+    modules are as before.
+    """
     published = as_published(pair[0])
-    assert sum(isinstance(layer, Convolution) for layer in published.modules()) > 20 and not any(
-        isinstance(layer, Convolution) for layer in pair[0].modules()
+    assert sum(isinstance(layer, PublishedConv2d) for layer in published.modules()) > 20 and not any(
+        isinstance(layer, PublishedConv2d) for layer in pair[0].modules()
     )
-    assert sum(isinstance(layer, Swish) for layer in published.modules()) > 10
+    assert sum(isinstance(layer, PublishedBatchNormSwish) for layer in published.modules()) > 10
     assert all(parameter.is_contiguous() for parameter in published.parameters())
     with torch.profiler.profile() as seen:
         published(torch.rand(2, 3, 16, 16), noise=NoiseSource(0, "test", range(2)))
@@ -117,7 +123,7 @@ def test_work_of_shared_chains_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
         for threads in (1, 2):
             torch.set_num_threads(threads)
             monkeypatch.setattr(
-                speed, "_work", workloads.langevin_step(setup, device, workloads.Way("fast")), raising=False
+                speed, "_work", workloads.langevin_step(setup, device, workloads.Implementation("fast")), raising=False
             )
             counts[threads] = speed._count(device)
             assert torch.get_num_threads() == threads

@@ -1,4 +1,4 @@
-"""Intervals by resampling: against laws that are known, and each measure's replicates against the measure of the images themselves."""
+"""Bootstrap intervals against known laws, and each metric's replicates against the metric itself."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_interval_of_a_mean_is_that_of_the_normal_law():
     replicates = resamples(400, 20_000, generator(0, "mean")) @ values / 400
     low, high = interval(values.mean(), replicates)
     half = 1.96 * values.std() / np.sqrt(400)
-    # percentiles of 20,000 draws are off by 2 % of the half-width (one standard error), and the mean is a little skewed: 6 %
+    # percentiles of 20,000 draws have a standard error of 2 % of the half-width; the mean is skewed: 6 %
     assert high - values.mean() == pytest.approx(half, rel=0.06) and values.mean() - low == pytest.approx(
         half, rel=0.06
     )
@@ -76,7 +76,7 @@ def test_frechet_replicates_are_distances_of_the_resampled_images():
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_kid_replicates_are_sums_over_pairs_of_different_images(monkeypatch, block):
-    monkeypatch.setattr(bootstrap, "BLOCK", block)
+    monkeypatch.setattr(bootstrap, "PAIRWISE_BATCH", block)
     random = np.random.default_rng(0)
     a, b, number = random.normal(size=(15, 6)) + 0.3, random.normal(size=(15, 6)), 15
     counts = np.concatenate([np.ones((1, number), dtype=np.int64), resamples(number, 3, random)])

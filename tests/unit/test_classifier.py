@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from vaebm.config import ClassifierSettings
-from vaebm.data import open_images, prepare_digits, write_images
+from vaebm.data import open_images, write_images
+from vaebm.data.digits import prepare_digits
 from vaebm.evaluation import classifier
 from vaebm.evaluation.classifier import Classifier, to_float
 from vaebm.system.checkpoint import hash_tensors
@@ -58,10 +59,10 @@ def test_loaded_model_is_frozen_and_one_image_is_enough(trained):
 def test_training_is_a_function_of_its_seed_and_leaves_the_global_generator(manifest):
     images, short = open_images(manifest), SETTINGS.model_copy(update={"epochs": 1})
     torch.manual_seed(5)
-    first, state = classifier.train(images, short, seed=0)[0], torch.get_rng_state()
+    first, state = classifier.train_classifier(images, short, seed=0)[0], torch.get_rng_state()
     torch.manual_seed(6)
-    again = classifier.train(images, short, seed=0)[0]
-    other = classifier.train(images, short, seed=1)[0]
+    again = classifier.train_classifier(images, short, seed=0)[0]
+    other = classifier.train_classifier(images, short, seed=1)[0]
     assert hash_tensors(first.state_dict()) == hash_tensors(again.state_dict()) != hash_tensors(other.state_dict())
     torch.manual_seed(5)
     assert torch.equal(state, torch.get_rng_state())
@@ -75,8 +76,8 @@ def test_held_out_labels_are_only_looked_at(manifest):
     labels[first:held_out] = (labels[first:held_out] + 1) % 10
     import dataclasses
 
-    model, history = classifier.train(images, short, seed=0)
-    wronged, wronged_history = classifier.train(dataclasses.replace(images, labels=labels), short, seed=0)
+    model, history = classifier.train_classifier(images, short, seed=0)
+    wronged, wronged_history = classifier.train_classifier(dataclasses.replace(images, labels=labels), short, seed=0)
     assert hash_tensors(model.state_dict()) == hash_tensors(wronged.state_dict())
     assert history[-1]["accuracy"] != wronged_history[-1]["accuracy"]
 

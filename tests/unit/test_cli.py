@@ -114,7 +114,8 @@ def test_what_should_answer_at_once_imports_nothing_heavy(arguments: list[str], 
     code = f"""
 import atexit, sys
 from vaebm.cli import main
-atexit.register(lambda: print([name for name in ("torch", "numpy", "mlflow", "sklearn", "scipy", "pandas", "snakemake") if name in sys.modules]))
+heavy = ("torch", "numpy", "mlflow", "sklearn", "scipy", "pandas", "snakemake")
+atexit.register(lambda: print([name for name in heavy if name in sys.modules]))
 sys.argv = ["vaebm", *{arguments!r}]
 main()
 """
@@ -145,6 +146,6 @@ def test_what_to_type_next_depends_on_the_folder(tmp_path: Path) -> None:
     (results / "digits" / "nvae" / "seed0").mkdir(parents=True)  # settings files alone: a dry run
     assert "makes the experiments" in last()
     (results / "digits" / "nvae" / "seed0" / "nvae.log").touch()
-    assert "goes on with the run" in last()
+    assert "resumes the run" in last()
     (results / "benchmarks.md").touch()
     assert "read results/benchmarks.md" in last()

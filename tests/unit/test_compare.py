@@ -172,7 +172,7 @@ def test_command_as_typed(tmp_path, monkeypatch):
 
 
 def tables(text):
-    """The tabulars of a LaTeX text as lists of rows, read strictly: known commands, closed environments, as many cells as columns."""
+    """The tabulars of a LaTeX text as rows, read strictly: known commands, closed environments, equal columns."""
     assert text.isascii(), set(re.findall(r"[^\x00-\x7f]", text))
     text = re.sub(r"(?m)^%.*\n", "", text)
     printing = {command for symbol in SYMBOLS.values() for command in re.findall(r"\\[a-z]+", symbol)}
@@ -221,15 +221,15 @@ def test_latex_holds_every_table_and_can_be_read_strictly(tmp_path):
     assert any(row[0] == "Unconditional CIFAR-10" and row[1] == "12.16 (B)" for row in papers[0])
     assert len(papers) == text.count(r"\begin{table}") - 1
     if compiler := shutil.which("pdflatex"):
-        document = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n\\input{benchmarks}\n\\end{document}\n"
-        (folder / "document.tex").write_text(document)
+        lines = ["\\documentclass{article}", "\\usepackage{booktabs}", "\\begin{document}", "\\input{benchmarks}"]
+        (folder / "document.tex").write_text("\n".join([*lines, "\\end{document}\n"]))
         command = [compiler, "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "document.tex"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 
 def test_latex_table_wider_than_a_page_goes_without_intervals(tmp_path):
-    """Two variants of one seed keep them; of five the values stand alone and the caption says where the intervals are."""
+    """Two variants of one seed keep the intervals; for five the caption refers to benchmarks.csv."""
     names = ("nvae", "vaebm", "ebm_pixels", "ebm_pixels_nvae", "wgan")
     figures = {
         name: {"value": 0.8123, "samples": 297, "interval": [0.8011, 0.8234]}

@@ -92,7 +92,7 @@ def test_nvae_settings_are_the_published_ones(
         ),
         ("latents: 4", "latents: -4", "nvae.network.latents: Input should be greater than 0, found -4"),
         ("latents: 4", "latents: '4'", "nvae.network.latents: Input should be a valid integer, found '4'"),
-        ("latents: 4", "latents: 4\n    latents: 5", "not YAML: key 'latents' stands twice"),
+        ("latents: 4", "latents: 4\n    latents: 5", 'not YAML: found duplicate key "latents"'),
         ("latents: 4", "latents: [4", "not YAML"),
         ("    latents: 4\n", "", "nvae.network.latents: expected a value, found none"),
         (
@@ -257,9 +257,7 @@ def test_text_that_looks_like_something_else_is_read_back_as_text(name: str, tmp
     assert yaml.safe_load((tmp_path / "folder.yaml").read_text())["data"]["path"] == name
 
 
-@pytest.mark.parametrize(
-    "value", ["!!int x", "!!timestamp x", "!!bool x", "!!map [1]", "!mine x", "!!python/object:os.system x"]
-)
+@pytest.mark.parametrize("value", ["!!int x", "!!bool x", "!!map [1]", "!mine x", "!!python/object:os.system x"])
 def test_a_value_that_is_not_what_its_tag_says_is_one_line(value: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"data: {value}\n")
     with pytest.raises(UserError, match=r"mine.yaml(:1)?: not YAML: ") as error:
@@ -359,7 +357,8 @@ def variant(tmp_path: Path, text: str) -> Experiment:
 def test_a_variant_is_the_experiment_with_other_values(tmp_path: Path) -> None:
     experiment = variant(
         tmp_path,
-        "  vaebm:\n    ebm: {}\n  small_steps:\n    ebm:\n      chain:\n        step_size: 1e-3\n    samples:\n      count: 60\n",
+        "  vaebm:\n    ebm: {}\n  small_steps:\n    ebm:\n      chain:\n        step_size: 1e-3\n"
+        "    samples:\n      count: 60\n",
     )
     plain, small = experiment.stage_of("vaebm").settings, experiment.stage_of("small_steps").settings
     assert plain == experiment.ebm and isinstance(plain, EBMSettings) and isinstance(small, EBMSettings)
@@ -402,14 +401,15 @@ def test_hash_leaves_resources_out() -> None:
 
 
 def test_configuration_imports_neither_torch_nor_mlflow() -> None:
-    code = "import sys, vaebm.config.yaml_files; print([name for name in ('torch', 'mlflow', 'sklearn') if name in sys.modules])"
+    heavy = "('torch', 'mlflow', 'sklearn')"
+    code = f"import sys, vaebm.config.pipeline; print([name for name in {heavy} if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
 
 
 def test_ood_sets_are_names_or_sections(tmp_path: Path) -> None:
-    """Figures call them without the side that they had; where raw files stand changes neither settings files nor hash."""
+    """Their names lack the side of the images; paths of raw files change neither settings files nor hash."""
     experiment = read_experiment(EXPERIMENTS / "celeba64.yaml")
     evaluation = read_experiment(EXPERIMENTS / "digits.yaml").evaluation
     assert evaluation is not None
@@ -435,7 +435,7 @@ def test_ood_sets_are_names_or_sections(tmp_path: Path) -> None:
     made = changed(ood=[*sets, own])
     assert made.evaluation is not None
     assert list(made.evaluation.ood_sets) == ["interpolation", "cifar10", "svhn", "celeba", "cifar100_subset"]
-    assert [data.prepared for data in made.sets] == ["cifar100", "cifar10", "svhn", "celeba64", "cifar100_subset"]
+    assert [data.prepared for data in made.datasets] == ["cifar100", "cifar10", "svhn", "celeba64", "cifar100_subset"]
     moved = changed(
         ood=["interpolation", "cifar10", "svhn", {"dataset": "celeba64", "path": "/b"}, own | {"path": "/c.npz"}]
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import yaml
 
 from vaebm import config
 from vaebm.cli.pin import folder_hash
-from vaebm.config.raw_files import LAYOUTS, USER_SETS
-from vaebm.data import DATASETS, FROM_FILES, open_images, prepare
-from vaebm.data.digits import reduce, to_counts, to_uint8
+from vaebm.config.datasets import USER_SETS
+from vaebm.data import open_images, prepare
+from vaebm.data.digits import counts_to_grey, grey_to_counts, reduce_to_digits
 from vaebm.data.stacked import stack
 from vaebm.system.errors import UserError
 
@@ -23,12 +24,13 @@ def digits(tmp_path: Path) -> Path:
     return tmp_path / "manifest.json"
 
 
-def test_names_known_without_torch_are_those_of_the_registry() -> None:
-    assert {*DATASETS, *FROM_FILES} == {*config.DATASETS, *USER_SETS}
-    assert set(FROM_FILES) == {*LAYOUTS, *USER_SETS}
+def test_registered_functions_exist() -> None:
+    registered = [facts.prepare for facts in config.DATASETS.values()] + [*USER_SETS.values()]
+    for module, _, name in (one.partition(":") for one in registered):
+        assert callable(getattr(import_module(module), name))
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", [name for name, facts in config.DATASETS.items() if facts.raw is None])
 def test_facts_known_without_torch_are_those_of_the_images(name: str, tmp_path: Path) -> None:
     prepare(name, tmp_path)
     images, facts = open_images(tmp_path / "manifest.json"), config.DATASETS[name]
@@ -64,7 +66,7 @@ def test_the_channels_of_stacks_are_independent(tmp_path: Path) -> None:
     np.add.at(table, (labels // 100, labels // 10 % 10, labels % 10), 1)
     frequencies = table.sum((1, 2)) / len(labels)
     expected = len(labels) * np.einsum("i,j,k->ijk", frequencies, frequencies, frequencies)
-    # of independent channels with given frequencies: 1000 − 1 − 3·9 degrees of freedom, standard deviation √(2·972) = 44
+    # independent channels with given frequencies: 1000 − 1 − 3·9 degrees of freedom, standard deviation √(2·972) = 44
     assert abs(((table - expected) ** 2 / expected).sum() - 972) < 4 * 44
 
 
@@ -74,7 +76,7 @@ def test_digits_are_split_once_and_complete(digits: Path) -> None:
     images = open_images(digits)
     assert images.shape == (1, 8, 8) and images.splits == {"train": (0, 1500), "heldout": (1500, 1797)}
     everything = sorted(
-        (to_counts(image[..., 0]).tobytes(), int(label))
+        (grey_to_counts(image[..., 0]).tobytes(), int(label))
         for image, label in zip(images.images, images.labels, strict=True)
     )
     raw = load_digits()
@@ -102,15 +104,15 @@ def test_the_bytes_are_those_that_are_pinned(tmp_path: Path) -> None:
 
 def test_grey_levels_and_counts_are_inverse() -> None:
     counts = np.arange(17)
-    assert to_uint8(counts).tolist()[::16] == [0, 255]
-    assert np.array_equal(to_counts(to_uint8(counts)), counts)
+    assert counts_to_grey(counts).tolist()[::16] == [0, 255]
+    assert np.array_equal(grey_to_counts(counts_to_grey(counts)), counts)
 
 
 def test_reduction_makes_digits_of_bitmaps() -> None:
     """A bitmap of zeros and ones counts its ink in 4×4 blocks, as the digits were made."""
     bitmap = np.random.RandomState(0).randint(0, 2, (3, 32, 32))
     expected = bitmap.reshape(3, 8, 4, 8, 4).sum((2, 4))
-    assert np.array_equal(to_counts(reduce((bitmap * 255).astype(np.uint8))), expected)
+    assert np.array_equal(grey_to_counts(reduce_to_digits((bitmap * 255).astype(np.uint8))), expected)
 
 
 def test_unknown_data_set(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from user_files import COLOUR, GREY, SIDE, noise, saved
 
-from vaebm.data.decode import Unsuitable, fitted, read_picture
+from vaebm.data.decode import Unsuitable, read_picture, resize_and_crop
 
 
 def write_png(path: Path, image: np.ndarray, colour: int) -> Path:
@@ -121,11 +121,11 @@ def test_sizes() -> None:
     """Twice as large: constant blocks keep their value, the sides are cut off evenly."""
     blocks = np.zeros((16, 24), np.uint8)
     blocks[:, 12:] = 200
-    image, done = fitted(Image.fromarray(blocks), 8)
+    image, done = resize_and_crop(Image.fromarray(blocks), 8)
     assert image.shape == (8, 8, 1) and done == ["made smaller", "centre cut out"]
     assert (image[:, :3] == 0).all() and (image[:, 5:] == 200).all()
-    assert fitted(Image.fromarray(GREY), 8)[1] == [] and np.array_equal(
-        fitted(Image.fromarray(GREY), 8)[0][..., 0], GREY
+    assert resize_and_crop(Image.fromarray(GREY), 8)[1] == [] and np.array_equal(
+        resize_and_crop(Image.fromarray(GREY), 8)[0][..., 0], GREY
     )
     with pytest.raises(Unsuitable, match="expected at least 9×9 pixels, found 8×8"):
-        fitted(Image.fromarray(GREY), 9)
+        resize_and_crop(Image.fromarray(GREY), 9)

@@ -1,4 +1,4 @@
-"""The published sets of pictures, CelebA, LSUN and CelebA-HQ, from small files in their true formats; and what is said of damaged ones."""
+"""CelebA, LSUN and CelebA-HQ from small files in their true formats, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_celeba_is_cropped_and_made_smaller_as_published(
     celeba: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against torchvision's own crop and antialiased resize of the same picture: the same bytes, for both go through Pillow."""
+    """The same bytes as torchvision's own crop and antialiased resize, because both use Pillow."""
     names = ["000001", "000003", "000006", "000007", "000002", "000005"]
     shape = transforms.Resize(64, interpolation=transforms.InterpolationMode.BILINEAR)
     expected = []

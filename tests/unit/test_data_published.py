@@ -1,4 +1,4 @@
-"""The published data sets from small files in their true formats: raw → manifest → one batch; and what is said of damaged ones."""
+"""Published data sets from small files in their true formats: raw → manifest → batch, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vaebm.system.errors import UserError
 def python2_batch(
     images: np.ndarray, key: str, labels: list[int], array: bytes = b"cnumpy.core.multiarray\n_reconstruct\n"
 ) -> bytes:
-    """A batch as Python 2's cPickle wrote it (protocol 2): strings of bytes, an array made by NumPy's `_reconstruct`."""
+    """A batch as Python 2's cPickle wrote it (protocol 2): byte strings, an array made by `_reconstruct`."""
 
     def string(text: bytes) -> bytes:
         return b"T" + struct.pack("<i", len(text)) + text
@@ -76,7 +76,7 @@ def python2_batch(
 def test_cifar(
     dataset: str, known: str, key: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planes of red, green and blue, batches in their order, the test batch held out; from the archive and from its folder."""
+    """Planes of red, green and blue, batches in order, the test batch held out; from archive and folder."""
     cifar, raw = getattr(torchvision_datasets(), known), tmp_path / "raw"
     names = [name for name, _ in [*cifar.train_list, *cifar.test_list]]
     planes = noise(2 * len(names), 3, 32, 32)
@@ -168,7 +168,7 @@ def test_an_idx_file_that_was_cut_is_refused(idx: tuple[Path, np.ndarray], monke
 
 @pytest.fixture
 def mirror(idx: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """MNIST's four files on a server of this machine, behind another that has nothing; how often each was sent. The project is empty."""
+    """A local server with MNIST's four files behind an empty one; number of requests per file. The project is empty."""
     sent: Counter[str] = Counter()
 
     class Handler(SimpleHTTPRequestHandler):
@@ -226,7 +226,7 @@ def test_what_cannot_be_fetched_is_said_in_one_line(
         harm()
         with pytest.raises(
             UserError,
-            match=rf"raw/mnist/{path.name}: could not be fetched from http://.*{reason}.*; get it from http.* and put it there",
+            match=rf"raw/mnist/{path.name}: could not be fetched from http://.*{reason}.*; get it from http.* and put",
         ) as error:
             prepare("mnist", Path("data/mnist"))
         assert "\n" not in str(error.value) and not Path("data/mnist/manifest.json").exists()
@@ -258,7 +258,7 @@ def test_svhn_calls_its_zero_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_where_nothing_is_the_layout_is_named(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"nowhere: expected .+; found no such folder; its owners offer it at http.+, and data.path names another place",
+        match=r"nowhere: expected .+; found no such folder; its owners offer it at http.+, and data.path names another",
     ) as error:
         prepare(DataSettings(dataset=dataset, path=str(tmp_path / "nowhere")), tmp_path / "prepared")
     assert "\n" not in str(error.value)

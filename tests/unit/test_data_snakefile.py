@@ -21,7 +21,7 @@ def test_a_folder_that_is_not_there_is_named_before_anything_starts(clone) -> No
 
 
 def test_experiments_share_a_prepared_set_only_where_it_is_the_same(clone) -> None:
-    """A set of one name and other settings is refused; under a name of its own it is planned beside, read by its settings file."""
+    """Other settings under the same name are refused; under another name the set is planned with its settings file."""
     (clone.folder / "raw" / "folder").mkdir(parents=True)
     np.savez(clone.folder / "raw" / "mine.npz", images=np.zeros((1, 16, 16, 3), np.uint8), labels=np.zeros(1, int))
     text = (clone.folder / FOLDER).read_text()
@@ -29,8 +29,8 @@ def test_experiments_share_a_prepared_set_only_where_it_is_the_same(clone) -> No
     other.write_text(text.replace("dataset: folder", "dataset: arrays").replace("raw/folder #", "raw/mine.npz #"))
     (said,) = lines(clone, "experiments=[folder,other]", fails=True)
     assert (
-        said
-        == "config/experiments/other.yaml: data: another experiment has other settings for data/folder; give one of them a data.name of its own"
+        said == "config/experiments/other.yaml: data: another experiment has other settings for data/folder; "
+        "give one of them a data.name of its own"
     )
     for name in ("here", "there"):
         tiny = (
@@ -49,7 +49,7 @@ def test_experiments_share_a_prepared_set_only_where_it_is_the_same(clone) -> No
 
 
 def test_a_prepared_set_outlives_its_raw_files(clone) -> None:
-    """Files gone, another path, a newer settings file: nothing to do. Other settings: made anew, or refused where that would be a surprise."""
+    """Absent files, another path, a newer settings file: nothing to do. Other settings: prepared again, or refused."""
     raw, target = clone.folder / "raw" / "folder", ("experiments=[folder]", "--", "data/folder/manifest.json")
     raw.mkdir(parents=True)
     for index, image in enumerate(np.random.RandomState(0).randint(0, 256, (250, 16, 16, 3)).astype(np.uint8)):
@@ -66,11 +66,13 @@ def test_a_prepared_set_outlives_its_raw_files(clone) -> None:
     clone.edit(FOLDER, "side: 16", "side: 32")
     (said,) = lines(clone, *target, fails=True)
     assert said.startswith(
-        f"{FOLDER}: data: data/folder/manifest.json: expected images [32, 32, 3], as the section data says, found [16, 16, 3]"
+        f"{FOLDER}: data: data/folder/manifest.json: expected images [32, 32, 3], as the section data says, "
+        "found [16, 16, 3]"
     )
     clone.edit(FOLDER, "side: 32", "side: 16")
     clone.edit(FOLDER, "kid_subset_size: 100", "kid_subset_size: 226")
     (said,) = lines(clone, *target, fails=True)
     assert said.endswith(
-        ": 225 images to train on, 25 held out: evaluation.kid_subset_size: expected at most the 225 training images, found 226"
+        ": 225 images to train on, 25 held out: evaluation.kid_subset_size: expected at most the 225 training images, "
+        "found 226"
     )

@@ -16,7 +16,7 @@ from user_files import COLOUR, GREY, SIDE, noise, saved
 from vaebm.config import DataSettings
 from vaebm.config.yaml_files import validate
 from vaebm.data import convert_large, open_images, prepare
-from vaebm.data.convert_large import Pictures, write_pictures
+from vaebm.data.convert_large import LazyImages, write_lazy_images
 from vaebm.data.user_files import split_by_hash
 from vaebm.system.errors import UserError
 
@@ -116,7 +116,7 @@ def test_what_does_not_suit_is_said_in_one_line(pictures: Path, tmp_path: Path) 
         prepare(settings("folder", pictures), tmp_path / "out")
     with pytest.raises(
         UserError,
-        match=r"a/11.png: expected at least 18×18 pixels, found 16×19; .*; and 12 more: of 17 pictures 15 cannot be used",
+        match=r"a/11.png: expected at least 18×18 pixels, found 16×19; .*; and 12 more: of 17 pictures 15 cannot be",
     ):
         prepare(settings("folder", pictures, side=18), tmp_path / "out")
     saved(pictures / "lone.png", Image.fromarray(COLOUR))
@@ -162,7 +162,10 @@ def test_nothing_is_left_out_in_silence(
         os.mkfifo(path)
     elif kind == "foreign":
         (pictures / "b" / "one.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
-        said = r"b/one.HEIC: expected a picture \(PNG, JPEG, .*, found a file that is none, or one of another kind: of 17 pictures 1 cannot be used"
+        said = (
+            r"b/one.HEIC: expected a picture \(PNG, JPEG, .*, found a file that is none, or one of another kind: of 17 "
+        )
+        said += "pictures 1 cannot be used"
     else:  # permissions do not stop the administrator
         inside = Path.iterdir
 
@@ -182,7 +185,8 @@ def test_what_was_found_is_printed(pictures: Path, tmp_path: Path, capsys: pytes
     prepare(settings("folder", pictures, heldout=0.5), tmp_path / "out")
     said = capsys.readouterr().out.splitlines()[-1]
     assert said.startswith(
-        f"{tmp_path / 'out'}: 16 images (train 8, heldout 8); pictures: 16; other files: 2; duplicates: 1; CMYK to RGB: 1;"
+        f"{tmp_path / 'out'}: 16 images (train 8, heldout 8); pictures: 16; other files: 2; duplicates: 1; "
+        "CMYK to RGB: 1;"
     )
 
 
@@ -190,11 +194,11 @@ def test_a_picture_that_cannot_be_read_is_named_and_not_the_file_that_is_written
     def read(number: int) -> tuple[np.ndarray, list[str]]:
         raise OSError(5, "Input/output error")
 
-    made = Pictures((2, 2, 1), np.arange(1), {"train": (0, 1)}, {}, read, lambda number: "a\n.png")
+    made = LazyImages((2, 2, 1), np.arange(1), {"train": (0, 1)}, {}, read, lambda number: "a\n.png")
     with pytest.raises(
         UserError, match=r"^'a\\n.png': cannot be read: Input/output error: of 1 pictures 1 cannot be used"
     ):
-        write_pictures(tmp_path, "one", made, threads=1)
+        write_lazy_images(tmp_path, "one", made, threads=1)
 
 
 def test_bytes_that_are_written_in_parts_all_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +207,7 @@ def test_bytes_that_are_written_in_parts_all_arrive(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(
         os, "pwrite", lambda descriptor, content, at: whole(descriptor, content[: -(-len(content) // 2)], at)
     )
-    write_pictures(tmp_path, "numbers", numbered(23, []), threads=2)
+    write_lazy_images(tmp_path, "numbers", numbered(23, []), threads=2)
     assert open_images(tmp_path / "manifest.json").images.reshape(23, 4).tolist() == [
         [number] * 4 for number in range(23)
     ]
@@ -214,7 +218,7 @@ def test_one_hash_always_stays_to_train_on() -> None:
     assert split_by_hash(["b", "a", "b"], 0.01, "x") == ([0, 2], [1])
 
 
-def numbered(count: int, seen: list[int], stop_at: int | None = None) -> Pictures:
+def numbered(count: int, seen: list[int], stop_at: int | None = None) -> LazyImages:
     """Images 2×2×1 of their number; `seen` gets what was read. At `stop_at` the run ends as by a key press."""
 
     def read(number: int) -> tuple[np.ndarray, list[str]]:
@@ -223,21 +227,21 @@ def numbered(count: int, seen: list[int], stop_at: int | None = None) -> Picture
         seen.append(number)
         return np.full((2, 2, 1), number, np.uint8), ["odd"] if number % 2 else []
 
-    return Pictures((2, 2, 1), np.arange(count), {"train": (0, count)}, {"made of": count}, read, str)
+    return LazyImages((2, 2, 1), np.arange(count), {"train": (0, count)}, {"made of": count}, read, str)
 
 
 def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five images a piece: what was noted is not read again, a line cut in the middle is, and the files are those of one run."""
+    """Five images a piece: recorded pieces are not read again, a cut line is, and the files equal those of one run."""
     monkeypatch.setattr(convert_large, "PIECE", 20)
-    write_pictures(tmp_path / "whole", "numbers", numbered(23, []), threads=3)
+    write_lazy_images(tmp_path / "whole", "numbers", numbered(23, []), threads=3)
     first: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        write_pictures(tmp_path / "parts", "numbers", numbered(23, first, stop_at=16), threads=1)
+        write_lazy_images(tmp_path / "parts", "numbers", numbered(23, first, stop_at=16), threads=1)
     assert first[:16] == [*range(16)] and not (tmp_path / "parts" / "manifest.json").exists()
     journal = tmp_path / "parts" / ".images.npy.journal"
     journal.write_text(journal.read_text()[:-8])
     second: list[int] = []
-    write_pictures(tmp_path / "parts", "numbers", numbered(23, second), threads=1)
+    write_lazy_images(tmp_path / "parts", "numbers", numbered(23, second), threads=1)
     assert second == [*range(10, 23)]
     whole, parts = (
         {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("whole", "parts")
@@ -250,9 +254,9 @@ def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: p
 def test_a_run_of_other_files_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert_large, "PIECE", 20)
     with pytest.raises(KeyboardInterrupt):
-        write_pictures(tmp_path, "numbers", numbered(23, [], stop_at=16), threads=1)
+        write_lazy_images(tmp_path, "numbers", numbered(23, [], stop_at=16), threads=1)
     seen: list[int] = []
-    write_pictures(tmp_path, "numbers", numbered(22, seen), threads=1)
+    write_lazy_images(tmp_path, "numbers", numbered(22, seen), threads=1)
     assert seen == [*range(22)]
 
 

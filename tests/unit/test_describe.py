@@ -1,4 +1,4 @@
-"""What is told about an experiment: published counts, closed forms of the work, and the bytes that autograd really saves."""
+"""Descriptions of experiments: published counts, closed forms of the work, and the bytes that autograd saves."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from vaebm.cli.describe import (
     blank,
     build,
     decoding,
-    describe,
+    describe_experiment,
     duration,
     energy_update,
     langevin_step,
@@ -25,7 +25,7 @@ from vaebm.cli.work import Work, measured, quantity
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.energy.network import EnergyNetwork
-from vaebm.fast import Decoder, Energy
+from vaebm.fast import PreparedDecoder, PreparedEnergy
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.model import NVAE
@@ -110,9 +110,9 @@ def test_work_of_the_energy_by_hand() -> None:
     ],
 )
 def test_work_of_the_nvae_by_hand(changes: dict[str, object]) -> None:
-    """Every convolution and linear layer: size of its output times weights of one output channel, twice; backwards twice that.
+    """Per convolution and linear layer: 2 × output size × weights per output channel; backward twice that.
 
-    Chains have less to do where something moves to a resolution twice as low, or is pooled within a convolution (`fast`).
+    Prepared chains do less work before a strided convolution or a pooling (`fast`).
     """
     nvae, energy = networks("cpu", **changes)
     flop = dict.fromkeys(nvae.modules(), 0)
@@ -160,14 +160,14 @@ def test_activations_are_the_bytes_that_autograd_saves() -> None:
 
 
 def test_prepared_weights_by_hand() -> None:
-    """A block of an energy: stem, two convolutions and the skip, pointwise ones also turned, the second one with its pool; head apart."""
+    """Per block of an energy: stem, two convolutions, the skip, and the transposed pointwise weights; head apart."""
     energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[2], down=[0]), 3)
     stem, first, second, skip, head = 3 * 4 * 9 + 4, 4 * 8 * 9 + 8, 8 * 8 * 16 + 8, 2 * 4 * 8 + 8, 8 + 1
-    assert sum(tensor.numel() for tensor in Energy(energy).tensors()) == stem + first + second + skip + head
+    assert sum(tensor.numel() for tensor in PreparedEnergy(energy).tensors()) == stem + first + second + skip + head
     nvae, whole = networks("meta")
-    decoder = sum(tensor.nbytes for tensor in Decoder(nvae).tensors())
+    decoder = sum(tensor.nbytes for tensor in PreparedDecoder(nvae).tensors())
     assert prepared_weights(VAEBM(nvae.eval(), whole)) == decoder + sum(
-        tensor.nbytes for tensor in Energy(whole).tensors()
+        tensor.nbytes for tensor in PreparedEnergy(whole).tensors()
     )
 
 
@@ -186,7 +186,7 @@ def test_activations_of_one_layer() -> None:
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_can_be_described(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scales, decoder, stages and resources of each file; with fewer groups and cells, since the largest take ten seconds."""
+    """Scales, decoder, stages and resources of each file, with fewer groups and cells to save time."""
     content = read_experiment(path).model_dump(exclude_none=True)
     network = content["nvae"]["network"]
     network.update(
@@ -198,13 +198,11 @@ def test_every_experiment_can_be_described(path: Path, tmp_path: Path, monkeypat
     )
     monkeypatch.chdir(tmp_path)  # there is no data
     Path("small.yaml").write_text(yaml.safe_dump(content))
-    lines = describe(Path("small.yaml"), 10).splitlines()
+    lines = describe_experiment(Path("small.yaml"), 10).splitlines()
     assert list(Path().iterdir()) == [Path("small.yaml")], "nothing is written"
     assert max(map(len, lines)) <= 100
-    assert (
-        lines[1]
-        == f"stages    {', '.join(name for name in ('data', 'nvae', 'ebm', 'samples', 'evaluation') if name in content)}"
-    )
+    stages = [name for name in ("data", "nvae", "ebm", "samples", "evaluation") if name in content]
+    assert lines[1] == f"stages    {', '.join(stages)}"
     assert any(line.startswith("missing") for line in lines) == any(
         name not in content for name in ("ebm", "samples", "evaluation")
     )
@@ -219,7 +217,7 @@ def test_time_is_work_over_throughput() -> None:
     throughput = 60 * step.flop / 1e12 / (3600 * 55)
     row = next(
         line
-        for line in describe(tiny, throughput).splitlines()
+        for line in describe_experiment(tiny, throughput).splitlines()
         if line.startswith("  NVAE training  ") and "epochs" in line
     )
     assert row.split("  ")[-1] == f"2 epochs, 60 steps, {quantity(60 * step.flop, 'FLOP')}" and " 55.0 h " in row
@@ -230,7 +228,7 @@ def test_recomputation_is_of_the_training_alone(tmp_path: Path) -> None:
     kept, again = (tmp_path / f"{name}.yaml" for name in ("kept", "again"))
     kept.write_text((EXPERIMENTS / "tiny.yaml").read_text())
     again.write_text(kept.read_text().replace("recompute: false", "recompute: true"))
-    pairs = list(zip(*(describe(path, 10).splitlines()[1:] for path in (kept, again)), strict=True))
+    pairs = list(zip(*(describe_experiment(path, 10).splitlines()[1:] for path in (kept, again)), strict=True))
     changed = [one[:22].strip() for one, other in pairs if one != other]
     assert changed == ["NVAE training step", "NVAE training", "activations", "NVAE training"], (
         "work, memory, and the NVAE's time"
@@ -258,7 +256,7 @@ def test_numbers_are_read_without_an_exponent() -> None:
 def test_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     run(Path("tiny"), 10)
-    assert capsys.readouterr().out == describe(Path("config/experiments/tiny.yaml"), 10) + "\n"
+    assert capsys.readouterr().out == describe_experiment(Path("config/experiments/tiny.yaml"), 10) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +265,8 @@ def test_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         (
             "cifar11",
             10,
-            r"^config/experiments/cifar11.yaml: there is no experiment 'cifar11'; experiments that exist: celeba64, .*cifar10, .*$",
+            r"^config/experiments/cifar11.yaml: there is no experiment 'cifar11'; "
+            r"experiments that exist: celeba64, .*cifar10, .*$",
         ),
         (
             "elsewhere/mine.yaml",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vaebm.evaluation import detection, stage
-from vaebm.evaluation.detection import METRICS, ood_figures, scores, with_typicality
+from vaebm.evaluation.detection import METRICS, measure_ood, scores, with_typicality
 from vaebm.measures import bootstrap
 from vaebm.model import Estimates
 from vaebm.system.errors import UserError
@@ -68,7 +68,7 @@ def test_scores_are_higher_for_what_looks_in_distribution():
         and np.array_equal(inside["likelihood"], values)
         and np.array_equal(inside["likelihood-elbo"], -values)
     )
-    found = ood_figures(inside, {"dark": outside}, 20, 0)
+    found = measure_ood(inside, {"dark": outside}, 20, 0)
     areas = {name: figure["value"] for name, figure in found.items() if name.startswith("AUROC")}
     assert areas == {
         "AUROC-dark": 1,
@@ -82,7 +82,7 @@ def test_scores_are_higher_for_what_looks_in_distribution():
 
 
 def test_typicality_is_the_distance_from_the_mean_of_training_images():
-    """What is likelier than any training image is as suspect as what is less so; a model without a whole score has none."""
+    """Scores above all training images are as atypical as scores below; without a full score there is none."""
     training = {"": np.array([1.0, 3.0])}
     found = with_typicality({"": np.array([2.0, 5.0, 0.0]), "energy": np.zeros(3)}, training)
     assert found["typicality"].tolist() == [0, -3, -2] and list(found) == ["", "energy", "typicality"]
@@ -93,7 +93,7 @@ def test_the_table_has_some_of_the_figures_and_the_record_all():
     random = np.random.default_rng(2)
     kinds = ("", "elbo", "energy", "likelihood", "likelihood-elbo", "typicality")
     inside, outside = ({name: random.normal(mean, size=30) for name in kinds} for mean in (1.5, 0))
-    figures = ood_figures(inside, {"svhn": outside, "celeba": outside}, 50, 0)
+    figures = measure_ood(inside, {"svhn": outside, "celeba": outside}, 50, 0)
     assert len(figures) == 2 * 6 * 3
     for figure in figures.values():
         low, high = figure["interval"]
@@ -101,7 +101,7 @@ def test_the_table_has_some_of_the_figures_and_the_record_all():
     shown = detection.in_the_table(figures, ["svhn", "celeba"])
     wanted = ["AUROC-{}", "AUROC-{}-energy", "AUROC-{}-likelihood", "AUPR-{}", "FPR95-{}"]
     assert set(shown) == {name.format(one) for name in wanted for one in ("svhn", "celeba")}
-    assert figures == ood_figures(inside, {"svhn": outside, "celeba": outside}, 50, 0), "a function of the seed"
+    assert figures == measure_ood(inside, {"svhn": outside, "celeba": outside}, 50, 0), "a function of the seed"
 
 
 def test_an_energy_that_is_not_finite_is_named():
@@ -113,7 +113,7 @@ def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
     """Nothing else is made up, and what is lacking is named."""
     found = with_typicality(scores(Estimates(None, None, torch.arange(3.0))), {})
     assert list(found) == ["energy"] and found["energy"].tolist() == [0, -1, -2]
-    shown = detection.in_the_table(ood_figures(found, {"turned": found}, 50, 0), ["turned"])
+    shown = detection.in_the_table(measure_ood(found, {"turned": found}, 50, 0), ["turned"])
     (name, area), *others = shown.items()
     assert (
         not others
@@ -123,5 +123,5 @@ def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
     )
     assert scores(Estimates(None, None, None)) == {}
     names = ["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned", "AUPR-turned", "FPR95-turned"]
-    assert stage.lacking(["turned"], "why") == dict.fromkeys(names, "why")
-    assert stage.lacking(["turned"], "") == {}
+    assert stage.unavailable_metrics(["turned"], "why") == dict.fromkeys(names, "why")
+    assert stage.unavailable_metrics(["turned"], "") == {}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vaebm.system import device, gpu_lease
-from vaebm.system.device import deadline, prepare
+from vaebm.system.device import deadline, setup_device
 from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
 
@@ -28,7 +28,7 @@ SRUN = {
 
 
 def test_a_number_of_processes_without_torchrun_starts_none(tmp_path: Path) -> None:
-    """A job whose shell sets WORLD_SIZE, as job scripts for other programs do, is one process: it gets as far as its settings file."""
+    """A job whose shell sets WORLD_SIZE, as for other programs, is one process, which reaches its settings file."""
     command = [
         sys.executable,
         "-m",
@@ -56,15 +56,15 @@ def test_a_lone_process_takes_the_first_gpu_that_it_sees(monkeypatch: pytest.Mon
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
-    assert prepare(threads=1, gpus=1) == torch.device("cuda", 0)
+    assert setup_device(threads=1, gpus=1) == torch.device("cuda", 0)
 
 
 def test_waiting_for_a_gpu_is_no_part_of_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the second of two trainings on one GPU would stop as soon as it has it."""
     monkeypatch.setattr(device, "_waited", 0.0)
     before = deadline(10.0)
-    monkeypatch.setattr(gpu_lease, "choose", lambda count: time.sleep(0.3))
-    prepare(threads=1, gpus=1)
+    monkeypatch.setattr(gpu_lease, "reserve_gpus", lambda count: time.sleep(0.3))
+    setup_device(threads=1, gpus=1)
     # both count from the start of this process, to the clock ticks of /proc
     assert deadline(10.0) - before == pytest.approx(0.3, abs=0.1)
 

@@ -42,7 +42,7 @@ def figures() -> ChainDiagnostics:
 
 
 def test_autocorrelation_of_a_linear_energy(figures: ChainDiagnostics) -> None:
-    """(1 − ηλ/2)^k; the standard error of a correlation over independent chains is at most 1/√chains, whatever the lag."""
+    """(1 − ηλ/2)^k; the standard error of a correlation over independent chains is at most 1/√chains for any lag."""
     expected = [DECAY**lag for lag in range(STEPS + 1)]
     assert figures.autocorrelation == pytest.approx(expected, abs=4 / math.sqrt(CHAINS))
     assert figures.autocorrelation[0] == pytest.approx(1.0, abs=1e-12)
@@ -50,9 +50,10 @@ def test_autocorrelation_of_a_linear_energy(figures: ChainDiagnostics) -> None:
 
 
 def test_acceptance_in_closed_form(figures: ChainDiagnostics) -> None:
-    """In the stationary law the log ratio is (ηλ²/8)(x² − y²), the product of the independent normal variables x − y and x + y.
+    """In the stationary law the log ratio is (ηλ²/8)(x² − y²), the product of the independent normal variables x − y
+    and x + y.
 
-    E min(1, exp(W)) of such a product with scale t is (1 + (2/π) arccos(t) / √(1 − t²)) / 2, here with t = λ² √η³ s / 4.
+    E min(1, exp(W)) of such a product with scale t is (1 + (2/π) arccos(t) / √(1 − t²)) / 2; t = λ² √η³ s / 4 here.
     """
     t = PRECISION**2 * STEP_SIZE**1.5 * math.sqrt(VARIANCE) / 4
     expected = 0.5 * (1 + 2 / math.pi * math.acos(t) / math.sqrt(1 - t**2))

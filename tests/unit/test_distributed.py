@@ -23,8 +23,8 @@ from torch import Tensor
 import vaebm.training.loop
 from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.system import distributed
-from vaebm.system.device import Interrupted, prepare
-from vaebm.system.distributed import agree, average_gradients, check_share, gather, mean, rank, share
+from vaebm.system.device import Interrupted, setup_device
+from vaebm.system.distributed import all_reduce_max, average_gradients, check_share, gather, local_shard, mean, rank
 from vaebm.system.errors import UserError
 from vaebm.training.loop import Limits, Training, batch_indices
 
@@ -48,7 +48,7 @@ def python(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def cubes(x: Tensor, weight: Tensor, average: Tensor | None = None) -> Tensor:
-    """A loss with batch statistics: mean cube of the deviations from the `average` row, by default that of `x` itself."""
+    """A loss with batch statistics: mean cube of the deviations from `average`, by default the mean row of `x`."""
     hidden = x * weight
     return (hidden - (hidden.mean(0) if average is None else average)).pow(3).mean()
 
@@ -61,7 +61,7 @@ def images() -> Tensor:
 def sums(folder: Path) -> None:
     """Everything that processes exchange; what this one got goes to a file of its own."""
     x, weight = images(), torch.ones(3, dtype=torch.float64, requires_grad=True)
-    own = x[list(share(range(len(x))))]
+    own = x[list(local_shard(range(len(x))))]
     cubes(own, weight, gather((own * weight).mean(0)).mean(0)).backward()
     average_gradients([weight])
 
@@ -83,8 +83,8 @@ def sums(folder: Path) -> None:
     refused = []
     for careless in (
         lambda: check_share(5, "nvae.yaml: nvae.training.batch"),
-        lambda: share(range(5)),
-        lambda: prepare(threads=1, gpus=0),
+        lambda: local_shard(range(5)),
+        lambda: setup_device(threads=1, gpus=0),
     ):
         try:
             careless()
@@ -96,8 +96,8 @@ def sums(folder: Path) -> None:
         "several": [parameter.grad for parameter in several],
         "without": without.grad,
         "mean": (mean(left), left),
-        "share": list(share(range(8, 14))),
-        "agree": [agree(0), agree(3 * rank()), agree(143 - 142 * rank())],
+        "share": list(local_shard(range(8, 14))),
+        "agree": [all_reduce_max(0), all_reduce_max(3 * rank()), all_reduce_max(143 - 142 * rank())],
         "refused": refused,
     }
     torch.save(found, folder / f"{rank()}.pt")
@@ -118,7 +118,7 @@ def train(folder: Path, stop_at: int | None = None, pause: float = 0.0, **limits
             if step == stop_at and rank() == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(pause)
-            loss = model(x[batch_indices(step, 4, len(x), seed=0)][list(share(range(4)))]).square().mean()
+            loss = model(x[batch_indices(step, 4, len(x), seed=0)][list(local_shard(range(4)))]).square().mean()
             model.zero_grad()
             loss.backward()
             average_gradients(model.parameters())
@@ -150,17 +150,17 @@ def replays(folder: Path) -> None:
     """A replay buffer of 7 entries that 6 chains an iteration go through, saved and continued in the middle."""
     started, buffer = [], replay_buffer()
     for step in range(6):
-        own = list(share(range(6)))
+        own = list(local_shard(range(6)))
         started.append(buffer.start([-images()[own]], step)[0])
         buffer.insert([images()[own] + step])
         if step == 3:
             state = buffer.state_dict()
             if rank() == 0:
-                torch.save(state, folder / f"replay of {distributed.processes()}.pt")
-            agree(0)  # the file is there
+                torch.save(state, folder / f"replay of {distributed.world_size()}.pt")
+            all_reduce_max(0)  # the file is there
             buffer = replay_buffer()
-            buffer.load_state_dict(torch.load(folder / f"replay of {distributed.processes()}.pt"))
-    torch.save(torch.stack(started), folder / f"started {rank()} of {distributed.processes()}.pt")
+            buffer.load_state_dict(torch.load(folder / f"replay of {distributed.world_size()}.pt"))
+    torch.save(torch.stack(started), folder / f"started {rank()} of {distributed.world_size()}.pt")
 
 
 def replay_buffer() -> ReplayBuffer:
@@ -206,7 +206,8 @@ def test_sums_and_gradients_of_two_processes_are_those_of_one(pair: Path) -> Non
         assert found["share"] == [[8, 9, 10], [11, 12, 13]][number]
         assert found["agree"] == [0, 3, 143]
         assert found["refused"] == [
-            "UserError: nvae.yaml: nvae.training.batch: expected a multiple of 2, the number of processes, found 5; change one of the two",
+            "UserError: nvae.yaml: nvae.training.batch: expected a multiple of 2, the number of processes, found 5; "
+            "change one of the two",
             "ValueError: 5 items for 2 processes",
             "UserError: expected one process for this stage, found 2 (WORLD_SIZE); run it without torchrun",
         ]
@@ -229,7 +230,7 @@ def test_one_process_is_its_own_sum() -> None:
     average_gradients([x])
     check_share(5, "batch")
     assert torch.equal(gather(x), x[None]) and torch.equal(mean(x), x) and not mean(x).requires_grad
-    assert torch.equal(x.grad, torch.ones(2, 3)) and share(range(3, 8)) == range(3, 8) and agree(7) == 7
+    assert torch.equal(x.grad, torch.ones(2, 3)) and local_shard(range(3, 8)) == range(3, 8) and all_reduce_max(7) == 7
 
 
 def test_what_stops_one_process_stops_both_at_the_same_step(pair: Path, tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_what_stops_one_process_stops_both_at_the_same_step(pair: Path, tmp_path
 
 
 def test_a_launched_training_survives_what_happens_to_its_launcher(tmp_path: Path) -> None:
-    """SIGTERM reaches the processes, and when the launcher is killed they stop too; one process then ends what two began."""
+    """SIGTERM reaches the processes; they stop when the launcher is killed; one process then ends their training."""
     for end, status in ((signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)):
         before = len(history(tmp_path))
         with python(*LAUNCH, __file__, tmp_path, "slow") as process:
@@ -272,7 +273,7 @@ def test_launched_processes_end_with_the_status_of_the_first_that_failed() -> No
 
 
 def test_a_mistake_is_told_once_on_the_screen_and_in_the_log(tmp_path: Path) -> None:
-    """A command that asks for two GPUs where there seem to be two: it starts two processes, which find none and use the CPU."""
+    """A command for two GPUs where two seem to exist starts two processes, which find none and use the CPU."""
     settings, log = tmp_path / "nvae.yaml", tmp_path / "nvae.log"
     program = "import torch; torch.cuda.device_count = lambda: 2; from vaebm.cli import main; main()"
     arguments = ["--data", tmp_path / "manifest.json", "--model", tmp_path / "model.pt", "--gpus", "2", "--log", log]
@@ -289,10 +290,10 @@ def test_a_mistake_is_told_once_on_the_screen_and_in_the_log(tmp_path: Path) -> 
 def test_a_stage_for_one_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="expected one process for this stage, found 2"):
-        prepare(threads=1, gpus=0)
+        setup_device(threads=1, gpus=0)
 
 
 if __name__ == "__main__":
-    prepare(threads=1, gpus=0, join=True)
+    setup_device(threads=1, gpus=0, join=True)
     for name in sys.argv[2:]:
         {"sums": sums, "replays": replays, "trainings": trainings, "slow": slow}[name](Path(sys.argv[1]))

@@ -35,20 +35,20 @@ def results(tmp_path: Path) -> Path:
 
 def train_nvae(results: Path) -> Path:
     folder = results / "nvae" / "seed0"
-    vaebm.nvae.train.run(folder / "nvae.yaml", results / "data" / "manifest.json", folder / "model.pt", **MACHINE)  # type: ignore[arg-type]
+    vaebm.nvae.train.run(folder / "nvae.yaml", results / "data" / "manifest.json", folder / "model.pt", **MACHINE)
     return folder / "model.pt"
 
 
 def train_ebm(results: Path, nvae: Path) -> Path:
     folder = results / "vaebm" / "seed0"
-    vaebm.ebm.train.run(folder / "ebm.yaml", results / "data" / "manifest.json", nvae, folder / "model.pt", **MACHINE)  # type: ignore[arg-type]
+    vaebm.ebm.train.run(folder / "ebm.yaml", results / "data" / "manifest.json", nvae, folder / "model.pt", **MACHINE)
     return folder / "model.pt"
 
 
 def test_energy_that_explodes_leaves_its_last_good_snapshots(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten iterations as usual, then steps of a thousand: the guard stops a few iterations later."""
     nvae = train_nvae(results)
-    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e-4 if step < 10 else 1e3)
+    monkeypatch.setattr(vaebm.ebm.train, "energy_learning_rate", lambda step, _: 1e-4 if step < 10 else 1e3)
     model = train_ebm(results, nvae)
     facts = json.loads(model.with_name("training.json").read_text())
     assert facts["status"].startswith("diverged at iteration") and facts["steps"] < 20
@@ -64,9 +64,9 @@ def test_energy_that_explodes_leaves_its_last_good_snapshots(results: Path, monk
 def test_energy_that_explodes_at_the_very_end_is_noticed(
     results: Path, monkeypatch: pytest.MonkeyPatch, bad: int
 ) -> None:
-    """In its last updates, or in its very last: fewer than the guard's patience are left, and the model is a good snapshot all the same."""
+    """Divergence in the last updates or in the last one: the model is still a good snapshot."""
     nvae = train_nvae(results)
-    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e-4 if step < 40 - bad else 1e6)
+    monkeypatch.setattr(vaebm.ebm.train, "energy_learning_rate", lambda step, _: 1e-4 if step < 40 - bad else 1e6)
     model = train_ebm(results, nvae)
     facts = json.loads(model.with_name("training.json").read_text())
     assert facts["status"].startswith("diverged at iteration 40: ") and facts["steps"] == 40
@@ -76,7 +76,7 @@ def test_energy_that_explodes_at_the_very_end_is_noticed(
 
 def test_energy_that_explodes_at_once_is_no_model(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvae = train_nvae(results)
-    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", lambda step, _: 1e3)
+    monkeypatch.setattr(vaebm.ebm.train, "energy_learning_rate", lambda step, _: 1e3)
     with pytest.raises(
         UserError,
         match="diverged at iteration .* before its first good snapshot.*choose a smaller ebm.training.learning_rate",
@@ -105,8 +105,9 @@ def test_a_skipped_step_leaves_nothing_behind(results: Path, monkeypatch: pytest
 
 
 def test_nvae_whose_weights_are_lost_stops_with_advice(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step into the void, and every loss after it is not finite: they are skipped, too many end the run, and the state before stays."""
-    monkeypatch.setattr(vaebm.nvae.train, "learning_rate", lambda step, *_: float("nan") if step == 5 else 1e-3)
+    """One step to NaN weights: the later losses are skipped, too many of them stop the run, the checkpoint stays."""
+    rate = lambda step, *_: float("nan") if step == 5 else 1e-3  # noqa: E731
+    monkeypatch.setattr(vaebm.nvae.train, "scheduled_learning_rate", rate)
     monkeypatch.setitem(MACHINE, "limits", Limits(checkpoint_every=0))
     with pytest.raises(
         vaebm.nvae.train.Diverged,

@@ -54,7 +54,7 @@ def test_a_scale_of_the_energy_is_no_divergence() -> None:
 
 
 def test_a_gradient_that_outruns_its_history_is_one() -> None:
-    """It grows by thirty per cent an iteration. Of n values before the median is the mean of the two in the middle, and grows half as fast."""
+    """A norm that grows by 30 % per iteration: the median of the earlier values grows half as fast."""
     first = next(n for n in range(100) if 1.3**n > 1000 * (1.3 ** ((n - 1) // 2) + 1.3 ** (n // 2)) / 2)
     guard = watched([1.3**iteration for iteration in range(first)])
     assert first == 52 and guard.bad == 0
@@ -142,7 +142,7 @@ def test_the_last_good_ones_are_kept_and_a_good_end_makes_all_good(tmp_path: Pat
 
 
 def test_files_stay_while_one_of_two_checkpoints_names_them(tmp_path: Path) -> None:
-    """A training that falls back on the checkpoint before the last finds every snapshot that it had then; no others are left."""
+    """A training that resumes from the last but one checkpoint finds the snapshots of that time; others are gone."""
     made = snapshots(tmp_path)
     made.write(BEGINNING, dict)
     states: list[dict[str, Any]] = []

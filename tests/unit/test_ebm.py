@@ -5,7 +5,7 @@ import torch
 
 from vaebm.config import EBMTrainingSettings, EnergyNetworkSettings
 from vaebm.ebm.contrastive_divergence import WeightAverage, adaptive_clip, contrastive_divergence
-from vaebm.ebm.train import learning_rate
+from vaebm.ebm.train import energy_learning_rate
 from vaebm.energy.network import EnergyNetwork, lipswish
 from vaebm.nvae.layers import DataInitializedConv2d
 
@@ -66,7 +66,7 @@ def test_contrastive_divergence_and_its_penalty() -> None:
     plain = contrastive_divergence(energy, positive, negative)  # type: ignore[arg-type]
     assert plain.loss == plain.gap == -3.0
     assert plain.spread == pytest.approx(1.0)  # variances 0 and 2
-    assert contrastive_divergence(energy, positive, negative, 0.1).loss == pytest.approx(-3.0 + 0.1 * (1.0 + 17.0))  # type: ignore[arg-type]
+    assert contrastive_divergence(energy, positive, negative, 0.1).loss == pytest.approx(-3.0 + 0.1 * (1.0 + 17.0))
 
 
 def test_adaptive_clip_follows_adams_second_moment() -> None:
@@ -103,5 +103,5 @@ def test_weight_average_is_warmed_up_and_restored() -> None:
 
 def test_learning_rate_decay() -> None:
     settings = EBMTrainingSettings(iterations=100, batch=2, learning_rate=1.0, learning_rate_decay="cosine")
-    assert [learning_rate(step, settings) for step in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0], abs=1e-12)
-    assert learning_rate(50, settings.model_copy(update={"learning_rate_decay": "none"})) == 1.0
+    assert [energy_learning_rate(step, settings) for step in (0, 50, 100)] == pytest.approx([1.0, 0.5, 0.0], abs=1e-12)
+    assert energy_learning_rate(50, settings.model_copy(update={"learning_rate_decay": "none"})) == 1.0

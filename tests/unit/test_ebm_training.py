@@ -24,22 +24,22 @@ from vaebm.chain.diagnostics import diagnose
 from vaebm.config import ChainSettings, EBMSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import validate
 from vaebm.data import prepare
-from vaebm.ebm.iteration import Trainer, initialize
-from vaebm.ebm.selection import nearest, select
+from vaebm.ebm.iteration import EBMTrainer, initialize
+from vaebm.ebm.selection import best_snapshot, select
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, PixelEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import load_model, save_model
-from vaebm.system.device import Interrupted, place, seeded
+from vaebm.system.device import Interrupted, seeded, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.training.loop import Limits
 
 ROOT = Path(__file__).parents[2]
 
 NETWORK: dict[str, Any] = {
-    "channels_encoder": 8, "channels_decoder": 8, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1,
-    "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1,
+    "channels_encoder": 8, "channels_decoder": 8, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1,
+    "preprocess_cells": 1, "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1,
 }  # fmt: skip
 
 SETTINGS: dict[str, Any] = {
@@ -71,24 +71,24 @@ def make_nvae(bits: int = 8) -> NVAE:
     """Untrained, as its training would leave it: frozen, in evaluation mode; its posterior is not its prior."""
     with seeded(0):
         nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK | {"bits": bits}), (1, 8, 8))
-    return place(nvae.requires_grad_(False).eval(), torch.device("cpu"))
+    return to_device_channels_last(nvae.requires_grad_(False).eval(), torch.device("cpu"))
 
 
-def make_trainer(bits: int = 8, **changes: Any) -> Trainer:
+def make_trainer(bits: int = 8, **changes: Any) -> EBMTrainer:
     """In double precision, initialised."""
     stage = EBMSettings.model_validate(settings(**changes))
     nvae = make_nvae(bits).double()
     with seeded(1):
         energy = EnergyNetwork(stage.network, 1).double()
     initialize(energy, nvae, images(40), stage, seed=0)
-    return Trainer(nvae, energy, stage, seed=0)
+    return EBMTrainer(nvae, energy, stage, seed=0)
 
 
 def images(count: int = 4) -> Tensor:
     return torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
-def iterate(trainer: Trainer, steps: range) -> None:
+def iterate(trainer: EBMTrainer, steps: range) -> None:
     for step in steps:
         trainer.gradients(trainer.batch(step, images(40)), step)
         trainer.update(1e-3)
@@ -125,11 +125,11 @@ def test_an_iteration_moves_the_energy_alone(potential: str, start: str) -> None
 
 
 def test_chains_from_encoded_images_start_at_the_posteriors_draw() -> None:
-    """A quarter of the chains, the last ones: decoded they are the images that the NVAE makes of their data, the others are new."""
+    """The last quarter of the chains decodes to the reconstructions of their images; the others are new."""
     trainer, chosen = make_trainer(encoded=0.25), images(8)
     noise = NoiseSource(0, "chain", range(16, 24))
     eps_z, eps_x = trainer.start(chosen, 2, noise)
-    fresh, fresh_x = trainer.vaebm.noise_like_prior(noise)
+    fresh, fresh_x = trainer.vaebm.initial_noise(noise)
     posterior = trainer.nvae(chosen[6:].double() / 255, noise=NoiseSource(0, "encoded", range(22, 24)))
     decoded, log_p = trainer.vaebm.decode([part[6:] for part in eps_z])
     torch.testing.assert_close(decoded.mean, posterior.pixels.mean, rtol=1e-10, atol=1e-10)
@@ -140,12 +140,12 @@ def test_chains_from_encoded_images_start_at_the_posteriors_draw() -> None:
 
 
 def test_replayed_chains_go_on_where_the_last_ones_ended() -> None:
-    """Always, with a buffer of one batch: the chains start from the last ends in some order, with new noise of the pixels."""
+    """Probability 1, buffer of one batch: the chains start from the last ends in some order, with new pixel noise."""
     trainer = make_trainer(replay={"capacity": 4, "probability": 1.0, "anneal_iterations": 1})
     iterate(trainer, range(3))
     noise = NoiseSource(0, "chain", range(12, 16))
     eps_z, eps_x = trainer.start(images(), 3, noise)
-    assert torch.equal(eps_x, trainer.vaebm.noise_like_prior(noise)[1])
+    assert torch.equal(eps_x, trainer.vaebm.initial_noise(noise)[1])
     order = [(trainer.ends[0] == chain).flatten(1).all(1).nonzero().item() for chain in eps_z[0]]
     assert sorted(order) == [0, 1, 2, 3]
     assert all(torch.equal(part, end[order]) for part, end in zip(eps_z, trainer.ends, strict=True))
@@ -186,7 +186,7 @@ def test_only_the_energy_moves() -> None:
 
 
 def test_a_restart_has_the_snapshots_weights_and_another_seed(tmp_path: Path) -> None:
-    """Optimiser, average and singular vectors too; the replay buffer is empty; chains and batches are new, and the same every time."""
+    """Restores optimiser, average and singular vectors; the buffer is empty; chains and batches are new and fixed."""
     trainer = make_trainer(replay=REPLAY)
     iterate(trainer, range(3))
     torch.save(trainer.snapshot(), tmp_path / "snapshot.pt")
@@ -215,7 +215,7 @@ def test_a_restart_has_the_snapshots_weights_and_another_seed(tmp_path: Path) ->
 @pytest.mark.parametrize("steps", [3, 0])
 def test_figures_of_chains_do_not_depend_on_how_many_run_at_once(steps: int) -> None:
     trainer, noise, seen = make_trainer(), NoiseSource(0, "chain", range(7)), list[Tensor]()
-    eps_z, eps_x = trainer.vaebm.noise_like_prior(noise)
+    eps_z, eps_x = trainer.vaebm.initial_noise(noise)
 
     def observe(eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         images = trainer.vaebm.decode(eps[:-1])[0].sample(eps[-1])
@@ -281,7 +281,7 @@ def run(inputs: Path, folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def explode(monkeypatch: pytest.MonkeyPatch, first: int, rate: float, stops: list[int] | None = None) -> None:
-    """Another learning rate from iteration `first` on. The process gets SIGTERM at each of the iterations `stops`, when it comes there next."""
+    """Change the learning rate from iteration `first` on; send SIGTERM at each iteration in `stops`."""
 
     def learning_rate(step: int, _: object) -> float:
         if stops and step == stops[0]:
@@ -289,13 +289,13 @@ def explode(monkeypatch: pytest.MonkeyPatch, first: int, rate: float, stops: lis
             os.kill(os.getpid(), signal.SIGTERM)
         return 1e-3 if step < first else rate
 
-    monkeypatch.setattr(vaebm.ebm.train, "learning_rate", learning_rate)
+    monkeypatch.setattr(vaebm.ebm.train, "energy_learning_rate", learning_rate)
 
 
 def test_a_diverged_training_restarts_from_its_last_good_snapshot(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After iteration 10 it explodes, by a scale of the energies that no gap tells; it goes back to 8, makes smaller steps, and ends well."""
+    """Explodes after iteration 10 through the scale of the energies; restarts at 8 with smaller steps; ends well."""
     explode(monkeypatch, 10, rate=1.0)
     facts = run(inputs, tmp_path, guard={"restarts": 1, "restart_factor": 1e-4}, replay=REPLAY)
     (event,) = facts["events"]
@@ -324,7 +324,7 @@ def test_a_training_without_a_good_snapshot_restarts_from_the_beginning(
 def test_a_stopped_training_ends_in_the_same_bits(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With replay; stopped before an explosion, in the middle of it, and after the restart, before and after where it was then."""
+    """With replay; interrupted before the explosion, during it, and after the restart."""
     changes: dict[str, Any] = {"replay": REPLAY, "encoded": 0.25, "guard": {"restarts": 1, "restart_factor": 1e-4}}
     explode(monkeypatch, 10, rate=1.0)
     whole = run(inputs, tmp_path / "whole", **changes)
@@ -344,7 +344,7 @@ def test_a_stopped_training_ends_in_the_same_bits(
 
 
 def test_the_better_of_two_snapshots_is_chosen() -> None:
-    """The data are the NVAE's own images. One energy leaves them alone, the other throws the chains far away: whichever comes first."""
+    """Data are the NVAE's images; a flat energy wins over one that drives the chains away, in either order."""
     nvae, stage = make_nvae(), EBMSettings.model_validate(settings(training={"batch": 100}, selection={"images": 400}))
     data = (VAEBM(nvae, None).sample(400, seed=1) * 255).round().to(torch.uint8)
     dataset = SimpleNamespace(split=lambda name: (data, None))
@@ -357,7 +357,7 @@ def test_the_better_of_two_snapshots_is_chosen() -> None:
     )
     distances = []
     for planted in ({1: harmless, 2: wild}, {1: wild, 2: harmless}):
-        found = select(VAEBM(nvae, energy), planted, planted.__getitem__, dataset, stage, seed=0)  # type: ignore[arg-type]
+        found = select(VAEBM(nvae, energy), planted, planted.__getitem__, dataset, stage, seed=0)
         assert found.last == 2 and planted[found.chosen] is harmless
         distances.append(sorted(value for value in found.candidates.values() if value is not None))
     (near, far), again = distances
@@ -365,19 +365,19 @@ def test_the_better_of_two_snapshots_is_chosen() -> None:
     still = stage.model_copy(
         update={"selection": stage.selection.model_copy(update={"chain": ChainSettings(steps=0, step_size=1.0)})}
     )
-    alone = select(VAEBM(nvae, energy), [1, 2], {1: harmless, 2: wild}.__getitem__, dataset, still, seed=0)  # type: ignore[arg-type]
+    alone = select(VAEBM(nvae, energy), [1, 2], {1: harmless, 2: wild}.__getitem__, dataset, still, seed=0)
     assert alone.candidates[1] == alone.candidates[2] and alone.chosen == 2  # without a chain there is no difference
 
 
 def test_snapshots_without_a_distance_are_chosen_last() -> None:
-    assert nearest({10: 3.0, 20: None, 30: 2.0, 40: 5.0}) == 30
-    assert (
-        nearest({10: 3.0, 20: 3.0}) == 20 and nearest({10: 9.0, 20: None}) == 10 and nearest({10: None, 20: None}) == 20
-    )
+    assert best_snapshot({10: 3.0, 20: None, 30: 2.0, 40: 5.0}) == 30
+    assert best_snapshot({10: 3.0, 20: 3.0}) == 20
+    assert best_snapshot({10: 9.0, 20: None}) == 10
+    assert best_snapshot({10: None, 20: None}) == 20
 
 
 def test_two_processes_equal_one(inputs: Path, tmp_path: Path) -> None:
-    """The command itself under torchrun: initialisation, replay, encoded starts and gradients are those of the whole batch."""
+    """Under torchrun, initialisation, replay, encoded starts and gradients equal those of the whole batch."""
     changes: dict[str, Any] = {
         "replay": REPLAY | {"capacity": 120},
         "encoded": 0.5,

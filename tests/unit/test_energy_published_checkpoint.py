@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from vaebm.energy.network import EnergyNetwork, load_energy
-from vaebm.energy.published_checkpoint import PUBLISHED, convert, read, theirs
+from vaebm.energy.published_checkpoint import (
+    PUBLISHED_ENERGIES,
+    convert_published_energy,
+    published_name,
+    read_published_energy,
+)
 from vaebm.system.errors import UserError
 
 
@@ -24,8 +29,10 @@ from vaebm.system.errors import UserError
     ],
 )
 def test_published_networks_have_the_published_sizes(name: str, parameters: int, convolutions: int, last: int) -> None:
-    """Counted on the published program's modules, with three channels of the images; `last`: rows of the last block's features."""
-    network, side = PUBLISHED[name]
+    """Counted on the published program's modules, with three channels of the images; `last`: rows of the last block's
+    features.
+    """
+    network, side = PUBLISHED_ENERGIES[name]
     with torch.device("meta"):
         energy = EnergyNetwork(network, 3)
     rows = []
@@ -39,8 +46,8 @@ def test_published_networks_have_the_published_sizes(name: str, parameters: int,
 def published(name: str, channels: int = 4) -> tuple[EnergyNetwork, dict[str, Tensor]]:
     """A random network, and its weights under the published names."""
     torch.manual_seed(0)
-    energy = EnergyNetwork(PUBLISHED[name].network.model_copy(update={"channels": channels}), 3)
-    return energy, OrderedDict((theirs(ours), value) for ours, value in energy.state_dict().items())
+    energy = EnergyNetwork(PUBLISHED_ENERGIES[name].network.model_copy(update={"channels": channels}), 3)
+    return energy, OrderedDict((published_name(ours), value) for ours, value in energy.state_dict().items())
 
 
 def save(path: Path, state: dict[str, Tensor]) -> Path:
@@ -53,21 +60,24 @@ def save(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PUBLISHED_ENERGIES)
 def test_conversion_keeps_the_function(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each network is recognised at another number of channels, and the model file gives the same energies."""
     energy, state = published(name)
-    convert(save(tmp_path / "EBM_100.pth", state), tmp_path / "model.pt")
+    convert_published_energy(save(tmp_path / "EBM_100.pth", state), tmp_path / "model.pt")
     assert (
-        f"the energy network {name} with 4 channels for 3×{PUBLISHED[name].side}×{PUBLISHED[name].side} images"
-        in capsys.readouterr().out
+        f"the energy network {name} with 4 channels "
+        f"for 3×{PUBLISHED_ENERGIES[name].side}×{PUBLISHED_ENERGIES[name].side} images" in capsys.readouterr().out
     )
     x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(
         load_energy(tmp_path / "model.pt").double()(x), energy.double()(x), rtol=1e-12, atol=0
     )  # layouts differ, and so the rounding
     content = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert content["shape"] == [3, PUBLISHED[name].side, PUBLISHED[name].side] and content["potential"] == "density"
+    assert (
+        content["shape"] == [3, PUBLISHED_ENERGIES[name].side, PUBLISHED_ENERGIES[name].side]
+        and content["potential"] == "density"
+    )
 
 
 def test_weights_alone_and_weights_of_several_gpus_are_read(tmp_path: Path) -> None:
@@ -75,7 +85,10 @@ def test_weights_alone_and_weights_of_several_gpus_are_read(tmp_path: Path) -> N
     torch.save(state, tmp_path / "bare.pth")
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "parallel.pth")
     for path in tmp_path.iterdir():
-        assert all(torch.equal(value, state[theirs(name)]) for name, value in read(path).weights.items())
+        assert all(
+            torch.equal(value, state[published_name(name)])
+            for name, value in read_published_energy(path).weights.items()
+        )
 
 
 def without(name: str):  # type: ignore[no-untyped-def]
@@ -95,7 +108,8 @@ def instead(name: str, value: Any):  # type: ignore[no-untyped-def]
         (without("linear.bias"), "linear.bias: expected this weight"),
         (
             without("blocks.0.skip.0.weight"),
-            r"found blocks of 4, 4, 8, 8, 8, 16, 16, 16 channels after a stem of 4, with skip connections in \[2, 4, 5, 6\]",
+            r"found blocks of 4, 4, 8, 8, 8, 16, 16, 16 channels after a stem of 4, "
+            r"with skip connections in \[2, 4, 5, 6\]",
         ),
         (
             instead("blocks.1.skip.0.weight", torch.zeros(4, 4, 1, 1)),
@@ -117,7 +131,7 @@ def instead(name: str, value: Any):  # type: ignore[no-untyped-def]
 def test_any_other_weights_are_refused_by_name(change: Any, message: str, tmp_path: Path) -> None:
     path = save(tmp_path / "EBM_100.pth", change(published("celeba64")[1]))
     with pytest.raises(UserError, match=message) as error:
-        convert(path, tmp_path / "model.pt")
+        convert_published_energy(path, tmp_path / "model.pt")
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
     assert not (tmp_path / "model.pt").exists()
 
@@ -138,7 +152,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
     }
     for name, message in messages.items():
         with pytest.raises(UserError, match=message) as error:
-            read(tmp_path / name)
+            read_published_energy(tmp_path / name)
         assert str(error.value).startswith(
             f"{tmp_path / name}: expected a published energy network"
         ) and "\n" not in str(error.value)

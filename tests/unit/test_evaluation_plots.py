@@ -12,11 +12,11 @@ def test_nearest_are_those_at_the_smallest_distance():
     random = np.random.default_rng(0)
     queries, among = random.normal(size=(5, 3)), random.normal(size=(40, 3))
     expected = [sorted(range(40), key=lambda index: np.linalg.norm(among[index] - query))[:4] for query in queries]
-    assert plots.nearest(torch.from_numpy(queries), torch.from_numpy(among).split(7), 40, 4).tolist() == expected
+    assert plots.nearest_images(torch.from_numpy(queries), torch.from_numpy(among).split(7), 40, 4).tolist() == expected
 
 
 def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkeypatch):
-    """Images of one grey level each: the nearest by pixels have the nearest levels; features are made to order them the other way."""
+    """Constant images: neighbours by pixels have the nearest levels; the features reverse the order."""
     levels = np.arange(10, 250, 10, dtype=np.uint8)
     monkeypatch.setattr(plots, "BLOCK", 7)  # they are read in parts
     train = np.tile(levels.reshape(-1, 1, 1, 1), (1, 8, 8, 1))

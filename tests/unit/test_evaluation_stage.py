@@ -9,8 +9,8 @@ import torch
 
 from vaebm.config import EvaluationSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import read_experiment
-from vaebm.evaluation import measurements, stage
-from vaebm.evaluation.extractors import Judged
+from vaebm.evaluation import inputs, measurements, stage
+from vaebm.evaluation.extractors import ExtractorOutput
 from vaebm.evaluation.reference import Reference
 from vaebm.measures.fidelity import precision_recall
 from vaebm.measures.frechet import Statistics, frechet_distance
@@ -41,30 +41,30 @@ def shards(folder, *arrays):
 
 def test_samples_are_read_in_the_order_of_the_shards(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
-    samples = stage.read_samples(shards(tmp_path, images[:2], images[2:]), (3, 4, 6), 5)
+    samples = inputs.read_samples(shards(tmp_path, images[:2], images[2:]), (3, 4, 6), 5)
     assert torch.equal(samples, torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def test_samples_that_do_not_fit_are_refused(tmp_path):
     good = np.zeros((5, 8, 8, 1), np.uint8)
     with pytest.raises(UserError, match="expected 6 samples, as samples.yaml says, found 5 in 1 shards"):
-        stage.read_samples(shards(tmp_path, good), (1, 8, 8), 6)
+        inputs.read_samples(shards(tmp_path, good), (1, 8, 8), 6)
     for wrong in (good.astype(np.float32), good[:, :7], good[..., 0]):
         with pytest.raises(UserError, match=r"expected samples \(n, 8, 8, 1\) uint8, found"):
-            stage.read_samples(shards(tmp_path, wrong), (1, 8, 8), 5)
+            inputs.read_samples(shards(tmp_path, wrong), (1, 8, 8), 5)
     whole = (tmp_path / "shard-000.npy").read_bytes()
     (tmp_path / "shard-000.npy").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="not a whole .npy array"):
-        stage.read_samples([tmp_path / "shard-000.npy"], (1, 8, 8), 5)
+        inputs.read_samples([tmp_path / "shard-000.npy"], (1, 8, 8), 5)
     with pytest.raises(UserError, match="found no file"):
-        stage.read_samples([tmp_path / "shard-009.npy"], (1, 8, 8), 5)
+        inputs.read_samples([tmp_path / "shard-009.npy"], (1, 8, 8), 5)
 
 
 def test_a_run_is_known_by_the_place_of_its_figures(tmp_path):
-    run = stage.Run.of(tmp_path / "results" / "digits" / "vaebm" / "seed3" / "evaluation" / "metrics.json")
+    run = inputs.Run.of(tmp_path / "results" / "digits" / "vaebm" / "seed3" / "evaluation" / "metrics.json")
     assert (run.experiment, run.variant) == ("digits", "vaebm")
     with pytest.raises(UserError, match="expected a path results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json"):
-        stage.Run.of(tmp_path / "metrics.json")
+        inputs.Run.of(tmp_path / "metrics.json")
 
 
 def test_figures_are_about_what_they_are_named_after():
@@ -72,8 +72,8 @@ def test_figures_are_about_what_they_are_named_after():
     random = np.random.default_rng(0)
     train, held_out, features = (random.normal(mean, 1, (40, 4)) for mean in (0, 3, 3))
     reference = Reference(train, Statistics.of(train), Statistics.of(held_out), 0.0)
-    judged = Judged(features, random.normal(size=(40, 1, 10)))
-    found = measurements.fidelity_figures(judged, reference, SETTINGS, seed=0)
+    judged = ExtractorOutput(features, random.normal(size=(40, 1, 10)))
+    found = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
     statistics = Statistics.of(features)
     assert found["FD-classifier"]["value"] == frechet_distance(statistics, reference.train)
     assert (
@@ -93,8 +93,8 @@ def test_figures_are_about_what_they_are_named_after():
     for figure in found.values():
         low, high = figure["interval"]
         assert low <= figure["value"] <= high
-    assert found == measurements.fidelity_figures(judged, reference, SETTINGS, seed=0), "a function of the seed"
-    stacks = measurements.fidelity_figures(
+    assert found == measurements.measure_fidelity(judged, reference, SETTINGS, seed=0), "a function of the seed"
+    stacks = measurements.measure_fidelity(
         judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0
     )
     assert stacks == {name: figure for name, figure in found.items() if name != "IS-classifier"}
@@ -158,7 +158,7 @@ def test_more_images_than_there_are_end_before_the_run(tmp_path, dataset, before
 
 
 def test_the_model_belongs_to_the_run(tmp_path):
-    """The energy of a VAEBM, the NVAE of the baseline, the generator of a GAN: what the samples came from stands beside the figures."""
+    """The energy of a VAEBM, the NVAE of the baseline, the generator of a GAN: the model belongs to the run."""
     metrics, nothing = tmp_path / "digits" / "vaebm" / "seed0" / "evaluation" / "metrics.json", tmp_path / "none"
     for nvae, energy in (
         (tmp_path / "digits" / "nvae" / "seed0" / "model.pt", None),
@@ -168,7 +168,7 @@ def test_the_model_belongs_to_the_run(tmp_path):
             UserError,
             match="expected the model of this run, seed0/model.pt of the variant vaebm, found .*seed[01]/model.pt",
         ):
-            stage.run(nothing, nothing, nvae, energy, nothing, nothing, nothing, [], metrics)
+            stage.run(inputs.Files(nothing, nothing, nvae, energy, nothing, nothing, nothing, [], metrics))
 
 
 @pytest.mark.parametrize(("decoder", "crop"), [("normal", 0), ("bernoulli", 1), ("logistic_mixture", 0)])
@@ -190,7 +190,7 @@ def test_bits_per_dimension_are_those_of_a_probability(decoder, crop):
         (3, 8, 8),
     )
     held_out = Estimates(elbo=torch.tensor([-30.0, -10.0]), importance=torch.tensor([-20.0, -10.0]), energy=None)
-    found = measurements.likelihood_figures(nvae, held_out, held_out, draws=5)
+    found = measurements.measure_likelihood(nvae, held_out, held_out, draws=5)
     size = 3 * (8 - 2 * crop) ** 2
     assert found["ELBO"]["value"] == pytest.approx(-20 / size) and found["log-likelihood"]["value"] == pytest.approx(
         -15 / size

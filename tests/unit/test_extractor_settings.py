@@ -10,7 +10,7 @@ from vaebm.config import Experiment
 from vaebm.config.evaluation import EvaluationSettings, ExtractorSettings
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import read_experiment, read_settings, write_settings
-from vaebm.records.metrics import distance_of, lower_is_better, named
+from vaebm.records.metrics import distance_of, lower_is_better, metric_name
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
@@ -71,7 +71,8 @@ def test_what_fits(dataset: str, extractor: str, classifier: bool, paths: dict[s
             "inception",
             False,
             {"resnet56_weights": "resnet56.th"},
-            "evaluation.resnet56_weights: only the extractor resnet56 has them, found the extractor inception; leave it out",
+            "evaluation.resnet56_weights: only the extractor resnet56 has them, "
+            "found the extractor inception; leave it out",
         ),
         (
             "digits",
@@ -85,7 +86,8 @@ def test_what_fits(dataset: str, extractor: str, classifier: bool, paths: dict[s
             "resnet56",
             False,
             {"resnet56_weights": "resnet56.th"},
-            r"evaluation.extractor: resnet56 is made for 32×32 images of 3 colours, the images are 64×64 with 3 channel\(s\)",
+            r"evaluation.extractor: resnet56 is made for 32×32 images of 3 colours, "
+            r"the images are 64×64 with 3 channel\(s\)",
         ),
     ],
 )
@@ -95,7 +97,7 @@ def test_what_does_not_fit(dataset: str, extractor: str, classifier: bool, paths
 
 
 def test_where_weights_stand_is_no_setting_of_a_figure(tmp_path: Path) -> None:
-    """Neither the experiment's hash nor the file that evaluations depend on knows the path; the extractor's own file does."""
+    """The path enters neither the experiment's hash nor the evaluation's settings, only the extractor's file."""
     here, there = (
         experiment("cifar10", "resnet56", False, resnet56_weights=f"{place}/resnet56.th") for place in ("here", "there")
     )
@@ -126,8 +128,8 @@ def test_weights_are_known_by_their_bytes(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_only_inception_makes_an_fid() -> None:
     figures = ("FD", "KID", "IS", "precision", "recall")
-    assert [named(figure, "inception") for figure in figures] == ["FID", "KID", "IS", "precision", "recall"]
-    assert [named(figure, "resnet56") for figure in figures] == [
+    assert [metric_name(figure, "inception") for figure in figures] == ["FID", "KID", "IS", "precision", "recall"]
+    assert [metric_name(figure, "resnet56") for figure in figures] == [
         "FD-resnet56",
         "KID-resnet56",
         "IS-resnet56",
@@ -136,15 +138,15 @@ def test_only_inception_makes_an_fid() -> None:
     ]
     assert distance_of({"extractor": {"kind": "classifier"}}) == "FD-classifier"
     assert all(
-        lower_is_better(named("FD", extractor) + end)
+        lower_is_better(metric_name("FD", extractor) + end)
         for extractor in ("inception", "resnet56")
         for end in ("", "-heldout", "-stretched")
     )
-    assert not lower_is_better(named("IS", "inception"))
+    assert not lower_is_better(metric_name("IS", "inception"))
 
 
 def test_papers_experiments_are_measured_as_it_did() -> None:
-    """FID and IS of 50,000 samples against the training set; of the stacks 26,000, told by a classifier of single digits."""
+    """FID and IS of 50,000 samples; for the stacks 26,000 samples and a classifier of single digits."""
     names = {path.stem for path in EXPERIMENTS.glob("*.yaml") if read_experiment(path).missing}
     assert names == {"nvae_mnist", "nvae_cifar10"}
     for name in ("cifar10", "celeba64", "lsun_church64", "celebahq256"):
@@ -158,7 +160,8 @@ def test_papers_experiments_are_measured_as_it_did() -> None:
         assert (content.samples.count, content.samples.stretch) == (50_000, False)
     stacks = read_experiment(EXPERIMENTS / "stacked_mnist.yaml")
     assert stacks.evaluation is not None and stacks.samples is not None
-    assert (stacks.evaluation.extractor, stacks.samples.count, stacks.judged) == ("classifier", 26_000, "mnist")
+    found = (stacks.evaluation.extractor, stacks.samples.count, stacks.classifier_data)
+    assert found == ("classifier", 26_000, "mnist")
 
 
 def test_metrics_of_the_papers_rows_are_those_that_an_evaluation_writes() -> None:
@@ -171,5 +174,5 @@ def test_metrics_of_the_papers_rows_are_those_that_an_evaluation_writes() -> Non
         if "answer" in row and row["answer"]["experiment"] != "stacked_mnist"
     ]
     asked = {metric for row in rows for metric in row["figures"]}
-    written = {named(figure, "inception") for figure in ("FD", "IS", "recall")}
+    written = {metric_name(figure, "inception") for figure in ("FD", "IS", "recall")}
     assert {metric for metric in asked if re.match("FID|IS|recall", metric)} == written

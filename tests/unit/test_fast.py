@@ -1,4 +1,4 @@
-"""Decoder and energy prepared for chains are the functions that the modules are."""
+"""The decoder and energy prepared for chains compute the same functions as the modules."""
 
 import copy
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebm.chain.langevin import Potential, evaluate, langevin
+from vaebm.chain.langevin import PotentialFunction, evaluate, langevin
 from vaebm.cli.work import measured
 from vaebm.config import EnergyNetworkSettings
 from vaebm.energy.network import EnergyNetwork
-from vaebm.fast import Decoder, Energy, PreparedPotential, move
+from vaebm.fast import PreparedDecoder, PreparedEnergy, PreparedPotential, run_langevin
 from vaebm.fast.fold import fold
-from vaebm.fast.layers import ELU, Swish, through
-from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
+from vaebm.fast.layers import ELU, Swish, run_branch
+from vaebm.model import VAEBM, PixelEBM, build_model, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import BatchNormSwish, PlainConv2d
 from vaebm.nvae.model import NVAE
-from vaebm.system.device import place
+from vaebm.system.device import to_device_channels_last
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 """In double precision, for quantities of the order of 1 to 1,000 that some hundred operations led to."""
@@ -42,16 +42,17 @@ def random_pair(**changes: object) -> tuple[NVAE, EnergyNetwork]:
     """A random pair, frozen."""
     nvae, energy = networks.random_pair(NETWORK | changes)
     cpu = torch.device("cpu")
-    return place(nvae.eval().requires_grad_(False), cpu), place(energy.requires_grad_(False), cpu)
+    nvae, energy = nvae.eval().requires_grad_(False), energy.requires_grad_(False)
+    return to_device_channels_last(nvae, cpu), to_device_channels_last(energy, cpu)
 
 
 def start(model: VAEBM, chains: int = 3) -> list[Tensor]:
-    eps_z, eps_x = model.noise_like_prior(NoiseSource(0, "test", range(chains)))
+    eps_z, eps_x = model.initial_noise(NoiseSource(0, "test", range(chains)))
     return [*eps_z, eps_x]
 
 
-def plain(model: VAEBM) -> Potential:
-    """The reference: through the modules."""
+def plain(model: VAEBM) -> PotentialFunction:
+    """The reference, through the modules."""
     return lambda eps: model.potential(eps[:-1], eps[-1])
 
 
@@ -72,18 +73,20 @@ ARCHITECTURES: list[dict[str, object]] = [
     "changes", ARCHITECTURES, ids=lambda changes: "-".join(map(str, changes.values())) or "default"
 )
 def test_prepared_potential_is_that_of_the_modules(changes: dict[str, object], kind: str) -> None:
-    """In double precision, where folding shows no rounding: values and gradients, for every kind of layer that a decoder has."""
+    """In double precision, where folding shows no rounding: values and gradients, for every kind of layer that a
+    decoder has.
+    """
     nvae, energy = random_pair(**changes)
     model = VAEBM(nvae.double(), energy.double(), kind)  # type: ignore[arg-type]
     expected, found = (
         evaluate(plain(model), start(model)),
-        evaluate(PreparedPotential(Decoder(nvae), Energy(energy), kind), start(model)),
+        evaluate(PreparedPotential(PreparedDecoder(nvae), PreparedEnergy(energy), kind), start(model)),
     )  # type: ignore[arg-type]
     torch.testing.assert_close(found.potential, expected.potential, **EXACT)
     for one, other in zip(found.gradient, expected.gradient, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
         assert other.abs().max() > 1e-3  # every group has an influence that can be seen
-    pixels, log_p = Decoder(nvae).decode(start(model)[:-1])
+    pixels, log_p = PreparedDecoder(nvae).decode(start(model)[:-1])
     reference, expected_log_p = nvae.decode(start(model)[:-1])
     torch.testing.assert_close(pixels.mean, reference.mean, **EXACT)
     torch.testing.assert_close(log_p, expected_log_p, **EXACT)
@@ -97,11 +100,11 @@ def test_single_precision(kind: str) -> None:
     expected, found = evaluate(plain(model), start(model)), evaluate(model.chain_potential(), start(model))
     for one, other in zip(found.gradient, expected.gradient, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    eps_z, eps_x = model.noise_like_prior(noise)
+    eps_z, eps_x = model.initial_noise(noise)
     moved = langevin(plain(model), [*eps_z, eps_x], steps=5, step_size=0.1, noise=noise)
     images = nvae.decode(moved[:-1])[0].mean.clamp(0, 1)
-    torch.testing.assert_close(model.images(noise), images, rtol=0, atol=1e-4)
-    assert (images - model.images(noise, steps=0)).abs().max() > 1e-2  # the chain has moved them
+    torch.testing.assert_close(model.sample_batch(noise), images, rtol=0, atol=1e-4)
+    assert (images - model.sample_batch(noise, steps=0)).abs().max() > 1e-2  # the chain has moved them
 
 
 def test_chains_hold_less_for_the_backward_pass() -> None:
@@ -109,7 +112,7 @@ def test_chains_hold_less_for_the_backward_pass() -> None:
     nvae, energy = random_pair()
     model = VAEBM(nvae, energy)
 
-    def held(potential: Potential) -> int:
+    def held(potential: PotentialFunction) -> int:
         with measured(nvae, energy) as work:
             evaluate(potential, start(model))
         return work().activations
@@ -118,7 +121,9 @@ def test_chains_hold_less_for_the_backward_pass() -> None:
 
 
 def test_threads_share_the_chains_out_and_each_gets_its_own_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads of one CPU each are two runs of one thread, bit by bit; and up to rounding they are one run of them all."""
+    """Two threads of one CPU each are two runs of one thread, bit by bit; and up to rounding they are one run of them
+    all.
+    """
     model, threads = VAEBM(*random_pair()), torch.get_num_threads()
     eps, noise, chain = (
         start(model, chains=35),
@@ -128,19 +133,19 @@ def test_threads_share_the_chains_out_and_each_gets_its_own_noise(monkeypatch: p
     potential = model.chain_potential()
     try:
         torch.set_num_threads(2)
-        small = move(potential, eps, noise=noise, **chain)
+        small = run_langevin(potential, eps, noise=noise, **chain)
         assert all(map(torch.equal, small, langevin(potential, eps, noise=noise, **chain))), (
             "of 16×16 images no thread gets a share"
         )
-        monkeypatch.setattr("vaebm.fast.run_chains.LARGE", 16 * 16)
-        moved = move(potential, eps, noise=noise, **chain)
+        monkeypatch.setattr("vaebm.fast.run_chains.MIN_IMAGE_VALUES", 16 * 16)
+        moved = run_langevin(potential, eps, noise=noise, **chain)
         assert torch.get_num_threads() == 2
         torch.set_num_threads(1)
         halves = [
             langevin(potential, [part[share] for part in eps], noise=noise.at(noise.index[share]), **chain)
             for share in (slice(17), slice(17, 35))
         ]
-        whole = move(potential, eps, noise=noise, **chain)
+        whole = run_langevin(potential, eps, noise=noise, **chain)
     finally:
         torch.set_num_threads(threads)
     for one, parts, other in zip(moved, zip(*halves, strict=True), whole, strict=True):
@@ -149,25 +154,29 @@ def test_threads_share_the_chains_out_and_each_gets_its_own_noise(monkeypatch: p
 
 
 def test_changed_weights_are_seen() -> None:
-    """Of the NVAE and of the energy, which moves between the chains of a training; without a change the decoder is prepared once."""
+    """Of the NVAE and of the energy, which moves between the chains of a training; without a change the decoder is
+    prepared once.
+    """
     nvae, energy = random_pair()
     model, noise = VAEBM(nvae, energy, steps=3, step_size=0.1), sample_noise(0, range(2))
-    images, decoder = model.images(noise), model.decoder
-    assert torch.equal(model.images(noise), images) and model.decoder is decoder
+    images, decoder = model.sample_batch(noise), model.decoder
+    assert torch.equal(model.sample_batch(noise), images) and model.decoder is decoder
     with torch.no_grad():
         energy.head.weight.mul_(100.0)
-    assert not torch.allclose(moved := model.images(noise), images, atol=1e-4) and model.decoder is decoder
+    assert not torch.allclose(moved := model.sample_batch(noise), images, atol=1e-4) and model.decoder is decoder
     nvae.load_state_dict(
         {name: 1.1 * value if name.startswith("postprocess") else value for name, value in nvae.state_dict().items()}
     )
-    assert not torch.allclose(model.images(noise), moved, atol=1e-2) and model.decoder is not decoder
+    assert not torch.allclose(model.sample_batch(noise), moved, atol=1e-2) and model.decoder is not decoder
     torch.testing.assert_close(
-        model.images(noise), VAEBM(nvae, energy, steps=3, step_size=0.1).images(noise), rtol=0, atol=0
+        model.sample_batch(noise), VAEBM(nvae, energy, steps=3, step_size=0.1).sample_batch(noise), rtol=0, atol=0
     )
 
 
 def test_a_chain_takes_new_energies_in_place() -> None:
-    """What was prepared, and on a GPU recorded, goes on with the weights of now, to the bit; another decoder or architecture begins anew."""
+    """What was prepared, and on a GPU recorded, goes on with the weights of now, to the bit; another decoder or
+    architecture begins anew.
+    """
     nvae, energy = random_pair()
     model = VAEBM(nvae, energy)
     potential, eps = model.chain_potential(), start(model)
@@ -197,25 +206,27 @@ def test_what_was_prepared_in_inference_mode_is_no_hindrance_later() -> None:
         sample_noise(0, range(2)),
     )
     with torch.inference_mode():
-        start_of_chain = model.images(noise, steps=0)
+        start_of_chain = model.sample_batch(noise, steps=0)
         model.chain_potential()
-    assert torch.equal(model.images(noise, steps=0), start_of_chain)
-    assert torch.equal(model.images(noise), other.images(noise))
+    assert torch.equal(model.sample_batch(noise, steps=0), start_of_chain)
+    assert torch.equal(model.sample_batch(noise), other.sample_batch(noise))
 
 
 def test_what_is_prepared_shares_no_memory_with_the_weights() -> None:
     """Taking over other energies would change them; in double precision, too, where nothing is converted."""
     for nvae, energy in (random_pair(), [network.double() for network in random_pair()]):
-        for network, prepared in ((energy, Energy(energy)), (nvae, Decoder(nvae))):
+        for network, prepared in ((energy, PreparedEnergy(energy)), (nvae, PreparedDecoder(nvae))):
             taken = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
             assert taken and not {tensor.untyped_storage().data_ptr() for tensor in prepared.tensors()} & taken
 
 
 def test_chains_in_bfloat16() -> None:
-    """Features of seven bits: gradients of single precision, near the exact ones but not equal; images are decoded in single precision."""
+    """Features of seven bits: gradients of single precision, near the exact ones but not equal; images are decoded in
+    single precision.
+    """
     nvae, energy = random_pair()
     exact, rounded, noise = VAEBM(nvae, energy), VAEBM(nvae, energy), sample_noise(0, range(3))
-    rounded.chain_type = torch.bfloat16
+    rounded.chain_dtype = torch.bfloat16
     expected, found = evaluate(exact.chain_potential(), start(exact)), evaluate(rounded.chain_potential(), start(exact))
     of = [
         torch.cat([(slope - eps).flatten() for slope, eps in zip(state.gradient, state.eps, strict=True)])
@@ -224,7 +235,7 @@ def test_chains_in_bfloat16() -> None:
     # of the energy alone: some thirty roundings of 2⁻⁹, one after the other, seldom of one sign
     assert 1e-3 < (of[1] - of[0]).norm() / of[0].norm() < 0.1 and of[1].dtype == torch.float32
     torch.testing.assert_close(found.potential, expected.potential, rtol=1e-2, atol=0.1)
-    assert torch.equal(rounded.images(noise, steps=0), exact.images(noise, steps=0))
+    assert torch.equal(rounded.sample_batch(noise, steps=0), exact.sample_batch(noise, steps=0))
 
 
 def test_what_is_not_frozen_goes_through_the_modules() -> None:
@@ -232,7 +243,7 @@ def test_what_is_not_frozen_goes_through_the_modules() -> None:
     nvae, energy = random_pair()
     for changed in (copy.deepcopy(nvae).train(), copy.deepcopy(nvae).double()):
         assert VAEBM(changed, None).decoder is changed
-    assert isinstance(VAEBM(nvae, energy).decoder, Decoder)
+    assert isinstance(VAEBM(nvae, energy).decoder, PreparedDecoder)
 
 
 def test_energies_on_pixels() -> None:
@@ -243,7 +254,11 @@ def test_energies_on_pixels() -> None:
             return x.square().flatten(1).sum(1)
 
     nvae, energy = random_pair()
-    models: Sequence[VAEBM] = [PixelEBM(nvae, energy, "prior"), pair(nvae, Square(), "pixels"), VAEBM(nvae, Square())]
+    models: Sequence[VAEBM] = [
+        PixelEBM(nvae, energy, "prior"),
+        build_model(nvae, Square(), "pixels"),
+        VAEBM(nvae, Square()),
+    ]
     for model in models:
         expected, found = evaluate(plain(model), start(model)), evaluate(model.chain_potential(), start(model))
         torch.testing.assert_close(found.potential, expected.potential)
@@ -256,7 +271,7 @@ def test_a_branch_leaves_the_gradient_that_it_is_given() -> None:
     x, given = torch.randn(2, 8, 4, 4, requires_grad=True), torch.randn(2, 8, 4, 4)
     for layers in ([Swish()], [Swish(), ELU()]):
         before = given.clone()
-        (found,) = torch.autograd.grad(through(layers, x), x, given)
+        (found,) = torch.autograd.grad(run_branch(layers, x), x, given)
         out = nn.functional.silu(x) if len(layers) == 1 else nn.functional.elu(nn.functional.silu(x))
         torch.testing.assert_close(found, torch.autograd.grad(out, x, given)[0])
         assert torch.equal(given, before)

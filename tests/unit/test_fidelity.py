@@ -52,12 +52,12 @@ def features(seed, count=400, size=64, scale=1.0):
 
 @pytest.mark.parametrize("count", [400, 30])
 def test_distance_agrees_with_the_matrix_square_root(count):
-    """Against ‖Δμ‖² + tr(A + B − 2 (AB)^½) by scipy's sqrtm; with 30 images of 64 features the covariances are singular."""
+    """Against ‖Δμ‖² + tr(A + B − 2 (AB)^½) by scipy's sqrtm; 30 images of 64 features give singular covariances."""
     a, b = features(0, count), features(1, count)
     covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = sqrtm(covariance_a @ covariance_b).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariance_a + covariance_b - 2 * root)
-    # eigenvalues of a singular product that should be 0 come out near 1e-15; their roots are near 3e-8, for up to 64 of them
+    # zero eigenvalues come out near 1e-15, their roots near 3e-8, for up to 64 of them
     assert frechet_distance(Statistics.of(a), Statistics.of(b)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_kid_uses_the_subsets_that_it_is_told_to():
 
 
 def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeypatch):
-    """The published torchvision on a CPU-only torch is the one case; its import, above, has then worked by the declarations."""
+    """The declarations exist for the published torchvision on a CPU-only torch; the import above has used them."""
     tried = []
     monkeypatch.setattr(torch.ops, "load_library", tried.append)
     assert torchvision_shim._declare() is None and [path.name.startswith("_C") for path in tried] == [True]
@@ -117,14 +117,14 @@ def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
         np.random.default_rng(0).integers(0, 256, (extractors.KINDS["classifier"].batch + 7, 1, 8, 8), dtype=np.uint8)
     )
     classifier = load_classifier(first.path)
-    expected, found = classifier.features(images / 255).numpy(), first.judge(images)
+    expected, found = classifier.features(images / 255).numpy(), first.extract(images)
     # whole batches against batches of another size: float32 rounding
     assert found.features.dtype == np.float32 and np.allclose(found.features, expected, atol=1e-5)
     assert found.logits.shape == (len(images), 1, 10) and np.allclose(
         found.logits[:, 0], classifier(images / 255).numpy(), atol=1e-5
     )
     assert first.name != second.name and first.weights[:12] in first.name
-    assert not np.allclose(second.judge(images).features, expected, atol=1e-2)
+    assert not np.allclose(second.extract(images).features, expected, atol=1e-2)
     assert Extractor.of("classifier", first.path).name == first.name, "registered twice without harm"
 
 
@@ -132,10 +132,10 @@ def test_a_stack_is_judged_channel_by_channel(tmp_path):
     """Its features are those of its channels side by side, so that distances see how the channels go together."""
     extractor = Extractor.of("classifier", classifier_file(tmp_path / "model.pt", 0))
     stacks = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8))
-    found = extractor.judge(stacks)
+    found = extractor.extract(stacks)
     assert found.features.shape == (9, 192) and found.logits.shape == (9, 3, 10)
     for channel in range(3):
-        alone = extractor.judge(stacks[:, channel : channel + 1])
+        alone = extractor.extract(stacks[:, channel : channel + 1])
         # batches of another size: float32 rounding
         assert np.allclose(found.features[:, 64 * channel : 64 * (channel + 1)], alone.features, atol=1e-5)
         assert np.allclose(found.logits[:, channel], alone.logits[:, 0], atol=1e-5)
@@ -144,7 +144,7 @@ def test_a_stack_is_judged_channel_by_channel(tmp_path):
         UserError,
         match=r"expected a classifier of images \(1, 16, 16\) or of their channels, found one of images \(1, 8, 8\)",
     ):
-        extractor.judge(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
+        extractor.extract(torch.zeros(2, 1, 16, 16, dtype=torch.uint8))
 
 
 def test_inception_score_by_hand():
@@ -197,10 +197,10 @@ def test_collapse_costs_recall_and_scatter_costs_precision():
 
 def test_reference_holds_what_real_images_score(tmp_path):
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
-    reference.reference(settings_of(tmp_path), manifest, model, tmp_path / "reference.npz")
+    reference.write_reference(settings_of(tmp_path), manifest, model, tmp_path / "reference.npz")
     images, extractor = open_images(manifest), Extractor.of("classifier", model)
     found = reference.read_reference(tmp_path / "reference.npz", images.hash, extractor.weights)
-    train, held_out = (extractor.judge(images.split(split)[0]).features for split in ("train", "heldout"))
+    train, held_out = (extractor.extract(images.split(split)[0]).features for split in ("train", "heldout"))
     assert np.array_equal(found.train_features, train)
     # sums in another order, in double precision
     assert np.allclose(found.train.mean, train.astype(float).mean(0), rtol=1e-12) and np.allclose(
@@ -212,7 +212,7 @@ def test_reference_holds_what_real_images_score(tmp_path):
 def test_reference_of_other_data_or_weights_is_refused(tmp_path):
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
     path = tmp_path / "reference.npz"
-    reference.reference(settings_of(tmp_path), manifest, model, path)
+    reference.write_reference(settings_of(tmp_path), manifest, model, path)
     data, weights = open_images(manifest).hash, Extractor.of("classifier", model).weights
     other = open_images(data_set(tmp_path / "other", 1)).hash
     with pytest.raises(UserError, match=f"statistics of data {other[:12]}, found those of {data[:12]}"):
@@ -226,7 +226,7 @@ def test_a_missing_or_damaged_reference_is_one_line(tmp_path):
     with pytest.raises(UserError, match="found no file"):
         reference.read_reference(tmp_path / "none.npz", "a", "b")
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
-    reference.reference(settings_of(tmp_path), manifest, model, tmp_path / "whole.npz")
+    reference.write_reference(settings_of(tmp_path), manifest, model, tmp_path / "whole.npz")
     whole = (tmp_path / "whole.npz").read_bytes()
     for name, content in {"text": b"no statistics", "empty": b"", "half": whole[: len(whole) // 2]}.items():
         (tmp_path / f"{name}.npz").write_bytes(content)

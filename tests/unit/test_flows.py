@@ -15,7 +15,7 @@ HEIGHT, WIDTH, LATENTS = 4, 3, 2
 
 
 def strong(flow: nn.Module) -> nn.Module:
-    """In double precision, with shifts far larger than those of the start, so that no dependence is lost in rounding."""
+    """In double precision, with shifts far larger than initially, so that no dependence is lost in rounding."""
     with torch.no_grad():
         for cell in flow.modules():
             if isinstance(cell, FlowCell):
@@ -25,7 +25,9 @@ def strong(flow: nn.Module) -> nn.Module:
 
 
 def jacobian(flow: nn.Module, *, mirrored: bool = False) -> Tensor:
-    """∂out/∂z with both in the order of the model: position by position (from the last one where `mirrored`), in each channel by channel."""
+    """∂out/∂z with both in the order of the model: position by position (from the last one where `mirrored`), in each
+    channel by channel.
+    """
     z = torch.randn(1, LATENTS, HEIGHT, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     full = torch.autograd.functional.jacobian(flow, z).reshape(LATENTS, HEIGHT * WIDTH, LATENTS, HEIGHT * WIDTH)
     if mirrored:
@@ -55,7 +57,9 @@ def test_a_pair_keeps_the_volume_and_lets_everything_near_in() -> None:
 
 
 def test_a_cell_is_inverted_by_repeating_its_shift() -> None:
-    """z ← y + μ(z) settles one variable at a time, for ever: after as many rounds as there are variables it is the inverse."""
+    """z ← y + μ(z) settles one variable at a time, for ever: after as many rounds as there are variables it is the
+    inverse.
+    """
     torch.manual_seed(0)
     cell = strong(FlowCell(LATENTS, mirror=False))
     z = torch.randn(3, LATENTS, HEIGHT, WIDTH, dtype=torch.float64)
@@ -79,7 +83,9 @@ def test_a_cell_is_inverted_by_repeating_its_shift() -> None:
 def test_mask_of_a_dense_convolution(
     blocks: int, ratio: int, wider: str, kernel: int, zero_diagonal: bool, mirror: bool
 ) -> None:
-    """Tap by tap: positions before the centre, and at the centre the blocks of channels up to the own one, or before it."""
+    """Tap by tap: positions before the centre, and at the centre the blocks of channels up to the own one, or before
+    it.
+    """
     channels_in, channels_out = (blocks * ratio, blocks) if wider == "in" else (blocks, blocks * ratio)
     mask = causal_mask(channels_in, channels_out, kernel, zero_diagonal=zero_diagonal, mirror=mirror)
     assert mask.shape == (channels_out, channels_in, kernel, kernel)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.chain.langevin import Potential, evaluate, langevin
+from vaebm.chain.langevin import PotentialFunction, evaluate, langevin
 from vaebm.config import (
     ChainSettings,
     EBMSettings,
@@ -19,14 +19,14 @@ from vaebm.config import (
     WGANSettings,
 )
 from vaebm.ebm import wgan
-from vaebm.ebm.iteration import Trainer as EBMTrainer
+from vaebm.ebm.iteration import EBMTrainer
 from vaebm.energy.network import EnergyNetwork
-from vaebm.fast import PreparedPotential, move
+from vaebm.fast import PreparedPotential, run_langevin
 from vaebm.model import VAEBM
-from vaebm.noise import Law, NoiseSource
+from vaebm.noise import Distribution, NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.train import Trainer as NVAETrainer
-from vaebm.system.device import place
+from vaebm.nvae.train import NVAETrainer
+from vaebm.system.device import to_device_channels_last
 from vaebm.system.precision import set_tf32
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -51,7 +51,7 @@ IMAGES = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torc
 def same_noise_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Noise as on the CPU, and no TF32."""
 
-    def as_on_the_host(noise: NoiseSource, law: Law, step: int, size: int, device: torch.device) -> Tensor:
+    def as_on_the_host(noise: NoiseSource, law: Distribution, step: int, size: int, device: torch.device) -> Tensor:
         return noise._host(law, step, size, torch.device("cpu")).to(device)
 
     monkeypatch.setattr(NoiseSource, "_device", as_on_the_host)
@@ -63,7 +63,7 @@ def same_noise_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def random_pair(device: str = "cpu") -> tuple[NVAE, EnergyNetwork]:
     """The same random pair on either device."""
     nvae, energy = networks.random_pair(NETWORK)
-    return place(nvae, torch.device(device)), place(energy, torch.device(device))
+    return to_device_channels_last(nvae, torch.device(device)), to_device_channels_last(energy, torch.device(device))
 
 
 def model(device: str, kind: str = "noise") -> VAEBM:
@@ -72,11 +72,11 @@ def model(device: str, kind: str = "noise") -> VAEBM:
 
 
 def start(chosen: VAEBM, chains: int = 5) -> list[Tensor]:
-    eps_z, eps_x = chosen.noise_like_prior(NoiseSource(0, "start", range(chains)))
+    eps_z, eps_x = chosen.initial_noise(NoiseSource(0, "start", range(chains)))
     return [*eps_z, eps_x]
 
 
-def plain(chosen: VAEBM) -> Potential:
+def plain(chosen: VAEBM) -> PotentialFunction:
     """Through the modules."""
     return lambda eps: chosen.potential(eps[:-1], eps[-1])
 
@@ -118,7 +118,7 @@ def test_recorded_step_goes_on_with_new_weights_and_other_numbers_of_chains() ->
         potential, eps = device.chain_potential(), start(device, chains)
         assert isinstance(potential, PreparedPotential)
         settings = {"steps": 3, "step_size": 1e-2, "noise": noise.at(range(chains))}
-        return move(potential, eps, **settings), langevin(plain(device), eps, **settings)  # type: ignore[arg-type]
+        return run_langevin(potential, eps, **settings), langevin(plain(device), eps, **settings)  # type: ignore[arg-type]
 
     first, expected = both(5)
     assert_close(first, expected)
@@ -140,7 +140,7 @@ def test_recorded_step_goes_on_with_new_weights_and_other_numbers_of_chains() ->
 
 def test_fused_depthwise_convolution() -> None:
     """Values and gradients against layers in double precision; shapes that no program's tile divides."""
-    from vaebm.fast.layers import through
+    from vaebm.fast.layers import run_branch
     from vaebm.fast.triton_kernels import SwishDepthwiseSwish
 
     for shape in [(2, 40, 16, 16), (1, 33, 20, 9), (2, 8, 8, 8), (1, 4, 18, 40)]:
@@ -153,7 +153,7 @@ def test_fused_depthwise_convolution() -> None:
         slope = torch.autograd.grad(expected, exact, gradient.double())[0]
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):  # bfloat16: eight bits, twice rounded
             given = x.to(dtype).requires_grad_()
-            found = through([SwishDepthwiseSwish(weight.to(dtype), bias.to(dtype))], given)
+            found = run_branch([SwishDepthwiseSwish(weight.to(dtype), bias.to(dtype))], given)
             scale = expected.abs().max().item(), slope.abs().max().item()
             assert_close([found.double()], [expected.detach()], rtol=0.0, atol=tolerance * scale[0])
             assert_close(
@@ -168,7 +168,7 @@ def test_rounded_chains_stay_near() -> None:
     """TF32 keeps ten bits, bfloat16 seven: gradients differ, and by no more than some such roundings."""
     exact, rounded = model("cuda"), model("cuda")
     expected = evaluate(exact.chain_potential(), start(exact))
-    rounded.chain_type = torch.bfloat16
+    rounded.chain_dtype = torch.bfloat16
     for tf32, chosen, limit in ((True, exact, 1e-2), (False, rounded, 1e-1)):
         set_tf32(tf32)
         found = evaluate(chosen.chain_potential(), start(exact))
@@ -220,7 +220,7 @@ def test_steps_of_the_gan() -> None:
     found = []
     for device in ("cpu", "cuda"):
         nvae, critic = random_pair(device)
-        trainer = wgan.Trainer(nvae.eval(), critic, settings, seed=0)
+        trainer = wgan.WGANTrainer(nvae.eval(), critic, settings, seed=0)
         parts = trainer.critic_step(nvae.as_input(IMAGES.to(device)), 0)
         found.append(
             torch.stack([parts.loss.detach(), parts.gap.detach(), parts.penalty.detach(), trainer.generator_step(0)])

@@ -14,13 +14,13 @@ import pytest
 from vaebm.cli import commands
 from vaebm.system import device, distributed, gpu_lease
 from vaebm.system.errors import UserError
-from vaebm.system.gpu_lease import choose
+from vaebm.system.gpu_lease import reserve_gpus
 
 UUIDS = ["a", "b", "c", "d"]
 HOLDER = f"""
 import subprocess, sys
-from vaebm.system.gpu_lease import choose
-choose(int(sys.argv[1]), lambda: {UUIDS})
+from vaebm.system.gpu_lease import reserve_gpus
+reserve_gpus(int(sys.argv[1]), lambda: {UUIDS})
 program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); import time; time.sleep(30)"
 subprocess.run([sys.executable, "-c", program], close_fds=False)
 """
@@ -31,7 +31,7 @@ Start = Callable[[int], "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts jobs of a number of GPUs each, in sessions of their own; this process shares their locks and sees all GPUs."""
+    """Starts jobs with a number of GPUs each, in their own sessions; this process shares their locks and GPUs."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(gpu_lease, "FOLDER", tmp_path / gpu_lease.FOLDER.name)
@@ -79,12 +79,12 @@ def test_four_jobs_have_four_gpus_and_a_killed_one_frees_its_own(start: Start) -
 
 
 def test_a_job_that_waits_for_two_holds_none(start: Start) -> None:
-    """Three GPUs are held and two wanted: the free one is lent to others meanwhile, so two such jobs cannot wait for each other."""
+    """Three GPUs are held and two requested: the free one is not locked, so two such jobs cannot deadlock."""
     three = start(3)
     assert seen(three) == "0,1,2"
     both = start(2)
     assert said(both).startswith("waiting: fewer than 2")
-    choose(1, lambda: UUIDS)
+    reserve_gpus(1, lambda: UUIDS)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
     three.kill()
     assert seen(both) == "0,1"
@@ -94,7 +94,7 @@ def test_gpus_chosen_from_outside_stay(start: Start, monkeypatch: pytest.MonkeyP
     """As many as asked for, or fewer: nothing is looked up, nothing locked."""
     for given, count in (("5", 1), ("5", 2), ("3,GPU-1f", 2), ("", 1)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-        choose(count, lambda: pytest.fail("looked up"))
+        reserve_gpus(count, lambda: pytest.fail("looked up"))
         assert os.environ["CUDA_VISIBLE_DEVICES"] == given
     assert not gpu_lease.FOLDER.exists()
 
@@ -102,18 +102,18 @@ def test_gpus_chosen_from_outside_stay(start: Start, monkeypatch: pytest.MonkeyP
 def test_more_gpus_from_outside_are_a_choice_among_them(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the names that they were given; what is lent is the GPU, whatever its name."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-b")
-    choose(1, lambda: ["h", "b"])
+    reserve_gpus(1, lambda: ["h", "b"])
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")  # another process might see the same GPU as its first
-    choose(1, lambda: ["h", "b", "c"])
+    reserve_gpus(1, lambda: ["h", "b", "c"])
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 def test_fewer_gpus_than_asked_for_are_all_taken(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(8, lambda: UUIDS)
+    reserve_gpus(8, lambda: UUIDS)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    choose(1, list)
+    reserve_gpus(1, list)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
@@ -122,13 +122,13 @@ def test_without_a_folder_for_the_locks_one_line_says_so(start: Start) -> None:
     with pytest.raises(
         UserError, match="expected a folder of this user for the locks of GPUs, found File exists; set TMPDIR"
     ):
-        choose(1, lambda: UUIDS)
+        reserve_gpus(1, lambda: UUIDS)
 
 
 def test_jobs_choose_their_gpus(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job of one process takes one; a training of several processes takes them before it starts those, which take no more."""
+    """A job of one process takes one GPU; a training takes its GPUs before it starts its processes."""
     monkeypatch.setattr(gpu_lease, "_LIST", "print('a b c')")
-    device.prepare(threads=1, gpus=1)
+    device.setup_device(threads=1, gpus=1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
@@ -145,5 +145,5 @@ def test_jobs_choose_their_gpus(start: Start, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_gpu_asked_for_none_taken(start: Start) -> None:
-    device.prepare(threads=1, gpus=0)
+    device.setup_device(threads=1, gpus=0)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ and not gpu_lease.FOLDER.exists()

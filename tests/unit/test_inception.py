@@ -1,6 +1,6 @@
-"""The path that an FID takes: InceptionV3 in torch-fidelity's own module and file format, with RANDOM weights; no figure here is an FID.
+"""The path of an FID through InceptionV3 in torch-fidelity, with RANDOM weights; no value here is an FID.
 
-The seam is `weights.INCEPTION_SHA256`, which the standard file's hash has to begin with. Inception takes about a second an image.
+The seam is `weights.INCEPTION_SHA256`, the start of the standard file's hash. Inception takes about 1 s per image.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from vaebm.data import open_images, write_images
 from vaebm.evaluation import extractors
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.reference import read_reference
-from vaebm.evaluation.reference import reference as make_reference
+from vaebm.evaluation.reference import write_reference as make_reference
 from vaebm.measures import fidelity
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.system.device import seeded
@@ -35,7 +35,7 @@ SAMPLES = torch.from_numpy(RANDOM.integers(60, 256, (8, 3, 8, 8), dtype=np.uint8
 
 @pytest.fixture(scope="module")
 def random_file(tmp_path_factory: pytest.TempPathFactory):
-    """A file of random weights with every name and shape of the standard one, whose hash the program is told to take for that one's."""
+    """A file of random weights with all names and shapes of the standard one, whose hash is patched in."""
     path = tmp_path_factory.mktemp("inception") / "random.pth"
     with pytest.MonkeyPatch.context() as patch, seeded(0):
         patch.setattr(inception_module, "load_state_dict_from_url", lambda *_, **__: {})
@@ -59,11 +59,11 @@ def extractor(random_file):
 
 @pytest.fixture(scope="module")
 def judged(extractor):
-    return extractor.judge(SAMPLES)
+    return extractor.extract(SAMPLES)
 
 
 @pytest.fixture(scope="module")
-def reference(random_file, tmp_path_factory):
+def write_reference(random_file, tmp_path_factory):
     """The data's images and the file with the statistics of their features."""
     folder = tmp_path_factory.mktemp("data")
     write_images(
@@ -98,8 +98,8 @@ def test_features_are_those_of_the_module_called_directly(random_file, extractor
     )
 
 
-def test_reference_is_in_single_precision_and_its_statistics_are_in_double(extractor, reference):
-    images, path = reference
+def test_reference_is_in_single_precision_and_its_statistics_are_in_double(extractor, write_reference):
+    images, path = write_reference
     found = read_reference(path, images.hash, extractor.weights)
     assert found.train_features.dtype == np.float32 and found.train_features.shape == (TRAIN, 2048)
     train = found.train_features.astype(np.float64)
@@ -109,9 +109,9 @@ def test_reference_is_in_single_precision_and_its_statistics_are_in_double(extra
     assert found.heldout.mean.shape == (2048,) and found.real > 0
 
 
-def test_measures_of_its_features_agree_with_independent_computations(extractor, reference, judged):
+def test_measures_of_its_features_agree_with_independent_computations(extractor, write_reference, judged):
     """Fréchet distance by the matrix square root, KID and k-NN balls by brute force, the score by hand."""
-    images, path = reference
+    images, path = write_reference
     found = read_reference(path, images.hash, extractor.weights)
     samples, real = (features.astype(np.float64) for features in (judged.features, found.train_features))
 
@@ -161,7 +161,7 @@ def test_measures_of_its_features_agree_with_independent_computations(extractor,
 def test_images_may_have_any_size_but_three_colours(extractor):
     assert extractor.depth((3, 256, 256)) == 1
     with pytest.raises(UserError, match=r"inception is made for images \(3,\), found \(1, 8, 8\)"):
-        extractor.judge(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+        extractor.extract(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
 
 
 def test_another_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
@@ -174,12 +174,14 @@ def test_another_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
     begins = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     with pytest.raises(
         UserError,
-        match=f"{path}: expected the weights of inception, whose SHA-256 begins 6726825d, found {begins}; the file is at https",
+        match=f"{path}: expected the weights of inception, whose SHA-256 begins 6726825d, found {begins}; "
+        "the file is at https",
     ):
         Extractor.of("inception", path)
     with pytest.raises(
         UserError,
-        match=r"none.pth: expected the weights of inception, found No such file.*; evaluation.inception_weights names the file",
+        match=r"none.pth: expected the weights of inception, found No such file.*; "
+        r"evaluation.inception_weights names the file",
     ):
         Extractor.of("inception", tmp_path / "none.pth")
 
@@ -216,6 +218,6 @@ def test_without_a_path_the_weights_are_fetched_once(tmp_path, monkeypatch):
     assert asked == [((weights.INCEPTION_URL, str(place)), "6726825d")]
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, to, **_: Path(to).write_bytes(b"fetched"))
-    assert extractors.downloaded() == place and place.read_bytes() == b"fetched"
+    assert extractors.download_inception() == place and place.read_bytes() == b"fetched"
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    assert extractors.downloaded() == place, "not again"
+    assert extractors.download_inception() == place, "not again"

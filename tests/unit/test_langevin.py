@@ -1,9 +1,8 @@
-"""The chain against closed forms: what Langevin steps, with and without the Metropolis correction, do to Gaussians is known exactly."""
+"""The chain against closed forms: the effect of Langevin steps on Gaussians is known exactly."""
 
 import math
 from collections.abc import Sequence
 
-import pytest
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -37,40 +36,31 @@ def test_one_step_is_the_formula() -> None:
         torch.testing.assert_close(after, before - 0.05 * 3.0 * before + math.sqrt(0.1) * omega)
 
 
-@pytest.mark.parametrize("metropolis", [False, True])
-def test_stationary_covariance(metropolis: bool) -> None:
-    """U = ½ εᵀ P ε: ε ← A ε + √η ω with A = 1 − η/2 P, so the stationary Σ has Σ = A Σ A + η, that is Σ = (P − η/4 P²)⁻¹.
-
-    With the Metropolis correction it is P⁻¹. Each chain starts from the law of the other.
-    """
+def test_stationary_covariance() -> None:
+    """U = ½ εᵀ P ε: ε ← A ε + √η ω with A = 1 − η/2 P, so the stationary Σ = A Σ A + η = (P − η/4 P²)⁻¹, not P⁻¹."""
     step_size, chains = 0.5, 8000
     exact, biased = torch.linalg.inv(PRECISION), torch.linalg.inv(PRECISION - 0.25 * step_size * PRECISION @ PRECISION)
-    start, expected = (biased, exact) if metropolis else (exact, biased)
     noise = NoiseSource(0, "chain", range(chains))
     (normal,) = noise.normal([(3,)], dtype=torch.float64)
-    eps = normal @ torch.linalg.cholesky(start).T
-    moved = langevin(
-        gaussian, [eps[:, :1], eps[:, 1:]], steps=40, step_size=step_size, noise=noise, metropolis=metropolis
-    )
+    eps = normal @ torch.linalg.cholesky(exact).T
+    moved = langevin(gaussian, [eps[:, :1], eps[:, 1:]], steps=40, step_size=step_size, noise=noise)
 
     def deviation(covariance: Tensor) -> float:
         """Largest element by which the chains' covariance, in units of another, differs from the identity."""
         whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
         return float((whiten @ torch.cov(torch.cat(moved, dim=1).T) @ whiten.T - torch.eye(3)).abs().max())
 
-    error = math.sqrt(
-        2 / chains
-    )  # standard error of a variance of one; the slowest direction has forgotten its start to 1e-2 of the bias
-    assert deviation(expected) < 4 * error
-    assert deviation(start) > 20 * error
+    # standard error of a variance of one; the slowest direction has forgotten its start to 1e-2 of the bias
+    error = math.sqrt(2 / chains)
+    assert deviation(biased) < 4 * error
+    assert deviation(exact) > 20 * error
 
 
 def test_acceptance_is_that_of_metropolis_and_hastings() -> None:
-    """Against the definition with the densities of the proposals, for a potential that is not quadratic and single chains."""
+    """The acceptance agrees with its definition by the proposals' densities, for a potential that is not quadratic."""
     step_size, noise = 0.2, NoiseSource(0, "chain", range(50))
     start = noise.normal([(2, 2), (3,)], dtype=torch.float64)
-    (unadjusted,) = transitions(quartic, start, steps=1, step_size=step_size, noise=noise)
-    (corrected,) = transitions(quartic, start, steps=1, step_size=step_size, noise=noise, metropolis=True)
+    (transition,) = transitions(quartic, start, steps=1, step_size=step_size, noise=noise)
 
     def flat(eps: Sequence[Tensor]) -> Tensor:
         return torch.cat([part.flatten(1) for part in eps], dim=1)
@@ -82,7 +72,7 @@ def test_acceptance_is_that_of_metropolis_and_hastings() -> None:
             flat(eps) - 0.5 * step_size * flat(gradient), step_size * torch.eye(7, dtype=torch.float64)
         )
 
-    end = unadjusted.state.eps
+    end = transition.state.eps
     log_ratio = (
         quartic(start)
         - quartic(end)
@@ -91,55 +81,27 @@ def test_acceptance_is_that_of_metropolis_and_hastings() -> None:
     )
     expected = log_ratio.clamp(max=0).exp()
     assert 0.1 < expected.mean() < 0.9
-    for transition in (unadjusted, corrected):
-        torch.testing.assert_close(transition.acceptance, expected, rtol=1e-10, atol=0)
-
-    moved = (flat(corrected.state.eps) == flat(end)).all(dim=1)
-    stayed = (flat(corrected.state.eps) == flat(start)).all(dim=1)
-    assert torch.equal(moved, ~stayed) and moved.any() and stayed.any()
-    torch.testing.assert_close(corrected.state.potential, quartic(corrected.state.eps), rtol=1e-14, atol=0)
+    torch.testing.assert_close(transition.acceptance, expected, rtol=1e-10, atol=0)
 
 
-def test_steps_are_taken_as_often_as_their_probability_says() -> None:
-    chains = 5000
-    noise = NoiseSource(1, "chain", range(chains))
-    moves = probability = variance = 0.0
-    before = noise.normal([(4,)])
-    for transition in transitions(quadratic(1.0), before, steps=5, step_size=1.0, noise=noise, metropolis=True):
-        moves += float((transition.state.eps[0] != before[0]).any(dim=1).sum())
-        probability += float(transition.acceptance.sum())
-        variance += float((transition.acceptance * (1 - transition.acceptance)).sum())
-        before = transition.state.eps
-    assert abs(moves - probability) < 3 * math.sqrt(variance)
-    assert 5 * chains - moves > 20 * math.sqrt(variance)  # the test would see every step taken
-
-
-def test_a_step_out_of_the_support_is_never_taken() -> None:
-    """U = ½ ε² − ln ε, undefined for ε < 0: the corrected chain stays where the potential is a number."""
+def test_acceptance_is_zero_outside_the_support() -> None:
+    """U = ½ ε² − ln ε is undefined for ε < 0."""
     inside = lambda eps: (0.5 * eps[0].square() - eps[0].log()).sum(1)  # noqa: E731
     noise, start = NoiseSource(0, "chain", range(200)), [torch.ones(200, 1)]
     (first,) = transitions(inside, start, steps=1, step_size=0.5, noise=noise)
     outside = first.state.eps[0][:, 0] < 0
     assert 5 < outside.sum() < 50
     assert (first.acceptance[outside] == 0).all() and (first.acceptance[~outside] > 0).all()
-    assert (langevin(inside, start, steps=10, step_size=0.5, noise=noise, metropolis=True)[0] > 0).all()
 
 
-@pytest.mark.parametrize("metropolis", [False, True])
-def test_chains_do_not_see_each_other(metropolis: bool) -> None:
+def test_chains_do_not_see_each_other() -> None:
     """A batch of chains and each chain alone end in the same place, up to the rounding of a batched operation."""
     noise = NoiseSource(0, "chain", range(4))
     eps = noise.normal([(3,), (2,)], dtype=torch.float64)
-    together = langevin(quartic, eps, steps=5, step_size=0.2, noise=noise, metropolis=metropolis)
+    together = langevin(quartic, eps, steps=5, step_size=0.2, noise=noise)
     for k in range(4):
-        alone = langevin(
-            quartic,
-            [part[k : k + 1] for part in eps],
-            steps=5,
-            step_size=0.2,
-            noise=noise.at([k]),
-            metropolis=metropolis,
-        )
+        own = [part[k : k + 1] for part in eps]
+        alone = langevin(quartic, own, steps=5, step_size=0.2, noise=noise.at([k]))
         torch.testing.assert_close([part[k : k + 1] for part in together], alone, rtol=1e-12, atol=0)
 
 
@@ -152,17 +114,15 @@ def test_transitions_are_the_chain_with_one_evaluation_more() -> None:
         count += 1
         return quartic(eps)
 
-    for metropolis, evaluations in ((False, 6), (True, 7)):
-        states: list[list[Tensor]] = []
-        count = 0
-        end = langevin(counted, start, steps=6, step_size=0.02, noise=noise, metropolis=metropolis, watch=states.append)
-        assert count == evaluations
-        count = 0
-        steps = list(transitions(counted, start, steps=6, step_size=0.02, noise=noise, metropolis=metropolis))
-        assert count == 7 and len(states) == 6
-        for watched, step in zip(states, steps, strict=True):
-            assert all(torch.equal(*pair) for pair in zip(watched, step.state.eps, strict=True))
-        assert all(torch.equal(*pair) for pair in zip(end, states[-1], strict=True))
+    states: list[list[Tensor]] = []
+    end = langevin(counted, start, steps=6, step_size=0.02, noise=noise, callback=states.append)
+    assert count == 6
+    count = 0
+    steps = list(transitions(counted, start, steps=6, step_size=0.02, noise=noise))
+    assert count == 7 and len(states) == 6
+    for watched, step in zip(states, steps, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(watched, step.state.eps, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(end, states[-1], strict=True))
 
 
 def test_input_is_left_alone_and_steps_are_watched() -> None:
@@ -175,7 +135,7 @@ def test_input_is_left_alone_and_steps_are_watched() -> None:
         steps=3,
         step_size=0.1,
         noise=NoiseSource(0, "chain", range(2)),
-        watch=lambda state: seen.append(state[0].clone()),
+        callback=lambda state: seen.append(state[0].clone()),
     )
     assert torch.equal(eps[0], before) and not eps[0].requires_grad
     assert len(seen) == 3 and torch.equal(seen[-1], end)

@@ -1,4 +1,4 @@
-"""Settings that are added later: left out of every dump while they have their default; files are compared by content."""
+"""Settings added later: dumps omit them while they have their default; files are compared by content."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import yaml
 
 from vaebm.config import STAGES, EBMSettings, Experiment, SamplesSettings, Settings
 from vaebm.config.base import NonNegativeInt, later
-from vaebm.config.experiment import changed
+from vaebm.config.experiment import with_changes
 from vaebm.config.yaml_files import read_experiment, read_settings, read_yaml, write_settings
-from vaebm.evaluation import stage
+from vaebm.evaluation import inputs
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
@@ -72,7 +72,7 @@ def test_a_dump_has_what_differs_from_the_default_alone() -> None:
 
 def test_changes_reach_groups_that_a_dump_leaves_out() -> None:
     """The other settings of the group stay; those of an optional group that was none have the group's defaults."""
-    new = changed(
+    new = with_changes(
         Added.model_validate(KNOWN),
         {"group": {"size": 6}, "optional": {"depth": 2}, "chain": {"steps": 3}},
         "variants.mine.samples",
@@ -80,7 +80,7 @@ def test_changes_reach_groups_that_a_dump_leaves_out() -> None:
     assert (new.group, new.optional) == (Group(size=6, depth=7), Group(size=1, depth=2))
     assert (new.chain.steps, new.chain.step_size) == (3, 0.5)
     with pytest.raises(ValueError, match="variants.mine.samples.group.size: .*found -1"):
-        changed(new, {"group": {"size": -1}}, "variants.mine.samples")
+        with_changes(new, {"group": {"size": -1}}, "variants.mine.samples")
 
 
 def test_hash_and_settings_files_stay_until_the_setting_is_changed(
@@ -114,7 +114,8 @@ def test_hash_and_settings_files_stay_until_the_setting_is_changed(
 def test_the_schema_lists_it() -> None:
     properties = Added.model_json_schema()["properties"]
     assert properties["positives"] == {
-        "default": "clean", "description": "Which positives.", "enum": ["clean", "matched"], "title": "Positives", "type": "string",
+        "default": "clean", "description": "Which positives.", "enum": ["clean", "matched"], "title": "Positives",
+        "type": "string",
     }  # fmt: skip
     assert {"optional", "group"} < set(properties)
 
@@ -159,10 +160,10 @@ def test_a_record_without_the_setting_is_that_of_its_default(tmp_path: Path, mon
     record = {"stage": "samples", "settings": KNOWN, "seconds": 1.0}
     (tmp_path / "training.json").write_text(json.dumps(record))
     (tmp_path / "samples.yaml").write_text(yaml.safe_dump({"seed": 0, "samples": KNOWN | {"positives": "clean"}}))
-    assert stage._training(tmp_path / "model.pt") == {"samples": {"stage": "samples", "seconds": 1.0}}
+    assert inputs._training(tmp_path / "model.pt") == {"samples": {"stage": "samples", "seconds": 1.0}}
     (tmp_path / "samples.yaml").write_text(yaml.safe_dump({"seed": 0, "samples": KNOWN | {"positives": "matched"}}))
     with pytest.raises(UserError, match="found one trained with other settings"):
-        stage._training(tmp_path / "model.pt")
+        inputs._training(tmp_path / "model.pt")
     (tmp_path / "training.json").write_text(json.dumps(record | {"settings": {}}))
     with pytest.raises(UserError, match="training.json: expected the record of the training"):
-        stage._training(tmp_path / "model.pt")
+        inputs._training(tmp_path / "model.pt")

@@ -26,7 +26,7 @@ def norms(weight: Tensor) -> Tensor:
     return weight.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
-# --------------------------------------------------------------------------------------------------------- convolutions
+# --- convolutions
 def test_normalized_convolution_has_the_norm_of_its_parameter() -> None:
     torch.manual_seed(0)
     conv = NormalizedConv2d(3, 5, 3).double()
@@ -93,7 +93,7 @@ def test_weights_of_all_convolutions_as_they_are_now() -> None:
     torch.testing.assert_close(gradient.flatten(), torch.full((4,), 2.0), rtol=1e-3, atol=0)
 
 
-# --------------------------------------------------------------------------------------------- data-dependent initialisation
+# --- data-dependent initialisation
 class Nested(nn.Module):
     """Convolutions at several depths, one without bias, one after a stride."""
 
@@ -155,7 +155,7 @@ def test_data_initialization_is_over_after_an_error() -> None:
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-# ----------------------------------------------------------------------------------------------- batch norm, squeeze-excitation
+# --- batch norm, squeeze-excitation
 @pytest.mark.parametrize("layer", [BatchNorm, BatchNormSwish])
 def test_batch_norm_keeps_a_twentieth_of_each_batch(layer: type[BatchNorm]) -> None:
     """Normalised by the biased variance, remembered with the unbiased one; in evaluation by what is remembered."""
@@ -187,7 +187,9 @@ def test_squeeze_excitation_gates_whole_channels_by_all_means(channels: int, hid
 
 
 def test_matrix_products_for_pointwise_convolutions() -> None:
-    """What a GPU computes 1×1 convolutions by: the same function and gradients, and no copy of what is in the layout channels_last."""
+    """What a GPU computes 1×1 convolutions by: the same function and gradients, and no copy of what is in the layout
+    channels_last.
+    """
     x, weight, bias = (
         torch.randn(2, 3, 4, 5, dtype=torch.float64),
         torch.randn(6, 3, 1, 1, dtype=torch.float64),

@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from vaebm.config import NVAENetworkSettings
 from vaebm.evaluation import likelihood
-from vaebm.evaluation.likelihood import estimate
+from vaebm.evaluation.likelihood import estimate_in_batches
 from vaebm.model import VAEBM
 from vaebm.nvae.model import NVAE
 from vaebm.system.device import seeded
@@ -18,7 +18,8 @@ from vaebm.system.device import seeded
 SIGMA = 0.5
 
 SMALL = {
-    "channels_encoder": 4, "channels_decoder": 4, "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1, "postprocess_cells": 1,
+    "channels_encoder": 4, "channels_decoder": 4, "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1,
+    "postprocess_cells": 1,
     "cells_encoder": 1, "cells_decoder": 1, "architecture": "res_bnswish",
 }  # fmt: skip
 """A small NVAE."""
@@ -73,16 +74,18 @@ def images():
 
 
 def test_with_the_exact_posterior_one_draw_gives_log_p(images):
-    """p(x|z) p(z) / q(z|x) is then p(x) for every z: the density is that of y = 2x − 1, summed over pixels and channels."""
+    """p(x|z) p(z) / q(z|x) is then p(x) for every z: the density is that of y = 2x − 1, summed over pixels and
+    channels.
+    """
     model = LinearGaussian()
-    found = estimate(VAEBM(model, None), images, seed=0, samples=1)
+    found = estimate_in_batches(VAEBM(model, None), images, seed=0, samples=1)
     assert torch.allclose(found.importance, model.log_prob(images.double() / 255), rtol=1e-12)
 
 
 def test_elbo_lacks_the_divergence_from_the_posterior(images):
     """log p(x) − KL(q ‖ posterior), in closed form; the mean over the draws within 5 of its standard errors."""
     model, draws = LinearGaussian(error=0.3), 400
-    found = estimate(VAEBM(model, None), images, seed=0, samples=draws)
+    found = estimate_in_batches(VAEBM(model, None), images, seed=0, samples=draws)
     exact = model.posterior(images.double() / 255)
     gap = kl_divergence(Normal(exact.mean + 0.3, exact.stddev), exact).sum((1, 2, 3))
     expected = model.log_prob(images.double() / 255) - gap
@@ -96,15 +99,17 @@ def test_elbo_lacks_the_divergence_from_the_posterior(images):
 
 
 def test_importance_weighted_bound_rises_to_log_p():
-    """A posterior moved by δ makes the log weight of an image normal, with variance A = D δ² / s² (of D latents of deviation s) and
-    mean log p(x) − A/2. So the weights' mean is p(x), its relative variance over K draws (e^A − 1) / K, and the bound's distance from
-    log p(x) half of that, for large K.
+    """A posterior moved by δ makes the log weight of an image normal, with variance A = D δ² / s² (of D latents of
+    deviation s) and mean log p(x) − A/2. So the weights' mean is p(x), its relative variance over K draws (e^A − 1) /
+    K, and the bound's distance from log p(x) half of that, for large K.
     """
     count, model = 300, LinearGaussian(error=0.2)
     images = torch.randint(0, 256, (count, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     exact, a = model.log_prob(images.double() / 255), 4 * 0.2**2 * (1 + 1 / SIGMA**2)
     gaps = {
-        samples: (estimate(VAEBM(model, None), images, seed=0, samples=samples).importance - exact).mean().item()
+        samples: (estimate_in_batches(VAEBM(model, None), images, seed=0, samples=samples).importance - exact)
+        .mean()
+        .item()
         for samples in (1, 3, 10, 100)
     }
     assert list(gaps.values()) == sorted(gaps.values())
@@ -124,10 +129,11 @@ def test_importance_weighted_bound_rises_to_log_p():
     ],
 )
 def test_probabilities_of_all_images_sum_to_one(changes, colours, repeats):
-    """p(x|z) p(z) / q(z|x) is p(x) in the mean over draws: decoder, priors, posteriors and flows make one distribution of the images.
+    """p(x|z) p(z) / q(z|x) is p(x) in the mean over draws: decoder, priors, posteriors and flows make one distribution
+    of the images.
 
-    Every image of 2×2 black or white pixels (of each colour) once, with draws of its own for each repeat; the error of the sum is
-    that of the repeats' means.
+    Every image of 2×2 black or white pixels (of each colour) once, with draws of its own for each repeat; the error of
+    the sum is that of the repeats' means.
     """
     settings = NVAENetworkSettings(**SMALL | {"latents": 1} | changes)
     with seeded(0):
@@ -136,7 +142,7 @@ def test_probabilities_of_all_images_sum_to_one(changes, colours, repeats):
     every = ((torch.arange(2**bits)[:, None] >> torch.arange(bits)) & 1).to(torch.uint8).reshape(
         -1, colours, 2, 2
     ) * 255
-    found = estimate(VAEBM(nvae, None), every.repeat(repeats, 1, 1, 1), seed=0, samples=1)
+    found = estimate_in_batches(VAEBM(nvae, None), every.repeat(repeats, 1, 1, 1), seed=0, samples=1)
     probability = found.importance.exp().reshape(repeats, -1)
     error = (probability.var(0) / repeats).sum().sqrt().item()
     assert error < 0.01 and probability.mean(0).sum().item() == pytest.approx(1.0, abs=4 * error)
@@ -144,12 +150,12 @@ def test_probabilities_of_all_images_sum_to_one(changes, colours, repeats):
 
 def test_draws_depend_on_seed_and_place_and_not_on_the_batch(images, monkeypatch):
     model = LinearGaussian(error=0.3)
-    found = estimate(VAEBM(model, None), images, seed=3, samples=2)
+    found = estimate_in_batches(VAEBM(model, None), images, seed=3, samples=2)
     monkeypatch.setattr(likelihood, "BATCH", 5)
-    again = estimate(VAEBM(model, None), images, seed=3, samples=2)
+    again = estimate_in_batches(VAEBM(model, None), images, seed=3, samples=2)
     assert torch.equal(found.elbo, again.elbo) and torch.equal(found.importance, again.importance)
-    assert not torch.equal(found.elbo, estimate(VAEBM(model, None), images, seed=4, samples=2).elbo)
-    alike = estimate(VAEBM(model, None), images[:1].expand(3, -1, -1, -1), seed=3, samples=2).elbo
+    assert not torch.equal(found.elbo, estimate_in_batches(VAEBM(model, None), images, seed=4, samples=2).elbo)
+    alike = estimate_in_batches(VAEBM(model, None), images[:1].expand(3, -1, -1, -1), seed=3, samples=2).elbo
     assert len(set(alike.tolist())) == 3, "equal images in other places have other draws"
 
 
@@ -158,7 +164,7 @@ def test_scores_are_those_of_the_public_interface(images):
     with seeded(0):
         nvae = NVAE(NVAENetworkSettings(**SMALL | {"groups": [2, 1]}), (1, 8, 8)).eval().requires_grad_(False)
     x = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = estimate(VAEBM(nvae, None), x, seed=2, samples=3)
+    found = estimate_in_batches(VAEBM(nvae, None), x, seed=2, samples=3)
     public = VAEBM(nvae, None).score(x / 255, seed=2, importance_samples=3)
     # about −100 nats from sums of 64 float32 terms, added up in another order
     assert torch.allclose(found.importance.float(), public, atol=1e-3)

@@ -20,7 +20,10 @@ from vaebm.nvae.pixel_distributions import PixelNormal, match_noise
 from vaebm.system.errors import UserError
 
 DATA, DECODER, SIGMA = 0.2, 0.4, 0.15
-"""Deviations of y = 2x − 1: of the data, of the decoder's mean, of the decoder's noise. All of N(0, ·), far from the clamp at ±1."""
+"""Deviations of y = 2x − 1: of the data, of the decoder's mean, of the decoder's noise.
+
+All of N(0, ·), far from the clamp at ±1.
+"""
 
 
 class Precision(nn.Module):
@@ -46,7 +49,9 @@ def stage(kind: Literal["clean", "matched"], **changes: object) -> EBMSettings:
 
 
 def data(count: int) -> Tensor:
-    """N(0, DATA²) in y as grey levels, (count, 1, 1, 1) uint8; rounding adds less than a ten-thousandth to its variance."""
+    """N(0, DATA²) in y as grey levels, (count, 1, 1, 1) uint8; rounding adds less than a ten-thousandth to its
+    variance.
+    """
     y = DATA * torch.randn(count, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     return (255 * (0.5 + 0.5 * y)).round().clamp(0, 255).to(torch.uint8)
 
@@ -56,7 +61,7 @@ def gradient(kind: Literal["clean", "matched"], w: float, count: int = 10_000) -
     nvae, energy = LinearVAE(torch.full((1, 1), DECODER, dtype=torch.float64), SIGMA), Precision(w)
     model, noise = VAEBM(nvae, energy, positives=kind), NoiseSource(0, "chain", range(count))  # type: ignore[arg-type]
     energy.requires_grad_(False)
-    eps_z, eps_x = model.refine(*model.noise_like_prior(noise), steps=60, step_size=0.05, noise=noise)
+    eps_z, eps_x = model.refine(*model.initial_noise(noise), steps=60, step_size=0.05, noise=noise)
     energy.requires_grad_(True)
     positive = positives(nvae, data(count), stage(kind), NoiseSource(0, "positives", range(count)))  # type: ignore[arg-type]
     parts = contrastive_divergence(energy, positive, negatives(nvae, eps_z, eps_x, "sample"))  # type: ignore[arg-type]
@@ -66,22 +71,26 @@ def gradient(kind: Literal["clean", "matched"], w: float, count: int = 10_000) -
 
 
 def test_matched_noise_moves_the_fixed_point_to_the_right_energy() -> None:
-    """The model's law of y is N(0, 1 / (w + 1 / (a² + s²))) for a decoder N(a z, s²). Its samples carry the noise s; so do the data that it
-    should match, N(0, v + s²). Contrastive divergence has its fixed point where both variances agree: with matched positives at
-    w = 1 / (v + s²) − 1 / (a² + s²), with clean ones at 1 / v − 1 / (a² + s²), an energy that removes the decoder's noise as well.
+    """The model's law of y is N(0, 1 / (w + 1 / (a² + s²))) for a decoder N(a z, s²). Its samples carry the noise s; so
+    do the data that it should match, N(0, v + s²). Contrastive divergence has its fixed point where both variances
+    agree: with matched positives at w = 1 / (v + s²) − 1 / (a² + s²), with clean ones at 1 / v − 1 / (a² + s²), an
+    energy that removes the decoder's noise as well.
     """
     prior = 1 / (DECODER**2 + SIGMA**2)
     right, wrong = 1 / (DATA**2 + SIGMA**2) - prior, 1 / DATA**2 - prior
     assert wrong > 1.8 * right
-    # η = 0.05 widens the chain's variance by a factor 1 / (1 − η H / 4), H = 1 + w (a² + s²) at most 4.6 here: by at most 6 %, which is
-    # 0.06 / (√2 / √10,000) = 4 standard errors of a variance; without noise, or with it on the wrong side, they are off by 36 % and more
+    # η = 0.05 widens the chain's variance by a factor 1 / (1 − η H / 4), H = 1 + w (a² + s²) at most 4.6 here: by at
+    # most 6 %, which is 0.06 / (√2 / √10,000) = 4 standard errors of a variance. Without noise, or with it on the wrong
+    # side, the variances are off by 36 % or more.
     for kind, at in (("matched", right), ("clean", wrong)):
         assert abs(gradient(kind, at)) < 8  # type: ignore[arg-type]
     assert gradient("clean", right) < -15 and gradient("matched", wrong) > 15
 
 
 def test_matched_positives_are_the_images_with_the_noise_of_a_reconstruction() -> None:
-    """Mean and deviation of many draws for one image are x and ½σ where no value is clamped; the noise is a function of the index."""
+    """Mean and deviation of many draws for one image are x and ½σ where no value is clamped; the noise is a function of
+    the index.
+    """
     nvae = LinearVAE(torch.full((4, 1), 0.1), 0.2)
     x = torch.full((20_000, 1, 4, 1), 120, dtype=torch.uint8)
     found = positives(nvae, x, stage("matched"), NoiseSource(0, "positives", range(len(x))))  # type: ignore[arg-type]
@@ -102,7 +111,9 @@ def test_noise_is_clamped_as_the_decoders_samples_are() -> None:
 
 
 def test_an_energy_of_noisy_images_scores_images_with_noise() -> None:
-    """The energy term is the mean over the draws of E(x + ½σ(z) ω), with the draws z of the likelihood; images alone for `clean`."""
+    """The energy term is the mean over the draws of E(x + ½σ(z) ω), with the draws z of the likelihood; images alone
+    for `clean`.
+    """
     torch.manual_seed(0)
     nvae, energy = NVAE(NETWORK, (1, 8, 8)).eval().requires_grad_(False), EnergyNetwork(ENERGY, 1).requires_grad_(False)
     energy.initialize(torch.rand(8, 1, 8, 8))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings
 from vaebm.energy.network import EnergyNetwork
-from vaebm.model import VAEBM, PixelEBM, pair, sample_noise
+from vaebm.model import VAEBM, PixelEBM, build_model, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import save_model
@@ -69,7 +69,7 @@ def test_chain_reaches_the_gaussian_law_of_the_model() -> None:
     covariance = torch.linalg.inv(hessian @ (torch.eye(5, dtype=torch.float64) - 0.25 * step_size * hessian))
 
     noise = NoiseSource(0, "test", range(chains))
-    start = model.noise_like_prior(noise)
+    start = model.initial_noise(noise)
     eps_z, eps_x = model.refine(*start, steps=100, step_size=step_size, noise=noise)
     eps = torch.cat([eps_z[0].flatten(1), eps_x.flatten(1)], dim=1)
     scale = covariance.diagonal().sqrt()
@@ -84,7 +84,7 @@ def test_chain_reaches_the_gaussian_law_of_the_model() -> None:
 def test_potentials_differ_by_the_terms_of_the_specification() -> None:
     """`density` is E − log p(z) − log p(x|z); −log p(z) = ½‖ε_z‖² + Σ ln σ_p + const."""
     model = small()
-    eps_z, eps_x = model.noise_like_prior(NoiseSource(0, "test", range(5)))
+    eps_z, eps_x = model.initial_noise(NoiseSource(0, "test", range(5)))
     pixels, log_p = model.nvae.decode(eps_z)
     x = pixels.sample(eps_x)
     assert model.energy is not None
@@ -99,7 +99,7 @@ def test_potentials_differ_by_the_terms_of_the_specification() -> None:
 def test_each_chain_has_a_gradient_of_its_own() -> None:
     """∂ΣU/∂ε of a batch is each chain's own gradient: nothing in the networks mixes the batch in eval mode."""
     model = small()
-    eps_z, eps_x = model.noise_like_prior(NoiseSource(0, "test", range(4)))
+    eps_z, eps_x = model.initial_noise(NoiseSource(0, "test", range(4)))
 
     def gradient(rows: slice) -> Tensor:
         leaf = eps_x[rows].clone().requires_grad_()
@@ -202,7 +202,9 @@ def test_an_energy_needs_a_gaussian_decoder(tmp_path: Path) -> None:
 
 
 def test_double_precision_agrees_with_single() -> None:
-    """The same noise, whatever the type of the weights: what differs is rounding, a grey level at most over three steps."""
+    """The same noise, whatever the type of the weights: what differs is rounding, a grey level at most over three
+    steps.
+    """
     single, double = small(), small()
     double.nvae.double()
     assert double.energy is not None
@@ -215,7 +217,7 @@ def test_double_precision_agrees_with_single() -> None:
 def test_public_stochastic_calls_repeat_and_leave_the_global_generator_alone() -> None:
     model, images = small(), torch.rand(3, 1, 8, 8)
     noise = sample_noise(0, range(3))
-    start = model.noise_like_prior(noise)
+    start = model.initial_noise(noise)
     calls = [
         lambda: model.sample(3, seed=0),
         lambda: model.score(images, seed=0),
@@ -234,7 +236,7 @@ def kind(request: pytest.FixtureRequest) -> VAEBM:
     with seeded(0):
         nvae, energy = NVAE(NETWORK, (1, 8, 8)), EnergyNetwork(ENERGY, 1)
     nvae, energy = (network.eval().requires_grad_(False) for network in (nvae, energy))
-    made = VAEBM(nvae, None) if request.param == "none" else pair(nvae, energy, request.param)
+    made = VAEBM(nvae, None) if request.param == "none" else build_model(nvae, energy, request.param)
     made.steps, made.step_size = (0, 1.0) if request.param == "none" else (2, 1e-2)
     return made
 

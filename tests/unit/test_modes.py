@@ -68,13 +68,13 @@ def test_floors_in_closed_form():
 
 
 def test_figures_of_a_perfect_and_of_a_collapsed_sampler():
-    perfect = modes.figures(np.random.default_rng(0).multinomial(10_000, UNIFORM), UNIFORM, 100, seed=0)
+    perfect = modes.measure_modes(np.random.default_rng(0).multinomial(10_000, UNIFORM), UNIFORM, 100, seed=0)
     assert perfect["modes"]["value"] >= 999
     low, high = perfect["KL"]["interval"]
     assert low < perfect["KL-floor"]["value"] < high
     counts = np.zeros(1000, dtype=np.int64)
     counts[:3] = 4000, 3000, 3000
-    collapsed = modes.figures(counts, UNIFORM, 100, seed=0)
+    collapsed = modes.measure_modes(counts, UNIFORM, 100, seed=0)
     assert collapsed["modes"] == {"value": 3.0, "samples": 10_000, "of": 1000}
     entropy = -sum(share * math.log(share) for share in (0.4, 0.3, 0.3))
     assert collapsed["KL"]["value"] == pytest.approx(math.log(1000) - entropy)

@@ -17,7 +17,7 @@ from vaebm.nvae.flows import FlowCell
 from vaebm.nvae.layers import BatchNorm
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_balance, kl_coefficient, nelbo, norm_weight
-from vaebm.nvae.train import Trainer, learning_rate
+from vaebm.nvae.train import NVAETrainer, scheduled_learning_rate
 from vaebm.system.checkpoint import Checkpoints, hash_tensors, save_model
 from vaebm.system.errors import UserError
 
@@ -57,7 +57,7 @@ def build(shape: tuple[int, int, int] = (1, 8, 8), **changes: object) -> NVAE:
     return nvae
 
 
-# ------------------------------------------------------------------------------------------------- the network as a whole
+# --- the network as a whole
 ARCHITECTURE: dict[str, Any] = {
     "groups": st.lists(st.integers(1, 3), min_size=1, max_size=3)
     | st.sampled_from([[1], [4, 2, 1], [5, 2, 2]]),  # the last two halve from scale to scale
@@ -88,7 +88,8 @@ ARCHITECTURE: dict[str, Any] = {
 def test_any_architecture(
     changes: dict[str, Any], encoder: int, decoder: int, rows: int, columns: int, colours: int
 ) -> None:
-    """The decoder knows the image by z alone: the ε that the priors need for the posterior's z gives back pixels and log p(z).
+    """The decoder knows the image by z alone: the ε that the priors need for the posterior's z gives back pixels and
+    log p(z).
 
     Every image of the batch is treated by itself, and each group's z has the resolution of its scale.
     """
@@ -142,7 +143,7 @@ def test_eps_and_the_source_that_draws_it_agree() -> None:
     assert torch.equal(given.pixels.mean, nvae(x, noise=noise, step=3).pixels.mean)
 
 
-# --------------------------------------------------------------------------------------------------- prior and posterior
+# --- prior and posterior
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("groups", [[1], [1, 1]])
 def test_log_prior_is_the_noise_density_less_the_log_scales(temperature: float, groups: list[int]) -> None:
@@ -175,7 +176,9 @@ def without_shift(nvae: NVAE) -> NVAE:
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_kl_is_the_mean_of_log_q_less_log_p(residual: bool) -> None:
-    """Group by group the analytic KL, which a network without flows gives, is the mean of the estimates of one with idle flows."""
+    """Group by group the analytic KL, which a network without flows gives, is the mean of the estimates of one with
+    idle flows.
+    """
     draws = 3000
     nvae = without_shift(build(flows=1, residual_posterior=residual))
     x = torch.rand(1, 1, 8, 8, dtype=DOUBLE).expand(draws, -1, -1, -1)
@@ -193,7 +196,8 @@ def test_kl_is_the_mean_of_log_q_less_log_p(residual: bool) -> None:
 
 
 def test_posterior_after_flows_is_a_density() -> None:
-    """∫ p(z) dz = 1 as a mean of p(z) / q(z) over draws of q: log q stays that of the draw before the flows, which keep the volume.
+    """∫ p(z) dz = 1 as a mean of p(z) / q(z) over draws of q: log q stays that of the draw before the flows, which keep
+    the volume.
 
     The posterior is made wider than the prior, so that the ratio is bounded but for the flows' shifts.
     """
@@ -213,7 +217,7 @@ def test_posterior_after_flows_is_a_density() -> None:
 
 
 def test_posterior_parameters_are_offsets_before_the_clamp() -> None:
-    """Residual: μ = 5 tanh((m_p + m_q) / 5); otherwise the encoder's own; the first group has no prior to start from."""
+    """Residual: μ = 5 tanh((m_p + m_q) / 5); otherwise the encoder's own; the first group has a fixed prior."""
     x, noise = torch.rand(2, 1, 8, 8, dtype=DOUBLE), NoiseSource(0, "test", range(2))
     for residual in (True, False):
         nvae = build(residual_posterior=residual)
@@ -229,7 +233,7 @@ def test_posterior_parameters_are_offsets_before_the_clamp() -> None:
             torch.testing.assert_close(draw.posterior.sigma, soft_clamp(ell).exp() + 0.01, rtol=1e-9, atol=1e-9)
 
 
-# ---------------------------------------------------------------------------------------------------- images as the input
+# --- images as the input
 @pytest.mark.parametrize("bits", [8, 5, 1])
 def test_input_has_the_depth_of_the_settings(bits: int) -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
@@ -251,7 +255,7 @@ def test_binary_input_is_white_as_often_as_its_grey_level_says() -> None:
     assert torch.equal(again, x[[5, 7, 5]])
 
 
-# ---------------------------------------------------------------------------------------------------------- single group
+# --- single group
 def single(**changes: object) -> NVAE:
     """One latent group in all, in double precision."""
     return build(groups=[1], **changes)
@@ -271,10 +275,12 @@ def test_single_group_has_no_towers_and_starts_from_z() -> None:
 
 @pytest.mark.parametrize("flows", [0, 1])
 def test_single_group_trains_and_is_kept(flows: int, tmp_path: Path) -> None:
-    """A parameter without elements is no trouble to the optimiser, the gradient's norm, a checkpoint, a hash or a model file."""
+    """A parameter without elements is no trouble to the optimiser, the gradient's norm, a checkpoint, a hash or a model
+    file.
+    """
     torch.manual_seed(0)
     nvae = NVAE(network(groups=[1], flows=flows), (1, 8, 8)).train()
-    trainer = Trainer(nvae, NVAETrainingSettings(epochs=10, batch=16, warmup_epochs=0), total=60, seed=0)
+    trainer = NVAETrainer(nvae, NVAETrainingSettings(epochs=10, batch=16, warmup_epochs=0), total=60, seed=0)
     images = torch.linspace(0, 255, 8).to(torch.uint8).expand(16, 1, 8, 8)
     losses = []
     for step in range(30):
@@ -299,7 +305,7 @@ def test_single_group_trains_and_is_kept(flows: int, tmp_path: Path) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- objective
+# --- objective
 def test_kl_coefficient_grows_once() -> None:
     beta = [kl_coefficient(step, 1000, 0.3, 1e-4) for step in range(1000)]
     assert beta[0] == 1e-4 and beta[150] == pytest.approx((150 - 0.1) / 300) and set(beta[301:]) == {1.0}
@@ -308,7 +314,9 @@ def test_kl_coefficient_grows_once() -> None:
 
 @given(beta=st.floats(0, 1), initial=st.floats(1e-3, 1e3), final=st.floats(1e-4, 1e2))
 def test_weight_of_the_regularisers_goes_by_factors(beta: float, initial: float, final: float) -> None:
-    """λ₀^(1 − β) λ₁^β: from λ₀ at β = 0 to λ₁ at β = 1, half way by their geometric mean; without λ₀ it is λ₁ throughout."""
+    """λ₀^(1 − β) λ₁^β: from λ₀ at β = 0 to λ₁ at β = 1, half way by their geometric mean; without λ₀ it is λ₁
+    throughout.
+    """
     assert norm_weight(beta, None, final) == final
     assert norm_weight(beta, initial, final) == pytest.approx(initial ** (1 - beta) * final**beta, rel=1e-12)
     assert norm_weight(0.0, initial, final) == pytest.approx(initial) and norm_weight(
@@ -345,7 +353,7 @@ def test_batch_norm_penalty_counts_every_layer_once() -> None:
 def test_learning_rate_as_published() -> None:
     """Linear from 0, then the scheduler of torch, stepped by epochs and started from the last value of the warm-up."""
     training = NVAETrainingSettings(epochs=12, batch=2, learning_rate=1e-2, warmup_epochs=3)
-    ours = [learning_rate(step, 10, training) for step in range(120)]
+    ours = [scheduled_learning_rate(step, 10, training) for step in range(120)]
     assert ours[:30] == pytest.approx([1e-2 * step / 30 for step in range(30)])
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=ours[29])
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 12 - 3 - 1, eta_min=1e-4)

@@ -14,12 +14,12 @@ from vaebm.config.nvae import Architecture
 from vaebm.nvae.cells import ARCHITECTURES, ResidualCell
 from vaebm.nvae.layers import BatchNorm, BatchNormSwish, PlainConv2d
 from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.nvae.published_checkpoint import adaptive_groups, convert, read
+from vaebm.nvae.published_checkpoint import adaptive_groups, convert_published_nvae, read_published_nvae
 
 RECORDED = Path(__file__).parents[1] / "parity" / "data"
 
 
-# ------------------------------------------------------------------------------------------ our state under published names
+# --- our state under published names
 def published(nvae: NVAE) -> dict[str, Tensor]:
     """Our state in the published layout, name by name and in the published order of modules."""
     single = nvae.settings.single_group
@@ -99,7 +99,9 @@ def mobile(layers: list[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
 
 
 def plain(layers: list[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
-    """`res_bnswish`, and alike the two with ELU; that of a batch norm without swish is our guess: names in a cell are free, their order counts."""
+    """`res_bnswish`, and alike the two with ELU; that of a batch norm without swish is our guess: names in a cell are
+    free, their order counts.
+    """
     for layer in layers:
         if isinstance(layer, BatchNorm):
             yield layer, "bn_act" if isinstance(layer, BatchNormSwish) else "bn.bn"
@@ -179,11 +181,11 @@ def recorded(name: str = "cifar") -> dict[str, Any]:
     return content
 
 
-# ----------------------------------------------------------------------------------------------------------- round trips
+# --- round trips
 @pytest.mark.parametrize("name", ["cifar", "discrete"])
 def test_the_literal_names_are_those_of_a_recorded_checkpoint(name: str) -> None:
     """So that the round trips below go through the published layout, duplicates and order included."""
-    converted = read(RECORDED / f"nvae_{name}_checkpoint.pt")
+    converted = read_published_nvae(RECORDED / f"nvae_{name}_checkpoint.pt")
     nvae = NVAE(converted.settings, converted.shape)
     nvae.load_state_dict(converted.weights)
     state, theirs = published(nvae), recorded(name)["state_dict"]
@@ -193,7 +195,7 @@ def test_the_literal_names_are_those_of_a_recorded_checkpoint(name: str) -> None
 
 def same(path: Path, nvae: NVAE) -> None:
     """The file holds this network, each tensor by itself."""
-    converted = read(path)
+    converted = read_published_nvae(path)
     assert converted.settings == nvae.settings and converted.shape == nvae.shape
     assert list(converted.weights) == list(nvae.state_dict())
     assert not [name for name, value in nvae.state_dict().items() if not torch.equal(value, converted.weights[name])]
@@ -248,12 +250,12 @@ def test_every_setting_there_and_back(
 def test_conversion_gives_a_model_file_and_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nvae = network(flows=1)
     path = save(tmp_path / "checkpoint.pt", published(nvae), arguments(nvae.settings, 2, ada_groups=True))
-    convert(path, tmp_path / "model.pt")
+    convert_published_nvae(path, tmp_path / "model.pt")
     parameters = sum(parameter.numel() for parameter in nvae.parameters())
     (line,) = capsys.readouterr().out.splitlines()
     assert (
-        line
-        == f"{tmp_path / 'model.pt'}: NVAE of 3×16×16 images, {parameters:,} parameters in {len(nvae.state_dict())} tensors"
+        line == f"{tmp_path / 'model.pt'}: NVAE of 3×16×16 images, {parameters:,} parameters "
+        f"in {len(nvae.state_dict())} tensors"
     )
     again = load_nvae(tmp_path / "model.pt")
     assert not again.training and not [parameter for parameter in again.parameters() if parameter.requires_grad]
@@ -267,7 +269,7 @@ def test_adaptive_groups_are_those_of_the_published_program() -> None:
 
 
 def test_older_files_lack_duplicates_and_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is put in for a missing argument is said, with its name and value; the mixtures are counted in the weights."""
+    """The value for a missing argument is printed with its name; the mixtures are counted in the weights."""
     nvae = network(groups=[2, 2], decoder="logistic_mixture", mixtures=3)
     args = arguments(nvae.settings, 2)
     for name in ("ada_groups", "min_groups_per_scale", "num_mixture_dec"):
@@ -278,7 +280,7 @@ def test_older_files_lack_duplicates_and_arguments(tmp_path: Path, capsys: pytes
         args,
     )
     same(path, nvae)
-    convert(path, tmp_path / "model.pt")
+    convert_published_nvae(path, tmp_path / "model.pt")
     assert capsys.readouterr().out.splitlines()[:3] == [
         f"{path}: args.ada_groups: not in the file, taken as False",
         f"{path}: args.min_groups_per_scale: not in the file, taken as 1",
@@ -288,11 +290,13 @@ def test_older_files_lack_duplicates_and_arguments(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("first", ["", "pre_process.0._ops.1", "pre_process.1.skip.conv_4"])
 def test_order_of_the_names_does_not_matter(first: str, tmp_path: Path) -> None:
-    """Two operations of a cell have layers of the same shapes, and so have the four of a skip connection: their numbers tell them apart."""
+    """Two operations of a cell have layers of the same shapes, and so have the four of a skip connection: their numbers
+    tell them apart.
+    """
     content = recorded()
     names = sorted(content["state_dict"], key=lambda name: (not name.startswith(first), name))
-    weights = read(
+    weights = read_published_nvae(
         save(tmp_path / "checkpoint.pt", {name: content["state_dict"][name] for name in names}, content["args"])
     ).weights
-    expected = read(RECORDED / "nvae_cifar_checkpoint.pt").weights
+    expected = read_published_nvae(RECORDED / "nvae_cifar_checkpoint.pt").weights
     assert not [name for name, value in expected.items() if not torch.equal(value, weights[name])]

@@ -1,4 +1,6 @@
-"""Published NVAE checkpoints that are not right: one line each, which names the weight or the argument; nothing of them is run."""
+"""Published NVAE checkpoints that are not right: one line each, which names the weight or the argument; nothing of them
+is run.
+"""
 
 import argparse
 import os
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from vaebm.nvae.published_checkpoint import convert
+from vaebm.nvae.published_checkpoint import convert_published_nvae
 from vaebm.system.errors import UserError
 
 RECORDED = Path(__file__).parents[1] / "parity" / "data"
@@ -33,7 +35,7 @@ def save(path: Path, state: Any, args: Any) -> Path:
 def refused(path: Path, message: str) -> None:
     """One line that names the file and says what is wrong; no model file."""
     with pytest.raises(UserError) as error:
-        convert(path, path.with_name("model.pt"))
+        convert_published_nvae(path, path.with_name("model.pt"))
     assert str(error.value).startswith(f"{path}: ") and re.search(message, str(error.value)), str(error.value)
     assert "\n" not in str(error.value) and not path.with_name("model.pt").exists()
 

@@ -18,16 +18,17 @@ from vaebm.data import prepare
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.train import Trainer
+from vaebm.nvae.train import NVAETrainer
 from vaebm.system.device import seeded
 
 NETWORK = {
-    "channels_encoder": 4, "channels_decoder": 4, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1, "preprocess_cells": 1,
+    "channels_encoder": 4, "channels_decoder": 4, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1,
+    "preprocess_cells": 1,
     "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1, "flows": 1,
 }  # fmt: skip
 
 
-def trainer(architecture: str = "res_mbconv", flows: int = 1, **training: Any) -> Trainer:
+def trainer(architecture: str = "res_mbconv", flows: int = 1, **training: Any) -> NVAETrainer:
     with seeded(0):
         nvae = (
             NVAE(
@@ -37,7 +38,7 @@ def trainer(architecture: str = "res_mbconv", flows: int = 1, **training: Any) -
             .train()
         )
     settings = NVAETrainingSettings.model_validate({"epochs": 10, "batch": 8, "precision": "float64", **training})
-    return Trainer(nvae, settings, total=10, seed=0)
+    return NVAETrainer(nvae, settings, total=10, seed=0)
 
 
 def images(count: int = 8) -> torch.Tensor:
@@ -45,7 +46,8 @@ def images(count: int = 8) -> torch.Tensor:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """The command itself under torchrun: batch norms, KL balancing, gradients and penalties are those of the whole batch.
+    """The command itself under torchrun: batch norms, KL balancing, gradients and penalties are those of the whole
+    batch.
 
     The two compute their activations again, where batch norms gather the moments a second time.
     """
@@ -123,7 +125,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
 
 
 def test_first_batch_initialises_res_elu() -> None:
-    """Each convolution's own outputs on that batch have mean 0 and standard deviation 0.2, those of later layers included."""
+    """Each convolution's own outputs on that batch have mean 0 and standard deviation 0.2, those of later layers
+    included.
+    """
     nvae = trainer("res_elu").nvae
     seen: dict[str, torch.Tensor] = {}
     for name, layer in nvae.named_modules():
@@ -144,7 +148,7 @@ def test_bfloat16_keeps_distributions_and_weights_in_single_precision() -> None:
     for precision in ("float32", "bfloat16"):
         with seeded(0):
             nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK), (1, 8, 8)).train()
-        each = Trainer(
+        each = NVAETrainer(
             nvae, NVAETrainingSettings.model_validate({**settings, "precision": precision}), total=10, seed=0
         )
         losses[precision] = each.step(images(), 4, 1e-3, penalise=False)

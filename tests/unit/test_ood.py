@@ -10,13 +10,13 @@ import pytest
 
 from vaebm.config import DataSettings
 from vaebm.data import open_images, write_images
-from vaebm.data.digits import prepare_digits, reduce, to_counts, to_uint8
+from vaebm.data.digits import counts_to_grey, grey_to_counts, prepare_digits, reduce_to_digits
 from vaebm.data.prepared import ImageSet
 from vaebm.evaluation import ood
 from vaebm.evaluation.detection import auroc
 from vaebm.system.errors import UserError
 
-LEVELS = set(to_uint8(np.arange(17)))
+INK_LEVELS = set(counts_to_grey(np.arange(17)))
 
 
 def noise(seed, *shape):
@@ -53,18 +53,20 @@ def digits():
 
 @pytest.mark.parametrize("name", sorted(ood.SETS))
 def test_every_set_of_digits_has_their_count_form_and_levels(digits, name):
-    made = ood.make(name, None, digits, {})
+    made = ood.make_ood_set(name, None, digits, {})
     assert pictures(made).shape == digits.view("heldout").shape and made.images.is_contiguous() and made.source == {}
-    assert set(np.unique(made.images)) <= LEVELS, "the same 17 levels, or the levels would tell them apart"
-    assert np.array_equal(made.images, ood.make(name, None, digits, {}).images), "a function of the digits alone"
+    assert set(np.unique(made.images)) <= INK_LEVELS, "the same 17 levels, or the levels would tell them apart"
+    again = ood.make_ood_set(name, None, digits, {})
+    assert np.array_equal(made.images, again.images), "a function of the digits alone"
 
 
 @pytest.mark.parametrize("name", ["digits", "mine"])
 def test_interpolations_are_unbiased_means_of_two_different_images(digits, name):
-    """Of digits in their 17 levels, of other images, here 1,000 of 5×5 in colour, in 256. The bounds are four standard errors of a fair coin."""
+    """Digits in 17 levels, other images (1,000 of 5×5 in colour) in 256; bounds: 4 standard errors of a fair coin."""
     images = digits.view("heldout") if name == "digits" else noise(0, 1000, 5, 5, 3)
-    to_levels = to_counts if name == "digits" else lambda found: found.astype(np.int64)
-    mixed, levels = to_levels(pictures(ood.make("interpolation", None, image_set(images, name), {}))), to_levels(images)
+    to_levels = grey_to_counts if name == "digits" else lambda found: found.astype(np.int64)
+    made = ood.make_ood_set("interpolation", None, image_set(images, name), {})
+    mixed, levels = to_levels(pictures(made)), to_levels(images)
     partners = (np.arange(len(images)) + len(images) // 3) % len(images)
     assert len({frozenset(pair) for pair in enumerate(partners.tolist())}) == len(images)
     exact = (levels + levels[partners]) / 2
@@ -79,22 +81,22 @@ def test_interpolations_are_unbiased_means_of_two_different_images(digits, name)
 
 def test_memory_is_bounded_without_changing_anything(digits, monkeypatch):
     images, large = image_set(noise(1, 30, 6, 6, 3)), noise(2, 30, 9, 9, 3)
-    whole = [pictures(ood.make("interpolation", None, images, {})), ood.fitted(large, 6, "mine")]
-    monkeypatch.setattr(ood, "BLOCK", 4 * 108)
-    again = [pictures(ood.make("interpolation", None, images, {})), ood.fitted(large, 6, "mine")]
+    whole = [pictures(ood.make_ood_set("interpolation", None, images, {})), ood.area_resample(large, 6, "mine")]
+    monkeypatch.setattr(ood, "VALUES_PER_BLOCK", 4 * 108)
+    again = [pictures(ood.make_ood_set("interpolation", None, images, {})), ood.area_resample(large, 6, "mine")]
     assert all(np.array_equal(one, other) for one, other in zip(whole, again, strict=True))
 
 
 def test_turned_images_are_turned_by_180_degrees(digits):
     for images in (digits, image_set(noise(0, 5, 6, 6, 3))):
-        found = pictures(ood.make("turned", None, images, {}))
+        found = pictures(ood.make_ood_set("turned", None, images, {}))
         assert np.array_equal(np.rot90(found, 2, axes=(1, 2)), images.view("heldout"))
         assert not np.array_equal(found, images.view("heldout"))
 
 
 def test_photographs_are_different_patches_brought_to_size_like_the_digits(digits):
     """Every patch is found again: 4×4 block means of a 32×32 crop of one of the two photographs."""
-    found = pictures(ood.make("photographs", None, digits, {}))
+    found = pictures(ood.make_ood_set("photographs", None, digits, {}))
     assert len({picture.tobytes() for picture in found}) == len(found)
     from sklearn.datasets import load_sample_images
 
@@ -108,10 +110,10 @@ def test_photographs_are_different_patches_brought_to_size_like_the_digits(digit
             blocks = np.stack(
                 [means[4 * r : 4 * r + rows, 4 * c : 4 * c + columns] for r in range(8) for c in range(8)]
             )
-            distances.append(np.abs(blocks - to_counts(picture[..., 0]).reshape(64, 1, 1)).max(axis=0).min())
+            distances.append(np.abs(blocks - grey_to_counts(picture[..., 0]).reshape(64, 1, 1)).max(axis=0).min())
         assert min(distances) <= 0.5 + 16 / 255, "nearest level, and at most one grey level lost by integer grey"
     with pytest.raises(UserError, match="made for digits alone, found mine"):
-        ood.make("photographs", None, replace(digits, name="mine"), {})
+        ood.make_ood_set("photographs", None, replace(digits, name="mine"), {})
 
 
 def area_mean(image, side):
@@ -141,7 +143,7 @@ def area_mean(image, side):
 @pytest.mark.parametrize(("size", "side"), [(8, 4), (9, 3), (6, 4), (7, 5), (10, 4)])
 def test_larger_images_become_means_over_areas(size, side):
     images = noise(3, 6, size, size, 3)
-    made = ood.fitted(images, side, "mine")
+    made = ood.area_resample(images, side, "mine")
     exact = np.array([[area_mean(image[..., channel], side) for channel in range(3)] for image in images]).transpose(
         0, 2, 3, 1
     )
@@ -154,16 +156,17 @@ def test_larger_images_become_means_over_areas(size, side):
 def test_digits_are_told_from_images_of_their_own_levels():
     """Made smaller as scans of digits were, but for halves, which their reduction always rounds up."""
     large = noise(4, 50, 32, 32, 1)
-    made, scanned = ood.fitted(large, 8, "digits"), reduce(large[..., 0])[..., None]
-    assert set(np.unique(made)) <= LEVELS
+    made, scanned = ood.area_resample(large, 8, "digits"), reduce_to_digits(large[..., 0])[..., None]
+    assert set(np.unique(made)) <= INK_LEVELS
     halves = (large.astype(int).reshape(50, 8, 4, 8, 4, 1).sum(axis=(2, 4)) * 32) % (2 * 255 * 16) == 255 * 16
     assert np.array_equal(made[~halves], scanned[~halves])
     small = noise(5, 50, 8, 8, 1)
-    assert np.array_equal(ood.fitted(small, 8, "digits"), to_uint8(to_counts(small))), "also where the size is theirs"
+    resampled = ood.area_resample(small, 8, "digits")
+    assert np.array_equal(resampled, counts_to_grey(grey_to_counts(small))), "also at the same size"
 
 
 def sharpness(images):
-    """Minus the mean square of differences of neighbouring pixels: what a model sees at once in images that were resized."""
+    """Minus the mean squared difference of neighbouring pixels, which detects resizing."""
     floats = images.astype(np.float64)
     return -(
         np.square(np.diff(floats, axis=1)).mean(axis=(1, 2, 3))
@@ -172,11 +175,11 @@ def sharpness(images):
 
 
 def test_size_alone_does_not_tell_images_apart(tmp_path):
-    """Two halves of the same images, one of which comes at twice the size, by a score that sees nothing but detail.
+    """Two halves of the same images, one at twice the size, by a score that sees only detail.
 
-    By repeated pixels it comes back as it was. Photographed at twice the size, each set is what the areas of the larger pictures hold, and so
-    are the held-out images: 0.5 within four standard errors of an AUROC of 400 against 400 (√((2n+1)/12n²) = 0.0204). What a
-    softening enlargement took away (Pillow's bilinear filter) cannot be given back: that remains visible, as it is in the larger set.
+    Enlargement by repeated pixels is undone exactly. Photographed at twice the size, the AUROC of 400 against 400 is
+    0.5 within four standard errors (√((2n+1)/12n²) = 0.0204). A softening enlargement (Pillow's bilinear filter) stays
+    visible.
     """
     from PIL import Image
 
@@ -186,7 +189,7 @@ def test_size_alone_does_not_tell_images_apart(tmp_path):
         255 * (photos - photos.min((1, 2), keepdims=True)) / np.ptp(photos, axis=(1, 2), keepdims=True) * 0.5
         + scenes * 0.5
     ).astype(np.uint8)
-    small = ood.fitted(photos, 16, "mine")
+    small = ood.area_resample(photos, 16, "mine")
     inside, other = image_set(small[:400], "inside"), small[400:]
     enlarged = {
         "repeated": other.repeat(2, axis=1).repeat(2, axis=2),
@@ -196,7 +199,7 @@ def test_size_alone_does_not_tell_images_apart(tmp_path):
         ),
     }
     manifests = {name: prepared(tmp_path, images, name) for name, images in enlarged.items()}
-    made = {name: pictures(ood.make(name, own(name, 32), inside, manifests)) for name in enlarged}
+    made = {name: pictures(ood.make_ood_set(name, own(name, 32), inside, manifests)) for name in enlarged}
     assert np.array_equal(made["repeated"], other)
     areas = {name: auroc(sharpness(small[:400]), sharpness(found)) for name, found in made.items()}
     assert abs(areas["repeated"] - 0.5) < 4 * 0.0204 and abs(areas["photographed"] - 0.5) < 4 * 0.0204
@@ -204,15 +207,15 @@ def test_size_alone_does_not_tell_images_apart(tmp_path):
 
 
 def test_a_prepared_set_is_its_held_out_images_chosen_by_hash(tmp_path):
-    """At most as many as are held out of the experiment's own, in their order; its images to train on are left alone."""
+    """At most as many as held-out images of the experiment, in their order; training images are not used."""
     images = noise(7, 50, 4, 4, 3)
     manifest = prepared(tmp_path, images, "other", train=10)
     inside = image_set(noise(8, 30, 4, 4, 3), train=10)
-    made = ood.make("other", own("other", 4), inside, {"other": manifest})
+    made = ood.make_ood_set("other", own("other", 4), inside, {"other": manifest})
     smallest = sorted(range(10, 50), key=lambda index: sha256(images[index].tobytes()).digest())[:20]
     assert np.array_equal(pictures(made), images[sorted(smallest)])
     assert made.source == {"data": open_images(manifest).hash, "heldout": 40, "side": 4, "users": False}
-    fewer = ood.make("other", own("other", 4), image_set(noise(8, 90, 4, 4, 3)), {"other": manifest})
+    fewer = ood.make_ood_set("other", own("other", 4), image_set(noise(8, 90, 4, 4, 3)), {"other": manifest})
     assert np.array_equal(pictures(fewer), images[10:])
 
 
@@ -223,11 +226,11 @@ def test_sets_of_another_form_are_refused(tmp_path, shape):
     with pytest.raises(
         UserError, match="expected at least 2 held-out images of 4×4×3 or larger ones, found .* of .×.×."
     ):
-        ood.make("other", own("other", 4), image_set(noise(8, 30, 4, 4, 3)), {"other": manifest})
+        ood.make_ood_set("other", own("other", 4), image_set(noise(8, 30, 4, 4, 3)), {"other": manifest})
 
 
 def test_what_is_lacking_is_named(tmp_path):
     with pytest.raises(UserError, match="ood: other: expected --ood data/other/manifest.json, found none"):
-        ood.make("other", own("other", 4), image_set(noise(8, 30, 4, 4, 3)), {})
+        ood.make_ood_set("other", own("other", 4), image_set(noise(8, 30, 4, 4, 3)), {})
     with pytest.raises(UserError, match="expected at least 2 held-out images, found 1"):
-        ood.make("turned", None, image_set(noise(8, 1, 4, 4, 3)), {})
+        ood.make_ood_set("turned", None, image_set(noise(8, 1, 4, 4, 3)), {})

@@ -24,7 +24,10 @@ def job(began: float, ended: float, name: str, *inputs: str) -> Job:
 
 
 def test_idle_is_a_free_core_beside_a_ready_job() -> None:
-    """Two cores. `b` could have begun at 10 when `a` ended, and began at 13; that `c` waits for `b` is nobody's fault."""
+    """Two cores.
+
+    `b` could have begun at 10 when `a` ended, and began at 13; that `c` waits for `b` is nobody's fault.
+    """
     assert (
         idle(
             [job(0, 10, "a"), job(0, 20, "long"), job(13, 15, "b", "a", "raw"), job(15, 30, "c", "b")],
@@ -93,9 +96,11 @@ def test_a_job_is_split_into_its_parts(tmp_path: Path) -> None:
 
 def test_line_tells_a_straight_growth_from_a_curved_one() -> None:
     """Exact on 2 + 0.01 x; a quadratic one is far from every line."""
-    straight = scaling.line([{"images": x, "processor": 2 + 0.01 * x} for x in (100, 1000, 10000)], "images")
+    straight = scaling.fit_line([{"images": x, "processor": 2 + 0.01 * x} for x in (100, 1000, 10000)], "images")
     assert straight == pytest.approx({"constant": 2.0, "slope": 0.01, "residual": 0.0}, abs=1e-9)
     assert (
-        scaling.line([{"images": x, "processor": 2 + 1e-5 * x * x} for x in (100, 1000, 10000)], "images")["residual"]
+        scaling.fit_line([{"images": x, "processor": 2 + 1e-5 * x * x} for x in (100, 1000, 10000)], "images")[
+            "residual"
+        ]
         > 0.3
     )

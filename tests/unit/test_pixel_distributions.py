@@ -103,7 +103,7 @@ def test_floors_of_log_sigma() -> None:
 
 # ---------------------------------------------------------------------------------------------------- logistic mixture
 def mixture(seed: int, components: int, *, side: int = 1, log_scale: float = -1.0) -> Tensor:
-    """Random logits (1, 10K, side, side): means over the range, log scales around `log_scale`, coefficients up to ±1."""
+    """Random logits (1, 10K, side, side): means over the range, log scales near `log_scale`, coefficients up to ±1."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1, 10 * components, side, side, generator=generator, dtype=DOUBLE)
     logits[:, components:].view(3, 3, components, side, side)[:, 1] += log_scale
@@ -111,7 +111,9 @@ def mixture(seed: int, components: int, *, side: int = 1, log_scale: float = -1.
 
 
 def parts(logits: Tensor) -> Tensor:
-    """A view of the logits after the components' own: (colour, kind, K, H, W), kinds mean, log scale, coefficient; one image."""
+    """A view of the logits after the components' own: (colour, kind, K, H, W), kinds mean, log scale, coefficient; one
+    image.
+    """
     components = logits.shape[1] // 10
     return logits[0, components:].view(3, 3, components, *logits.shape[2:])
 
@@ -124,7 +126,10 @@ def parts(logits: Tensor) -> Tensor:
     log_scale=st.sampled_from([-8.0, -5.0, -3.0, -1.0, 2.0]),
 )
 def test_masses_of_all_colours_sum_to_one(seed: int, components: int, bits: int, log_scale: float) -> None:
-    """Every colour once, each given those before. Masses below 1e-5 are replaced by smaller densities: at most 1e-5 a level is lost."""
+    """Every colour once, each given those before.
+
+    Masses below 1e-5 are replaced by smaller densities: at most 1e-5 a level is lost.
+    """
     colours = torch.tensor(list(itertools.product(grid(bits).tolist(), repeat=3)), dtype=DOUBLE)[:, :, None, None]
     pixels = PixelLogisticMixture(mixture(seed, components, log_scale=log_scale).expand(len(colours), -1, -1, -1), bits)
     total = pixels.log_prob(colours).exp().sum().item()
@@ -134,10 +139,11 @@ def test_masses_of_all_colours_sum_to_one(seed: int, components: int, bits: int,
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("colour", range(3))
 def test_masses_of_the_levels_of_a_colour_sum_to_one(colour: int, bits: int) -> None:
-    """The other colours stand at their last level and are certain to: their means are far above it, so log p is the colour's own.
+    """The other colours stand at their last level and are certain to: their means are far above it, so log p is the
+    colour's own.
 
-    As published, whatever is above 0.99 gets the whole upper tail. At 8 bits these are two levels, 254 and 255, so that the
-    masses sum to one without the last one; at fewer bits it is the last level alone.
+    As published, whatever is above 0.99 gets the whole upper tail. At 8 bits these are two levels, 254 and 255, so that
+    the masses sum to one without the last one; at fewer bits it is the last level alone.
     """
     logits = mixture(1, 3)
     parts(logits)[:, :2].clamp_(
@@ -223,7 +229,7 @@ def choosing(component: int, components: int, side: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_mixture_samples_are_quantiles_of_the_chosen_component(temperature: float) -> None:
-    """Red, green given red, blue given both: y = μ + s / t · logit(v) + shifts; the temperature widens, as published."""
+    """Red, green given red, blue given both: y = μ + s / t · logit(v) + shifts; t < 1 widens, as published."""
     logits = 0.3 * mixture(3, 3, log_scale=-15.0)  # log scales around −4.5
     place = torch.tensor([0.3, 0.5, 0.9], dtype=DOUBLE).reshape(1, 3, 1, 1)
     for k in range(3):
@@ -265,7 +271,9 @@ def test_mixture_mean_averages_means_and_coefficients() -> None:
 
 
 def test_mixture_samples_have_the_probabilities_of_their_levels() -> None:
-    """Without shifts (given the unrounded colours before, they differ a little) rounding a sample to its level is exact: 64 colours by χ²."""
+    """Without shifts (given the unrounded colours before, they differ a little) rounding a sample to its level is
+    exact: 64 colours by χ².
+    """
     logits, side = mixture(5, 2, log_scale=-0.5), 200
     parts(logits)[:, 2] = 0
     pixels = PixelLogisticMixture(logits.expand(-1, -1, side, side), bits=2)

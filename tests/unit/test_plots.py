@@ -60,7 +60,7 @@ def test_history_without_the_line_that_a_crash_cut_off(history):
 
 
 def test_curves_are_a_function_of_the_history(history, tmp_path, monkeypatch):
-    """Written twice, at other times and under other names: the same bytes, without gaps, spikes or missing keys in the way."""
+    """Equal bytes at other times and under other names, with gaps, spikes and missing keys in the history."""
     panels = {"loss": ["loss", "heldout"], "KL": ["kl_"], "not there": ["absent"]}
     plots.training_curves(history, tmp_path / "a.png", panels)
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ from torch import nn
 
 from vaebm.config import NVAENetworkSettings, SamplesSettings
 from vaebm.config.evaluation import StepsSettings
-from vaebm.evaluation.quality_along_chain import against_steps, stops
+from vaebm.evaluation.quality_along_chain import quality_along_chain, stops
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import NVAE
 from vaebm.samples import grey_levels
@@ -56,8 +56,8 @@ def test_after_the_test_chains_steps_the_samples_themselves_come_out(model):
     noise = sample_noise(3, range(5))
     found = stops(model, noise, [0, 4, 6], 1e-2)
     for stop, steps in zip(found, (0, 4, 6), strict=True):
-        assert torch.equal(stop.images, model.means(noise, steps=steps, step_size=1e-2))
-        eps_z, eps_x = model.refine(*model.noise_like_prior(noise), steps=steps, step_size=1e-2, noise=noise)
+        assert torch.equal(stop.images, model.sample_means(noise, steps=steps, step_size=1e-2))
+        eps_z, eps_x = model.refine(*model.initial_noise(noise), steps=steps, step_size=1e-2, noise=noise)
         with torch.no_grad():
             expected = model.energy(model.decode(eps_z)[0].sample(eps_x))
         # the decoder prepared for the chains folds its weights: float32 rounding
@@ -66,9 +66,9 @@ def test_after_the_test_chains_steps_the_samples_themselves_come_out(model):
 
 def test_curves_do_not_depend_on_the_batch_and_follow_the_energy(model):
     settings = StepsSettings(images=7, counts=[0, 5, 20])
-    found = against_steps(model, settings, sampling(3), 0, "FD-resnet56", brightness)
+    found = quality_along_chain(model, settings, sampling(3), 0, "FD-resnet56", brightness)
     assert found["counts"] == [0, 5, 20] and found["samples"] == 7
-    other = against_steps(model, settings, sampling(7), 0, "FD-resnet56", brightness)
+    other = quality_along_chain(model, settings, sampling(7), 0, "FD-resnet56", brightness)
     # batches of another size: float32 rounding, and an image may move to the next grey level
     assert found["energy"] == pytest.approx(other["energy"], rel=1e-5) and found["FD-resnet56"] == pytest.approx(
         other["FD-resnet56"], abs=0.1
@@ -80,7 +80,8 @@ def test_curves_do_not_depend_on_the_batch_and_follow_the_energy(model):
 
 def test_chains_that_leave_the_finite_numbers_leave_a_gap(model):
     model.energy.weight = float("inf")
-    found = against_steps(model, StepsSettings(images=4, counts=[0, 3]), sampling(4), 0, "FD-resnet56", brightness)
+    steps = StepsSettings(images=4, counts=[0, 3])
+    found = quality_along_chain(model, steps, sampling(4), 0, "FD-resnet56", brightness)
     assert found["FD-resnet56"][0] is not None and found["FD-resnet56"][1] is None
     assert found["energy"] == [None, None]
 
@@ -89,7 +90,7 @@ def test_images_are_kept_as_the_samples_are(model):
     """Clamped, or stretched from the means themselves, which leave [0, 1]."""
     seen = []
     for stretch in (False, True):
-        against_steps(
+        quality_along_chain(
             model,
             StepsSettings(images=3, counts=[4]),
             sampling(3, stretch),
@@ -97,6 +98,6 @@ def test_images_are_kept_as_the_samples_are(model):
             "FD-resnet56",
             lambda images: seen.append(images) or 0.0,
         )
-    means = model.means(sample_noise(0, range(3)), steps=4, step_size=1e-2)
+    means = model.sample_means(sample_noise(0, range(3)), steps=4, step_size=1e-2)
     for images, stretch in zip(seen, (False, True), strict=True):
         assert torch.equal(images, grey_levels(means, stretch).permute(0, 3, 1, 2))

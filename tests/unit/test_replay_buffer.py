@@ -34,7 +34,7 @@ def marks(eps: list[Tensor]) -> list[int]:
 
 
 def test_it_is_a_list_that_forgets_its_first_entries() -> None:
-    """The specification, word for word, on a Python list; capacity no multiple of the batch, so that the ring wraps inside one."""
+    """The specification on a Python list; the capacity is no multiple of the batch, so the ring wraps inside one."""
     batch, capacity, ours, entries = 4, 10, buffer(10), list[int]()
     replays = 0
     for step in range(40):
@@ -53,7 +53,7 @@ def test_it_is_a_list_that_forgets_its_first_entries() -> None:
 
 @pytest.mark.parametrize(("step", "probability"), [(0, 0.0), (500, 0.3), (1000, 0.6), (50_000, 0.6)])
 def test_how_many_are_replayed_and_which(step: int, probability: float) -> None:
-    """Their number is binomial with p = min(max, max · step / anneal), they are distinct, and each is as likely as another."""
+    """The number is binomial with p = min(max, max · step / anneal); entries are distinct and equally likely."""
     batch, capacity, draws = 8, 20, 400
     drawn = []
     for seed in range(draws):

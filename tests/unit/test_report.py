@@ -1,4 +1,4 @@
-"""The page: headline figures, the pictures that a run should have, figures of every seed, and what a browser asks of it."""
+"""The report: cards, plots, values of every seed, and what a browser requires."""
 
 import copy
 import re
@@ -10,7 +10,7 @@ import torch
 from records import RECORD
 
 from vaebm import plots
-from vaebm.records.metrics import in_units
+from vaebm.records.metrics import z_score
 from vaebm.report.aggregate import over_seeds
 from vaebm.report.captions import gallery
 from vaebm.report.html import cards, page
@@ -131,16 +131,16 @@ def test_better_means_beyond_two_spreads(after, verdict):
 def test_a_difference_in_units_of_its_uncertainty():
     """√(3² + 4²) = 5; no units where the uncertainties are of different kinds or unknown."""
     one, other = ({"value": value, "spread": spread, "interval": None} for value, spread in ((10.0, 3.0), (25.0, 4.0)))
-    assert in_units(one, other) == (pytest.approx(3.0), "spread")
+    assert z_score(one, other) == (pytest.approx(3.0), "spread")
     halves = [
         {"value": value, "spread": None, "interval": [value - 2 * half, value]}
         for value, half in ((10.0, 3.0), (25.0, 4.0))
     ]
-    assert in_units(*halves) == (pytest.approx(3.0), "interval")
+    assert z_score(*halves) == (pytest.approx(3.0), "interval")
     assert (
-        in_units(one, halves[0]) is None
-        and in_units(one, {**one, "spread": None}) is None
-        and in_units({**one, "spread": 0.0}, {**one, "spread": 0.0}) is None
+        z_score(one, halves[0]) is None
+        and z_score(one, {**one, "spread": None}) is None
+        and z_score({**one, "spread": 0.0}, {**one, "spread": 0.0}) is None
     )
 
 
@@ -160,7 +160,8 @@ def test_every_picture_that_a_run_should_have_is_shown_or_named(tmp_path):
     text = show(tmp_path, full)
     outline = Outline(text)
     assert len(outline.all("img")) == len(wanted) - 2
-    missing = "Before the chain (digits/vaebm/seed0/evaluation/pictures/before.png), After the chain (digits/vaebm/seed0/evaluation/pictures/after.png)"
+    folder = "digits/vaebm/seed0/evaluation/pictures"
+    missing = f"Before the chain ({folder}/before.png), After the chain ({folder}/after.png)"
     assert f"Missing though the run should have made them: {missing}." in text
 
 

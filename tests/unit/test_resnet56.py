@@ -77,7 +77,7 @@ def test_network_is_what_its_weights_say_by_hand(tmp_path: Path) -> None:
 
 
 def test_size_is_that_of_the_published_network() -> None:
-    """0.85 M parameters (He et al., 2016, table 6), none of them of a shortcut; 55 convolutions and the linear layer."""
+    """0.85 M parameters (He et al., 2016, table 6), none in shortcuts; 55 convolutions and the linear layer."""
     model = ResNet56()
     convolutions = 9 * (3 * 16 + 18 * 16 * 16 + 16 * 32 + 17 * 32 * 32 + 32 * 64 + 17 * 64 * 64)
     norms, linear = 2 * (19 * 16 + 18 * 32 + 18 * 64), 64 * 10 + 10
@@ -142,14 +142,15 @@ def test_extractor_names_the_bytes_of_its_weights(tmp_path: Path) -> None:
         "features": 64,
         "torch-fidelity": "",
     }
-    found, model = extractor.judge(IMAGES), load_resnet56(path)
+    found, model = extractor.extract(IMAGES), load_resnet56(path)
     assert found.features.dtype == np.float32 and np.array_equal(found.features, model.features(IMAGES).numpy())
     assert found.logits.shape == (6, 1, 10) and np.array_equal(found.logits[:, 0], model(IMAGES).numpy())
     with pytest.raises(UserError, match=r"resnet56 is made for images \(3, 32, 32\), found \(3, 64, 64\)"):
-        extractor.judge(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        extractor.extract(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(
         UserError,
-        match=r"none.th: expected the weights of resnet56, found No such file.*; evaluation.resnet56_weights names the file",
+        match=r"none.th: expected the weights of resnet56, found No such file.*; "
+        r"evaluation.resnet56_weights names the file",
     ):
         Extractor.of("resnet56", tmp_path / "none.th")
 
@@ -158,7 +159,7 @@ def test_extractor_names_the_bytes_of_its_weights(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_gpu_gives_the_features_and_the_resamples_of_the_cpu(tmp_path: Path) -> None:
     path = saved(tmp_path / "weights.th", random_state(0))
-    cpu, gpu = (Extractor.of("resnet56", path, device).judge(IMAGES) for device in ("cpu", "cuda"))
+    cpu, gpu = (Extractor.of("resnet56", path, device).extract(IMAGES) for device in ("cpu", "cuda"))
     # single precision, where a GPU may round factors of convolutions to TF32: 2⁻¹¹ each
     assert np.allclose(cpu.features, gpu.features, rtol=1e-2, atol=1e-2 * np.abs(cpu.features).max())
     counts = np.ones((2, len(IMAGES)), dtype=np.int64)

@@ -23,7 +23,7 @@ from vaebm.nvae.model import NVAE
 from vaebm.samples import grey_levels
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded
-from vaebm.system.precision import rounding, set_tf32
+from vaebm.system.precision import float32_precision, set_tf32
 
 # isort: split
 from torchvision.utils import save_image
@@ -37,7 +37,9 @@ MEANS = (
 
 
 def test_stretched_images_are_what_torchvision_writes() -> None:
-    """save_image(normalize=True), an image a file; it adds ½ and cuts, here the nearest level is taken: both differ in ties alone."""
+    """save_image(normalize=True), an image a file; it adds ½ and cuts, here the nearest level is taken: both differ in
+    ties alone.
+    """
     for image, found in zip(MEANS, grey_levels(MEANS, stretch=True), strict=True):
         file = io.BytesIO()
         save_image(image, file, format="png", normalize=True)
@@ -93,7 +95,10 @@ def test_file_is_what_numpy_writes_of_all_images_at_once(
     model = VAEBM.load(stage["nvae"], stage["energy"])
     batches = [range(first, min(first + 4, indices.stop)) for first in range(indices.start, indices.stop, 4)]
     images = torch.cat(
-        [samples.to_uint8(model.images(sample_noise(3, batch), steps=2, step_size=0.01)) for batch in batches]
+        [
+            samples.quantize_to_uint8(model.sample_batch(sample_noise(3, batch), steps=2, step_size=0.01))
+            for batch in batches
+        ]
     )
     expected = io.BytesIO()
     np.save(expected, np.ascontiguousarray(images.numpy()))
@@ -109,14 +114,15 @@ def test_rounded_chains_are_asked_for_by_the_settings(stage: dict[str, Path], tm
         )
         samples.run(**stage, shard=0, output=tmp_path / "shard.npy", threads=1, gpus=0)
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision != "float32")
-        assert rounding()[1] == ("none" if precision == "float32" else "tf32")
+        assert float32_precision()[1] == ("none" if precision == "float32" else "tf32")
         drawn[precision] = np.load(tmp_path / "shard.npy")
     set_tf32(False)
     assert np.array_equal(drawn["float32"], drawn["tf32"]) and not np.array_equal(drawn["float32"], drawn["bfloat16"])
     model = VAEBM.load(stage["nvae"], stage["energy"])
-    model.chain_type = torch.bfloat16
+    model.chain_dtype = torch.bfloat16
     assert np.array_equal(
-        drawn["bfloat16"][:4], samples.to_uint8(model.images(sample_noise(3, range(4)), steps=2, step_size=1.0)).numpy()
+        drawn["bfloat16"][:4],
+        samples.quantize_to_uint8(model.sample_batch(sample_noise(3, range(4)), steps=2, step_size=1.0)).numpy(),
     )
 
 
@@ -126,7 +132,7 @@ def test_one_batch_is_in_memory_at_a_time(
     """When a batch is drawn, no images are left of any before the last one; the file is begun with the first."""
     alive: list[weakref.ref[Tensor]] = []
     counts, files = [], []
-    images = VAEBM.means
+    images = VAEBM.sample_means
 
     def counted(model: VAEBM, *arguments: Any, **more: Any) -> Tensor:
         gc.collect()
@@ -141,7 +147,7 @@ def test_one_batch_is_in_memory_at_a_time(
         files.append(len(list(tmp_path.glob(".shard.npy.*.tmp"))))
         return made
 
-    monkeypatch.setattr(VAEBM, "means", counted)
+    monkeypatch.setattr(VAEBM, "sample_means", counted)
     monkeypatch.setattr(samples, "grey_levels", grey)
     samples.run(**stage, shard=0, output=tmp_path / "shard.npy", threads=1, gpus=0)
     assert len(counts) == 3 and max(counts) <= 1
@@ -152,7 +158,7 @@ def test_an_interrupted_shard_leaves_no_file(
     stage: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half a file under the right name would be taken for a whole one."""
-    images, drawn = VAEBM.means, []
+    images, drawn = VAEBM.sample_means, []
 
     def fails(model: VAEBM, *arguments: Any, **more: Any) -> Tensor:
         drawn.append(1)
@@ -160,7 +166,7 @@ def test_an_interrupted_shard_leaves_no_file(
             raise KeyboardInterrupt
         return images(model, *arguments, **more)
 
-    monkeypatch.setattr(VAEBM, "means", fails)
+    monkeypatch.setattr(VAEBM, "sample_means", fails)
     with pytest.raises(KeyboardInterrupt):
         samples.run(**stage, shard=0, output=tmp_path / "shard.npy", threads=1, gpus=0)
     assert len(drawn) == 2 and not list(tmp_path.glob("*shard*"))

@@ -24,7 +24,7 @@ def record(path, **changes):
 
 
 def test_the_stage_keeps_its_time_beside_its_samples(tmp_path):
-    """Images, batch, steps and device of the record are those of the shard; the samples are the same whether it is there or not."""
+    """The record has images, batch, steps and device of its shard; the samples do not depend on it."""
     with seeded(0):
         nvae = NVAE(NETWORK, (1, 8, 8))
     save_model(tmp_path / "nvae.pt", "nvae", NETWORK.model_dump(), nvae.state_dict(), shape=[1, 8, 8])
@@ -40,31 +40,31 @@ def test_the_stage_keeps_its_time_beside_its_samples(tmp_path):
     shards[0].with_suffix(".json").unlink()
     run(tmp_path / "samples.yaml", tmp_path / "nvae.pt", None, 0, shards[0], threads=1, gpus=0)
     assert shards[0].read_bytes() == before
-    assert sampling_time.figures(shards)["seconds-per-50"]["samples"] == 7
+    assert sampling_time.measure_sampling_time(shards)["seconds-per-50"]["samples"] == 7
 
 
 def test_seconds_are_for_50_images_on_the_device_that_is_named(tmp_path):
     shards = [record(tmp_path / "shard-000.npy"), record(tmp_path / "shard-001.npy", images=10, seconds=1.0)]
-    assert sampling_time.figures(shards) == {
+    assert sampling_time.measure_sampling_time(shards) == {
         "seconds-per-50": {"value": 3.75, "samples": 40, "unit": "seconds on A, 2 thread(s), 10 images at once"}
     }
     record(shards[1], device="B", threads=None)
     assert (
-        sampling_time.figures(shards)["seconds-per-50"]["unit"]
+        sampling_time.measure_sampling_time(shards)["seconds-per-50"]["unit"]
         == "seconds on A, 2 thread(s), 10 images at once and seconds on B, 10 images at once"
     )
     record(shards[1], precision="bfloat16")
-    assert sampling_time.figures(shards)["seconds-per-50"]["unit"].endswith(
+    assert sampling_time.measure_sampling_time(shards)["seconds-per-50"]["unit"].endswith(
         " and seconds on A, 2 thread(s), 10 images at once, bfloat16"
     )
 
 
 def test_samples_without_a_record_have_no_figure_and_a_damaged_one_is_refused(tmp_path):
     shards = [record(tmp_path / "shard-000.npy"), tmp_path / "shard-001.npy"]
-    assert sampling_time.figures(shards) == {}
+    assert sampling_time.measure_sampling_time(shards) == {}
     for damaged in ("{", '{"images": 3}', "[]"):
         shards[1].with_suffix(".json").write_text(damaged)
         with pytest.raises(
             UserError, match="shard-001.json: expected the record of how long a shard took, found a damaged file"
         ):
-            sampling_time.figures(shards)
+            sampling_time.measure_sampling_time(shards)

@@ -1,4 +1,4 @@
-"""The JSON Schema that editors check experiment files by: in step with the program, and neither laxer nor stricter than it says."""
+"""JSON Schema of the experiment files: in step with the program, neither laxer nor stricter."""
 
 from __future__ import annotations
 

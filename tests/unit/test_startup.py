@@ -1,4 +1,4 @@
-"""What a command costs beside its work: imports without the garbage collector, stages without torch, the log's last line."""
+"""Imports without the garbage collector, stages without torch, the last line of the log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vaebm.system import startup
-from vaebm.system.log_file import mirrored
+from vaebm.system.log_file import tee_output
 
 TOOK = re.compile(r"took (\d+\.\d) s, of which (\d+\.\d) s to start")
 
@@ -32,13 +32,13 @@ def test_start_is_the_age_at_the_first_imports_and_the_length_of_later_ones(monk
     """2 s until the first have ended, work until 10 s, 3 s of imports more, 20 s in all."""
     clock = iter([2.0, 10.0, 13.0, 20.0])
     monkeypatch.setattr(startup, "_starting", None)
-    monkeypatch.setattr(startup, "age", lambda: next(clock))
-    assert startup.summary() is None
+    monkeypatch.setattr(startup, "process_age", lambda: next(clock))
+    assert startup.time_taken() is None
     with startup.imports():
         pass
     with startup.imports():
         pass
-    assert startup.summary() == "took 20.0 s, of which 5.0 s to start"
+    assert startup.time_taken() == "took 20.0 s, of which 5.0 s to start"
     gc.unfreeze()
 
 
@@ -49,8 +49,8 @@ def test_age_is_that_of_the_process() -> None:
         after = time.monotonic()
         time.sleep(0.2)
         tick = 0.02  # the system counts hundredths of a second
-        assert time.monotonic() - after - tick <= startup.age(child.pid) <= time.monotonic() - before + tick
-        assert startup.age() > startup.age(child.pid)
+        assert time.monotonic() - after - tick <= startup.process_age(child.pid) <= time.monotonic() - before + tick
+        assert startup.process_age() > startup.process_age(child.pid)
         child.communicate(b"\n")
 
 
@@ -60,7 +60,7 @@ def test_log_of_a_command_that_succeeds_ends_with_its_time(
 ) -> None:
     """That of one that fails ends with its message; the terminal shows neither."""
     monkeypatch.setattr(startup, "_starting", 1.5)
-    with pytest.raises(SystemExit), mirrored(tmp_path / "log"):
+    with pytest.raises(SystemExit), tee_output(tmp_path / "log"):
         print("the work")
         sys.exit(status)  # type: ignore[arg-type]
     lines = (tmp_path / "log").read_text().splitlines()

@@ -111,7 +111,7 @@ def test_mlflow_shows_the_stages_under_their_experiment(page, mlflow_ui, tiny_ru
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_report_is_whole_without_a_network(page, tiny_run, width, tmp_path):
-    """Every picture is there, nothing is asked of a network, no error in the console, no sideways scrolling, on a desk and on a phone."""
+    """All pictures, no request to a network, no error in the console, no sideways scrolling; on a desk and a phone."""
     asked, problems = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)

@@ -21,7 +21,7 @@ MISTAKES = {
         TINY,
         "  batch: 50\n  shards: 2",
         "  batch: 50\n  batch: 50\n  shards: 2",
-        ["tiny.yaml", "batch", "twice"],
+        ["tiny.yaml", "batch", "duplicate"],
     ),
     "no YAML": (TINY, "dataset: digits", "dataset: [digits", ["tiny.yaml"]),
     "unknown experiment": ("config/config.yaml", "  - digits", "  - digit", ["digit.yaml", "digits", "tiny"]),

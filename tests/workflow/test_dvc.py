@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def test_a_clone_is_reproduced_and_stays_so(tiny_run):
-    """`dvc repro` was the first command; a second one does nothing. dvc.lock is there to be committed, by who wants to."""
+    """`dvc repro` was the first command; a second one does nothing. dvc.lock exists and can be committed."""
     assert "Stage 'pipeline' didn't change, skipping" in tiny_run.run("dvc", "repro")
     assert "up to date" in tiny_run.run("dvc", "status")
     assert tiny_run.run("git", "status", "--porcelain").split() == ["??", "dvc.lock"]
@@ -30,7 +30,7 @@ def test_figures_are_metrics(tiny_run):
 
 
 def test_figures_are_a_plot(tiny_run, tmp_path):
-    """`dvc plots show` without arguments: a page; the template finds every measured figure in the table, under the names of its columns."""
+    """`dvc plots show` without arguments makes a page with every measured value under the names of the table."""
     printed = tiny_run.run("dvc", "plots", "show", "--out", str(tmp_path / "plots"))
     page = Path(printed.strip().removeprefix("file://")).read_text()
     (plot,) = json.loads(tiny_run.run("dvc", "plots", "show", "figures", "--json"))["data"]["figures"]
@@ -50,7 +50,7 @@ def test_figures_are_a_plot(tiny_run, tmp_path):
 
 
 def test_one_changed_setting_is_an_experiment_with_figures_and_a_difference(finished):
-    """`dvc exp run -S` runs what reads the setting, leaves the new results, and `dvc metrics diff` and `dvc plots diff` set them beside the commit's."""
+    """`dvc exp run -S` runs what reads the setting; `dvc metrics diff` and `dvc plots diff` compare with the commit."""
     finished.run("git", "add", "dvc.lock")
     finished.run("git", "commit", "--quiet", "--message", "figures")
     before = json.loads((finished.folder / "results" / "benchmarks.json").read_text())["tiny"]

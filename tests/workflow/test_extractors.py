@@ -1,4 +1,4 @@
-"""An experiment measured through a checkpoint of others: what runs, what reruns, and what is refused before anything starts."""
+"""An experiment with a published checkpoint as extractor: what runs, what reruns, what is refused at the start."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measured(tiny_run, tmp_path_factory):
 
 
 def test_figures_are_named_after_the_extractor_down_to_the_table(measured):
-    """No classifier is trained, nothing is called FID; what a stretch does stands beside, and a variant with it says so."""
+    """No classifier is trained, no metric is called FID, the metric of stretched images has a name of its own."""
     results = measured.folder / "results"
     records = {
         name: json.loads((results / "few" / name / "seed0/evaluation/metrics.json").read_text())

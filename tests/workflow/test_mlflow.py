@@ -1,4 +1,4 @@
-"""MLflow mirrors what is there: everything once, under the names of the settings and of the table, and never in the way."""
+"""MLflow mirrors all results once, under the names of the settings and of the table, and stops nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from vaebm.tracking.stages import Stage
+from vaebm.tracking.stages import StageRun
 from vaebm.tracking.stages import stages as found_in
 
 TRACK = ("track", "results/tiny")
@@ -271,7 +271,7 @@ def test_what_is_new_is_appended_and_what_changed_is_a_new_run(finished, python)
 
 
 def test_figures_of_an_earlier_model_are_not_shown_as_this_one_s(finished):
-    """A model that was trained anew, or that is being trained, and a chain with other settings wait for their evaluation."""
+    """A model trained again, or in training, and a chain with other settings wait for their evaluation."""
     results = finished.folder / "results" / "tiny"
 
     def evaluated() -> list[str]:
@@ -288,7 +288,7 @@ def test_figures_of_an_earlier_model_are_not_shown_as_this_one_s(finished):
 
 
 def test_a_gan_the_guard_and_whatever_is_measured(finished, python):
-    """A GAN's training is a stage; what the guard did stands on the run's page; every number of metrics.json is a metric."""
+    """A GAN's training is a stage; the run's page shows the guard; every number of metrics.json is a metric."""
     results = finished.folder / "results" / "tiny"
     (results / "gan" / "seed0").mkdir(parents=True)
     (results / "gan" / "seed0" / "wgan.yaml").write_text(GAN)
@@ -344,7 +344,7 @@ def test_a_gan_the_guard_and_whatever_is_measured(finished, python):
 
 def test_what_was_not_finite_is_a_gap_in_its_curve():
     """Of that curve alone; the points beside the gap keep their steps."""
-    stage = Stage("evaluation")
+    stage = StageRun("evaluation")
     stage.add("steps", {"counts": [0, 5, 20], "FD-classifier": [3.0, 2.0, 1.0], "energy": [0.0, None, -2.0]})
     stage.add("diagnostics", {"energy": [1.0, 2.0, None], "acceptance": [None, 0.5]})
     assert stage.curves == {
@@ -356,7 +356,7 @@ def test_what_was_not_finite_is_a_gap_in_its_curve():
 
 
 def test_two_at_once_on_a_new_database(finished, python):
-    """Neither fails, and both are there; without figures, so that there are no models to register, which takes longest."""
+    """Neither fails, and both are mirrored; without metrics no models are registered, which takes longest."""
     (finished.folder / "mlflow.db").unlink()
     for metrics in (finished.folder / "results" / "tiny").glob("*/seed0/evaluation/metrics.json"):
         metrics.unlink()

@@ -1,4 +1,4 @@
-"""Sets that held-out images are told from: prepared by the pipeline, known to the evaluation, looked for before anything starts."""
+"""OOD sets: prepared by the pipeline, used by the evaluation, checked before anything starts."""
 
 import json
 import re
@@ -6,7 +6,10 @@ import re
 import numpy as np
 
 TINY = "config/experiments/tiny.yaml"
-MINE = "    - photographs\n    - dataset: arrays\n      path: raw/mine.npz\n      name: mine\n      side: 16\n      channels: 1\n      heldout: 1\n"
+MINE = (
+    "    - photographs\n    - dataset: arrays\n      path: raw/mine.npz\n      name: mine\n      side: 16\n"
+    "      channels: 1\n      heldout: 1\n"
+)
 
 
 def evaluation_of(printed):
@@ -52,7 +55,7 @@ def test_arrays_are_asked_for_prepared_and_told_apart(finished):
 
 
 def test_published_sets_are_planned_where_their_files_are(clone):
-    """Celebrities in another place than the usual, house numbers to be fetched; one set that two experiments share is prepared once."""
+    """CelebA at another path, SVHN downloaded; a set that two experiments share is prepared once."""
     text = (clone.folder / "config/experiments/tiny.yaml").read_text()
     colour = text.replace("dataset: digits", "dataset: cifar10").replace(
         "    - turned\n    - photographs\n", "    - svhn\n    - dataset: celeba64\n      path: faces\n"

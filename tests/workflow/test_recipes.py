@@ -42,9 +42,9 @@ def insert(project, path, after, line):
 
 @pytest.fixture(scope="module")
 def mine(tiny_run, tmp_path_factory):
-    """A copy of the finished run where the recipes were followed, in their order, up to the first run, which was killed.
+    """A copy of the finished run in which the recipes were followed, up to the first run, which was killed.
 
-    The experiment begins as a copy of `tiny`, so that it takes no longer; it has no section `variants` whose place another could take.
+    The experiment is a copy of `tiny`, which is fast and has no section `variants` that another could replace.
     """
     project = type(tiny_run)(tmp_path_factory.mktemp("recipes") / "project")
     shutil.copytree(tiny_run.folder, project.folder)
@@ -55,14 +55,10 @@ def mine(tiny_run, tmp_path_factory):
     with (project.folder / MINE).open("a") as file:
         file.write(f"\n{variants}")
 
-    module, in_the_package, in_the_settings = blocks("Add a data set", "python")
+    module, registered = blocks("Add a data set", "python")
     prepare, pin = blocks("Add a data set", "sh")
     (project.folder / "vaebm/data/patches.py").write_text(module)
-    insert(
-        project, "vaebm/data/__init__.py", "from vaebm.data.digits", "from vaebm.data.patches import prepare_patches\n"
-    )
-    insert(project, "vaebm/data/__init__.py", "DATASETS.* = {", in_the_package)
-    insert(project, "vaebm/config/data.py", "DATASETS.* = {", in_the_settings)
+    insert(project, "vaebm/config/datasets.py", "DATASETS = {", registered)
     project.edit(MINE, "dataset: digits", "dataset: patches")
     project.edit(MINE, "    - photographs\n", "")
     shell(project, prepare)
@@ -129,7 +125,7 @@ def test_own_metric_stands_in_the_table(finished_mine):
         "from vaebm.evaluation.measurements",
         "from vaebm.evaluation.grey_levels import grey_level_figures\n",
     )
-    insert(finished_mine, stage, r" +figures \|= detection", added)
+    insert(finished_mine, stage, r" +metrics \|= detection", added)
     finished_mine.edit("vaebm/records/metrics.py", "LOWER_IS_BETTER = (", 'LOWER_IS_BETTER = ("W1", ')
     shell(finished_mine, again)
     figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]

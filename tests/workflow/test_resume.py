@@ -31,7 +31,7 @@ def saved_step(folder):
 # the energy's first snapshot, of iteration 10, counts as good from iteration 15 on: it has to survive too
 @pytest.mark.parametrize(("stage", "step"), [("nvae", 1), ("nvae", 40), ("ebm", 1), ("ebm", 16)])
 def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, python, stage, step):
-    """Killed with -9 when it has saved its state at that step or a little later; the one of the shared run was never cut."""
+    """Killed with -9 once it has saved its state at that step or later; the shared run was never interrupted."""
     command = python(*COMMANDS[stage], "--model", str(tmp_path / "model.pt"), "--checkpoint-every", "0")
     with subprocess.Popen(
         command, cwd=tiny_run.folder, env=tiny_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -51,8 +51,8 @@ def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, python, stage
 
 
 def test_snakemake_killed_in_the_middle_takes_nothing_half_written(finished):
-    """Killed with -9, jobs and all, when the energy has drawn its curves and not yet written its model: after `--unlock` the
-    same command does not take those for the job's results, and ends in the same model.
+    """Killed with -9, jobs included, after the energy's curves and before its model. After `--unlock` the same
+    command does not take the curves for results, and ends in the same model.
     """
     run = finished.folder / "results" / "tiny" / "vaebm" / "seed0"
     expected = json.loads((run / "training.json").read_text())["model"]

@@ -1,4 +1,4 @@
-"""The pipeline on a cluster of one node, started for this test: what each stage asks Slurm for, and what a killed job costs."""
+"""The pipeline on a cluster of one node, started for this test: requests of each stage, and a killed job."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Cluster:
         ).stdout
 
     def jobs(self) -> list[dict[str, str]]:
-        """All jobs that were ever submitted, in order, as `scontrol` shows them: field → value; `rule` is the name of Snakemake's."""
+        """All submitted jobs in order, as `scontrol` shows them: field → value; `rule` is Snakemake's name."""
         shown = [
             dict(re.findall(r"(\S+?)=(\S*)", line))
             for line in self.tell("scontrol", "--oneliner", "show", "jobs").splitlines()
@@ -181,7 +181,7 @@ class Run:
 
 @pytest.fixture
 def submit(cluster: Cluster) -> Iterator[Callable[..., Run]]:
-    """Starts `snakemake --profile profiles/slurm` in a project; it looks at its jobs every few seconds, and is gone after the test."""
+    """Starts `snakemake --profile profiles/slurm` in a project, with frequent status checks; ends with the test."""
     runs = []
 
     def run(project, *arguments) -> Run:
@@ -218,7 +218,7 @@ def ask(project, changes):
 
 
 def table(project):
-    """The lines of the table without what tells where they were made, and without the values of those that are times."""
+    """Lines of the table without the place of the run and without times."""
     with (project.folder / "results" / "benchmarks.csv").open() as file:
         lines = [
             {column: cell for column, cell in line.items() if column not in ("commit", "changed", "tracking")}
@@ -232,7 +232,7 @@ def table(project):
 
 
 def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, submit, clone, tiny_run):
-    """The energy's training is killed in the middle, with all that belongs to its job. The table is that of a local run."""
+    """The energy's training is killed with its whole job. The table is that of a local run."""
     clone.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
     ask(clone, ASKED)
     clone.edit(

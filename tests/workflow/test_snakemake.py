@@ -120,5 +120,5 @@ def test_snakefile_is_short():
 
 def test_what_the_snakefile_imports_is_light(clone):
     """Every job reads the Snakefile again."""
-    program = "import sys, vaebm.config.yaml_files; sys.exit(bool({'torch', 'mlflow', 'numpy'} & set(sys.modules)))"
+    program = "import sys, vaebm.config.pipeline; sys.exit(bool({'torch', 'mlflow', 'numpy'} & set(sys.modules)))"
     clone.run(sys.executable, "-c", program)

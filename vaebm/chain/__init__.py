@@ -1,1 +1,1 @@
-"""Markov chains towards exp(−potential), and what they do (VAEBM section 3.2)."""
+"""Markov chains towards exp(−U), and their diagnostics (VAEBM section 3.2)."""

@@ -1,4 +1,4 @@
-"""What chains do: would a Metropolis correction take their steps, how fast do they forget, how far do they move."""
+"""Diagnostics of chains: acceptance probability, autocorrelation of the energy, distance from the start."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaebm.chain.langevin import Potential, transitions
+from vaebm.chain.langevin import PotentialFunction, transitions
 from vaebm.noise import NoiseSource
 from vaebm.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class ChainDiagnostics:
-    """Figures of a batch of unadjusted chains, plain values; lists over the steps begin with the start of the chains."""
+    """Diagnostics of a batch of unadjusted chains; lists of K + 1 values begin with the start of the chains."""
 
     chains: int
     """B."""
     step_size: float
     """η."""
     acceptance: list[float]
-    """Mean probability with which a Metropolis correction would take each of the K steps: near 1 where η biases little."""
+    """Mean acceptance probability of each of the K steps; near 1 means a small bias by η."""
     energy: list[float]
     """Mean E(x), K + 1 values."""
     autocorrelation: list[float]
-    """Of E(x) along the chains at lags 0 to K."""
+    """Autocorrelation of E(x) at lags 0 to K."""
     moved_latents: list[float]
-    """Root mean square distance of ε_z from the start per coordinate, K + 1 values; between independent draws √2."""
+    """RMS distance of ε_z from the start per coordinate, K + 1 values; √2 between independent draws."""
     moved_pixel_noise: list[float]
-    """The same for ε_x."""
+    """RMS distance of ε_x, likewise."""
     moved_pixels: list[float]
-    """Root mean square distance of the images from those at the start per pixel, in the images' unit, K + 1 values."""
+    """RMS distance of the images from the start per pixel, in the images' unit, K + 1 values."""
 
 
 @torch.no_grad()
 def diagnose(
-    potential: Potential,
+    potential: PotentialFunction,
     eps: Sequence[Tensor],
     observe: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]],
     *,
@@ -46,19 +46,19 @@ def diagnose(
     noise: NoiseSource,
     batch: int | None = None,
 ) -> ChainDiagnostics:
-    """Run the chains of `langevin` from `eps` with the same noise, and measure them.
+    """Run the chains of `langevin` and measure them.
 
     Args:
-        potential: the chain's U(ε), (B,).
-        eps: the start, one tensor per latent group, the pixels' last, each (B, …); two chains or more.
-        observe: the energies E(x), (B,), and the images, (B, C, H, W), at a state; called once at the start and after each step.
+        potential: U(ε), (B,).
+        eps: start of at least two chains, one tensor (B, …) per latent group, the pixels' last.
+        observe: returns E(x), (B,), and the images (B, C, H, W) of a state; called at the start and after each step.
         steps: K.
         step_size: η.
         noise: as for `langevin`.
-        batch: chains computed at once, one after the other batch; None: all.
+        batch: chains per batch; None: all.
 
     Raises:
-        UserError: the chains left the finite numbers.
+        UserError: a chain is no longer finite.
     """
     energies, squares, probabilities = list[Tensor](), list[Tensor](), list[Tensor]()
     for index in torch.arange(len(eps[0])).split(batch or len(eps[0])):
@@ -68,26 +68,18 @@ def diagnose(
         for state, probability in transitions(potential, begin, steps=steps, step_size=step_size, noise=source):
             energy, moved = observe(state.eps)
             values.append(energy)
-            distances.append(
-                torch.stack(
-                    [
-                        square_distance(state.eps[:-1], begin[:-1]),
-                        square_distance(state.eps[-1:], begin[-1:]),
-                        square_distance([moved], [images]),
-                    ]
-                )
-            )
+            pairs = (state.eps[:-1], begin[:-1]), (state.eps[-1:], begin[-1:]), ([moved], [images])
+            distances.append(torch.stack([square_distance(*pair) for pair in pairs]))
             accepted.append(probability)
         energies.append(torch.stack(values).double())
         squares.append(torch.stack(distances))
         probabilities.append(torch.stack(accepted) if accepted else energies[-1][:0])
-    energy, distance = (
-        torch.cat(energies, dim=1),
-        torch.cat(squares, dim=2).mean(dim=2).sqrt(),
-    )  # (K + 1, B), (K + 1, 3)
+    energy = torch.cat(energies, dim=1)  # (K + 1, B)
+    distance = torch.cat(squares, dim=2).mean(dim=2).sqrt()  # (K + 1, 3)
     if not (energy.isfinite().all() and distance.isfinite().all()):
         raise UserError(
-            f"step_size: expected chains that stay finite over {steps} steps, found some that do not with {step_size:g}; choose a smaller one"
+            f"step_size: expected chains that stay finite over {steps} steps, found some that do not with "
+            f"{step_size:g}; choose a smaller one"
         )
     latents, pixel_noise, pixels = distance.T.tolist()
     return ChainDiagnostics(
@@ -103,10 +95,10 @@ def diagnose(
 
 
 def autocorrelation(values: Tensor) -> Tensor:
-    """Correlation of a chain's value with its value k steps later, for k = 0 to T − 1: (T, B) → (T,).
+    """Correlation of a chain's value with its value k steps later, k = 0 to T − 1: (T, B) → (T,).
 
-    Each moment is taken over the B chains at a step of its own and then over the steps, so that chains that drift together,
-    as those on their way from the prior do, are not taken for chains that remember. Values that all chains share count as 1.
+    Moments are taken over the B chains at each step, then over the steps, so that a common drift does not count as
+    correlation. Where all chains have equal values, the correlation is 1.
     """
     centred = values - values.mean(dim=1, keepdim=True)
     variance = centred.square().sum(dim=1)
@@ -117,8 +109,6 @@ def autocorrelation(values: Tensor) -> Tensor:
 
 
 def square_distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Mean square difference of each chain over all values of two lists of tensors (B, …) of equal shapes; (B,) in double precision."""
-    squares = torch.stack(
-        [(a.double() - b.double()).square().flatten(1).sum(1) for a, b in zip(one, other, strict=True)]
-    )
-    return squares.sum(0) / sum(part[0].numel() for part in one)
+    """Mean square difference of each chain between two lists of tensors (B, …); (B,) in double precision."""
+    squares = [(a.double() - b.double()).square().flatten(1).sum(1) for a, b in zip(one, other, strict=True)]
+    return torch.stack(squares).sum(0) / sum(part[0].numel() for part in one)

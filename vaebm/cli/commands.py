@@ -1,12 +1,11 @@
-"""The command line: one command per stage. Arguments are paths and facts of the machine; settings live in the files."""
+"""The command line: one command per stage. Arguments are paths and resources; settings are in files."""
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,9 +16,9 @@ from vaebm.cli.options import (
     EnergyModel,
     GPUs,
     Log,
-    Model,
     NVAEModel,
-    Settings,
+    OutputModel,
+    SettingsFile,
     Threads,
     TimeLimit,
     data_sets,
@@ -28,41 +27,43 @@ from vaebm.cli.options import (
 from vaebm.cli.overview import guide
 from vaebm.config import DataSettings
 from vaebm.system.errors import UserError
-from vaebm.system.log_file import asked_for, mirrored
 from vaebm.system.startup import imports
 
-
-def _example(command: str) -> str:
-    return f"Example: `vaebm {command}`"
-
-
 app = typer.Typer(
-    help="VAEBM: an energy-based model on a hierarchical VAE. The pipeline's stages, each as a command.",
-    epilog=_example("describe digits"),
+    help="VAEBM: an energy-based model on a hierarchical VAE. One command per stage of the pipeline.",
+    epilog="Example: `vaebm describe digits`",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 
-RUN = "results/digits/vaebm/seed0"
+Command = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def command(example: str, name: str | None = None, group: typer.Typer = app) -> Command:
+    """Register a command whose help ends with an example."""
+    return group.command(name, epilog=f"Example: `vaebm {example}`")
+
+
+EXAMPLE_RUN = "results/digits/vaebm/seed0"
 
 
 @app.callback()
 def show_the_way(context: typer.Context) -> None:
-    """Without a command: what there is, and what to type next."""
+    """Without a command, print the overview and the next step."""
     if context.invoked_subcommand is None:
         print(guide(Path.cwd()))
 
 
-@app.command(epilog=_example("data digits --folder data/digits"))
+@command("data digits --folder data/digits")
 def data(
     dataset: Annotated[
-        str, typer.Argument(help="Name of the data set, or what its settings file calls it.", autocompletion=data_sets)
+        str, typer.Argument(help="Name of the data set, or of its settings file.", autocompletion=data_sets)
     ],
-    folder: Annotated[Path, typer.Option(help="Where it goes.")],
+    folder: Annotated[Path, typer.Option(help="Output folder.")],
     settings: Annotated[
         Path | None,
-        typer.Option(help="Settings file; none: the raw files stand in raw/DATASET, or are fetched to there."),
+        typer.Option(help="Settings file; none: the raw files are in raw/DATASET, or downloaded to it."),
     ] = None,
     threads: Threads = 1,
     log: Log = None,
@@ -77,43 +78,37 @@ def data(
     prepare(chosen or dataset, folder, threads)
 
 
-@app.command(epilog=_example("pin data/digits --pins data.dvc"))
+@command("pin data/digits --pins data.dvc")
 def pin(
     folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
-    pins: Annotated[Path, typer.Option(help="The file that pins its bytes.")],
+    pins: Annotated[Path, typer.Option(help="File with the pinned hashes.")],
     log: Log = None,
 ) -> None:
-    """Compare a prepared data set with the bytes that data.dvc pins."""
+    """Compare a prepared data set with its hash in data.dvc."""
     with imports():
         from vaebm.cli.pin import run
     run(folder, pins)
 
 
-@app.command(
-    epilog=_example(
-        "classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt"
-    )
-)
-def classifier(settings: Settings, data: Data, model: Model, threads: Threads = 1, log: Log = None) -> None:
+@command("classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt")
+def classifier(settings: SettingsFile, data: Data, model: OutputModel, threads: Threads = 1, log: Log = None) -> None:
     """Train the classifier whose features measure image quality."""
     with imports():
         from vaebm.evaluation.classifier import run
-        from vaebm.system.device import prepare
+        from vaebm.system.device import setup_device
 
-    prepare(threads, gpus=0)
+    setup_device(threads, gpus=0)
     run(settings, data, model)
 
 
-@app.command(
-    epilog=_example(
-        "reference results/digits/reference/classifier.yaml --data data/digits/manifest.json "
-        "--classifier results/digits/classifier/model.pt --output reference.npz"
-    )
+@command(
+    "reference results/digits/reference/classifier.yaml --data data/digits/manifest.json "
+    "--classifier results/digits/classifier/model.pt --output reference.npz"
 )
 def reference(
-    settings: Settings,
+    settings: SettingsFile,
     data: Data,
-    output: Annotated[Path, typer.Option(help="Where the statistics go.")],
+    output: Annotated[Path, typer.Option(help="Output file.")],
     classifier: ClassifierModel = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
@@ -121,26 +116,24 @@ def reference(
 ) -> None:
     """Compute the statistics of the training and held-out images."""
     with imports():
-        from vaebm.evaluation.reference import reference as run
-        from vaebm.system.device import prepare
+        from vaebm.evaluation.reference import write_reference
+        from vaebm.system.device import setup_device
 
-    run(settings, data, classifier, output, prepare(threads, gpus))
+    write_reference(settings, data, classifier, output, setup_device(threads, gpus))
 
 
-@app.command(
-    epilog=_example("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.pt")
-)
+@command("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.pt")
 def nvae(
-    settings: Settings,
+    settings: SettingsFile,
     data: Data,
-    model: Model,
+    model: OutputModel,
     threads: Threads = 1,
     gpus: GPUs = 0,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
     log: Log = None,
 ) -> None:
-    """Train the NVAE, on several GPUs with a process for each."""
+    """Train the NVAE, with one process per GPU."""
     _one_process_per_gpu(gpus)
     with imports():
         from vaebm.nvae.train import run
@@ -148,16 +141,15 @@ def nvae(
     run(settings, data, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
-@app.command(
-    epilog=_example(
-        f"ebm {RUN}/ebm.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt --model model.pt"
-    )
+@command(
+    f"ebm {EXAMPLE_RUN}/ebm.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt "
+    "--model model.pt"
 )
 def ebm(
-    settings: Settings,
+    settings: SettingsFile,
     data: Data,
     nvae: NVAEModel,
-    model: Model,
+    model: OutputModel,
     threads: Threads = 1,
     gpus: GPUs = 0,
     time_limit: TimeLimit = None,
@@ -172,39 +164,36 @@ def ebm(
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
-@app.command(
-    epilog=_example(
-        "wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json --nvae nvae.pt --model model.pt"
-    )
+@command(
+    "wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json --nvae nvae.pt --model model.pt"
 )
 def wgan(
-    settings: Settings,
+    settings: SettingsFile,
     data: Data,
     nvae: NVAEModel,
-    model: Model,
+    model: OutputModel,
     threads: Threads = 1,
     gpus: GPUs = 0,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
     log: Log = None,
 ) -> None:
-    """Train the NVAE's decoder further as the generator of a GAN, for the ablation."""
+    """Train the NVAE's decoder as the generator of a GAN, for the ablation."""
     with imports():
         from vaebm.ebm.wgan import run
         from vaebm.training.loop import Limits
     run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
-@app.command(
-    epilog=_example(
-        f"samples {RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.pt --energy {RUN}/model.pt --shard 0 --output shard.npy"
-    )
+@command(
+    f"samples {EXAMPLE_RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.pt "
+    f"--energy {EXAMPLE_RUN}/model.pt --shard 0 --output shard.npy"
 )
 def samples(
-    settings: Settings,
+    settings: SettingsFile,
     nvae: NVAEModel,
-    shard: Annotated[int, typer.Option(min=0, help="Which part of the images.")],
-    output: Annotated[Path, typer.Option(help="Where the images go.")],
+    shard: Annotated[int, typer.Option(min=0, help="Index of the shard.")],
+    output: Annotated[Path, typer.Option(help="Output file.")],
     energy: EnergyModel = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
@@ -216,29 +205,28 @@ def samples(
     run(settings, nvae, energy, shard, output, threads=threads, gpus=gpus)
 
 
-@app.command(
-    epilog=_example(
-        f"evaluation {RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt "
-        f"--energy {RUN}/model.pt --extractor results/digits/reference/classifier.yaml --classifier results/digits/classifier/model.pt "
-        "--reference results/digits/reference/classifier.npz "
-        f"--metrics {RUN}/evaluation/metrics.json {RUN}/samples/shard-000.npy {RUN}/samples/shard-001.npy"
-    )
+@command(
+    f"evaluation {EXAMPLE_RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json "
+    f"--nvae results/digits/nvae/seed0/model.pt --energy {EXAMPLE_RUN}/model.pt "
+    "--extractor results/digits/reference/classifier.yaml --classifier results/digits/classifier/model.pt "
+    f"--reference results/digits/reference/classifier.npz --metrics {EXAMPLE_RUN}/evaluation/metrics.json "
+    f"{EXAMPLE_RUN}/samples/shard-000.npy {EXAMPLE_RUN}/samples/shard-001.npy"
 )
 def evaluation(
-    settings: Settings,
+    settings: SettingsFile,
     shards: Annotated[list[Path], typer.Argument(help="The samples.")],
     data: Data,
     nvae: NVAEModel,
     extractor: Annotated[Path, typer.Option(help="Settings file of the extractor.")],
     reference: Annotated[Path, typer.Option(help="Statistics of the real images.")],
     metrics: Annotated[
-        Path, typer.Option(help="Where the figures go: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")
+        Path, typer.Option(help="Output file: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")
     ],
     energy: EnergyModel = None,
     classifier: ClassifierModel = None,
     ood: Annotated[
         list[Path] | None,
-        typer.Option(help="manifest.json of a data set that held-out images are told from.", show_default=False),
+        typer.Option(help="manifest.json of an out-of-distribution data set.", show_default=False),
     ] = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
@@ -246,39 +234,29 @@ def evaluation(
 ) -> None:
     """Measure samples and models."""
     with imports():
+        from vaebm.evaluation.inputs import Files
         from vaebm.evaluation.stage import run
-        from vaebm.system.device import prepare
+        from vaebm.system.device import setup_device
 
-    run(
-        settings,
-        data,
-        nvae,
-        energy,
-        extractor,
-        classifier,
-        reference,
-        shards,
-        metrics,
-        ood or [],
-        prepare(threads, gpus),
-    )
+    files = Files(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, ood or [])
+    run(files, setup_device(threads, gpus))
 
 
-@app.command(epilog=_example("benchmarks --compare ../other/results"))
+@command("benchmarks --compare ../other/results")
 def benchmarks(
     metrics: Annotated[
         list[Path] | None,
-        typer.Argument(help="metrics.json of every run; none: the figures gathered earlier.", show_default=False),
+        typer.Argument(help="metrics.json of every run; none: the earlier records.", show_default=False),
     ] = None,
-    paper: Annotated[Path, typer.Option(help="The paper's figures.")] = Path("config/paper.yaml"),
+    paper: Annotated[Path, typer.Option(help="The paper's values.")] = Path("config/paper.yaml"),
     experiments: Annotated[Path, typer.Option(help="Folder of the experiment files.")] = Path("config/experiments"),
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
     compare: Annotated[
-        Path | None, typer.Option(help="Another folder of results, or its benchmarks.json, to set beside these.")
+        Path | None, typer.Option(help="Another folder of results, or its benchmarks.json, to compare with.")
     ] = None,
     log: Log = None,
 ) -> None:
-    """Set the figures beside the paper's, as table and report, or beside those of other results."""
+    """Write table and report of all results and the paper's values, or compare two folders of results."""
     if metrics or compare is None:
         with imports():
             from vaebm.report.aggregate import run
@@ -289,102 +267,70 @@ def benchmarks(
         run_comparison(results, compare)
 
 
-@app.command(epilog=_example("describe cifar10 --tflops 20"))
+@command("describe cifar10 --tflops 20")
 def describe(
     experiment: Annotated[
         Path,
         typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=experiments_here),
     ],
-    tflops: Annotated[float, typer.Option(help="What all devices of a stage sustain together, in TFLOP/s.")] = 10.0,
+    tflops: Annotated[float, typer.Option(help="Sustained throughput of all devices of a stage, in TFLOP/s.")] = 10.0,
     log: Log = None,
 ) -> None:
-    """Tell what an experiment takes: parameters, work, memory and time. Needs no data and trains nothing."""
+    """Estimate parameters, work, memory and time of an experiment, without data and training."""
     with imports():
         from vaebm.cli.describe import run
     run(experiment, tflops)
 
 
-convert = typer.Typer(
-    help="Read a published checkpoint and write it as a model of this project.",
-    epilog=_example("convert nvae checkpoint.pt model.pt"),
+convert_commands = typer.Typer(
+    help="Convert a published checkpoint to a model of this project.",
+    epilog="Example: `vaebm convert nvae checkpoint.pt model.pt`",
     no_args_is_help=True,
 )
-app.add_typer(convert, name="convert")
+app.add_typer(convert_commands, name="convert")
 
-Published = Annotated[Path, typer.Argument(help="The published checkpoint.", metavar="OFFICIAL")]
-Converted = Annotated[Path, typer.Argument(help="Where the model goes.", metavar="MODEL")]
+PublishedCheckpoint = Annotated[Path, typer.Argument(help="The published checkpoint.", metavar="OFFICIAL")]
+ConvertedModel = Annotated[Path, typer.Argument(help="Output file.", metavar="MODEL")]
 
 
-@convert.command("nvae", epilog=_example("convert nvae checkpoint.pt model.pt"))
-def convert_nvae(official: Published, model: Converted, log: Log = None) -> None:
-    """An NVAE with its own arguments: weights and settings, every key and shape checked."""
+@command("convert nvae checkpoint.pt model.pt", "nvae", convert_commands)
+def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel, log: Log = None) -> None:
+    """Convert an NVAE with its settings; every key and shape is checked."""
     with imports():
-        from vaebm.nvae.published_checkpoint import convert
-    convert(official, model)
+        from vaebm.nvae.published_checkpoint import convert_published_nvae
+    convert_published_nvae(official, model)
 
 
-@convert.command("energy", epilog=_example("convert energy EBM_25000.pth model.pt"))
-def convert_energy(official: Published, model: Converted, log: Log = None) -> None:
-    """An energy network, recognised by its shapes."""
+@command("convert energy EBM_25000.pth model.pt", "energy", convert_commands)
+def convert_energy(official: PublishedCheckpoint, model: ConvertedModel, log: Log = None) -> None:
+    """Convert an energy network, identified by its shapes."""
     with imports():
-        from vaebm.energy.published_checkpoint import convert
-    convert(official, model)
+        from vaebm.energy.published_checkpoint import convert_published_energy
+    convert_published_energy(official, model)
 
 
-@app.command(epilog=_example("track results/digits"))
+@command("track results/digits")
 def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")], log: Log = None) -> None:
-    """Mirror an experiment's results to MLflow; what is there already is not written twice."""
+    """Mirror an experiment's results to MLflow, without duplicates."""
     with imports():
         from vaebm.tracking import run
     run(results)
 
 
 def _one_process_per_gpu(gpus: int) -> None:
-    """Start this command again for each GPU that it asks for and that is there, unless this is one of those processes already.
+    """Launch this command once per requested and available GPU, unless this is such a process.
 
-    The GPUs are this process's, which ends last.
+    This process holds the GPU leases and ends last.
     """
     if gpus < 2:
         return
     import torch
 
-    from vaebm.system.distributed import launch, started
-    from vaebm.system.gpu_lease import choose
+    from vaebm.system.distributed import launch, launched_world_size
+    from vaebm.system.gpu_lease import reserve_gpus
 
-    if started() > 1:
+    if launched_world_size() > 1:
         return
-    choose(gpus)
+    reserve_gpus(gpus)
     if (found := min(gpus, torch.cuda.device_count())) > 1:
         sys.exit(launch(found, ["-m", "vaebm", *sys.argv[1:]]))
-
-
-def _tell(reason: str) -> None:
-    """Print why this command ends, unless another process of the same training has done so."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from vaebm.system.distributed import first_to_fail
-
-        if not first_to_fail():
-            return
-    print(reason, file=sys.stderr)
-
-
-def main() -> Any:
-    """Run the command line; the last line of the log of a failed command is its message, without a trace for a user's mistake."""
-    if (
-        "RANK" not in os.environ
-    ):  # torchrun sets both; a cluster's shell may set the other alone, which makes no processes
-        os.environ.pop("WORLD_SIZE", None)
-    with mirrored(asked_for(sys.argv[1:])):
-        try:
-            app()
-        except UserError as error:
-            _tell(str(error))
-            sys.exit(1)
-        except Exception as error:
-            from vaebm.system.device import Interrupted
-
-            if isinstance(error, Interrupted):
-                _tell(str(error))
-                sys.exit(error.status)
-            _tell(traceback.format_exc().rstrip())
-            sys.exit(1)

@@ -1,6 +1,6 @@
-"""What an experiment takes in parameters, work, memory and time, told without its data and without training.
+"""Estimates parameters, work, memory and time of an experiment, without data and training.
 
-The networks stand on torch's meta device, where tensors have shapes and no values: the largest take seconds.
+The networks are on torch's meta device: tensors have shapes and no values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vaebm.config import DatasetFacts, Experiment
 from vaebm.config.yaml_files import read_experiment
 from vaebm.ebm.contrastive_divergence import contrastive_divergence
 from vaebm.energy.network import EnergyNetwork
-from vaebm.fast import Energy, PreparedPotential
+from vaebm.fast import PreparedEnergy, PreparedPotential
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.model import NVAE
@@ -26,7 +26,7 @@ from vaebm.records.metrics import number
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path("config/experiments")
-"""Where an experiment stands that is given by its name alone."""
+"""Folder of experiments given by name."""
 
 SINGLE = 4
 """Bytes of a number in single precision."""
@@ -36,7 +36,7 @@ MOMENTS = 2
 
 
 def build(experiment: Experiment) -> tuple[NVAE, EnergyNetwork | None]:
-    """The experiment's networks on the meta device; None where it has no stage `ebm`."""
+    """Build the networks on the meta device; no energy without a stage `ebm`."""
     facts = experiment.data.facts
     with torch.device("meta"):
         nvae = NVAE(experiment.nvae.network, (facts.channels, facts.side, facts.side))
@@ -49,7 +49,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def blank(nvae: NVAE, batch: int) -> tuple[Tensor, list[Tensor]]:
-    """Images and latent noise of the shapes that `nvae` takes, on its device, without values."""
+    """Images and latent noise for `nvae`, on its device, without values."""
     x, *eps = (
         torch.empty(batch, *shape, device=nvae.prior_constant.device) for shape in (nvae.shape, *nvae.latent_shapes)
     )
@@ -57,7 +57,7 @@ def blank(nvae: NVAE, batch: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def nvae_training(nvae: NVAE, batch: int) -> tuple[Work, Work]:
-    """Forward pass of the loss of `batch` images, and forward and backward pass together; without regularisers and optimiser."""
+    """Work of the loss of `batch` images, forward, and forward and backward; without regularisers and optimiser."""
     x, eps = blank(nvae.train(), batch)
     with measured(nvae) as work:
         loss = nelbo(nvae(x, eps=eps), x).loss
@@ -67,14 +67,14 @@ def nvae_training(nvae: NVAE, batch: int) -> tuple[Work, Work]:
 
 
 def decoding(nvae: NVAE, batch: int) -> Work:
-    """`batch` images made of noise."""
+    """Work of decoding `batch` images."""
     with measured(nvae) as work, torch.no_grad():
         nvae.eval().decode(blank(nvae, batch)[1])
     return work()
 
 
 def reconstruction(nvae: NVAE, batch: int) -> Work:
-    """`batch` images encoded and decoded, as matched positives take it."""
+    """Work of encoding and decoding `batch` images, for matched positives."""
     x, eps = blank(nvae, batch)
     with measured(nvae) as work, torch.no_grad():
         nvae.eval()(x, eps=eps)
@@ -82,7 +82,7 @@ def reconstruction(nvae: NVAE, batch: int) -> Work:
 
 
 def langevin_step(vaebm: VAEBM, chains: int) -> Work:
-    """One step of `chains` chains: the potential and its gradient in the noise, through the prepared networks (`fast`), as the stages take it."""
+    """Work of one step of `chains` chains: potential and gradient through the prepared networks (`fast`)."""
     assert vaebm.energy is not None
     vaebm.nvae.requires_grad_(False).eval()
     vaebm.energy.requires_grad_(False)
@@ -95,14 +95,14 @@ def langevin_step(vaebm: VAEBM, chains: int) -> Work:
 
 
 def prepared_weights(vaebm: VAEBM) -> int:
-    """Bytes of weights that the prepared networks have beside the modules', which are in evaluation mode."""
+    """Bytes of the prepared networks' additional weights."""
     potential = vaebm.chain_potential()
-    assert isinstance(potential, PreparedPotential) and isinstance(potential.energy, Energy)
+    assert isinstance(potential, PreparedPotential) and isinstance(potential.energy, PreparedEnergy)
     return sum(tensor.nbytes for network in (potential.decoder, potential.energy) for tensor in network.tensors())
 
 
 def energy_update(energy: EnergyNetwork, x: Tensor) -> tuple[Work, Work]:
-    """The energies of images `x`, and the loss of as many images and chains with its backward pass."""
+    """Work of the energies of images `x`, and of an update with as many images and chains."""
     energy.requires_grad_(True)
     with measured(energy) as work, torch.no_grad():
         energy(x)
@@ -112,23 +112,31 @@ def energy_update(energy: EnergyNetwork, x: Tensor) -> tuple[Work, Work]:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that it is read in best."""
+    """Format a time in a readable unit."""
     for unit, length, least in (("days", 86400.0, 5), ("h", 3600.0, 2), ("min", 60.0, 2)):
         if seconds >= least * length:
             return f"{number(seconds / length, 3)} {unit}"
     return f"{number(seconds, 3)} s" if seconds >= 1 else "below 1 s"
 
 
-Row = tuple[str, str, str]
+DescriptionRow = tuple[str, str, str]
 """What, how much, a remark."""
 
 
-def _time(what: str, flop: float, throughput: float, remark: str) -> Row:
+def _flop(what: str, flop: float, remark: str) -> DescriptionRow:
+    return what, quantity(flop, "FLOP"), remark
+
+
+def _bytes(what: str, size: float, remark: str = "") -> DescriptionRow:
+    return what, quantity(size, "B"), remark
+
+
+def _time(what: str, flop: float, throughput: float, remark: str) -> DescriptionRow:
     return what, duration(flop / (1e12 * throughput)), f"{remark}, {quantity(flop, 'FLOP')}"
 
 
-def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[Row]]:
-    """The NVAE's rows of each section; `decoded`: FLOP of a decoded image."""
+def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[DescriptionRow]]:
+    """The NVAE's rows per section; `decoded`: FLOP of a decoded image."""
     training, every = experiment.nvae.training, parameters(nvae)
     decoder = sum(parameter.numel() for parameter in nvae.decoder_parameters())
     share = -(-(training.micro_batch or training.batch) // max(experiment.resources.nvae.gpu, 1))
@@ -138,9 +146,8 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
     step = training.batch * part.flop // share
     train = experiment.data.facts.train
     steps = (train or training.batch) // training.batch * training.epochs
-    length = f"{training.epochs} epochs, " + (
-        f"{steps:,} steps" if train else f"for every {training.batch} images to train on"
-    )
+    count = f"{steps:,} steps" if train else f"for every {training.batch} images to train on"
+    length = f"{training.epochs} epochs, {count}"
     weights = every * SINGLE
     return {
         "Parameters": [
@@ -149,27 +156,23 @@ def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: flo
             ("NVAE", f"{every:,}", ""),
         ],
         "Work": [
-            ("NVAE, forward", quantity(forward.flop / share, "FLOP"), "an image"),
-            ("NVAE, decoder alone", quantity(decoded, "FLOP"), "an image"),
-            (
-                "NVAE training step",
-                quantity(step, "FLOP"),
-                f"{training.batch} images, forward and backward, without regularisers",
-            ),
+            _flop("NVAE, forward", forward.flop / share, "an image"),
+            _flop("NVAE, decoder alone", decoded, "an image"),
+            _flop("NVAE training step", step, f"{training.batch} images, forward and backward, without regularisers"),
         ],
         "Memory": [
-            ("NVAE training", quantity((2 + MOMENTS) * weights + part.activations, "B"), f"{share} images at once"),
-            ("  weights", quantity(weights, "B"), ""),
-            ("  gradients", quantity(weights, "B"), ""),
-            ("  optimiser", quantity(MOMENTS * weights, "B"), ""),
-            ("  activations", quantity(part.activations, "B"), ""),
+            _bytes("NVAE training", (2 + MOMENTS) * weights + part.activations, f"{share} images at once"),
+            _bytes("  weights", weights),
+            _bytes("  gradients", weights),
+            _bytes("  optimiser", MOMENTS * weights),
+            _bytes("  activations", part.activations),
         ],
         "Time": [_time("NVAE training", step * steps, throughput, length)],
     }
 
 
-def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[Row]]:
-    """The rows of energy and chain in each section; `decoded`: FLOP of a decoded image."""
+def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[DescriptionRow]]:
+    """The rows of energy and chain per section; `decoded`: FLOP of a decoded image."""
     assert isinstance(vaebm.energy, EnergyNetwork) and experiment.ebm is not None
     training, steps, batch = experiment.ebm.training, experiment.ebm.chain.steps, experiment.ebm.training.batch
     share = -(-batch // max(experiment.resources.ebm.gpu, 1))
@@ -179,70 +182,50 @@ def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: fl
     match = reconstruction(vaebm.nvae, 1).flop if experiment.ebm.positives == "matched" else 0
     both = parameters(vaebm.nvae) + parameters(vaebm.energy)
     weights = both * SINGLE + (prepared := prepared_weights(vaebm))
-    update_memory = (1 + MOMENTS) * SINGLE * parameters(
-        vaebm.energy
-    ) + update.activations  # gradients, optimiser, activations
+    # gradients, optimiser, activations
+    update_memory = (1 + MOMENTS) * SINGLE * parameters(vaebm.energy) + update.activations
+    total = training.iterations * batch * (steps * a_step + decoded + match + an_update)
+    length = f"{training.iterations:,} updates, {steps} Langevin steps before each"
     rows = {
         "Parameters": [("energy", f"{parameters(vaebm.energy):,}", ""), ("both", f"{both:,}", "")],
         "Work": [
-            ("energy", quantity(energy.flop / share, "FLOP"), "an image"),
-            ("Langevin step", quantity(batch * a_step, "FLOP"), f"{batch} chains"),
-            (
-                "energy update",
-                quantity(batch * an_update, "FLOP"),
-                f"{batch} images and as many chains, forward and backward",
-            ),
+            _flop("energy", energy.flop / share, "an image"),
+            _flop("Langevin step", batch * a_step, f"{batch} chains"),
+            _flop("energy update", batch * an_update, f"{batch} images and as many chains, forward and backward"),
         ],
         "Memory": [
-            ("Langevin step", quantity(weights + step.activations, "B"), f"{share} chains at once"),
-            ("  weights of both", quantity(both * SINGLE, "B"), ""),
-            ("  prepared weights", quantity(prepared, "B"), "normalised, folded, some of them turned for the gradient"),
-            ("  activations", quantity(step.activations, "B"), ""),
-            ("energy update", quantity(update_memory, "B"), "on a GPU beside the Langevin step, whose record stays"),
+            _bytes("Langevin step", weights + step.activations, f"{share} chains at once"),
+            _bytes("  weights of both", both * SINGLE),
+            _bytes("  prepared weights", prepared, "normalised, folded, some of them turned for the gradient"),
+            _bytes("  activations", step.activations),
+            _bytes("energy update", update_memory, "on a GPU beside the Langevin step, whose record stays"),
         ],
-        "Time": [
-            _time(
-                "energy training",
-                training.iterations * batch * (steps * a_step + decoded + match + an_update),
-                throughput,
-                f"{training.iterations:,} updates, {steps} Langevin steps before each",
-            )
-        ],
+        "Time": [_time("energy training", total, throughput, length)],
     }
     if experiment.samples is not None:
         count, steps, chains = experiment.samples.count, experiment.samples.chain.steps, experiment.samples.batch
-        rows["Memory"].append(
-            ("samples", quantity(weights + chains * step.activations // share, "B"), f"{chains} chains at once")
-        )
-        rows["Time"].append(
-            _time(
-                "samples",
-                count * (steps * a_step + decoded),
-                throughput,
-                f"{count:,} images, {steps} Langevin steps each",
-            )
-        )
+        memory, length = weights + chains * step.activations // share, f"{count:,} images, {steps} Langevin steps each"
+        rows["Memory"].append(_bytes("samples", memory, f"{chains} chains at once"))
+        rows["Time"].append(_time("samples", count * (steps * a_step + decoded), throughput, length))
     return rows
 
 
 def _counts(facts: DatasetFacts) -> str:
-    return (
-        "as many as the files hold"
-        if facts.train is None
-        else f"{facts.train:,} to train on, {facts.heldout:,} held out"
-    )
+    if facts.train is None:
+        return "as many as the files hold"
+    return f"{facts.train:,} to train on, {facts.heldout:,} held out"
 
 
 def _groups(count: int, shape: tuple[int, ...]) -> str:
     return f"{count} group{'s' if count > 1 else ''} of {'×'.join(map(str, shape))}"
 
 
-def describe(path: Path, throughput: float) -> str:
-    """The text about an experiment file.
+def describe_experiment(path: Path, throughput: float) -> str:
+    """Describe an experiment file.
 
     Args:
         path: the file.
-        throughput: what all devices of a stage sustain together, TFLOP/s.
+        throughput: sustained throughput of all devices of a stage, TFLOP/s.
 
     Raises:
         UserError: no experiment there.
@@ -250,9 +233,8 @@ def describe(path: Path, throughput: float) -> str:
     experiment = read_experiment(path)
     facts = experiment.data.facts
     nvae, energy = build(experiment)
-    stages = [
-        name for name in ("data", "nvae", "ebm", "samples", "evaluation") if getattr(experiment, name) is not None
-    ]
+    sections = ("data", "nvae", "ebm", "samples", "evaluation")
+    stages = [name for name in sections if getattr(experiment, name) is not None]
     head = {
         "stages": [", ".join(stages)],
         "models": [", ".join(experiment.models)],
@@ -267,30 +249,27 @@ def describe(path: Path, throughput: float) -> str:
         lines += [f"{title:<10}{text}" for title, text in zip_longest([name], texts, fillvalue="") if text]
 
     decoded = decoding(nvae, 1).flop
-    sections = _nvae_rows(nvae, experiment, decoded, throughput)
+    tables = _nvae_rows(nvae, experiment, decoded, throughput)
     if experiment.ebm is not None:
         more = _ebm_rows(VAEBM(nvae, energy, experiment.ebm.potential), experiment, decoded, throughput)
-        sections = {title: rows + more[title] for title, rows in sections.items()}
+        tables = {title: rows + more[title] for title, rows in tables.items()}
     remarks = {
         "Work": ": floating-point operations of convolutions and matrix products, a multiply-add is two",
         "Memory": " of each process in single precision, an estimate: without what the libraries take",
         "Time": f" if all devices of a stage together sustain {throughput:g} TFLOP/s",
     }
-    for title, rows in sections.items():
-        lines += [
-            "",
-            f"{title}{remarks.get(title, '')}",
-            *(f"  {what:<20}{value:>14}  {remark}".rstrip() for what, value, remark in rows),
-        ]
+    for title, rows in tables.items():
+        lines += ["", f"{title}{remarks.get(title, '')}"]
+        lines += [f"  {what:<20}{value:>14}  {remark}".rstrip() for what, value, remark in rows]
     return "\n".join(lines)
 
 
 def run(experiment: Path, throughput: float) -> None:
-    """Print what an experiment takes.
+    """Print the description of an experiment.
 
     Args:
         experiment: a name in config/experiments, or an experiment file.
-        throughput: what all devices of a stage sustain together, TFLOP/s.
+        throughput: sustained throughput of all devices of a stage, TFLOP/s.
 
     Raises:
         UserError: no such experiment, or a throughput that is none.
@@ -298,4 +277,4 @@ def run(experiment: Path, throughput: float) -> None:
     if not throughput > 0:
         raise UserError(f"--tflops: expected a number above 0, found {throughput:g}")
     named = len(experiment.parts) == 1 and not experiment.suffix
-    print(describe(EXPERIMENTS / f"{experiment}.yaml" if named else experiment, throughput))
+    print(describe_experiment(EXPERIMENTS / f"{experiment}.yaml" if named else experiment, throughput))

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands of the command line have, and what the shell completes them with."""
+"""Arguments and options shared by several commands, and shell completion."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import typer
 
 from vaebm.config import DATASETS
 
-Settings = Annotated[Path, typer.Argument(help="The stage's settings file.")]
+SettingsFile = Annotated[Path, typer.Argument(help="The stage's settings file.")]
 Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
 NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.pt of the NVAE.")]
 EnergyModel = Annotated[
     Path | None, typer.Option("--energy", help="model.pt of the energy network; none: the NVAE alone.")
 ]
 ClassifierModel = Annotated[
-    Path | None, typer.Option("--classifier", help="model.pt of the classifier, where the experiment trains one.")
+    Path | None, typer.Option("--classifier", help="model.pt of the classifier, if the experiment trains one.")
 ]
-Model = Annotated[Path, typer.Option(help="Where the model goes.")]
+OutputModel = Annotated[Path, typer.Option(help="Output file.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 GPUs = Annotated[int, typer.Option(min=0, help="GPUs; 0: the CPU.")]
 TimeLimit = Annotated[
-    float | None, typer.Option(min=0, help="Minutes after which to save and stop; the same command goes on.")
+    float | None, typer.Option(min=0, help="Minutes after which to save and stop; repeat the command to resume.")
 ]
 CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")]
-Log = Annotated[Path | None, typer.Option(help="File that gets a copy of everything printed.")]
+Log = Annotated[Path | None, typer.Option(help="File for a copy of all output.")]
 
 
 def data_sets(incomplete: str) -> list[tuple[str, str]]:
-    """Shell completion: data sets that their name is enough for, each with what it holds."""
+    """Shell completion: names of the data sets, with their contents."""
     return [
         (name, f"{facts.side}×{facts.side}, {facts.channels} channel(s), {facts.train:,} training images")
         for name, facts in DATASETS.items()
@@ -38,5 +38,5 @@ def data_sets(incomplete: str) -> list[tuple[str, str]]:
 
 
 def experiments_here(incomplete: str) -> list[str]:
-    """Shell completion: experiments of the present folder; where none begins like that, the shell completes paths."""
+    """Shell completion: experiments of the current folder."""
     return sorted(path.stem for path in Path("config/experiments").glob("*.yaml") if path.stem.startswith(incomplete))

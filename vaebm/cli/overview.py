@@ -1,4 +1,4 @@
-"""What `vaebm` says when it is given nothing to do: the stages in order, where results go, and what to type next."""
+"""Output of `vaebm` without a command: the stages in order, their folders, and the next step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ An experiment is one file of config/experiments/. Its stages, in order, each als
   ebm         train the energy network on it            results/EXPERIMENT/VARIANT/seedK/
   samples     draw images with the chain                results/EXPERIMENT/VARIANT/seedK/samples/
   evaluation  measure images and models                 results/EXPERIMENT/VARIANT/seedK/evaluation/
-  benchmarks  set the figures beside the paper's        results/benchmarks.md, results/report.html
+  benchmarks  tables and report, with the paper         results/benchmarks.md, results/report.html
 
 `make run` (or `snakemake --cores all`, with the environment active) runs all of them, `make test` the tests.
 `vaebm --help` lists every command, `vaebm STAGE --help` ends with an example, docs/recipes.md answers "how do I".
@@ -21,12 +21,12 @@ An experiment is one file of config/experiments/. Its stages, in order, each als
 
 
 def is_checkout(folder: Path) -> bool:
-    """Whether the pipeline can be run in `folder`."""
+    """True if `folder` has the pipeline."""
     return (folder / "Snakefile").is_file() and (folder / "config" / "experiments").is_dir()
 
 
 def next_step(folder: Path) -> str:
-    """One line: what to type next in `folder`."""
+    """One line with the next command in `folder`."""
     if not is_checkout(folder):
         for parent in folder.parents:
             if is_checkout(parent):
@@ -34,9 +34,12 @@ def next_step(folder: Path) -> str:
         return "Next: go to a checkout of the project, where the Snakefile is; this folder has no pipeline to run."
     results = folder / "results"
     if (results / "benchmarks.md").is_file():
-        return "Next: read results/benchmarks.md and results/report.html; `mlflow ui` shows the runs, `make run` brings all of it up to date."
+        return (
+            "Next: read results/benchmarks.md and results/report.html; `mlflow ui` shows the runs, "
+            "`make run` brings all of it up to date."
+        )
     if any(results.rglob("*.log")):  # every job leaves one
-        return "Next: `make run` goes on with the run that was begun here."
+        return "Next: `make run` resumes the run that was begun here."
     return "Next: `make run` makes the experiments of config/config.yaml."
 
 

@@ -1,7 +1,6 @@
-"""A prepared data set beside its pin: the hash of its bytes that data.dvc keeps.
+"""Compares a prepared data set with its pin, the hash of its bytes in data.dvc.
 
-Equal bytes fill DVC's cache, so that `dvc status` is clean and `dvc push` has something to push. Other bytes stop the run.
-Nothing here ever changes a pin.
+Equal bytes fill DVC's cache, for `dvc status` and `dvc push`; other bytes stop the run. Pins are never changed.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from vaebm.system.errors import UserError
 def run(folder: Path, pins: Path) -> None:
     """Compare the data set in `folder` with its entry in `pins`, and fill DVC's cache.
 
-    A set that `pins` does not list is left alone. Where DVC cannot work, as in a copy without .git, the comparison stands
-    and the cache stays as it is; one line says so.
+    Sets without an entry are skipped. If DVC cannot run, for instance without .git, only the comparison is made.
 
     Raises:
         UserError: the bytes are not those that were pinned.
@@ -30,14 +28,14 @@ def run(folder: Path, pins: Path) -> None:
     listed = _listed(pins)
     name = folder.resolve().relative_to(pins.parent.resolve()).as_posix()
     if name not in listed:
-        print(
-            f"{folder}: not listed in {pins}, so nothing to compare with; `dvc add {folder}` pins it in a file of its own"
-        )
+        advice = f"`dvc add {folder}` pins it in a file of its own"
+        print(f"{folder}: not listed in {pins}, so nothing to compare with; {advice}")
         return
     found = folder_hash(folder)
     if found != listed[name]:
         raise UserError(
-            f"{folder}: expected the bytes that {pins} pins ({listed[name]}), found others ({found}); remove the folder and prepare it again"
+            f"{folder}: expected the bytes that {pins} pins ({listed[name]}), found others ({found}); "
+            "remove the folder and prepare it again"
         )
     print(f"{folder}: the bytes are those that {pins} pins")
     absent = [other for other in listed if not (pins.parent / other).exists()]
@@ -48,7 +46,7 @@ def run(folder: Path, pins: Path) -> None:
 
 
 def _listed(pins: Path) -> dict[str, str]:
-    """Path of every pinned set, as the file writes it, → its hash."""
+    """Path of every pinned set → its hash."""
     content: Any = read_yaml(pins)
     try:
         return {out["path"]: out["md5"] for out in content["outs"]}
@@ -59,7 +57,7 @@ def _listed(pins: Path) -> dict[str, str]:
 
 
 def folder_hash(folder: Path) -> str:
-    """DVC's hash of a folder: of the list of its files and their hashes."""
+    """DVC's hash of a folder, computed from its files' names and hashes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = [
         {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
@@ -69,9 +67,9 @@ def folder_hash(folder: Path) -> str:
 
 
 def _commit(pins: Path) -> str | None:
-    """Fill the cache; None, or in one line why that was not possible.
+    """Fill the cache; returns a one-line problem, or None.
 
-    Not `dvc add` and not `--force`: those would pin whatever bytes they find.
+    Not `dvc add` and not `--force`, which would pin any bytes.
     """
     with pins.open() as lock:  # DVC refuses to run twice at once in one project
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What a pass takes: a counter of floating-point operations and of what autograd keeps."""
+"""Counts floating-point operations and the memory of activations."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from vaebm.records.metrics import number
 
 
 class Work(NamedTuple):
-    """What a pass takes."""
+    """Cost of a pass."""
 
     flop: int
     """Floating-point operations of convolutions and matrix products; a multiply-add is two."""
     activations: int
-    """Bytes held for the backward pass, parameters and buffers left out."""
+    """Bytes saved for the backward pass, without parameters and buffers."""
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the FLOP of what happens within this context."""
+    """Counts the FLOP of all operations in its context."""
 
     flop = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch with every operation on tensors, those of backward passes too."""
+        """Count one operation, forward or backward."""
         out = function(*args, **(kwargs or {}))
         if function is torch.ops.aten.convolution_backward.default:
             self.flop += _convolution_backward(*args)
@@ -43,19 +43,19 @@ class _Counter(TorchDispatchMode):
 
 @contextmanager
 def measured(*modules: nn.Module) -> Iterator[Callable[[], Work]]:
-    """Measure what happens within this context, forward and backward.
+    """Measure all passes in this context, forward and backward.
 
     Args:
-        modules: whose parameters and buffers are no activations.
+        modules: their parameters and buffers are not counted as activations.
 
     Yields:
-        A function that gives the work so far.
+        A function that returns the work so far.
     """
     own = {_storage(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        """Autograd saves `tensor`; views and repeated saves of a storage count once."""
+        """Count a saved tensor; views and repeated saves of a storage count once."""
         if _storage(tensor) not in own:
             saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
@@ -66,21 +66,21 @@ def measured(*modules: nn.Module) -> Iterator[Callable[[], Work]]:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Identity of a tensor's storage; on the meta device all data pointers are 0."""
+    """Identity of a tensor's storage; data pointers are 0 on the meta device."""
     return tensor.untyped_storage()._cdata
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
-    """FLOP of a convolution's backward pass: for the gradient of the input as many as forward, and for that of the weight again.
+    """FLOP of a convolution's backward pass: the forward FLOP for the input's gradient, and again for the weight's.
 
-    torch's own formula takes the weight's gradient of a grouped convolution for that of a dense one.
+    torch's own formula treats the weight's gradient of a grouped convolution as dense.
     """
     wanted = rest[-1]  # the gradient of input, weight, bias
     return sum(wanted[:2]) * 2 * weight.numel() * gradient[:, 0].numel()
 
 
 def quantity(value: float, unit: str) -> str:
-    """Three digits and a decimal prefix: 12.3 GB."""
+    """Format with three digits and a decimal prefix: 12.3 GB."""
     prefixes = iter(("", "k", "M", "G", "T", "P", "E", "Z"))
     prefix = next(prefixes)
     while value >= 999.5:

@@ -1,4 +1,4 @@
-"""What all settings share: the frozen base class, the kinds of numbers, fingerprints."""
+"""Base class of all settings, types of numbers, fingerprints."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 def later(default: T) -> T:
-    """Default of a setting that was added after the first results; a dump leaves the setting out while it has this value.
+    """Default of a setting added after the first results; dumps omit the setting while it has this value.
 
-    Settings files, fingerprints and Snakemake's parameters stay as they were. Never change such a default: a file without the
-    setting would mean something else.
+    So settings files, fingerprints and Snakemake's parameters do not change. Never change such a default: files without
+    the setting would change their meaning.
     """
     return Field(default, exclude_if=lambda value: value == default)
 
 
 class Settings(BaseModel):
-    """A frozen group of settings; unknown keys and values of another type are errors."""
+    """Frozen group of settings; unknown keys and values of another type are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -36,5 +36,5 @@ class Settings(BaseModel):
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of a plain value, by its canonical JSON."""
+    """SHA-256 of the canonical JSON of a plain value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vaebm.config.base import Decay, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several, later
 
-Potential = Literal["noise", "density", "pixels"]
+PotentialKind = Literal["noise", "density", "pixels"]
 
 Start = Literal["prior", "uniform"]
 
@@ -16,14 +16,14 @@ Positives = Literal["clean", "matched"]
 
 
 class EnergyNetworkSettings(Settings):
-    """Architecture of the energy network (VAEBM appendix E): a stem, residual blocks, a sum over positions, a linear head."""
+    """Energy network (VAEBM appendix E): a stem, residual blocks, a sum over positions, a linear head."""
 
     channels: PositiveInt
-    """n, the channels of the stem."""
+    """n, channels of the stem."""
     widths: Annotated[list[PositiveInt], Field(min_length=1)]
     """Output channels of each residual block, in units of n."""
     down: list[NonNegativeInt]
-    """Blocks (from 0) that end with a 2×2 mean pool."""
+    """Indices, from 0, of the blocks that end with a 2×2 mean pool."""
 
     @model_validator(mode="after")
     def _down_names_blocks(self) -> EnergyNetworkSettings:
@@ -33,23 +33,23 @@ class EnergyNetworkSettings(Settings):
 
 
 class ChainSettings(Settings):
-    """A Langevin chain in noise space (VAEBM section 3.2, algorithm 1)."""
+    """Langevin chain in noise space (VAEBM section 3.2, algorithm 1)."""
 
     steps: NonNegativeInt
-    """K, Langevin steps."""
+    """K, number of Langevin steps."""
     step_size: PositiveFloat
     """η in ε ← ε − η/2 ∇U(ε) + √η ω."""
 
 
 class ReplaySettings(Settings):
-    """Chains that go on from where chains of earlier iterations ended (persistent chains)."""
+    """Replay buffer: chains continue from the final states of earlier chains (persistent chains)."""
 
     capacity: PositiveInt
-    """Ends of chains that are kept, over all processes; the oldest make room for new ones."""
+    """Stored states, over all processes; new states replace the oldest."""
     probability: Fraction
-    """That a chain goes on from one of them."""
+    """Probability that a chain starts from a stored state."""
     anneal_iterations: PositiveInt
-    """Iterations over which that probability grows from 0."""
+    """Iterations over which `probability` grows linearly from 0."""
 
 
 class EBMTrainingSettings(Settings):
@@ -58,89 +58,89 @@ class EBMTrainingSettings(Settings):
     iterations: PositiveInt
     """Updates of the energy's weights."""
     batch: Several
-    """Positive images, and chains, per update, over all processes."""
+    """Positive images and chains per update, over all processes."""
     flip: bool = False
-    """Turn each training image left to right with probability one half, as the paper does on all its data sets but the digits."""
+    """Mirror each training image left to right with probability 1/2; the paper does so except for digits."""
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
-    """`tf32`: an NVIDIA GPU rounds the factors of convolutions and products to ten bits. `bfloat16`: so, and within chains the
-    features of both networks are kept and computed in bfloat16. `float64`: to compare."""
+    """`tf32`: TF32 convolutions and matrix products on NVIDIA GPUs. `bfloat16`: TF32, and bfloat16 features of both
+    networks within chains. `float64`: for comparison."""
     learning_rate: PositiveFloat
-    """Of Adam."""
+    """Adam learning rate."""
     learning_rate_decay: Literal["none", "cosine"] = "none"
-    """Constant as published, or a cosine to zero."""
+    """Constant, as published, or a cosine to zero."""
     beta1: Decay = 0.99
-    """Adam's decay of the mean gradient."""
+    """Adam β₁, decay of the mean gradient."""
     beta2: Decay = 0.999
-    """Adam's decay of the squared gradient."""
+    """Adam β₂, decay of the mean squared gradient."""
     weight_decay: NonNegativeFloat = 3e-5
     """L2 term added to the gradient."""
     spectral_weight: NonNegativeFloat = 0.2
-    """Of the sum of the largest singular values of all convolutions."""
+    """Weight of the spectral penalty, the sum of the largest singular values of all convolutions."""
     adaptive_clip: bool = True
-    """Clip each gradient at three standard deviations of its own history."""
+    """Clip each gradient at three standard deviations of its history."""
     gradient_norm_limit: PositiveFloat | None = None
-    """Largest norm of the whole gradient, to which a larger one is scaled down after that; None: no limit, as in the paper."""
+    """Largest norm of the whole gradient, applied after the adaptive clip; None: no limit, as in the paper."""
     energy_penalty: NonNegativeFloat = 0.0
-    """Of the mean squared energy of positives and negatives; none in the paper."""
+    """Weight of the mean squared energy of positives and negatives; 0 in the paper."""
     average_decay: Decay = 0.0
-    """Decay of the moving average of the weights that is published; 0: the raw weights, as in the paper."""
+    """Decay of the moving average of the weights; 0: the model has the raw weights, as in the paper."""
     snapshot_every: PositiveInt = 500
-    """Iterations between two snapshots."""
+    """Iterations between snapshots."""
 
 
 class GuardSettings(Settings):
-    """When a training of the energy counts as diverged, and what happens then."""
+    """Divergence guard of the training of the energy."""
 
     gap_limit: PositiveFloat = 10.0
-    """Largest |mean E(data) − mean E(chains)| in units of the energies' standard deviation."""
+    """Largest |mean E(data) − mean E(chains)|, in standard deviations of the energies."""
     growth_limit: Annotated[float, Field(gt=1)] = 1000.0
-    """Largest |loss| and gradient norm in units of their medians over the last 100 good iterations."""
+    """Largest |loss| and gradient norm, in medians over the last 100 good iterations."""
     patience: PositiveInt = 20
-    """Iterations in a row beyond a limit, or non-finite, before the training stops."""
+    """Consecutive iterations beyond a limit, or non-finite, after which the training stops."""
     restarts: NonNegativeInt = 0
-    """How often a diverged training goes back to its last good snapshot, with another seed, before it stops for good."""
+    """Restarts of a diverged training, each from the last good snapshot with another seed."""
     restart_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Of the learning rate, at each restart."""
+    """Factor applied to the learning rate at each restart."""
 
 
 class SelectionSettings(Settings):
-    """Which snapshot becomes the model: the one whose images are nearest to the training images, by the NVAE's own features."""
+    """Selection of the snapshot whose images are closest to the training images, measured with the NVAE's features."""
 
     candidates: PositiveInt = 3
-    """The last good snapshots, the end of the training included, that are compared; 1: simply the last."""
+    """Number of last good snapshots to compare, including the end of the training; 1: take the last."""
     images: Several = 1000
-    """Images of each of them, and training images, that are compared."""
+    """Images per snapshot, and as many training images, to compare."""
     chain: ChainSettings | None = None
-    """Of these images. That of the samples tells more than the training's, which is shorter; None: the training's."""
+    """Chain used to compare snapshots; default: training chain. The longer test chain separates them better."""
 
 
 class EBMSettings(Settings):
     """Stage `ebm`."""
 
     network: EnergyNetworkSettings
-    potential: Potential = "noise"
-    """`noise`: the exact law in noise space; `density`: the published program's, without the Jacobian; `pixels`: the ablation's
-    energy on pixels, whose chains move images and which knows no NVAE."""
+    potential: PotentialKind = "noise"
+    """`noise`: exact density in noise space. `density`: as in the published program, without the Jacobian. `pixels`:
+    the ablation's energy on images without an NVAE."""
     start: Start = "prior"
-    """Chains start from the NVAE's prior; `uniform`: from uniform noise, for `pixels` only."""
+    """Start of the chains: samples of the NVAE's prior, or uniform noise (`pixels` only)."""
     chain: ChainSettings
-    """The chain of the training."""
+    """Training chain."""
     replay: ReplaySettings | None = None
-    """None: every chain starts anew."""
+    """Replay buffer; None: no chain continues an earlier one."""
     encoded: Fraction = 0.0
-    """Part of the chains that start from encoded training images, not from the prior; none in the paper."""
+    """Fraction of chains that start from encoded training images; 0 in the paper."""
     negatives: Literal["sample", "mean"] = "sample"
-    """Negative images are decoder samples or decoder means."""
+    """Negative images: decoder samples or decoder means."""
     positives: Positives = later("clean")
-    """`clean`: positive images are training images, as published. `matched`: with the pixel noise of the decoder, as the negatives have it."""
+    """`clean`: training images, as published. `matched`: with the decoder's pixel noise, like the negatives."""
     quantize_positives: bool = True
-    """Positive images have the depth that the NVAE saw; false: 8 bits, as published."""
+    """Reduce positive images to the bit depth of the NVAE; false: 8 bits, as published."""
     training: EBMTrainingSettings
     guard: GuardSettings = GuardSettings()
     selection: SelectionSettings = SelectionSettings()
 
     @model_validator(mode="after")
-    def _pixels_alone_start_and_stop_elsewhere(self) -> EBMSettings:
+    def _pixels_have_their_own_starts(self) -> EBMSettings:
         if self.start == "uniform" and self.potential != "pixels":
             raise ValueError(f"start uniform belongs to potential pixels, found potential {self.potential}")
         if self.encoded and self.potential == "pixels":
@@ -154,7 +154,8 @@ class EBMSettings(Settings):
         if self.positives == "matched" and (self.negatives == "mean" or self.potential == "pixels"):
             found = "potential pixels" if self.potential == "pixels" else "negatives mean"
             raise ValueError(
-                f"positives matched carry the pixel noise of decoder samples: expected negatives with it, found {found}; choose positives clean"
+                "positives matched carry the pixel noise of decoder samples: "
+                f"expected negatives with it, found {found}; choose positives clean"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Settings of the stages `samples` and `evaluation`, and of the extractors that the latter measures with."""
+"""Settings of the stages `samples` and `evaluation`, and of the feature extractors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
 from vaebm.config.base import NonNegativeInt, Settings, Several
-from vaebm.config.data import DATASETS, DataSettings
+from vaebm.config.data import DataSettings
+from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import ChainSettings
 
 
@@ -15,18 +16,18 @@ class SamplesSettings(Settings):
     """Stage `samples`: decoder means after the test chain."""
 
     count: Several
-    """Images."""
+    """Number of images."""
     batch: PositiveInt
-    """Images computed at once."""
+    """Images per batch."""
     shards: PositiveInt = 1
-    """Files, and jobs, that the images are spread over."""
+    """Files, each made by a job of its own."""
     stretch: bool = False
-    """Whether each image is stretched from its darkest to its brightest value, as the published program writes it; else clamped to [0, 1]."""
+    """Stretch each image from its minimum to its maximum, as the published program does; false: clamp to [0, 1]."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """`tf32`: an NVIDIA GPU rounds the factors of convolutions and products to ten bits. `bfloat16`: so, and within chains
-    the features of both networks are kept and computed in bfloat16."""
+    """`tf32`: TF32 convolutions and matrix products on NVIDIA GPUs. `bfloat16`: TF32, and bfloat16 features of both
+    networks within chains."""
     chain: ChainSettings
-    """The test chain; the variant `nvae` takes no step."""
+    """Test chain; the variant `nvae` takes no steps."""
 
     @model_validator(mode="after")
     def _every_shard_has_an_image(self) -> SamplesSettings:
@@ -38,53 +39,53 @@ class SamplesSettings(Settings):
 
     @property
     def batches(self) -> int:
-        """Batches that make `count` images; the last one may be smaller."""
+        """Number of batches; the last one may be smaller."""
         return -(-self.count // self.batch)
 
     def shard(self, index: int) -> range:
-        """Global indices of the images of shard `index`; whole batches, so that the shards change no image."""
-        start, stop = (index * self.batches // self.shards, (index + 1) * self.batches // self.shards)
+        """Global indices of the images of shard `index`: whole batches, so that sharding changes no image."""
+        start, stop = index * self.batches // self.shards, (index + 1) * self.batches // self.shards
         return range(start * self.batch, min(stop * self.batch, self.count))
 
 
 class ClassifierSettings(Settings):
-    """The classifier whose features measure image quality where there are no Inception weights."""
+    """Classifier trained on the images, whose features measure image quality without Inception weights."""
 
     channels: PositiveInt
-    """Channels of its first layer; it has 64 features."""
+    """Channels of the first layer; there are 64 features."""
     epochs: PositiveInt
     """Passes over the training images."""
     batch: Several
     """Images per step."""
     learning_rate: PositiveFloat
-    """Of Adam, at the top of one cycle."""
+    """Peak Adam learning rate of the one-cycle schedule."""
 
 
-Extractor = Literal["classifier", "inception", "resnet56"]
+ExtractorName = Literal["classifier", "inception", "resnet56"]
 
 NOT_TRAINED = ("inception", "resnet56")
-"""Extractors whose weights are a file of others; `evaluation` has a setting <extractor>_weights for each."""
+"""Extractors with published weights; `evaluation` has a setting <extractor>_weights for each."""
 
 PATHS = {f"{name}_weights" for name in NOT_TRAINED}
-"""Settings of `evaluation` that say where files stand on this machine: no figure depends on them."""
+"""Settings of `evaluation` with local paths, on which no metric depends."""
 
 
 class ExtractorSettings(Settings):
-    """The network whose features measure image quality, and where its weights stand on this machine."""
+    """Feature extractor, with the local path of its weights."""
 
-    name: Extractor
-    """Which network."""
+    name: ExtractorName
+    """Name of the network."""
     weights: str | None = None
-    """File of the weights, seen from the project's folder; none: the classifier that the experiment trains, or Inception's weights, downloaded."""
+    """Weights file, relative to the project; None: the experiment's classifier, or downloaded Inception weights."""
 
 
 class PrecisionRecallSettings(Settings):
     """Precision and recall by nearest neighbours (Kynkäänniemi et al., 2019)."""
 
     images: Several
-    """Samples, and as many training images."""
+    """Number of samples, and of training images."""
     neighbours: PositiveInt = 3
-    """k: around each image lies a ball that reaches to its k-th neighbour."""
+    """k: the ball around each image reaches to its k-th neighbour."""
 
     @model_validator(mode="after")
     def _every_image_has_neighbours(self) -> PrecisionRecallSettings:
@@ -94,12 +95,12 @@ class PrecisionRecallSettings(Settings):
 
 
 class StepsSettings(Settings):
-    """Quality and energy of samples after other numbers of steps than the test chain's."""
+    """Sample quality and energy along the chain."""
 
     images: Several
-    """The first of the samples."""
+    """Number of samples, the first ones."""
     counts: list[NonNegativeInt]
-    """Numbers of steps, rising; one chain goes to the last."""
+    """Chain lengths at which to measure, increasing; one chain runs to the last."""
 
     @field_validator("counts")
     @classmethod
@@ -110,100 +111,104 @@ class StepsSettings(Settings):
 
 
 Derived = Literal["interpolation", "turned", "photographs"]
-"""OOD sets that are made of the held-out images themselves, or in their form."""
+"""OOD sets made from the held-out images or in their shape."""
 DERIVED: tuple[str, ...] = get_args(Derived)
 
 OODName = Annotated[str, Field(json_schema_extra={"enum": [*DERIVED, *DATASETS]})]
-OODSet = Annotated[
+OODEntry = Annotated[
     Annotated[OODName, Tag("(name)")] | Annotated[DataSettings, Tag("(section)")],
     Discriminator(lambda found: f"({'name' if isinstance(found, str) else 'section'})"),
 ]
-"""An OOD set: a name, or a section as `data` is, for a path or files of the user's. No key of a file is in parentheses, as the tags are."""
+"""OOD set: a name, or a section like `data`. Keys of files have no parentheses, unlike these tags."""
 
 
 class EvaluationSettings(Settings):
     """Stage `evaluation`."""
 
-    extractor: Extractor = "classifier"
-    """What image quality is measured with: a classifier trained on the images, torch-fidelity's InceptionV3, or a ResNet-56 of CIFAR-10."""
+    extractor: ExtractorName = "classifier"
+    """Feature extractor: a classifier trained on the images, torch-fidelity's InceptionV3, or a CIFAR-10 ResNet-56."""
     inception_weights: Annotated[str, Field(min_length=1)] | None = None
-    """Where the file with Inception's standard weights stands, seen from the project's folder; none: torch-fidelity's is downloaded."""
+    """File of the standard Inception weights, relative to the project; default: torch-fidelity's download."""
     resnet56_weights: Annotated[str, Field(min_length=1)] | None = None
-    """Where a checkpoint of the ResNet-56 stands, seen from the project's folder."""
+    """Checkpoint of the ResNet-56, relative to the project."""
     classifier: ClassifierSettings | None = None
-    """The extractor `classifier`, or what tells the modes of stacks; none where neither is asked for."""
+    """Settings of the classifier, required for the extractor `classifier` and for the modes of stacks."""
     bootstrap: Several = 200
-    """Resamples that the 95 % intervals come from."""
+    """Bootstrap resamples for the 95 % intervals."""
     inception_splits: PositiveInt = 10
-    """Parts of the samples that the inception score is averaged over."""
+    """Parts of the samples over which the inception score is averaged."""
     precision_recall: PrecisionRecallSettings
     steps: StepsSettings
     kid_subsets: PositiveInt = 100
-    """Subsets that KID is averaged over."""
+    """Subsets over which KID is averaged."""
     kid_subset_size: Several = 1000
-    """Images in each of them."""
+    """Images per KID subset."""
     elbo_samples: PositiveInt = 10
-    """Draws of the posterior per image, for the ELBO and the importance-weighted log-likelihood."""
-    ood: list[OODSet]
-    """Sets that held-out images are told from by log p(x) − E(x): names, or sections as `data` is."""
+    """Posterior samples per image, for the ELBO and the importance-weighted log-likelihood."""
+    ood: list[OODEntry]
+    """OOD sets, scored by log p(x) − E(x) against held-out images: names, or sections like `data`."""
 
     @field_validator("ood")
     @classmethod
-    def _have_names_of_their_own(cls, sets: list[OODSet]) -> list[OODSet]:
+    def _have_distinct_names(cls, sets: list[OODEntry]) -> list[OODEntry]:
         for one in sets:
             if isinstance(one, str) and one not in DERIVED and one not in DATASETS:
-                known = f"sets that exist: {', '.join([*DERIVED, *DATASETS])}; files of your own are a section with dataset: folder or arrays"
-                raise ValueError(f"there is no set {one!r}; {known}")
-        called = [_described(one)[0] for one in sets]
-        if len(set(called)) < len(called):
-            raise ValueError(f"each set at most once, found {', '.join(called)}")
-        taken = {*DERIVED, *(_described(name)[0] for name in DATASETS)}
+                known = f"sets that exist: {', '.join([*DERIVED, *DATASETS])}"
+                own = "files of your own are a section with dataset: folder or arrays"
+                raise ValueError(f"there is no set {one!r}; {known}; {own}")
+        names = [_named_data(one)[0] for one in sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each set at most once, found {', '.join(names)}")
+        taken = {*DERIVED, *(_named_data(name)[0] for name in DATASETS)}
         for one in sets:
-            if not isinstance(one, str) and one.dataset not in DATASETS and one.called in taken:
+            if not isinstance(one, str) and one.dataset not in DATASETS and one.display_name in taken:
                 raise ValueError(
-                    f"name: figures call another set {one.called}; choose another name for the user's files"
+                    f"name: figures call another set {one.display_name}; choose another name for the user's files"
                 )
         return sets
 
     @property
     def extraction(self) -> ExtractorSettings:
-        """What opens the extractor."""
+        """Settings that open the extractor."""
         return ExtractorSettings(
             name=self.extractor,
             weights=getattr(self, f"{self.extractor}_weights") if self.extractor in NOT_TRAINED else None,
         )
 
-    def unfit(self, shape: tuple[int, int, int], stacks: bool) -> str | None:
-        """In one line which extractor cannot measure images of `shape` (C, H, W), or lacks a setting or has one too many; None: it fits.
+    def extractor_problem(self, shape: tuple[int, int, int], stacks: bool) -> str | None:
+        """One line on an extractor that does not fit images of `shape` (C, H, W) or its settings; None: it fits.
 
         Args:
-            stacks: whether the channels are images of a labelled set each, which the classifier tells.
+            stacks: whether each channel is a labelled image, which the classifier classifies.
         """
         channels, height, width = shape
         trained = self.extractor == "classifier" or stacks
         if self.classifier is None and trained:
-            return f"classifier: expected its settings, which {'the modes of stacks need' if stacks else 'the extractor classifier needs'}, found none"
+            user = "the modes of stacks need" if stacks else "the extractor classifier needs"
+            return f"classifier: expected its settings, which {user}, found none"
         if self.classifier is not None and not trained:
             return f"classifier: the extractor {self.extractor} needs none; leave it out"
         for name in NOT_TRAINED:
             if name != self.extractor and getattr(self, f"{name}_weights") is not None:
-                return f"{name}_weights: only the extractor {name} has them, found the extractor {self.extractor}; leave it out"
+                found = f"found the extractor {self.extractor}; leave it out"
+                return f"{name}_weights: only the extractor {name} has them, {found}"
         if self.extractor == "resnet56" and self.resnet56_weights is None:
             return "resnet56_weights: expected the path of a checkpoint, found none"
         if self.extractor == "inception" and channels != 3:
             return f"extractor: inception is made for 3 colours, the images have {channels} channel(s)"
         if self.extractor == "resnet56" and shape != (3, 32, 32):
-            return f"extractor: resnet56 is made for 32×32 images of 3 colours, the images are {height}×{width} with {channels} channel(s)"
+            found = f"the images are {height}×{width} with {channels} channel(s)"
+            return f"extractor: resnet56 is made for 32×32 images of 3 colours, {found}"
         return None
 
     @property
     def ood_sets(self) -> dict[str, DataSettings | None]:
-        """What figures call each OOD set → its data; None for a set that is made of the held-out images."""
-        return dict(map(_described, self.ood))
+        """Name of each OOD set in metrics → its data; None for sets derived from the held-out images."""
+        return dict(map(_named_data, self.ood))
 
     @property
     def without_paths(self) -> EvaluationSettings:
-        """The same without the places of raw files and of weights, which change no figure."""
+        """These settings without local paths, which change no metric."""
         sets = [
             one
             if isinstance(one, str)
@@ -215,9 +220,9 @@ class EvaluationSettings(Settings):
         return self.model_copy(update={"ood": sets, **dict.fromkeys(PATHS)})
 
 
-def _described(one: str | DataSettings) -> tuple[str, DataSettings | None]:
-    """What figures call an OOD set, and its data."""
+def _named_data(one: str | DataSettings) -> tuple[str, DataSettings | None]:
+    """Name of an OOD set in metrics, and its data."""
     if isinstance(one, str) and one in DERIVED:
         return one, None
     data = DataSettings(dataset=one) if isinstance(one, str) else one
-    return data.called, data
+    return data.display_name, data

@@ -1,4 +1,4 @@
-"""The experiment: one section per stage, and what its parts have to fit."""
+"""The experiment: one section per stage, and how the sections have to fit."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from vaebm.config.base import S, Settings, fingerprint
-from vaebm.config.data import DATASETS, DataSettings
+from vaebm.config.data import DataSettings
+from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import EBMSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
 from vaebm.config.nvae import NVAESettings
 from vaebm.config.wgan import WGANSettings
 
 BASELINE = "nvae"
-"""The variant that is the NVAE alone: the same noise as the others, no chain."""
+"""Variant of the NVAE alone: the same noise as the other variants, no chain."""
 
 TAKEN = (BASELINE, "classifier", "reference")
-"""Names of folders in an experiment's results, which no variant can have."""
+"""Folders in an experiment's results, whose names no variant can have."""
 
 
 class CPUResources(Settings):
-    """What one job of a stage may use; outside the settings files, so that changing it reruns nothing."""
+    """Resources of one job of a stage; not in the settings files, so that a change reruns nothing."""
 
     threads: PositiveInt = 1
     """CPU threads."""
     mem_mb: PositiveInt = 2000
-    """Memory, in MB."""
+    """Memory in MB."""
     runtime: PositiveInt = 60
-    """Time, in minutes; trainings stop themselves before it and are resumed."""
+    """Time limit in minutes; trainings stop before it and are resumed."""
 
 
 class GPUResources(CPUResources):
-    """The same, for stages that can use a GPU."""
+    """Resources of one job of a stage that can use GPUs."""
 
     gpu: NonNegativeInt = 0
-    """GPUs; 0: the CPU."""
+    """Number of GPUs; 0: use the CPU."""
 
 
 class Resources(Settings):
@@ -51,27 +52,27 @@ class Resources(Settings):
 
 
 class Stage(NamedTuple):
-    """A training of an experiment."""
+    """Training stage of a model."""
 
     name: str
-    """`nvae`, `ebm` or `wgan`: its command, its settings file and the section in it."""
+    """`nvae`, `ebm` or `wgan`: name of the command, of the settings file and of its section."""
     settings: Settings | None
-    """None: the experiment has no section for it."""
+    """None: the experiment has no such section."""
 
 
 class Variant(Settings):
-    """A model beside the NVAE: the experiment's sections, and what it has differently."""
+    """Model other than the NVAE: the experiment's sections with changes."""
 
     ebm: dict[str, Any] = {}
-    """Settings of the section `ebm` with other values, under their names."""
+    """Changed settings of the section `ebm`."""
     samples: dict[str, Any] = {}
-    """Settings of the section `samples` with other values, under their names."""
+    """Changed settings of the section `samples`."""
     wgan: WGANSettings | None = None
-    """Instead of an energy: the NVAE's decoder is trained further as the generator of a GAN, and there is no chain."""
+    """Train the NVAE's decoder further as the generator of a GAN, without energy and chain."""
 
 
 class Experiment(Settings):
-    """An experiment file: one section per stage. The pipeline needs all of them (`missing`)."""
+    """Experiment file: one section per stage; the pipeline requires all of them (`missing`)."""
 
     data: DataSettings
     nvae: NVAESettings
@@ -79,30 +80,30 @@ class Experiment(Settings):
     samples: SamplesSettings | None = None
     evaluation: EvaluationSettings | None = None
     variants: dict[Annotated[str, Field(pattern=r"^\w+$")], Variant] = {"vaebm": Variant()}
-    """Name of each model beside the NVAE → what it has differently."""
+    """Name of each model other than the NVAE → its changes."""
     resources: Resources = Resources()
 
     @property
     def models(self) -> list[str]:
-        """Names of all models: the NVAE alone, and the variants that there are settings for."""
+        """Names of all models: the NVAE, and the variants that have settings."""
         return [BASELINE, *(name for name in self.variants if self.stage_of(name).settings is not None)]
 
     def stage_of(self, model: str) -> Stage:
-        """The training that makes a model."""
+        """Stage that trains a model."""
         if model == BASELINE:
             return Stage("nvae", self.nvae)
         variant = self.variants[model]
         if variant.wgan is not None:
             return Stage("wgan", variant.wgan)
-        return Stage("ebm", None if self.ebm is None else changed(self.ebm, variant.ebm, f"variants.{model}.ebm"))
+        return Stage("ebm", None if self.ebm is None else with_changes(self.ebm, variant.ebm, f"variants.{model}.ebm"))
 
     def samples_of(self, variant: str) -> SamplesSettings | None:
-        """Stage `samples` of a model; without the chain where there is no energy."""
+        """Settings of stage `samples` of a model; without an energy there is no chain."""
         if self.samples is None:
             return None
         if self.stage_of(variant).name != "ebm":
-            return changed(self.samples, {"chain": {"steps": 0, "step_size": 1.0}}, variant)
-        return changed(self.samples, self.variants[variant].samples, f"variants.{variant}.samples")
+            return with_changes(self.samples, {"chain": {"steps": 0, "step_size": 1.0}}, variant)
+        return with_changes(self.samples, self.variants[variant].samples, f"variants.{variant}.samples")
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Experiment:
@@ -113,26 +114,26 @@ class Experiment(Settings):
             self.samples_of(name)
             if stage.name == "wgan" and (self.variants[name].ebm or self.variants[name].samples):
                 raise ValueError(
-                    f"variants.{name}: a GAN has no energy and no chain: expected wgan alone, found ebm or samples beside it"
+                    f"variants.{name}: a GAN has no energy and no chain: "
+                    "expected wgan alone, found ebm or samples beside it"
                 )
         return self
 
     @model_validator(mode="after")
     def _fits_the_images(self) -> Experiment:
-        """What would otherwise end a run in the middle."""
-        facts, network = self.data.facts, self.nvae.network
+        """Find mistakes that would otherwise stop a run in the middle."""
+        facts, network, evaluation = self.data.facts, self.nvae.network, self.evaluation
+        size = f"{facts.side}×{facts.side} images"
         if facts.side % 2**network.halvings:
-            raise ValueError(
-                f"nvae.network: {facts.side}×{facts.side} images cannot be halved {network.halvings} times (preprocess_blocks and scales of groups)"
-            )
+            asked = f"{network.halvings} times (preprocess_blocks and scales of groups)"
+            raise ValueError(f"nvae.network: {size} cannot be halved {asked}")
         if 2 * network.crop >= facts.side:
             raise ValueError(
                 f"nvae.network.crop: expected less than half of the images' {facts.side} rows, found {network.crop}"
             )
         if network.decoder == "logistic_mixture" and facts.channels != 3:
-            raise ValueError(
-                f"nvae.network.decoder: logistic_mixture is made for 3 colours, {self.data.dataset} has {facts.channels} channel(s)"
-            )
+            found = f"{self.data.dataset} has {facts.channels} channel(s)"
+            raise ValueError(f"nvae.network.decoder: logistic_mixture is made for 3 colours, {found}")
         if (self.ebm is not None or len(self.models) > 1) and network.decoder != "normal":
             raise ValueError(
                 f"nvae.network.decoder: energies and GANs need the decoder normal, found {network.decoder}"
@@ -140,62 +141,57 @@ class Experiment(Settings):
         for where, section in self._trained.items():
             halvings = len(set(section.network.down))
             if facts.side < 2**halvings:
-                raise ValueError(
-                    f"{where}.network.down: {facts.side}×{facts.side} images cannot be halved {halvings} times"
-                )
-        if self.evaluation is not None and (
-            problem := self.evaluation.unfit((facts.channels, facts.side, facts.side), bool(facts.stacks))
-        ):
-            raise ValueError(f"evaluation.{problem}")
-        if self.evaluation is not None and self.evaluation.classifier is not None and facts.stacks:
-            single, batch = DATASETS[self.judged].train or 0, self.evaluation.classifier.batch
-            if batch > single:
-                raise ValueError(
-                    f"evaluation.classifier.batch: expected at most the {single} training images of {self.judged}, found {batch}"
-                )
-        if (
-            facts.train is not None
-            and facts.heldout is not None
-            and (problem := self.too_few(facts.train, facts.heldout))
-        ):
+                raise ValueError(f"{where}.network.down: {size} cannot be halved {halvings} times")
+        if evaluation is not None:
+            shape = (facts.channels, facts.side, facts.side)
+            if problem := evaluation.extractor_problem(shape, bool(facts.stacks)):
+                raise ValueError(f"evaluation.{problem}")
+            if evaluation.classifier is not None and facts.stacks:
+                images, batch = DATASETS[facts.stacks].train or 0, evaluation.classifier.batch
+                if batch > images:
+                    expected = f"expected at most the {images} training images of {facts.stacks}"
+                    raise ValueError(f"evaluation.classifier.batch: {expected}, found {batch}")
+        if facts.train is not None and (problem := self.image_count_problem(facts.train, facts.heldout or 0)):
             raise ValueError(problem)
-        for name, data in ({} if self.evaluation is None else self.evaluation.ood_sets).items():
-            if problem := self._unfit_for_ood(name, data):
-                raise ValueError(f"evaluation.ood: {name}: {problem}")
-        for samples in map(self.samples_of, self.models):
-            if samples is not None and self.evaluation is not None:
-                of_samples = {
-                    "inception_splits": self.evaluation.inception_splits,
-                    "steps.images": self.evaluation.steps.images,
-                }
-                for key, least in (_compared(self.evaluation) | of_samples).items():
-                    if least > samples.count:
+        if evaluation is not None:
+            for name, data in evaluation.ood_sets.items():
+                if problem := self._ood_problem(name, data):
+                    raise ValueError(f"evaluation.ood: {name}: {problem}")
+            required = _image_counts(evaluation) | {
+                "inception_splits": evaluation.inception_splits,
+                "steps.images": evaluation.steps.images,
+            }
+            for samples in filter(None, map(self.samples_of, self.models)):
+                for key, count in required.items():
+                    if count > samples.count:
                         raise ValueError(
-                            f"evaluation.{key}: expected at most the {samples.count} samples, found {least}"
+                            f"evaluation.{key}: expected at most the {samples.count} samples, found {count}"
                         )
         return self
 
-    def _unfit_for_ood(self, name: str, data: DataSettings | None) -> str | None:
-        """In one line why the held-out images cannot be told from a set; None: they can."""
+    def _ood_problem(self, name: str, data: DataSettings | None) -> str | None:
+        """One line on an OOD set that does not fit the held-out images; None: it fits."""
         own = self.data.facts
         if data is None:
-            return (
-                f"it is made for digits alone, found {self.data.dataset}; leave it out"
-                if name == "photographs" and self.data.dataset != "digits"
-                else None
-            )
+            if name == "photographs" and self.data.dataset != "digits":
+                return f"it is made for digits alone, found {self.data.dataset}; leave it out"
+            return None
         if data.prepared == self.data.prepared:
             return "expected another set than the experiment's own"
         if data.facts.channels != own.channels:
             channels = f"{own.channels} channel(s), as {self.data.prepared} has, found {data.facts.channels}"
-            return f"expected images of {channels}: colour alone would tell them apart; a folder is converted to what its section says"
+            return (
+                f"expected images of {channels}: colour alone would tell them apart; "
+                "a folder is converted to what its section says"
+            )
         if data.facts.side < own.side:
-            return f"expected at least {own.side}×{own.side} pixels, as {self.data.prepared} has, found {data.facts.side}×{data.facts.side}"
+            found = f"found {data.facts.side}×{data.facts.side}"
+            return f"expected at least {own.side}×{own.side} pixels, as {self.data.prepared} has, {found}"
         return None
 
     @property
     def _trained(self) -> dict[str, EBMSettings | WGANSettings]:
-        """Key of each section that says how an energy or a GAN is trained → the section."""
+        """Key of each section that trains an energy or a GAN → the section."""
         stages = {f"variants.{name}.{self.stage_of(name).name}": self.stage_of(name).settings for name in self.variants}
         return {
             where: section
@@ -203,25 +199,19 @@ class Experiment(Settings):
             if isinstance(section, EBMSettings | WGANSettings)
         }
 
-    def too_few(self, train: int, heldout: int) -> str | None:
-        """In one line which setting asks for more images than there are; None: there are enough.
-
-        Args:
-            train: number of images to train on.
-            heldout: number of images that are held out.
-        """
-        asked = {"nvae.training.batch": self.nvae.training.batch}
+    def image_count_problem(self, train: int, heldout: int) -> str | None:
+        """One line on a setting that requires more than `train` training or `heldout` held-out images, or None."""
+        required = {"nvae.training.batch": self.nvae.training.batch}
         for where, section in self._trained.items():
-            asked |= (
-                {f"{where}.batch": section.batch}
-                if isinstance(section, WGANSettings)
-                else {f"{where}.training.batch": section.training.batch}
-            )
+            if isinstance(section, WGANSettings):
+                required[f"{where}.batch"] = section.batch
+            else:
+                required[f"{where}.training.batch"] = section.training.batch
         if self.evaluation is not None:
-            asked |= {f"evaluation.{key}": found for key, found in _compared(self.evaluation).items()}
+            required |= {f"evaluation.{key}": found for key, found in _image_counts(self.evaluation).items()}
             if self.evaluation.classifier is not None and not self.data.facts.stacks:
-                asked["evaluation.classifier.batch"] = self.evaluation.classifier.batch
-        for where, found in asked.items():
+                required["evaluation.classifier.batch"] = self.evaluation.classifier.batch
+        for where, found in required.items():
             if found > train:
                 return f"{where}: expected at most the {train} training images, found {found}"
         if self.evaluation is not None and heldout < 2:
@@ -229,51 +219,50 @@ class Experiment(Settings):
         return None
 
     @property
-    def judged(self) -> str:
-        """The data set that the classifier is trained on: the experiment's own, or the one whose images its stacks are made of."""
+    def classifier_data(self) -> str:
+        """Data set on which the classifier is trained: the experiment's own, or that of the channels of stacks."""
         return self.data.facts.stacks or self.data.prepared
 
     @property
-    def sets(self) -> list[DataSettings]:
-        """The data sets that have to be prepared: the experiment's own, the one whose images its stacks are made of, and those of OOD detection."""
+    def datasets(self) -> list[DataSettings]:
+        """All data sets to prepare: the experiment's own, that of the channels of stacks, and the OOD sets."""
         stacks = self.data.facts.stacks
         return [self.data, *([DataSettings(dataset=stacks, path=self.data.path)] if stacks else []), *self.ood_data]
 
     @property
     def ood_data(self) -> list[DataSettings]:
-        """The data sets that held-out images are told from."""
-        return (
-            [] if self.evaluation is None else [data for data in self.evaluation.ood_sets.values() if data is not None]
-        )
+        """OOD sets that have to be prepared."""
+        sets = {} if self.evaluation is None else self.evaluation.ood_sets
+        return [data for data in sets.values() if data is not None]
 
     @property
     def missing(self) -> list[str]:
-        """What the pipeline needs and this experiment does not have, in words; it can still be described, and its stages run by hand."""
+        """Sections that the pipeline requires and this experiment lacks; single stages run without them."""
         return [f"a section {name}" for name in ("ebm", "samples", "evaluation") if getattr(self, name) is None]
 
     def hash(self) -> str:
-        """Hash of every setting that a figure depends on; `resources` are left out, and where raw files and weights stand."""
-        placeless = self.model_copy(update={"evaluation": self.evaluation and self.evaluation.without_paths})
-        return fingerprint(placeless.model_dump(exclude={"resources": True, "data": {"path"}}))
+        """Hash of all settings on which metrics depend: without `resources` and local paths."""
+        portable = self.model_copy(update={"evaluation": self.evaluation and self.evaluation.without_paths})
+        return fingerprint(portable.model_dump(exclude={"resources": True, "data": {"path"}}))
 
 
-def _compared(evaluation: EvaluationSettings) -> dict[str, int]:
-    """Settings of the evaluation that ask for as many samples, and for as many training images."""
+def _image_counts(evaluation: EvaluationSettings) -> dict[str, int]:
+    """Settings of the evaluation that require as many samples, and as many training images."""
     return {
         "kid_subset_size": evaluation.kid_subset_size,
         "precision_recall.images": evaluation.precision_recall.images,
     }
 
 
-def changed(settings: S, changes: dict[str, Any], where: str) -> S:
-    """`settings` with other values for some of them.
+def with_changes(settings: S, changes: dict[str, Any], where: str) -> S:
+    """`settings` with the values in `changes`.
 
     Args:
-        changes: the values under the names of the settings, groups of settings as dictionaries again; lists are replaced.
-        where: key of `changes` in the file, for the error.
+        changes: new values by name, nested for groups of settings; lists are replaced.
+        where: key of `changes` in the file, for errors.
 
     Raises:
-        ValueError: an unknown setting or a value that it cannot have.
+        ValueError: unknown setting or invalid value.
     """
     try:
         return type(settings).model_validate(_merged(settings, changes))
@@ -284,14 +273,14 @@ def changed(settings: S, changes: dict[str, Any], where: str) -> S:
 
 
 def _merged(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
-    """Values of `settings` with `changes`, group by group; from the models, because dumps leave out the defaults of `later`."""
+    """Values of `settings` with `changes`, group by group; not from dumps, which omit defaults of `later`."""
     values = dict(settings)
-    both = {
+    groups = {
         key: _merged(group, value)
         for key, value in changes.items()
         if isinstance(value, dict) and isinstance(group := values.get(key), Settings)
     }
-    return {**values, **changes, **both}
+    return {**values, **changes, **groups}
 
 
 STAGES: dict[str, type[Settings]] = {

@@ -1,4 +1,4 @@
-"""JSON Schema of the experiment files, from which editors complete and check them. To write it anew:
+"""JSON Schema of the experiment files, for editors. To regenerate it:
 
 python -m vaebm.config.schema > workflow/schemas/config.schema.json
 """
@@ -11,11 +11,11 @@ from typing import Any
 from vaebm.config import EBMSettings, Experiment, SamplesSettings, Settings
 
 CHANGED_BY_VARIANTS: dict[str, type[Settings]] = {"ebm": EBMSettings, "samples": SamplesSettings}
-"""Sections of a variant that name some of the experiment's settings, each with the model of all of them."""
+"""Section of a variant that overrides some settings → model of the whole section."""
 
 
 def schema() -> dict[str, Any]:
-    """The schema: types, ranges, names and what each setting is. What settings have to fit together is left to `Experiment`."""
+    """Schema of names, types, ranges and descriptions; `Experiment` checks how settings fit together."""
     whole = Experiment.model_json_schema()
     for section, model in CHANGED_BY_VARIANTS.items():
         all_of_it = model.model_json_schema(ref_template="#/$defs/{model}InVariant")
@@ -30,7 +30,7 @@ def schema() -> dict[str, Any]:
 
 
 def _optional(definition: dict[str, Any]) -> dict[str, Any]:
-    """A group of settings of which any may be left out; it then has the experiment's value, so that no default is named either."""
+    """Schema of a group in which every setting is optional; it has no defaults, since the experiment's values apply."""
     properties = {
         name: {key: value for key, value in field.items() if key != "default"}
         for name, field in definition["properties"].items()

@@ -1,7 +1,4 @@
-"""The weights of extractors that this project does not train: whether their file is there and the right one.
-
-Nothing here imports torch: Snakemake asks before anything starts.
-"""
+"""Check of the published weights of extractors, without torch, before anything starts."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 from vaebm.system.errors import UserError
 
 INCEPTION_SHA256 = "6726825d"
-"""How the SHA-256 of the standard Inception weights begins; torch-fidelity made the file from the published TensorFlow ones."""
+"""First digits of the SHA-256 of the standard Inception weights, which torch-fidelity converted from TensorFlow."""
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -20,10 +17,10 @@ INCEPTION_URL = (
 
 
 def weights_hash(extractor: str, path: Path | str) -> str:
-    """SHA-256 of an extractor's file of weights, seen from the project's folder; `~` is the user's.
+    """SHA-256 of an extractor's weights file; `~` is expanded.
 
     Raises:
-        UserError: there is no such file, or it is not the one with Inception's standard weights.
+        UserError: the file does not exist, or is not the file of the standard Inception weights.
     """
     file = Path(os.path.expanduser(path))
     expected = f"the weights of {extractor}"
@@ -32,10 +29,12 @@ def weights_hash(extractor: str, path: Path | str) -> str:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise UserError(
-            f"{file}: expected {expected}, found {error.strerror or error}; evaluation.{extractor}_weights names the file"
+            f"{file}: expected {expected}, found {error.strerror or error}; "
+            f"evaluation.{extractor}_weights names the file"
         ) from None
     if extractor == "inception" and not found.startswith(INCEPTION_SHA256):
         raise UserError(
-            f"{file}: expected {expected}, whose SHA-256 begins {INCEPTION_SHA256}, found {found[:8]}; the file is at {INCEPTION_URL}"
+            f"{file}: expected {expected}, whose SHA-256 begins {INCEPTION_SHA256}, found {found[:8]}; "
+            f"the file is at {INCEPTION_URL}"
         )
     return found

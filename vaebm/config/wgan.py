@@ -1,4 +1,4 @@
-"""Settings of stage `wgan`, the ablation's generative adversarial network."""
+"""Settings of stage `wgan`, the generative adversarial network of the ablation."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from vaebm.config.ebm import EnergyNetworkSettings
 
 
 class WGANSettings(Settings):
-    """Stage `wgan`: the NVAE's decoder, trained further as the generator of a Wasserstein GAN (VAEBM table 4)."""
+    """Stage `wgan`: train the NVAE's decoder further as the generator of a Wasserstein GAN (VAEBM table 4)."""
 
     network: EnergyNetworkSettings
-    """Of the critic, an energy network."""
+    """Architecture of the critic, an energy network."""
     iterations: PositiveInt
     """Updates of the generator."""
     critic_steps: PositiveInt = 5
-    """Updates of the critic before each of them."""
+    """Updates of the critic per update of the generator."""
     batch: Several
-    """Images of the data, and of the generator, per update."""
+    """Training images, and as many generated images, per update."""
     flip: bool = False
-    """Turn each training image left to right with probability one half, as the paper does on all its data sets but the digits."""
+    """Mirror each training image left to right with probability 1/2; the paper does so except for digits."""
     learning_rate: PositiveFloat = 1e-4
-    """Of Adam, for the generator."""
+    """Adam learning rate of the generator."""
     critic_learning_rate: PositiveFloat = 1e-4
-    """Of Adam, for the critic, which has to follow the generator."""
+    """Adam learning rate of the critic."""
     beta1: Decay = 0.0
-    """Adam's decay of the mean gradient."""
+    """Adam β₁, decay of the mean gradient."""
     beta2: Decay = 0.9
-    """Adam's decay of the squared gradient."""
+    """Adam β₂, decay of the mean squared gradient."""
     gradient_penalty: PositiveFloat = 10.0
-    """Weight of the squared distance of the critic's gradient norm from 1, between data and generated images."""
+    """Weight of (‖∇critic‖ − 1)², between training and generated images."""

@@ -1,4 +1,4 @@
-"""CelebA 64×64: the aligned faces, cropped and made smaller as in the published experiments; training and validation split."""
+"""CelebA 64×64: aligned faces, cropped and resized as in the published experiments; training and validation split."""
 
 from __future__ import annotations
 
@@ -12,64 +12,60 @@ import numpy as np
 from PIL import Image
 
 from vaebm.config import DataSettings
-from vaebm.data.convert_large import Pictures
-from vaebm.data.decode import Converted, Unsuitable, pixels, read_picture
-from vaebm.data.download import Published, Source, folder_of, torchvision_datasets, verified
+from vaebm.data.convert_large import LazyImages
+from vaebm.data.decode import Decoded, Unsuitable, read_picture, to_array
+from vaebm.data.download import PublishedFile, Source, folder_of, torchvision_datasets, verified
 from vaebm.system.errors import UserError
 
 ALIGNED = (178, 218)
 BOX = (15, 40, 163, 188)
 SIDE = 64
-SPLITS = {"train": 0, "heldout": 1}
-"""Split → its number in list_eval_partition.txt; 2, the test images, are left out, as in the published experiments."""
+PARTITIONS = {"train": 0, "heldout": 1}
+"""Split → number in list_eval_partition.txt; 2, the test images, is omitted, as in the published experiments."""
 
 
-def cropped(image: Image.Image) -> Converted:
-    """An aligned face (178×218) as 64×64 pixels: the 148×148 of its middle, made smaller by Pillow's antialiased bilinear filter.
+def crop_face(image: Image.Image) -> Decoded:
+    """Crop an aligned face (178×218) to 148×148 and resize it to 64×64 by Pillow's antialiased bilinear filter.
 
     Raises:
-        Unsuitable: it has another size.
+        Unsuitable: the image has another size.
     """
     if image.size != ALIGNED:
         raise Unsuitable(f"expected an aligned face of 178×218 pixels, found {image.size[0]}×{image.size[1]}")
-    return pixels(image.crop(BOX).resize((SIDE, SIDE), Image.Resampling.BILINEAR)), []
+    return to_array(image.crop(BOX).resize((SIDE, SIDE), Image.Resampling.BILINEAR)), []
 
 
-def prepare_celeba(data: DataSettings) -> Pictures:
-    """CelebA's training and validation images, read from the archive (nothing of it is written anywhere) or from its folder.
-
-    Raises:
-        UserError: the raw files are not there, not the published ones, or cannot be fetched.
-    """
+def prepare_celeba(data: DataSettings, threads: int) -> LazyImages:
+    """Training and validation images of CelebA, read from the archive, which is not extracted, or from its folder."""
     folder, opener, source = _faces(data)
     names = _partition(folder / "list_eval_partition.txt")
-    every = [name for split in SPLITS for name in names[split]]
+    every = [name for split in PARTITIONS for name in names[split]]
     train = len(names["train"])
 
-    def read(number: int) -> Converted:
+    def read(number: int) -> Decoded:
         try:
             with opener(every[number]) as file:
                 image, done = read_picture(file, channels=3)
         except (FileNotFoundError, KeyError):
             raise Unsuitable("list_eval_partition.txt names it, found no such file") from None
-        made, more = cropped(image)
-        return made, done + more
+        cropped, more = crop_face(image)
+        return cropped, done + more
 
     splits = {"train": (0, train), "heldout": (train, len(every))}
-    return Pictures(
+    return LazyImages(
         (SIDE, SIDE, 3),
         np.zeros(len(every), np.int64),
         splits,
-        {**source},
+        source,
         read,
         lambda number: str(folder / "img_align_celeba" / every[number]),
     )
 
 
 def _faces(data: DataSettings) -> tuple[Path, Callable[[str], AbstractContextManager[IO[bytes]]], Source]:
-    """The folder of the raw files, what opens the picture of a name, and checksums."""
+    """Folder of the raw files, function that opens a picture by name, and checksums."""
     known = torchvision_datasets().CelebA
-    published = {name: Published(name, md5, drive=drive) for drive, md5, name in known.file_list}
+    published = {name: PublishedFile(name, md5, drive=drive) for drive, md5, name in known.file_list}
     pictures, partition = published["img_align_celeba.zip"], published["list_eval_partition.txt"]
     if (faces := folder_of(data) / "img_align_celeba").is_dir():
         folder, source = verified(data, partition)
@@ -80,15 +76,14 @@ def _faces(data: DataSettings) -> tuple[Path, Callable[[str], AbstractContextMan
 
 
 def _partition(path: Path) -> dict[str, list[str]]:
-    """Names of the files of each split, in the order of the list."""
-    names: dict[str, list[str]] = {split: [] for split in SPLITS}
-    of_number = {str(number): split for split, number in SPLITS.items()}
+    """Names of the files of each split, in list order."""
+    names: dict[str, list[str]] = {split: [] for split in PARTITIONS}
+    of_number = {str(number): split for split, number in PARTITIONS.items()}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         name, _, part = line.partition(" ")
         if PurePosixPath(name).name != name or part.strip() not in ("0", "1", "2"):
-            raise UserError(
-                f"{path}:{number}: expected the name of a file and 0, 1 or 2, as '000001.jpg 0', found {line!r}; get the file anew"
-            )
+            expected = "expected the name of a file and 0, 1 or 2, as '000001.jpg 0'"
+            raise UserError(f"{path}:{number}: {expected}, found {line!r}; get the file anew")
         if split := of_number.get(part.strip()):
             names[split].append(name)
     return names

@@ -1,54 +1,52 @@
-"""CelebA-HQ 256×256: PNG or JPEG files, LMDB files of raw bytes, or TFRecord files, in one folder or file for each split."""
+"""CelebA-HQ 256×256: PNG or JPEG files, LMDB files of raw bytes, or TFRecord files; a folder or file per split."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vaebm.config import DATASETS, DatasetFacts, DataSettings
-from vaebm.data.convert_large import Pictures
-from vaebm.data.decode import Converted, Unsuitable, fitted, read_picture
+from vaebm.config import DatasetFacts, DataSettings
+from vaebm.data.convert_large import LazyImages
+from vaebm.data.decode import Decoded, Unsuitable, read_resized
 from vaebm.data.download import checksum, checksums, folder_of
 from vaebm.data.lmdb_reader import Database
-from vaebm.data.tfrecord import Record, read_image, records
+from vaebm.data.tfrecord import TFRecord, read_image, records
 from vaebm.system.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-SPLITS = {"train": "train", "heldout": "validation"}
-"""Split → its folder, or its LMDB without the ending."""
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+SOURCES = {"train": "train", "heldout": "validation"}
+"""Split → name of its folder, or of its LMDB without the suffix."""
 
 
 class _Raw(NamedTuple):
-    """An image in an LMDB."""
+    """Image in an LMDB."""
 
     database: Database
     key: bytes
 
 
-Item = Path | _Raw | Record
+Item = Path | _Raw | TFRecord
 
 
-def prepare_celebahq(data: DataSettings, threads: int) -> Pictures:
-    """CelebA-HQ in the order of its files' names, keys or records; larger pictures are made smaller (`vaebm.data.decode`).
-
-    Raises:
-        UserError: the raw files are not there, damaged, or have another number of pictures than was published.
-    """
-    folder, facts = folder_of(data), DATASETS[data.dataset]
-    parts = {split: _items(folder, name, threads) for split, name in SPLITS.items()}
+def prepare_celebahq(data: DataSettings, threads: int) -> LazyImages:
+    """CelebA-HQ in the order of file names, keys or records; larger pictures are resized (`vaebm.data.decode`)."""
+    folder, facts = folder_of(data), data.facts
+    parts = {split: _items(folder, name, threads) for split, name in SOURCES.items()}
     for split, expected in {"train": facts.train, "heldout": facts.heldout}.items():
         if len(parts[split][0]) != expected:
             raise UserError(
-                f"{folder}: expected {expected:,} images for {SPLITS[split]}, found {len(parts[split][0]):,}; complete it, or use the set folder"
+                f"{folder}: expected {expected:,} images for {SOURCES[split]}, found {len(parts[split][0]):,}; "
+                "complete it, or use the set folder"
             )
     every = [item for items, _ in parts.values() for item in items]
-    source = {SPLITS[split]: found for split, (_, found) in parts.items()}
+    source = {SOURCES[split]: found for split, (_, found) in parts.items()}
     splits = {"train": (0, len(parts["train"][0])), "heldout": (len(parts["train"][0]), len(every))}
     shape = (facts.side, facts.side, facts.channels)
-    return Pictures(
+    return LazyImages(
         shape,
         np.zeros(len(every), np.int64),
         splits,
@@ -59,14 +57,14 @@ def prepare_celebahq(data: DataSettings, threads: int) -> Pictures:
 
 
 def _items(folder: Path, name: str, threads: int) -> tuple[list[Item], dict[str, str]]:
-    """The images of a split, and what they are with a checksum over all of them."""
+    """Images of a split, and kind of the files → checksum over all of them."""
     if (database := folder / f"{name}.lmdb").is_dir():
         opened = Database(database)
-        keys = sorted((key for key in opened.keys if key.isdigit()), key=int)  # others describe the file
+        keys = sorted((key for key in opened.keys if key.isdigit()), key=int)  # other keys are metadata
         return [_Raw(opened, key) for key in keys], {"lmdb": checksum(database / "data.mdb", "sha256")}
     files = sorted(path for path in (folder / name).iterdir() if path.is_file())
     of_size = [path for path in files if path.match("*-r08-*.tfrecords")]
-    chosen = of_size or [path for path in files if path.suffix.lower() in SUFFIXES]
+    chosen = of_size or [path for path in files if path.suffix.lower() in _SUFFIXES]
     sums = "\n".join(checksums(chosen, threads))
     found = {"tfrecords" if of_size else "pictures": hashlib.sha256(sums.encode()).hexdigest()}
     if of_size:
@@ -74,29 +72,27 @@ def _items(folder: Path, name: str, threads: int) -> tuple[list[Item], dict[str,
     return [*chosen], found
 
 
-def _read(item: Item, facts: DatasetFacts) -> Converted:
+def _read(item: Item, facts: DatasetFacts) -> Decoded:
+    """Image of an item."""
     if isinstance(item, Path):
         with item.open("rb") as file:
-            image, done = read_picture(file, facts.channels)
-        made, more = fitted(image, facts.side)
-        return made, done + more
+            return read_resized(file, facts.channels, facts.side)
     shape = (facts.side, facts.side, facts.channels)
-    if isinstance(item, Record):
+    if isinstance(item, TFRecord):
         array = read_image(item)
         if array.shape != shape:
             raise Unsuitable(f"expected an image {shape}, found {array.shape}")
         return array, []
     content = item.database[item.key]
-    if len(content) != facts.side * facts.side * facts.channels:
-        raise Unsuitable(f"expected {facts.side * facts.side * facts.channels:,} raw RGB bytes, found {len(content):,}")
+    if len(content) != (size := math.prod(shape)):
+        raise Unsuitable(f"expected {size:,} raw RGB bytes, found {len(content):,}")
     return np.frombuffer(content, np.uint8).reshape(shape), []
 
 
 def _name(item: Item) -> str:
+    """Name of an item in errors."""
     if isinstance(item, Path):
         return str(item)
-    return (
-        f"{item.path}: record at byte {item.start - 12:,}"
-        if isinstance(item, Record)
-        else f"{item.database.folder}: key {item.key.decode()}"
-    )
+    if isinstance(item, TFRecord):
+        return f"{item.path}: record at byte {item.start - 12:,}"
+    return f"{item.database.folder}: key {item.key.decode()}"

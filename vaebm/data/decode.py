@@ -1,18 +1,18 @@
-"""One picture of any kind as 8-bit pixels of the wanted form, by stated rules; what they do not cover is refused.
+"""Decode a picture to 8-bit pixels by fixed rules; other pictures are refused.
 
 | found | becomes |
 |---|---|
-| turned by its EXIF entry | upright |
+| rotated by its EXIF entry | upright |
 | several frames | the first |
 | 16 bits per channel | their upper 8 (PPM in colour: to the nearest of 8, by Pillow) |
 | palette | its colours |
-| transparent | laid over white |
-| CMYK and other colour spaces that Pillow converts | RGB, by Pillow, without colour profiles |
+| transparent | composited over white |
+| CMYK and other colour spaces | RGB, by Pillow, without colour profiles |
 | grey where colour is wanted | three equal channels |
 | colour where grey is wanted | (19595 R + 38470 G + 7471 B + 32768) / 65536, rounded down |
-| larger | its shorter side made `side` by Pillow's bilinear filter (antialiased, in integers), then the centre cut out |
+| larger | shorter side resized to `side` by Pillow's bilinear filter (antialiased, in integers), centre cropped |
 
-Refused: damaged and truncated files, files of any other kind than `FORMATS`, 32 bits per channel, and pictures smaller than wanted.
+Refused: damaged and truncated files, formats not in `FORMATS`, 32 bits per channel, and pictures smaller than `side`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is read, whatever a file's name ends with: Pillow opens other kinds by other programs, or not the same everywhere."""
+"""Formats that Pillow decodes by itself and identically everywhere; suffixes do not matter."""
 
-Converted = tuple[NDArray[np.uint8], list[str]]
-"""An image (H, W, C), and in words what was done to the picture that it was."""
+Decoded = tuple[NDArray[np.uint8], list[str]]
+"""Image (H, W, C), and the conversions applied to the picture, in words."""
 
 
 class Unsuitable(ValueError):
-    """A picture that is refused: what was expected of it, and what was found."""
+    """Refused picture: expected and found."""
 
 
 def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]]:
-    """The picture in a file, in mode L (1 channel) or RGB (3), and what was done to it.
+    """Picture in a file, in mode L (1 channel) or RGB (3), and its conversions.
 
     Raises:
-        Unsuitable: it is damaged, no picture, or of a kind that the rules do not cover.
+        Unsuitable: the file is damaged, not a picture, or not covered by the rules.
     """
     try:
         with Image.open(file, formats=FORMATS) as opened:
@@ -48,7 +48,7 @@ def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]
             done += ["16 bits to 8"] if any(_is_deep(opened.format, tile[3]) for tile in opened.tile) else []
             opened.load()
             upright = ImageOps.exif_transpose(opened)
-            if (opened.format, upright.mode) == ("PPM", "I"):  # 16 bits, whatever the file calls white
+            if (opened.format, upright.mode) == ("PPM", "I"):  # 16 bits for any value of white
                 upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
             done += ["turned upright"] if opened.getexif().get(0x0112, 1) != 1 else []
             return _converted(upright, channels, done)
@@ -75,11 +75,12 @@ def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]
 
 
 def _is_deep(kind: str | None, arguments: object) -> bool:
-    """Whether a part of a picture is decoded from 16 bits per channel, by what Pillow's decoder is given; PPM's gets what white is."""
+    """Whether Pillow decodes 16 bits per channel, by its decoder's arguments; those of PPM contain white."""
     return ";16" in str(arguments) or (kind == "PPM" and isinstance(arguments, tuple) and arguments[1] > 255)
 
 
 def _converted(image: Image.Image, channels: int, done: list[str]) -> tuple[Image.Image, list[str]]:
+    """Picture in mode L or RGB; `done` with the conversions."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -102,11 +103,11 @@ def _converted(image: Image.Image, channels: int, done: list[str]) -> tuple[Imag
     return image.convert("L" if channels == 1 else "RGB"), done
 
 
-def fitted(image: Image.Image, side: int) -> Converted:
-    """A picture as `side`×`side` pixels: shorter side resized, centre cut out.
+def resize_and_crop(image: Image.Image, side: int) -> Decoded:
+    """Resize the shorter side of a picture to `side`, then crop the centre to `side`×`side`.
 
     Raises:
-        Unsuitable: it is smaller than that.
+        Unsuitable: the picture is smaller.
     """
     width, height = image.size
     shorter, done = min(image.size), []
@@ -120,10 +121,17 @@ def fitted(image: Image.Image, side: int) -> Converted:
         left, top = round((width - side) / 2), round((height - side) / 2)
         image = image.crop((left, top, left + side, top + side))
         done.append("centre cut out")
-    return pixels(image), done
+    return to_array(image), done
 
 
-def pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """(H, W, C) of a picture in mode L or RGB."""
+def read_resized(file: IO[bytes], channels: int, side: int) -> Decoded:
+    """Read the picture in a file and resize it to `side`×`side`; raises `Unsuitable` like both steps."""
+    image, done = read_picture(file, channels)
+    pixels, more = resize_and_crop(image, side)
+    return pixels, done + more
+
+
+def to_array(image: Image.Image) -> NDArray[np.uint8]:
+    """Array (H, W, C) of a picture in mode L or RGB."""
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array

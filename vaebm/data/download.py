@@ -1,4 +1,4 @@
-"""Raw files with published checksums: fetched by torchvision's downloader, or found where the user says; verified either way."""
+"""Raw files with published checksums: downloaded by torchvision, or at a path of the user; verified in both cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebm.config import DataSettings
-from vaebm.config.raw_files import LAYOUTS, absent, place
+from vaebm.config.datasets import missing_files, raw_folder
 from vaebm.system.device import Progress
 from vaebm.system.errors import UserError
 
@@ -16,66 +16,65 @@ Source = dict[str, dict[str, str]]
 """Name of each raw file → kind of checksum → checksum, for the manifest."""
 
 
-class Published(NamedTuple):
-    """A file that the data's owners offer."""
+class PublishedFile(NamedTuple):
+    """Published raw file."""
 
     name: str
     md5: str
     urls: tuple[str, ...] = ()
-    """Where it is; empty: on Google Drive, under `drive`."""
+    """Mirrors; empty: Google Drive."""
     drive: str = ""
+    """Identifier on Google Drive."""
 
 
 def folder_of(data: DataSettings) -> Path:
-    """The folder of the raw files.
+    """Folder, or .npz file, of the raw files.
 
     Raises:
-        UserError: they are not there, and nothing fetches them.
+        UserError: raw files are absent and cannot be downloaded.
     """
-    if problem := absent(data.dataset, data.path):
+    if problem := missing_files(data.dataset, data.path):
         raise UserError(problem)
-    return place(data.dataset, data.path)
+    return raw_folder(data.dataset, data.path)
 
 
-def verified(data: DataSettings, *files: Published) -> tuple[Path, Source]:
-    """The folder with all of `files` in it, and their checksums.
-
-    Without a path of the user's, what is missing or damaged is fetched.
+def verified(data: DataSettings, *files: PublishedFile) -> tuple[Path, Source]:
+    """Folder with all `files`, and their checksums; without `data.path`, missing and damaged files are downloaded.
 
     Raises:
-        UserError: a file is not there, cannot be fetched, or has other bytes than were published.
+        UserError: a file is absent, cannot be downloaded, or differs from the published one.
     """
     folder = folder_of(data)
+    url = data.facts.raw.url if data.facts.raw else ""
     fetched = [file for file in files if data.path is None and (file.urls or file.drive)]
     if fetched:
-        import fcntl  # which Windows lacks
+        import fcntl  # not available on Windows
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".fetching").open(
-                "w"
-            ) as lock:  # another job may want the same files: stacks are made of their images'
+            with (folder / ".fetching").open("w") as lock:  # stacks and their images have the same raw files
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 for file in fetched:
-                    _fetch(file, folder, LAYOUTS[data.dataset].offered)
+                    _fetch(file, folder, url)
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot be written: {error.strerror or error}; data.path names another place of the raw files"
+                f"{folder}: cannot be written: {error.strerror or error}; "
+                "data.path names another place of the raw files"
             ) from None
     for file in [file for file in files if file not in fetched]:
         path = folder / file.name
         if not path.is_file():
-            raise UserError(f"{path}: expected the file that {LAYOUTS[data.dataset].offered} offers, found none")
-        elif (found := checksum(path, "md5")) != file.md5:
+            raise UserError(f"{path}: expected the file that {url} offers, found none")
+        if (found := checksum(path, "md5")) != file.md5:
             raise UserError(
-                f"{path}: expected the published file (MD5 {file.md5}), found another (MD5 {found}), damaged or changed; get it anew from "
-                f"{LAYOUTS[data.dataset].offered}, or use images of your own through the data set arrays"
+                f"{path}: expected the published file (MD5 {file.md5}), found another (MD5 {found}), damaged or "
+                f"changed; get it anew from {url}, or use images of your own through the data set arrays"
             )
     return folder, {file.name: {"md5": file.md5} for file in files}
 
 
 def checksum(path: Path, kind: str) -> str:
-    """Checksum of a file's bytes, by the name of its kind in `hashlib`.
+    """Checksum of a file; `kind` is a name in `hashlib`.
 
     Raises:
         UserError: the file cannot be read.
@@ -88,7 +87,7 @@ def checksum(path: Path, kind: str) -> str:
 
 
 def shown(name: Path | str) -> str:
-    """What an error calls a file: its name, or as Python writes it where that would not stay in one line or cannot be printed."""
+    """Name of a file in errors, escaped where it is not printable in one line."""
     return str(name) if str(name).isprintable() else ascii(str(name))
 
 
@@ -96,7 +95,7 @@ def checksums(paths: list[Path], threads: int) -> list[str]:
     """SHA-256 of each file.
 
     Raises:
-        UserError: one of them cannot be read.
+        UserError: a file cannot be read.
     """
     progress, found = Progress("checksums", len(paths), unit="file"), []
     with ThreadPoolExecutor(threads) as pool:
@@ -108,14 +107,15 @@ def checksums(paths: list[Path], threads: int) -> list[str]:
 
 
 def torchvision_datasets() -> Any:
-    """torchvision's module of data sets, which knows addresses and checksums; importing it takes seconds."""
+    """`torchvision.datasets`, which has addresses and checksums; the import takes seconds."""
     import vaebm.system.torchvision_shim  # noqa: F401, I001  # before torchvision
     import torchvision.datasets
 
     return torchvision.datasets
 
 
-def _fetch(file: Published, folder: Path, offered: str) -> None:
+def _fetch(file: PublishedFile, folder: Path, owners: str) -> None:
+    """Download a file into `folder`, unless it is there; `owners` is their page, for the error."""
     utils = torchvision_datasets().utils
     problems = []
     for url in file.urls or (file.drive,):
@@ -125,9 +125,10 @@ def _fetch(file: Published, folder: Path, offered: str) -> None:
             else:
                 utils.download_url(url, folder, file.name, file.md5)
             return
-        except Exception as error:  # gdown has classes of its own, and pages that are no answer end in many others
+        except Exception as error:  # gdown and unexpected pages raise errors of many classes
             problems.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
     where = " or ".join(file.urls) or "Google Drive"
     raise UserError(
-        f"{folder / file.name}: could not be fetched from {where} ({problems[-1]}); get it from {offered} and put it there, MD5 {file.md5}"
+        f"{folder / file.name}: could not be fetched from {where} ({problems[-1]}); "
+        f"get it from {owners} and put it there, MD5 {file.md5}"
     )

@@ -1,4 +1,4 @@
-"""LMDB files that others wrote: read without a lock, which would change them."""
+"""Read-only LMDB files, opened without a lock file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from vaebm.system.errors import UserError
 
 
 class Database:
-    """A read-only LMDB.
+    """Read-only LMDB.
 
     Args:
-        folder: where its data.mdb stands.
+        folder: folder of its data.mdb.
 
     Raises:
-        UserError: there is none, it is damaged, or the package lmdb is not installed.
+        UserError: the LMDB is absent or damaged, or the package lmdb is not installed.
     """
 
     def __init__(self, folder: Path):
@@ -36,7 +36,6 @@ class Database:
             ) from None
 
     def __getitem__(self, key: bytes) -> bytes:
-        """The value of a key that is there."""
+        """Value of an existing key."""
         with self._environment.begin() as transaction:
-            value: bytes = transaction.get(key)
-        return value
+            return transaction.get(key)

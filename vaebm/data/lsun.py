@@ -1,7 +1,6 @@
-"""LSUN Church Outdoor 64×64: encoded pictures in two LMDB files, made smaller and cut to squares.
+"""LSUN Church Outdoor 64×64: encoded pictures in two LMDB files, resized and cropped to the centre.
 
-The published experiments cut a random square out of each training image whenever it is seen, and the centre out of others; one
-prepared image is kept here for each, the centre.
+The published experiments crop training images at random; here every image is cropped to the centre, once.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ import io
 
 import numpy as np
 
-from vaebm.config import DATASETS, DataSettings
-from vaebm.data.convert_large import Pictures
-from vaebm.data.decode import Converted, fitted, read_picture
+from vaebm.config import DataSettings
+from vaebm.data.convert_large import LazyImages
+from vaebm.data.decode import Decoded, read_resized
 from vaebm.data.download import checksum, folder_of
 from vaebm.data.lmdb_reader import Database
 from vaebm.system.errors import UserError
@@ -20,27 +19,22 @@ from vaebm.system.errors import UserError
 FOLDERS = {"train": "church_outdoor_train_lmdb", "heldout": "church_outdoor_val_lmdb"}
 
 
-def prepare_lsun(data: DataSettings) -> Pictures:
-    """The churches in the order of their keys.
-
-    Raises:
-        UserError: the raw files are not there, damaged, or have another number of pictures than was published.
-    """
-    folder, facts = folder_of(data), DATASETS[data.dataset]
+def prepare_lsun(data: DataSettings, threads: int) -> LazyImages:
+    """LSUN Church Outdoor in the order of the keys."""
+    folder, facts = folder_of(data), data.facts
     parts = {split: Database(folder / name) for split, name in FOLDERS.items()}
     for (split, database), expected in zip(parts.items(), (facts.train, facts.heldout), strict=True):
         if len(database.keys) != expected:
             raise UserError(
-                f"{database.folder}: expected {expected:,} pictures ({split}), found {len(database.keys):,}; get it anew"
+                f"{database.folder}: expected {expected:,} pictures ({split}), "
+                f"found {len(database.keys):,}; get it anew"
             )
     train = len(parts["train"].keys)
     every = [(database, key) for database in parts.values() for key in database.keys]
 
-    def read(number: int) -> Converted:
+    def read(number: int) -> Decoded:
         database, key = every[number]
-        image, done = read_picture(io.BytesIO(database[key]), channels=3)
-        made, more = fitted(image, facts.side)
-        return made, done + more
+        return read_resized(io.BytesIO(database[key]), facts.channels, facts.side)
 
     def name(number: int) -> str:
         database, key = every[number]
@@ -50,6 +44,5 @@ def prepare_lsun(data: DataSettings) -> Pictures:
         f"{name}/data.mdb": {"sha256": checksum(folder / name / "data.mdb", "sha256")} for name in FOLDERS.values()
     }
     shape = (facts.side, facts.side, facts.channels)
-    return Pictures(
-        shape, np.zeros(len(every), np.int64), {"train": (0, train), "heldout": (train, len(every))}, source, read, name
-    )
+    splits = {"train": (0, train), "heldout": (train, len(every))}
+    return LazyImages(shape, np.zeros(len(every), np.int64), splits, source, read, name)

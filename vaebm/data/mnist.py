@@ -1,4 +1,4 @@
-"""MNIST: handwritten digits 28×28 in IDX files, with two rows and columns of zeros around them, so that they can be halved (32×32)."""
+"""MNIST: handwritten digits 28×28 in IDX files, padded with zeros to 32×32."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaebm.config import DataSettings
-from vaebm.data.download import Published, torchvision_datasets, verified
+from vaebm.data.download import PublishedFile, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
-from vaebm.data.stacked import stack
 from vaebm.system.errors import UserError
 
 PADDING = 2
+"""Rows and columns of zeros at each border."""
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of bytes in a gzipped IDX file: two zero bytes, type 8, number of axes, the length of each, then the values.
+    """Array of bytes in a gzipped IDX file: two zero bytes, type 8, number of axes, their lengths, then the values.
 
     Raises:
-        UserError: the file is damaged, or another kind of file.
+        UserError: the file is damaged, or not of this format.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -34,33 +34,22 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     shape = np.frombuffer(content[4:start], ">u4").tolist() if start % 4 == 0 and len(content) >= start > 4 else [-1]
     if len(content) - start != np.prod(shape):
         raise UserError(
-            f"{path}: expected an IDX file of bytes, found {len(content)} bytes that do not fit their header; get it anew"
+            f"{path}: expected an IDX file of bytes, found {len(content)} bytes that do not fit their header; "
+            "get it anew"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def prepare_mnist(data: DataSettings) -> Prepared:
-    """Images (70000, 32, 32, 1), labels, splits and source.
-
-    Raises:
-        UserError: the raw files are not there, not the published ones, or cannot be fetched.
-    """
+def prepare_mnist(data: DataSettings, threads: int) -> Prepared:
+    """Images (70000, 32, 32, 1), labels, splits and source."""
     known = torchvision_datasets().MNIST
-    folder, source = verified(
-        data, *(Published(name, md5, tuple(mirror + name for mirror in known.mirrors)) for name, md5 in known.resources)
-    )
-    train, train_labels, heldout, heldout_labels = (read_idx(folder / name) for name, _ in known.resources)
+    files = [
+        PublishedFile(name, md5, tuple(mirror + name for mirror in known.mirrors)) for name, md5 in known.resources
+    ]
+    folder, source = verified(data, *files)
+    train, train_labels, heldout, heldout_labels = (read_idx(folder / file.name) for file in files)
     around = (PADDING, PADDING)
     images = np.pad(np.concatenate([train, heldout]), ((0, 0), around, around))[..., None]
     labels = np.concatenate([train_labels, heldout_labels]).astype(np.int64)
-    return (
-        images,
-        labels,
-        {"train": (0, len(train)), "heldout": (len(train), len(images))},
-        {**source, "padding": PADDING},
-    )
-
-
-def prepare_stacked_mnist(data: DataSettings) -> Prepared:
-    """Stacks (70000, 32, 32, 3) of MNIST, one for each image."""
-    return stack(prepare_mnist(data), repeats=1)
+    splits = {"train": (0, len(train)), "heldout": (len(train), len(images))}
+    return images, labels, splits, {**source, "padding": PADDING}

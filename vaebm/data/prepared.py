@@ -1,4 +1,4 @@
-"""The one format that images are kept in: uint8 arrays, memory-mapped, described by a manifest."""
+"""The prepared format: memory-mapped uint8 arrays described by a manifest."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 
 Prepared = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, tuple[int, int]], dict[str, Any]]
-"""A data set before it is written: images (N, H, W, C), labels (N,), name of a split → (first, last + 1), where it came from."""
+"""Data set before writing: images (N, H, W, C), labels (N,), name of a split → (first, last + 1), origin."""
+
+AGAIN = "remove the folder and prepare it again"
 
 USERS = "user's files"
-"""Key of the source in the manifest of a set that is the user's own."""
+"""Key of the source in the manifest of a set of the user's files."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A prepared data set.
+    """Prepared data set.
 
     Attributes:
-        name: of the data set.
+        name: name of the data set.
         images: (N, H, W, C) uint8, a memory map.
         labels: (N,) int64.
         splits: name of a split → (first, last + 1) in `images`.
-        hash: of the manifest, which holds the hashes of the arrays' bytes.
-        users: whether the images are files of the user's, not a published set.
+        hash: SHA-256 of the manifest, which contains the hashes of the arrays.
+        users: whether the images are the user's files, not a published set.
     """
 
     name: str
@@ -51,7 +53,7 @@ class ImageSet:
         return channels, height, width
 
     def view(self, name: str) -> NDArray[np.uint8]:
-        """Images (n, H, W, C) of one split, still on the disk."""
+        """Memory map of the images (n, H, W, C) of one split."""
         first, last = self.splits[name]
         return self.images[first:last]
 
@@ -59,10 +61,8 @@ class ImageSet:
         """Images (n, C, H, W) uint8 and labels (n,) int64 of one split, or of its first `most` images."""
         first, last = self.splits[name]
         last = last if most is None else min(last, first + most)
-        images = torch.from_numpy(
-            np.array(self.images[first:last].transpose(0, 3, 1, 2), order="C")
-        )  # one copy: large sets are many gigabytes
-        return images, torch.from_numpy(np.array(self.labels[first:last]))
+        images = np.array(self.images[first:last].transpose(0, 3, 1, 2), order="C")  # a single copy: sets may be large
+        return torch.from_numpy(images), torch.from_numpy(np.array(self.labels[first:last]))
 
 
 def write_images(
@@ -73,7 +73,7 @@ def write_images(
     splits: dict[str, tuple[int, int]],
     source: dict[str, Any],
 ) -> None:
-    """Write a prepared data set; the manifest comes last, so that a folder without one is never taken for a data set."""
+    """Write a prepared data set; the manifest is last, so that incomplete folders have none."""
     with writing(folder / "images.npy") as stream:
         np.save(stream, np.ascontiguousarray(images))
     describe_images(folder, name, images.shape, labels, splits, source)
@@ -87,7 +87,7 @@ def describe_images(
     splits: dict[str, tuple[int, int]],
     source: dict[str, Any],
 ) -> None:
-    """Write labels and manifest beside images.npy, which holds images of `shape` (N, H, W, C), and say what there is."""
+    """Write labels and manifest for images.npy, an array of `shape` (N, H, W, C), and print a summary."""
     with writing(folder / "labels.npy") as stream:
         np.save(stream, np.ascontiguousarray(labels))
     manifest = {
@@ -100,26 +100,21 @@ def describe_images(
     }
     write_json(folder / "manifest.json", manifest)
     parts = ", ".join(f"{split} {last - first:,}" for split, (first, last) in splits.items())
-    counts = {
-        what: number
-        for part in (USERS, "converted")
-        for what, number in source.get(part, {}).items()
-        if isinstance(number, int)
-    }
-    print(
-        f"{folder}: {shape[0]:,} images ({parts})" + "".join(f"; {what}: {number:,}" for what, number in counts.items())
-    )
+    counts = {**source.get(USERS, {}), **source.get("converted", {})}
+    more = "".join(f"; {what}: {number:,}" for what, number in counts.items() if isinstance(number, int))
+    print(f"{folder}: {shape[0]:,} images ({parts}){more}")
 
 
 def open_images(manifest: Path) -> ImageSet:
-    """The data set that `manifest` describes, its arrays checked against it.
+    """Open a prepared data set and check its arrays against the manifest.
 
     Raises:
-        UserError: a file is missing, has another form than the manifest says, or its bytes were changed.
+        UserError: a file is missing, has another shape or type, or other bytes.
     """
     if not manifest.is_file():
         raise UserError(
-            f"{manifest}: expected the manifest of a prepared data set, found none; Snakemake makes it, or `vaebm data NAME --folder {manifest.parent}`, "
+            f"{manifest}: expected the manifest of a prepared data set, found none; Snakemake makes it, or "
+            f"`vaebm data NAME --folder {manifest.parent}`, "
             "for a set with settings of its own with --settings results/data/NAME.yaml"
         )
     try:
@@ -129,7 +124,7 @@ def open_images(manifest: Path) -> ImageSet:
         checksums, name, users = content["sha256"], content["dataset"], USERS in content["source"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {error}); remove the folder and prepare it again"
+            f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {error}); {AGAIN}"
         ) from None
     images = _open(manifest.parent / "images.npy", (count, *shape), np.uint8, checksums)
     labels = _open(manifest.parent / "labels.npy", (count,), np.int64, checksums)
@@ -137,20 +132,19 @@ def open_images(manifest: Path) -> ImageSet:
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, str]) -> NDArray[Any]:
+    """Memory map of an array, checked against its shape, type and checksum."""
     expected = f"({', '.join(map(str, shape))}) {np.dtype(dtype).name}"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: expected {expected}, found no file; remove the folder and prepare it again") from None
+        raise UserError(f"{path}: expected {expected}, found no file; {AGAIN}") from None
     except (ValueError, EOFError, OSError):
-        raise UserError(
-            f"{path}: expected {expected}, found a file that is not a whole .npy array; remove the folder and prepare it again"
-        ) from None
+        raise UserError(f"{path}: expected {expected}, found a file that is not a whole .npy array; {AGAIN}") from None
     if array.shape != shape or array.dtype != dtype:
         found = f"({', '.join(map(str, array.shape))}) {array.dtype.name}"
-        raise UserError(f"{path}: expected {expected}, found {found}; remove the folder and prepare it again")
+        raise UserError(f"{path}: expected {expected}, found {found}; {AGAIN}")
     if checksum(path, "sha256") != checksums[path.name]:
         raise UserError(
-            f"{path}: expected the bytes that manifest.json names, found others (damaged or edited); remove the folder and prepare it again"
+            f"{path}: expected the bytes that manifest.json names, found others (damaged or edited); {AGAIN}"
         )
     return array

@@ -1,4 +1,4 @@
-"""Stacks: the images of a greyscale set, three at random, as the colour channels of one; its modes are the triples of labels."""
+"""Stacks: three random images of a greyscale set as colour channels; the modes are the triples of labels."""
 
 from __future__ import annotations
 
@@ -7,21 +7,34 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from vaebm.config import DataSettings
+from vaebm.data.digits import prepare_digits
+from vaebm.data.mnist import prepare_mnist
 from vaebm.data.prepared import Prepared
 
-CHANNELS = 3
+DEPTH = 3
+
+
+def prepare_stacked_digits() -> Prepared:
+    """Stacks (17970, 8, 8, 3) of digits, ten per image."""
+    return stack(prepare_digits(), repeats=10)
+
+
+def prepare_stacked_mnist(data: DataSettings, threads: int) -> Prepared:
+    """Stacks (70000, 32, 32, 3) of MNIST, one per image."""
+    return stack(prepare_mnist(data, threads), repeats=1)
 
 
 def _shuffled(count: int, name: str) -> NDArray[np.int64]:
-    """The numbers below `count` in the order of their hashes: the same everywhere, whatever a library's generator does."""
+    """Numbers below `count` in the order of their hashes, independent of random generators."""
     return np.array(sorted(range(count), key=lambda index: hashlib.sha256(f"{name}/{index}".encode()).digest()))
 
 
 def stack(made: Prepared, repeats: int) -> Prepared:
-    """Stacks (repeats · N, H, W, 3) of images (N, H, W, 1), labelled 100a + 10b + c by the labels a, b, c of their channels.
+    """Stacks (repeats · N, H, W, 3) of images (N, H, W, 1), labelled 100a + 10b + c by their channels' labels a, b, c.
 
-    Each split is stacked by itself, so that nothing held out is seen in training. In each channel every image comes
-    `repeats` times: the labels' frequencies are the same in all channels, and in no channel do they depend on another.
+    Each split is stacked separately. In each channel every image occurs `repeats` times, so labels have the same
+    frequencies in all channels, and the channels are independent.
 
     Args:
         made: greyscale images with labels 0 to 9.
@@ -30,17 +43,16 @@ def stack(made: Prepared, repeats: int) -> Prepared:
     images, labels, splits, source = made
     parts, numbers, bounds, first = [], [], {}, 0
     for split, (start, stop) in splits.items():
+        count = stop - start
         channels = [
-            np.concatenate(
-                [
-                    start + _shuffled(stop - start, f"stack/{split}/channel {channel}/round {turn}")
-                    for turn in range(repeats)
-                ]
+            start
+            + np.concatenate(
+                [_shuffled(count, f"stack/{split}/channel {channel}/round {turn}") for turn in range(repeats)]
             )
-            for channel in range(CHANNELS)
+            for channel in range(DEPTH)
         ]
         parts.append(np.concatenate([images[chosen] for chosen in channels], axis=-1))
-        numbers.append(sum(10 ** (CHANNELS - 1 - channel) * labels[chosen] for channel, chosen in enumerate(channels)))
+        numbers.append(sum(10 ** (DEPTH - 1 - channel) * labels[chosen] for channel, chosen in enumerate(channels)))
         bounds[split] = (first, first + len(channels[0]))
         first += len(channels[0])
-    return np.concatenate(parts), np.concatenate(numbers), bounds, {**source, "stacked": CHANNELS, "repeats": repeats}
+    return np.concatenate(parts), np.concatenate(numbers), bounds, {**source, "stacked": DEPTH, "repeats": repeats}

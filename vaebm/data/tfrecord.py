@@ -1,8 +1,8 @@
 """TFRecord files of images, read without TensorFlow.
 
-A record is its length (8 bytes, little-endian), the masked CRC-32C of these, that many bytes, and their masked CRC-32C. Its bytes
-are an `Example` in Protocol Buffers: a map from names to lists of bytes or of integers. An image has the features `shape`, three
-integers, and `data`, its bytes.
+A record consists of its length (8 bytes, little-endian), the masked CRC-32C of the length, the content, and its masked
+CRC-32C. The content is an `Example` in Protocol Buffers: a map from names to lists of bytes or of integers. An image
+has the features `shape`, three integers, and `data`, its bytes.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from vaebm.data.decode import Unsuitable
 from vaebm.system.errors import UserError
 
 POLYNOMIAL = 0x82F63B78
-"""Of CRC-32C (Castagnoli), its bits reversed."""
+"""Polynomial of CRC-32C (Castagnoli), bits reversed."""
 
 LANE = 512
-"""Bytes of a checksum that are taken one after the other; lanes are taken at once."""
+"""Bytes per lane; the lanes of a checksum are computed in parallel."""
 
 
-class Record(NamedTuple):
-    """Where the bytes of a record stand."""
+class TFRecord(NamedTuple):
+    """Position of a record's content."""
 
     path: Path
     start: int
     length: int
 
 
-def records(path: Path) -> list[Record]:
+def records(path: Path) -> list[TFRecord]:
     """All records of a file.
 
     Raises:
-        UserError: the file is cut off, damaged, or another kind of file.
+        UserError: the file is truncated, damaged, or not of this format.
     """
-    found: list[Record] = []
+    found: list[TFRecord] = []
     end = path.stat().st_size
     with path.open("rb") as file:
         while (start := file.tell()) < end:
@@ -48,19 +48,18 @@ def records(path: Path) -> list[Record]:
             length = int.from_bytes(header[:8], "little")
             whole = len(header) == 12 and int.from_bytes(header[8:], "little") == masked(crc32c(header[:8]))
             if not whole or start + 16 + length > end:
-                raise UserError(
-                    f"{path}: expected whole TFRecords, found damage at byte {start:,} (record {len(found)}); get the file anew"
-                )
-            found.append(Record(path, start + 12, length))
+                damage = f"found damage at byte {start:,} (record {len(found)})"
+                raise UserError(f"{path}: expected whole TFRecords, {damage}; get the file anew")
+            found.append(TFRecord(path, start + 12, length))
             file.seek(start + 16 + length)
     return found
 
 
-def read_image(record: Record) -> NDArray[np.uint8]:
-    """The image (H, W, 3) of a record, whose `shape` is (H, W, 3) or (3, H, W).
+def read_image(record: TFRecord) -> NDArray[np.uint8]:
+    """Image (H, W, 3) of a record with `shape` (H, W, 3) or (3, H, W).
 
     Raises:
-        Unsuitable: its bytes are damaged, or are not those of an image.
+        Unsuitable: the content is damaged, or not an image.
     """
     with record.path.open("rb") as file:
         file.seek(record.start)
@@ -82,7 +81,7 @@ def read_image(record: Record) -> NDArray[np.uint8]:
 
 
 def _features(content: bytes) -> Iterator[tuple[str, dict[int, list[bytes]]]]:
-    """Name → kind of list (1: bytes, 3: integers) → its values, of an `Example`."""
+    """Features of an `Example`: name, and kind of list (1: bytes, 3: integers) → values."""
     for number, features in _fields(content):
         for entry in (value for key, value in _fields(features) if number == key == 1):
             parts = dict(_fields(entry))
@@ -91,7 +90,7 @@ def _features(content: bytes) -> Iterator[tuple[str, dict[int, list[bytes]]]]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and content of each field of a message; an integer as the bytes that it is written in."""
+    """Number and content of each field of a message; integers as encoded bytes."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -109,7 +108,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """An integer in groups of seven bits, lowest first, and where it ends."""
+    """Integer at position `at`, in groups of seven bits, lowest first; and its end."""
     value = shift = 0
     while True:
         value |= (message[at] & 127) << shift
@@ -119,6 +118,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _integers(packed: bytes) -> Iterator[int]:
+    """All integers of a packed list."""
     at = 0
     while at < len(packed):
         value, at = _varint(packed, at)
@@ -126,13 +126,13 @@ def _integers(packed: bytes) -> Iterator[int]:
 
 
 def masked(checksum: int) -> int:
-    """A checksum as TFRecords keep it, so that checksums of checksums stay useful."""
+    """Masked checksum, as stored in TFRecords."""
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @cache
 def _table() -> NDArray[np.uint32]:
-    """Byte → what it does to the register when it is shifted out."""
+    """Byte → its effect on the register when it is shifted out."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, table >> 1 ^ POLYNOMIAL, table >> 1).astype(np.uint32)
@@ -140,8 +140,8 @@ def _table() -> NDArray[np.uint32]:
 
 
 @cache
-def _past_a_lane() -> list[list[int]]:
-    """Four tables: byte k of a register → the register after a lane of zeros. Registers add up by XOR, so their bytes do."""
+def _shift_by_lane() -> list[list[int]]:
+    """Four tables: byte k of a register → register after a lane of zeros; their XOR is that of the register."""
     register = np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32))[:, None]
     for _ in range(LANE):
         register = register >> 8 ^ _table()[register & 255]
@@ -149,10 +149,10 @@ def _past_a_lane() -> list[list[int]]:
 
 
 def crc32c(content: bytes) -> int:
-    """CRC-32C of some bytes: cut into lanes whose bytes are taken side by side, then one lane after the other is joined.
+    """CRC-32C: registers of all lanes in parallel, then combined lane by lane.
 
-    The register starts as all ones, which is the same as zero before bytes of which the first four are inverted; and zeros in
-    front, which fill up the first lane, leave a register of zero as it is.
+    A register of ones at the start equals a register of zero with the first four bytes inverted. So zeros that fill the
+    first lane in front do not change the register.
     """
     if len(content) < 4:
         raise ValueError("a checksum of fewer than four bytes")
@@ -164,7 +164,7 @@ def crc32c(content: bytes) -> int:
     table, registers = _table(), np.zeros(lanes, np.uint32)
     for column in np.ascontiguousarray(filled.reshape(lanes, LANE).T):
         registers = registers >> 8 ^ table[(registers ^ column) & 255]
-    zeroth, first, second, third = _past_a_lane()
+    zeroth, first, second, third = _shift_by_lane()
     whole = 0
     for register in registers.tolist():
         whole = (

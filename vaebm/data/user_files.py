@@ -1,7 +1,6 @@
-"""Files of the user's: a folder of pictures, or arrays in a .npz file.
+"""User's files: a folder of pictures, or arrays in a .npz file.
 
-What is held out follows from the bytes alone: the images whose hashes are the smallest, so that neither order nor names matter,
-and equal ones are never on both sides.
+The images with the smallest hashes are held out, so order and names do not matter, and equal images are in one split.
 """
 
 from __future__ import annotations
@@ -16,26 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaebm.config import DataSettings
-from vaebm.data.convert_large import Pictures
-from vaebm.data.decode import Converted, fitted, read_picture
+from vaebm.data.convert_large import LazyImages
+from vaebm.data.decode import Decoded, read_resized
 from vaebm.data.download import checksum, checksums, folder_of, shown
 from vaebm.data.prepared import USERS, Prepared
 from vaebm.system.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""Endings of the pictures that are read."""
+"""Suffixes of pictures that are read."""
 
 FOREIGN = (".avif", ".heic", ".heif", ".jp2", ".jxl")
-"""Endings of pictures that are not read: taken as well, so that they are refused by name and never left out in silence."""
+"""Suffixes of pictures that are refused by name, not skipped."""
 
-CLASSES = 1 << 16
-"""Labels are below: a classifier is built with as many outputs as the largest label asks for."""
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError)
+"""Errors of `np.load` for damaged files, or, the last two, for a single array."""
+
+LABEL_LIMIT = 1 << 16
+"""Labels are below this limit, because the largest label determines the size of the classifier."""
 
 
 def split_by_hash(hashes: list[str], fraction: float, where: str) -> tuple[list[int], list[int]]:
-    """Numbers of the images to train on and of those held out: the given fraction, whose hashes are the smallest, equal ones together.
+    """Indices of training and of held-out images: the `fraction` with the smallest hashes, equal images together.
 
-    However large the fraction is below 1, the images of one hash stay to train on; at 1, for OOD detection, all are held out.
+    A fraction below 1 leaves at least the images of one hash for training; 1, for OOD sets, holds out all.
 
     Raises:
         UserError: there are no two different images.
@@ -53,10 +55,10 @@ def split_by_hash(hashes: list[str], fraction: float, where: str) -> tuple[list[
 
 
 def _files(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> list[Path]:
-    """All that is in a folder and the folders in it but hidden ones, links followed; a folder inside itself is entered once.
+    """All files in a folder and its subfolders, without hidden folders; follows links, but not into a parent folder.
 
     Raises:
-        UserError: one of the folders cannot be read.
+        UserError: a folder cannot be read.
     """
     try:
         status = folder.stat()
@@ -75,14 +77,14 @@ def _files(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> lis
     return [path for path, is_folder in entries if not is_folder] + deeper
 
 
-def prepare_folder(data: DataSettings, threads: int) -> Pictures:
-    """All pictures of a folder and the folders in it, made `side`×`side` with `channels` channels by the rules of `vaebm.data.decode`.
+def prepare_folder(data: DataSettings, threads: int) -> LazyImages:
+    """All pictures of a folder and its subfolders, converted to `side`×`side` and `channels` by `vaebm.data.decode`.
 
-    The first folder that a picture is in is its class, in the order of the names; without such folders all labels are 0. Links are
-    followed. Other files and hidden ones are left alone and counted.
+    The top subfolder of a picture is its class, in the order of names; without subfolders all labels are 0. Links are
+    followed. Other and hidden files are skipped and counted.
 
     Raises:
-        UserError: there is no such folder, one in it cannot be read, a picture is a broken link, or there are too few of them.
+        UserError: a folder is absent or cannot be read, a picture is a broken link, or there are too few pictures.
     """
     assert data.side is not None and data.channels is not None and data.heldout is not None
     folder, side, channels = folder_of(data), data.side, data.channels
@@ -106,37 +108,29 @@ def prepare_folder(data: DataSettings, threads: int) -> Pictures:
     if classes and any(len(parts) == 1 for parts in inside):
         lone = next(path for path, parts in zip(chosen, inside, strict=True) if len(parts) == 1)
         raise UserError(
-            f"{shown(lone)}: expected every picture in the folder of its class ({', '.join(classes[:3])}, …), or all of them in none, found one beside"
+            f"{shown(lone)}: expected every picture in the folder of its class ({', '.join(classes[:3])}, …), "
+            "or all of them in none, found one beside"
         )
     whole = hashlib.sha256()
     for path, one in zip(found, hashes, strict=True):
         whole.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0" + one.encode() + b"\n")
     counts = {"other files": len(files) - len(found), "duplicates": len(found) - len(set(hashes))}
-    source = {
-        USERS: {
-            "sha256": whole.hexdigest(),
-            "pictures": len(found),
-            **{what: number for what, number in counts.items() if number},
-        }
-    }
-    if classes:
-        source[USERS]["classes"] = classes
+    about = {"sha256": whole.hexdigest(), "pictures": len(found), **counts, "classes": classes}
+    source = {USERS: {key: value for key, value in about.items() if value}}
 
-    def read(number: int) -> Converted:
+    def read(number: int) -> Decoded:
         with chosen[number].open("rb") as file:
-            image, done = read_picture(file, channels)
-        made, more = fitted(image, side)
-        return made, done + more
+            return read_resized(file, channels, side)
 
     splits = {"train": (0, len(train)), "heldout": (len(train), len(chosen))}
-    return Pictures((side, side, channels), labels, splits, source, read, lambda number: str(chosen[number]))
+    return LazyImages((side, side, channels), labels, splits, source, read, lambda number: str(chosen[number]))
 
 
-def prepare_arrays(data: DataSettings) -> Prepared:
-    """The arrays of a .npz file: `images` (N, side, side, channels) uint8 and `labels` (N,), integers from 0.
+def prepare_arrays(data: DataSettings, threads: int) -> Prepared:
+    """Arrays of a .npz file: `images` (N, side, side, channels) uint8 and `labels` (N,), integers from 0.
 
-    `heldout_images` and `heldout_labels` of the same form are the held-out ones; without them the setting `heldout` says which
-    fraction of `images` is.
+    `heldout_images` and `heldout_labels` have the same form; without them the setting `heldout` is the fraction of
+    `images` to hold out.
 
     Raises:
         UserError: the file is damaged, or its arrays have another form.
@@ -145,16 +139,7 @@ def prepare_arrays(data: DataSettings) -> Prepared:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        zipfile.BadZipFile,
-        zlib.error,
-        AttributeError,
-        TypeError,
-    ) as error:  # the last two: a lone array
+    except UNREADABLE as error:
         raise UserError(
             f"{path}: expected a file .npz with the arrays images and labels, found something unreadable ({error})"
         ) from None
@@ -163,7 +148,8 @@ def prepare_arrays(data: DataSettings) -> Prepared:
     source = {USERS: {"sha256": checksum(path, "sha256")}}
     if own and data.heldout is not None:
         raise UserError(
-            f"{path}: the file has images of its own to hold out ({', '.join(sorted(own))}); leave the setting data.heldout out"
+            f"{path}: the file has images of its own to hold out ({', '.join(sorted(own))}); "
+            "leave the setting data.heldout out"
         )
     if own:
         held, held_labels = _arrays(path, arrays, "heldout_", data)
@@ -171,41 +157,38 @@ def prepare_arrays(data: DataSettings) -> Prepared:
         return np.concatenate([images, held]), np.concatenate([labels, held_labels]), splits, source
     if data.heldout is None:
         raise UserError(
-            f"{path}: the file has no arrays heldout_images and heldout_labels: expected data.heldout, the fraction of the images to hold out"
+            f"{path}: the file has no arrays heldout_images and heldout_labels: "
+            "expected data.heldout, the fraction of the images to hold out"
         )
-    train, heldout = split_by_hash(
-        [hashlib.sha256(image.tobytes()).hexdigest() for image in images], data.heldout, str(path)
-    )
-    return (
-        images[train + heldout],
-        labels[train + heldout],
-        {"train": (0, len(train)), "heldout": (len(train), len(images))},
-        source,
-    )
+    hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    train, heldout = split_by_hash(hashes, data.heldout, str(path))
+    splits = {"train": (0, len(train)), "heldout": (len(train), len(images))}
+    return images[train + heldout], labels[train + heldout], splits, source
 
 
 def _arrays(
     path: Path, arrays: dict[str, NDArray[np.generic]], prefix: str, data: DataSettings
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images and labels of one split, their form checked."""
+    """Images and labels of one split, with checks of their form."""
     for name in (f"{prefix}images", f"{prefix}labels"):
         if name not in arrays:
             raise UserError(f"{path}: expected an array {name}, found {', '.join(sorted(arrays)) or 'none'}")
     images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-    if (
-        images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[1:] != (data.side, data.side, data.channels)
-        or not len(images)
-    ):
+    if images.dtype != np.uint8 or images.shape[1:] != (data.side, data.side, data.channels) or not len(images):
         expected = f"(N, {data.side}, {data.side}, {data.channels}) uint8 (data.side, data.channels)"
         raise UserError(
             f"{path}: {prefix}images: expected {expected}, found ({', '.join(map(str, images.shape))}) {images.dtype}"
         )
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= CLASSES:
+    if (
+        labels.shape != (len(images),)
+        or labels.dtype.kind not in "iu"
+        or labels.min() < 0
+        or labels.max() >= LABEL_LIMIT
+    ):
         values = f" from {labels.min()} to {labels.max()}" if labels.dtype.kind in "iu" and labels.size else ""
-        expected = f"({len(images)}) integers from 0 to {CLASSES - 1:,}"
+        expected = f"({len(images)}) integers from 0 to {LABEL_LIMIT - 1:,}"
         raise UserError(
-            f"{path}: {prefix}labels: expected {expected}, found ({', '.join(map(str, labels.shape))}) {labels.dtype}{values}"
+            f"{path}: {prefix}labels: expected {expected}, "
+            f"found ({', '.join(map(str, labels.shape))}) {labels.dtype}{values}"
         )
     return images.astype(np.uint8, copy=False), labels.astype(np.int64)

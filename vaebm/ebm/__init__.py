@@ -1,1 +1,1 @@
-"""The training of the energy (VAEBM section 3.1), and the GAN of the ablation (section 5.2)."""
+"""Training of the energy (VAEBM section 3.1), and the ablation's GAN (section 5.2)."""

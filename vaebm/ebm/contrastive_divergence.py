@@ -1,4 +1,4 @@
-"""Contrastive divergence for the energy: its images and its loss, the clip of its gradient, the average of its weights (VAEBM section 3.1)."""
+"""Contrastive divergence: images, loss, gradient clipping, and average of the weights (VAEBM section 3.1)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vaebm.nvae.pixel_distributions import PixelNormal, match_noise
 
 @torch.no_grad()
 def positives(nvae: NVAE, images: Tensor, stage: EBMSettings, noise: NoiseSource) -> Tensor:
-    """Training images (B, C, H, W) uint8 as the energy sees them, in [0, 1].
+    """Convert training images (B, C, H, W) uint8 to the energy's input, in [0, 1].
 
     Args:
-        stage: `quantize_positives`: of the depth that the NVAE was trained on, or of 8 bits; `positives`: as they are, or with the
-            decoder's pixel noise (`match_noise`).
-        noise: of that noise, one index per image.
+        stage: `quantize_positives`: bit depth of the NVAE's training instead of 8 bits; `positives`: unchanged, or with
+            the decoder's pixel noise (`match_noise`).
+        noise: source of that noise, one index per image.
     """
     like = nvae.prior_constant
     x = nvae.as_input(images) if stage.quantize_positives else images.to(like.device, like.dtype) / 255.0
@@ -30,16 +30,16 @@ def positives(nvae: NVAE, images: Tensor, stage: EBMSettings, noise: NoiseSource
 
 @torch.no_grad()
 def negatives(nvae: NVAE, eps_z: Sequence[Tensor], eps_x: Tensor, kind: Literal["sample", "mean"]) -> Tensor:
-    """The chains' images (B, C, H, W): decoder samples in [0, 1], or decoder means, which may leave it."""
+    """Images of the chains (B, C, H, W): decoder samples in [0, 1], or decoder means, which may leave it."""
     pixels = cast(PixelNormal, nvae.decode(eps_z)[0])
     return pixels.mean if kind == "mean" else pixels.sample(eps_x)
 
 
 class ContrastiveDivergence(NamedTuple):
-    """Parts of the loss of one iteration."""
+    """Loss of one iteration, and its energies."""
 
     loss: Tensor
-    """mean E(x⁺) − mean E(x⁻) + penalty, a scalar with gradient."""
+    """mean E(x⁺) − mean E(x⁻) + penalty, scalar, with gradient."""
     positive: Tensor
     """Energies of the data, (B,)."""
     negative: Tensor
@@ -52,17 +52,17 @@ class ContrastiveDivergence(NamedTuple):
 
     @property
     def spread(self) -> Tensor:
-        """Standard deviation of the energies around their two means, the unit in which a gap is large or small."""
+        """Standard deviation of the energies around their two means."""
         return torch.stack([self.positive.detach().var(), self.negative.detach().var()]).mean().sqrt()
 
 
 def contrastive_divergence(
     energy: nn.Module, positive: Tensor, negative: Tensor, energy_penalty: float = 0.0
 ) -> ContrastiveDivergence:
-    """Gradient estimate of the negative log-likelihood of the energy (VAEBM eq. 5), with a penalty on the energies' magnitude.
+    """Contrastive divergence (VAEBM eq. 5), with a penalty on the energies' magnitude.
 
     Args:
-        positive: images of the data, (B, C, H, W) in [0, 1].
+        positive: data, (B, C, H, W) in [0, 1].
         negative: images of the chains, same shape.
         energy_penalty: weight of mean E(x⁺)² + mean E(x⁻)².
     """
@@ -75,9 +75,9 @@ def contrastive_divergence(
 
 @torch.no_grad()
 def adaptive_clip(optimizer: torch.optim.Adam) -> None:
-    """Clip every element of every gradient at 3 √(v / (1 − β₂^t)) + 0.1, with Adam's v before this step (Du et al.).
+    """Clip every gradient element at 3 √(v / (1 − β₂^t)) + 0.1, with Adam's v before this step (Du et al.).
 
-    Parameters that Adam has not moved yet are left alone.
+    Parameters without Adam state are not clipped.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -89,10 +89,10 @@ def adaptive_clip(optimizer: torch.optim.Adam) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters, warmed up so that the start does not linger in it.
+    """Exponential moving average of parameters, with a warm-up that removes the initial values.
 
     Args:
-        parameters: of the module; they are read, never changed.
+        parameters: read, never changed.
         decay: of the average, in [0, 1).
     """
 
@@ -104,7 +104,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present values."""
+        """Add the current values."""
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9.0))
         torch._foreach_lerp_(self.mean, [parameter.detach() for parameter in self.live], 1.0 - decay)
@@ -114,7 +114,7 @@ class WeightAverage:
         return {"mean": self.mean, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved average."""
+        """Restore a saved average."""
         self.updates = state["updates"]
         for mean, saved in zip(self.mean, state["mean"], strict=True):
             mean.copy_(saved)

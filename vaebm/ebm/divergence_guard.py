@@ -1,4 +1,4 @@
-"""When a training of the energy counts as diverged."""
+"""Detection of diverged trainings of the energy."""
 
 from __future__ import annotations
 
@@ -10,30 +10,27 @@ from typing import Any
 from vaebm.config import GuardSettings
 
 HISTORY = 100
-"""Good iterations whose loss and gradient norm are remembered."""
+"""Number of good iterations whose loss and gradient norm are kept."""
 
 
 @dataclass
 class Guard:
-    """Tells when a training of the energy has diverged: for too long out of all proportion, or not finite.
+    """Detects that a training of the energy has diverged.
 
-    An iteration is bad when
+    An iteration is bad if
 
-    - its loss or the norm of its gradient is not finite;
-    - the energy gap is beyond `gap_limit` times the spread. The raw gap misleads: it swings with the scale of the energy
-      while the samples get better. In units of the energies' own spread it says how well the energy tells data from
-      chains; beyond a handful the chains no longer reach the data;
-    - |loss| or the norm of the gradient is beyond `growth_limit` times its median over the last good iterations, where a
-      loss counts as the spread at least, since it may be near 0 by chance. A scale that grows is no divergence, and its
-      history grows with it; one that outruns it is.
+    - its loss or gradient norm is not finite;
+    - |energy gap| > `gap_limit` × spread. The unscaled gap is no criterion: it changes with the scale of the energy;
+    - |loss| or the gradient norm exceeds `growth_limit` × its median over the last good iterations. A loss counts as at
+      least the spread, because it may be near 0 by chance.
 
     The training has diverged after `patience` bad iterations in a row.
 
     Attributes:
         settings: limits and patience.
         bad: bad iterations in a row.
-        reason: what was seen last, empty while all is well.
-        history: of the last good iterations |loss|, or the spread if it is larger, and the norm of the gradient.
+        reason: why the last iteration was bad; empty if it was good.
+        history: max(|loss|, spread) and gradient norm of the last good iterations.
     """
 
     settings: GuardSettings
@@ -42,13 +39,13 @@ class Guard:
     history: list[tuple[float, float]] = field(default_factory=list)
 
     def watch(self, loss: float, gap: float, spread: float, gradient_norm: float) -> None:
-        """Take in one iteration.
+        """Judge one iteration.
 
         Args:
             loss: of the iteration.
             gap: mean E(data) − mean E(chains).
             spread: standard deviation of the energies around these two means.
-            gradient_norm: of the whole gradient, before it is clipped.
+            gradient_norm: of the whole gradient, before clipping.
         """
         self.reason = self._judge(loss, gap, spread, gradient_norm)
         if self.reason:
@@ -58,36 +55,35 @@ class Guard:
             self.history = [*self.history, (max(abs(loss), spread), gradient_norm)][-HISTORY:]
 
     def _judge(self, loss: float, gap: float, spread: float, gradient_norm: float) -> str:
-        """What is wrong with an iteration; empty: nothing."""
+        """Why an iteration is bad; empty if it is good."""
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             return f"loss {loss:.4g}, gradient norm {gradient_norm:.4g}"
         if abs(gap) > self.settings.gap_limit * spread:
             return f"energy gap {gap:.4g} is beyond {self.settings.gap_limit:g} times the spread {spread:.4g}"
         if self.history:
+            values = (abs(loss), gradient_norm)
             for name, value, before in zip(
-                ("loss", "gradient norm"), (abs(loss), gradient_norm), zip(*self.history, strict=True), strict=True
+                ("loss", "gradient norm"), values, zip(*self.history, strict=True), strict=True
             ):
-                if value > self.settings.growth_limit * median(before):
-                    return f"{name} {value:.4g} is beyond {self.settings.growth_limit:g} times its median before, {median(before):.4g}"
+                limit, middle = self.settings.growth_limit, median(before)
+                if value > limit * middle:
+                    return f"{name} {value:.4g} is beyond {limit:g} times its median before, {middle:.4g}"
         return ""
 
     @property
     def diverged(self) -> bool:
-        """Whether it is time to stop."""
+        """True after `patience` bad iterations in a row."""
         return self.bad >= self.settings.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been seen so far."""
+        """Count, reason and history."""
         return {"bad": self.bad, "reason": self.reason, "history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what was seen."""
-        self.bad, self.reason, self.history = (
-            state["bad"],
-            state["reason"],
-            [tuple(values) for values in state["history"]],
-        )
+        """Restore a saved state."""
+        self.bad, self.reason = state["bad"], state["reason"]
+        self.history = [tuple(values) for values in state["history"]]
 
     def forget(self) -> None:
-        """Begin anew, as at a restart of the training."""
+        """Reset, at a restart of the training."""
         self.bad, self.reason, self.history = 0, "", []

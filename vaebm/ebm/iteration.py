@@ -1,4 +1,4 @@
-"""One iteration of the energy's training: contrastive divergence on a frozen NVAE (VAEBM section 3.1, algorithm 1)."""
+"""One training iteration of the energy: contrastive divergence on a frozen NVAE (VAEBM section 3.1, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from vaebm.ebm.contrastive_divergence import (
 )
 from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.energy.network import EnergyNetwork
-from vaebm.model import pair
+from vaebm.model import build_model
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.system import distributed
-from vaebm.system.precision import chain_type
+from vaebm.system.precision import chain_dtype
 from vaebm.training.loop import Stateful, training_batch
 from vaebm.training.spectral import SpectralPenalty
 
 INITIAL_BATCHES = 5
-"""Batches of training images that the data-dependent initialisation sees."""
+"""Number of training batches for the data-dependent initialisation."""
 
 
 def initialize(energy: EnergyNetwork, nvae: NVAE, images: Tensor, stage: EBMSettings, seed: int) -> None:
-    """Data-dependent initialisation by the first batches of the training images (N, C, H, W) uint8."""
+    """Initialise from the first batches of the training images (N, C, H, W) uint8."""
     batch, flip = stage.training.batch, stage.training.flip
     batches = range(min(INITIAL_BATCHES, len(images) // batch))
     first = torch.cat([training_batch(images, step, batch, derive(seed, "ebm"), flip) for step in batches])
-    own = distributed.share(range(len(first)))
+    own = distributed.local_shard(range(len(first)))
     energy.initialize(positives(nvae, first[own.start : own.stop], stage, NoiseSource(seed, "initial positives", own)))
 
 
 class Iteration(NamedTuple):
-    """What one iteration sees before its update: of the global batch, the same in every process."""
+    """Values of one iteration before its update, over the global batch, equal in all processes."""
 
     loss: float
-    """Of contrastive divergence, with its penalty, without the spectral one."""
+    """Contrastive divergence with its energy penalty, without the spectral penalty."""
     gap: float
     """mean E(data) − mean E(chains)."""
     spread: float
     """Standard deviation of the energies around these two means."""
     gradient_norm: float
-    """Of the whole gradient, before it is clipped."""
+    """Norm of the whole gradient before clipping."""
     energy_data: float
     """Mean energy of the data."""
     energy_chains: float
@@ -61,24 +61,24 @@ class Iteration(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether the weights can be moved by the gradient."""
+        """True if the weights can be updated."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-class Trainer:
-    """The energy and all that an iteration of its training changes.
+class EBMTrainer:
+    """The energy and all other state that an iteration changes.
 
     Args:
-        nvae: frozen, in evaluation mode.
-        energy: initialised, on the same device and of the same precision.
+        nvae: frozen, in eval mode.
+        energy: initialised, same device and dtype.
         stage: the settings.
-        seed: of the noise, the order of the data, the draws of the replay buffer and the first singular vectors.
+        seed: of noise, data order, replay draws and initial singular vectors.
     """
 
     def __init__(self, nvae: NVAE, energy: EnergyNetwork, stage: EBMSettings, seed: int):
         self.energy, self.stage, self.seed = energy, stage, seed
-        self.vaebm = pair(nvae, energy, stage.potential, stage.start, stage.positives)
-        self.vaebm.chain_type = chain_type(stage.training.precision)
+        self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives)
+        self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
         self.nvae = self.vaebm.nvae
         training, like = stage.training, nvae.prior_constant
         self.spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(
@@ -103,7 +103,7 @@ class Trainer:
         self._begin()
 
     def _begin(self) -> None:
-        """After a restart chains and batches are others, and no chain goes on from before."""
+        """Start with an empty replay buffer and, after a restart, with other noise and batches."""
         self.noise_seed = derive(self.seed, "restart", self.restarts) if self.restarts else self.seed
         replay = self.stage.replay
         self.buffer = None
@@ -123,21 +123,21 @@ class Trainer:
         return training_batch(images, step, training.batch, derive(self.noise_seed, "ebm"), training.flip)
 
     def gradients(self, images: Tensor, step: int) -> Iteration:
-        """An iteration up to the gradient of the energy's weights, which `update` then follows.
+        """Compute the gradient of the energy's weights, which `update` applies.
 
         Args:
             images: the global batch, (batch, C, H, W) uint8.
-            step: number of the iteration, for the noise.
+            step: index of the iteration, for the noise.
         """
         stage, energy, first = self.stage, self.energy, step * len(images)
-        share = distributed.share(range(first, first + len(images)))
+        share = distributed.local_shard(range(first, first + len(images)))
         own = images[share.start - first : share.stop - first]
 
-        # 1. where the chains start
+        # 1. start of the chains
         noise = NoiseSource(self.noise_seed, "chain", share)
         eps_z, eps_x = self.start(own, step, noise)
 
-        # 2. K Langevin steps, for which the energy's weights need no gradient
+        # 2. K Langevin steps, without gradient for the energy's weights
         energy.requires_grad_(False)
         self.ends, eps_x = self.vaebm.refine(
             eps_z, eps_x, steps=stage.chain.steps, step_size=stage.chain.step_size, noise=noise
@@ -149,36 +149,32 @@ class Trainer:
         negative = negatives(cast(NVAE, self.vaebm.decoder), self.ends, eps_x, stage.negatives)
         parts = contrastive_divergence(energy, positive, negative, stage.training.energy_penalty)
 
-        # 4. the gradient of the loss and of the spectral penalty, over the whole batch
+        # 4. gradient of the loss and the spectral penalty, over the global batch
         penalty = self.spectral()
         self.optimizer.zero_grad(set_to_none=True)
         (parts.loss + stage.training.spectral_weight * penalty).backward()
         distributed.average_gradients(self.parameters)
 
-        data, chains = (
-            distributed.gather(torch.stack([parts.positive, parts.negative]).detach()).transpose(0, 1).flatten(1)
-        )
+        energies = torch.stack([parts.positive, parts.negative]).detach()
+        data, chains = distributed.gather(energies).transpose(0, 1).flatten(1)
         whole = ContrastiveDivergence(distributed.mean(parts.loss), data, chains)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        return Iteration(
-            *torch.stack(
-                [whole.loss, whole.gap, whole.spread, norm, data.mean(), chains.mean(), penalty.detach()]
-            ).tolist()
-        )
+        values = [whole.loss, whole.gap, whole.spread, norm, data.mean(), chains.mean(), penalty.detach()]
+        return Iteration(*torch.stack(values).tolist())
 
     @torch.no_grad()
     def start(self, images: Tensor, step: int, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
-        """Where this process's chains start: ε_z, one tensor per latent group, and ε_x.
+        """Start noise of this process's chains: ε_z, one tensor per latent group, and ε_x.
 
-        Of the global batch the first chains are replayed, the last ones are at the posterior's draw for their training
-        image, and the others at the prior's. ε_x is always new.
+        In the global batch the first chains are replayed, the last ones start at posterior draws for their training
+        images, the others at prior draws. ε_x is always new.
 
         Args:
-            images: (B, C, H, W) uint8, the data of the same places in the batch.
+            images: (B, C, H, W) uint8, this process's part of the batch.
         """
-        eps_z, eps_x = self.vaebm.noise_like_prior(noise)
-        batch = len(images) * distributed.processes()
-        first = max(batch - round(self.stage.encoded * batch) - distributed.share(range(batch)).start, 0)
+        eps_z, eps_x = self.vaebm.initial_noise(noise)
+        batch = len(images) * distributed.world_size()
+        first = max(batch - round(self.stage.encoded * batch) - distributed.local_shard(range(batch)).start, 0)
         if first < len(images):
             index = noise.index[first:]
             draws = self.nvae(self.nvae.as_input(images[first:]), noise=NoiseSource(noise.seed, "encoded", index)).draws
@@ -186,19 +182,15 @@ class Trainer:
         return (eps_z if self.buffer is None else self.buffer.start(eps_z, step)), eps_x
 
     def update(self, rate: float) -> None:
-        """The rest of the iteration: move the weights by the gradient that is there, and keep where the chains have ended.
-
-        Args:
-            rate: learning rate.
-        """
+        """Apply the gradient at this learning rate, and store the ends of the chains for replay."""
         training = self.stage.training
-        # 5. clips: every element by its own history, then the whole by its norm
+        # 5. clipping: per element by its history, then by the total norm
         if training.adaptive_clip:
             adaptive_clip(self.optimizer)
         if training.gradient_norm_limit is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, training.gradient_norm_limit)
 
-        # 6. Adam, which adds the L2 decay to the gradient, and the average of the weights
+        # 6. Adam with L2 decay, and the average of the weights
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         self.average.update()
@@ -208,29 +200,27 @@ class Trainer:
             self.buffer.insert(self.ends)
 
     def restart(self, snapshot: dict[str, Any]) -> None:
-        """Go on from a snapshot, with another seed and an empty replay buffer."""
+        """Restore a snapshot, with another seed and an empty replay buffer."""
         self._load(snapshot)
         self.restarts += 1
         self._begin()
 
     def snapshot(self) -> dict[str, Any]:
-        """What a restart needs, weights and optimiser; the tensors are the living ones."""
+        """State for a restart, weights and optimiser; the tensors are shared, not copies."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def model(self, snapshot: dict[str, Any]) -> dict[str, Tensor]:
-        """The energy's weights that a snapshot would publish: their average."""
+        """The averaged weights of the energy in a snapshot."""
         names = [name for name, _ in self.energy.named_parameters()]
         return dict(zip(names, snapshot["average"]["mean"], strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the training changes."""
-        return self.snapshot() | {
-            "restarts": self.restarts,
-            "buffer": None if self.buffer is None else self.buffer.state_dict(),
-        }
+        """The snapshot, the number of restarts and the replay buffer."""
+        buffer = None if self.buffer is None else self.buffer.state_dict()
+        return self.snapshot() | {"restarts": self.restarts, "buffer": buffer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly as the training that was saved."""
+        """Restore a saved state exactly."""
         self._load(state)
         self.restarts = state["restarts"]
         self._begin()

@@ -1,4 +1,4 @@
-"""What the trained energy and its chains look like: curves, energies of data and chains, figures of the chains."""
+"""Plots of the trained energy: training curves, energies of data and chains, chain diagnostics."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vaebm.config import EBMSettings
 from vaebm.data import ImageSet
 from vaebm.ebm.contrastive_divergence import negatives, positives
 from vaebm.model import VAEBM
-from vaebm.noise import NoiseSource
+from vaebm.noise import NoiseSource, batches
 from vaebm.system.errors import UserError
 from vaebm.training.loop import Training
 
 COUNT = 500
-"""Images of each kind, and chains."""
+"""Number of images of each kind, and of chains."""
 
-CURVES = {
+EBM_CURVES = {
     "energy": ["energy_data", "energy_chains"],
     "gap in units of the spread": ["gap_over_spread"],
     "loss": ["loss"],
@@ -33,73 +33,57 @@ CURVES = {
 
 
 @torch.no_grad()
-def save_pictures(
+def save_ebm_plots(
     vaebm: VAEBM, dataset: ImageSet, run_state: Training, stage: EBMSettings, seed: int
 ) -> dict[str, Any]:
-    """Curves of the training, histograms of the energies of data and chains (the paper's check for overfitting), and what the chains do.
+    """Write training curves, energy histograms (the paper's check for overfitting) and chain diagnostics.
 
     Returns:
-        `ChainDiagnostics` of the training's chain, plain; for chains that leave the finite numbers only that, as "problem".
+        `ChainDiagnostics` of the training chain as a dict; {"problem": message} if the chains are not finite.
     """
     folder, batch = run_state.folder / "pictures", stage.training.batch
     run_state.write_history()
-    plots.training_curves(run_state.history, folder / "curves.png", CURVES)
+    plots.training_curves(run_state.history, folder / "curves.png", EBM_CURVES)
     assert (energy := vaebm.energy) is not None
 
     def energies(purpose: str, images: Tensor) -> Tensor:
-        parts = [range(len(images))[first : first + batch] for first in range(0, len(images), batch)]
-        return torch.cat(
-            [
-                energy(positives(vaebm.nvae, images[part.start : part.stop], stage, NoiseSource(seed, purpose, part)))
-                for part in parts
-            ]
-        )
+        sources = (NoiseSource(seed, purpose, part) for part in batches(range(len(images)), batch))
+        pairs = zip(images.split(batch), sources, strict=True)
+        return torch.cat([energy(positives(vaebm.nvae, part, stage, source)) for part, source in pairs])
 
     def observe(eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         images = negatives(vaebm.nvae, eps[:-1], eps[-1], "sample")
-        told.append(energy(images))
-        return told[-1], images
+        along.append(energy(images))
+        return along[-1], images
 
     noise = NoiseSource(seed, "pictures", range(COUNT))
-    eps_z, eps_x = vaebm.noise_like_prior(noise)
+    eps_z, eps_x = vaebm.initial_noise(noise)
     shown = {
         "training images": energies("pictures train", dataset.split("train")[0][:COUNT]),
         "held-out images": energies("pictures heldout", dataset.split("heldout")[0][:COUNT]),
     }
-    steps, told = stage.chain.steps, list[Tensor]()
+    steps, along = stage.chain.steps, list[Tensor]()
     try:
         diagnosed = diagnose(
             lambda eps: vaebm.potential(eps[:-1], eps[-1]),
-            [*eps_z, eps_x],
-            observe,
-            steps=steps,
-            step_size=stage.chain.step_size,
-            noise=noise,
-            batch=batch,
-        )
-        shown |= {
-            "start of the chains": torch.cat(told[:: steps + 1]),
-            "end of the chains": torch.cat(told[steps :: steps + 1]),
+            [*eps_z, eps_x], observe, steps=steps, step_size=stage.chain.step_size, noise=noise, batch=batch,
+        )  # fmt: skip
+        shown["start of the chains"] = torch.cat(along[:: steps + 1])
+        shown["end of the chains"] = torch.cat(along[steps :: steps + 1])
+        moved: dict[str, Sequence[float]] = {
+            "latent noise": diagnosed.moved_latents,
+            "pixel noise": diagnosed.moved_pixel_noise,
+            "pixels": diagnosed.moved_pixels,
         }
-        plots.step_curves(
-            {
-                "acceptance of a Metropolis correction": {"": diagnosed.acceptance},
-                "autocorrelation of the energy": {"": diagnosed.autocorrelation},
-                "distance from the start (RMS)": {
-                    "latent noise": diagnosed.moved_latents,
-                    "pixel noise": diagnosed.moved_pixel_noise,
-                    "pixels": diagnosed.moved_pixels,
-                },
-            },
-            folder / "chains.png",
-        )
+        panels: dict[str, dict[str, Sequence[float]]] = {
+            "acceptance of a Metropolis correction": {"": diagnosed.acceptance},
+            "autocorrelation of the energy": {"": diagnosed.autocorrelation},
+            "distance from the start (RMS)": moved,
+        }
+        plots.step_curves(panels, folder / "chains.png")
         figures = asdict(diagnosed)
-    except UserError as problem:  # a model all the same
+    except UserError as problem:  # the model is kept
         figures = {"problem": str(problem)}
-    plots.histograms(
-        {"": {name: values.cpu().double().numpy() for name, values in shown.items()}},
-        folder / "energies.png",
-        "energy E(x)",
-        columns=1,
-    )
+    samples = {name: values.cpu().double().numpy() for name, values in shown.items()}
+    plots.histograms({"": samples}, folder / "energies.png", "energy E(x)", columns=1)
     return figures

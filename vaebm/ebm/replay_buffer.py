@@ -1,4 +1,4 @@
-"""The replay buffer: where the chains of earlier iterations ended, for later ones to start from (VAEBM with persistent chains)."""
+"""Replay buffer of chain ends for later iterations to start from (VAEBM with persistent chains)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from vaebm.system.errors import UserError
 
 
 class ReplayBuffer:
-    """The last noise ε_z of chains, one tensor per latent group in the memory of the host, written in place and around (as in JEM).
+    """Ring buffer of the final noise ε_z of chains, one tensor per latent group in host memory (as in JEM).
 
-    The pixels' noise is not kept: it starts anew with every chain. Entries are counted from the oldest, which is 0; they
-    stay when they are replayed, and the oldest make room for new ones.
+    Pixel noise is not kept. Entry 0 is the oldest; replayed entries stay, new entries replace the oldest.
 
-    Each of several processes keeps its share of the entries, all make the same draws, and they exchange what was drawn. So a
-    training is the same on any number of them, and a checkpoint can be continued by another number.
+    Entries are distributed over the processes. All processes make the same draws and exchange the drawn entries, so
+    training and checkpoints do not depend on the number of processes.
 
     Args:
         shapes: (latents, h, w) of each latent group.
-        capacity: entries.
+        capacity: number of entries.
         seed: of the draws.
         probability: that a chain is replayed, after the first `anneal_steps` iterations.
-        anneal_steps: iterations over which the probability grows linearly from zero.
+        anneal_steps: iterations of the linear increase of the probability from zero.
         dtype: of the noise.
     """
 
@@ -43,18 +42,18 @@ class ReplayBuffer:
         dtype: torch.dtype = torch.float32,
     ):
         self.capacity, self.seed, self.probability, self.anneal_steps = capacity, seed, probability, anneal_steps
-        self.eps = [torch.zeros(-(-capacity // distributed.processes()), *shape, dtype=dtype) for shape in shapes]
+        self.eps = [torch.zeros(-(-capacity // distributed.world_size()), *shape, dtype=dtype) for shape in shapes]
         self.inserted = 0
 
     def __len__(self) -> int:
-        """Entries that there are."""
+        """Number of entries."""
         return min(self.inserted, self.capacity)
 
     def draw(self, step: int, batch: int) -> Tensor:
-        """Entries from which chains of iteration `step` start: a function of the seed, the step and the buffer's length.
+        """Draw the entries that chains of iteration `step` start from: a function of seed, step and length.
 
-        Each of `batch` chains is replayed with probability min(p, p · step / anneal_steps); the entries are distinct and
-        equally likely.
+        Each of `batch` chains is replayed with probability min(p, p · step / anneal_steps). Entries are drawn without
+        replacement, with equal probability.
         """
         generator = np.random.Generator(np.random.Philox(key=derive(self.seed, "replay", step)))
         probability = self.probability * min(1.0, step / self.anneal_steps)
@@ -62,61 +61,60 @@ class ReplayBuffer:
         return torch.from_numpy(generator.choice(len(self), replayed, replace=False))
 
     def start(self, fresh: Sequence[Tensor], step: int) -> list[Tensor]:
-        """Where the chains of iteration `step` start: replayed ones first, then fresh ones in the places that they have in `fresh`.
+        """Start noise of iteration `step`: replayed entries first, then `fresh` noise in its own places.
 
         Args:
-            fresh: fresh noise for this process's part of the batch, one (B, latents, h, w) per group.
+            fresh: noise for this process's part of the batch, one (B, latents, h, w) per group.
 
         Raises:
             UserError: the buffer cannot hold a batch.
         """
-        batch = len(fresh[0]) * distributed.processes()
+        batch = len(fresh[0]) * distributed.world_size()
         if batch > self.capacity:
             raise UserError(
-                f"replay buffer: expected a capacity of at least the {batch} chains of an iteration, found {self.capacity}; choose a larger capacity"
+                f"replay buffer: expected a capacity of at least the {batch} chains of an iteration, "
+                f"found {self.capacity}; choose a larger capacity"
             )
-        share = distributed.share(range(batch))
+        share = distributed.local_shard(range(batch))
         rows = (self.inserted - len(self) + self.draw(step, batch)) % self.capacity
         own, places = self._own(rows)
         started = []
         for kept, new in zip(self.eps, fresh, strict=True):
             drawn = kept.new_zeros(len(rows), *kept.shape[1:])
             drawn[own] = kept[places]
-            replayed = distributed.total(drawn)[share.start : share.stop]
+            replayed = distributed.all_reduce_sum(drawn)[share.start : share.stop]
             started.append(torch.cat([replayed.to(new), new[len(replayed) :]]))
         return started
 
     def _own(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of these rows of the whole buffer this process keeps, and where: the rows are dealt out like cards."""
-        own = rows % distributed.processes() == distributed.rank()
-        return own, rows[own] // distributed.processes()
+        """Mask of the rows that this process keeps (round-robin), and their local indices."""
+        own = rows % distributed.world_size() == distributed.rank()
+        return own, rows[own] // distributed.world_size()
 
     @torch.no_grad()
     def insert(self, eps: Sequence[Tensor]) -> None:
-        """Add where all chains of an iteration ended; the first chain is the oldest of them.
+        """Add the ends of all chains of an iteration, the first chain as the oldest.
 
         Args:
-            eps: of this process's part of the batch, one (B, latents, h, w) per group.
+            eps: this process's part of the batch, one (B, latents, h, w) per group.
         """
-        rows = (self.inserted + torch.arange(len(eps[0]) * distributed.processes())) % self.capacity
+        rows = (self.inserted + torch.arange(len(eps[0]) * distributed.world_size())) % self.capacity
         own, places = self._own(rows)
         for kept, part in zip(self.eps, eps, strict=True):
             kept[places] = distributed.gather(part).flatten(0, 1)[own.to(part.device)].to(kept)
         self.inserted += len(rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Entries of all processes, in the first one's, and how many there have ever been, which says where the oldest stands."""
-        shares = [distributed.collect(kept) for kept in self.eps]
-        return {
-            "eps": [
-                None if share is None else share.transpose(0, 1).flatten(0, 1)[: self.capacity] for share in shares
-            ],
-            "inserted": self.inserted,
-        }
+        """All entries, on rank 0, and the total number of insertions, which locates the oldest entry."""
+        eps = []
+        for kept in self.eps:
+            shares = distributed.gather_to_rank0(kept)
+            eps.append(None if shares is None else shares.transpose(0, 1).flatten(0, 1)[: self.capacity])
+        return {"eps": eps, "inserted": self.inserted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with saved entries."""
+        """Restore saved entries."""
         self.inserted = state["inserted"]
         for kept, saved in zip(self.eps, state["eps"], strict=True):
-            own = saved[distributed.rank() :: distributed.processes()]
+            own = saved[distributed.rank() :: distributed.world_size()]
             kept[: len(own)] = own

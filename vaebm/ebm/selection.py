@@ -1,4 +1,4 @@
-"""Which snapshot of the energy becomes the model: quick Fréchet distances in features of the NVAE, which need no other network."""
+"""Selection of the model's snapshot by Fréchet distances in features of the NVAE, without another network."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from vaebm.config import EBMSettings
 from vaebm.data import ImageSet
 from vaebm.model import VAEBM
-from vaebm.noise import NoiseSource, derive
+from vaebm.noise import NoiseSource, batches, derive
 from vaebm.nvae.model import NVAE
 from vaebm.training.loop import batch_indices
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The model's snapshot, and how it was found."""
+    """The selected snapshot, and the comparison."""
 
     rule: str
-    """In words."""
+    """Description of the rule."""
     candidates: dict[int, float | None]
-    """Iteration → distance; None for one whose images are not finite."""
+    """Iteration → distance; None if its images are not finite."""
     chosen: int
     """Iteration of the model."""
     last: int
-    """Iteration of the last candidate: the end of a training that ended well."""
+    """Iteration of the last candidate."""
 
 
 def select(
@@ -40,15 +40,15 @@ def select(
     stage: EBMSettings,
     seed: int,
 ) -> Selection:
-    """Compare snapshots by their images, decoder means after the same chain from the same noise.
+    """Compare snapshots by decoder means after the same chain from the same noise.
 
     Args:
         vaebm: its energy is left with the weights of the last snapshot.
-        iterations: the snapshots, the last one last.
-        weights: of the energy in each of them.
-        dataset: its training images are the reference, as many as there are images of each snapshot.
+        iterations: the snapshots, in order.
+        weights: iteration → weights of the energy.
+        dataset: source of the reference, as many training images as images per snapshot.
         stage: settings of chain and selection.
-        seed: of the images' noise and of the choice of the training images.
+        seed: of noise and choice of training images.
     """
     from vaebm.measures.frechet import Statistics, frechet_distance  # takes seconds to import
 
@@ -62,31 +62,32 @@ def select(
     candidates: dict[int, float | None] = {}
     for iteration in iterations:
         vaebm.energy.load_state_dict(weights(iteration))
-        parts = (range(first, min(first + batch, count)) for first in range(0, count, batch))
-        sources = (NoiseSource(seed, "selection", part) for part in parts)
+        sources = (NoiseSource(seed, "selection", part) for part in batches(range(count), batch))
         found = features(
-            vaebm.nvae, (vaebm.images(noise, steps=chain.steps, step_size=chain.step_size) for noise in sources)
+            vaebm.nvae, (vaebm.sample_batch(noise, steps=chain.steps, step_size=chain.step_size) for noise in sources)
         )
-        candidates[iteration] = (
-            frechet_distance(Statistics.of(found / unit), reference) if np.isfinite(found).all() else None
-        )
+        distance = frechet_distance(Statistics.of(found / unit), reference) if np.isfinite(found).all() else None
+        candidates[iteration] = distance
     rule = (
-        f"smallest Fréchet distance of {count} images to {len(chosen)} training images, of the last {stage.selection.candidates} good snapshots; "
+        f"smallest Fréchet distance of {count} images to {len(chosen)} training images, "
+        f"of the last {stage.selection.candidates} good snapshots; "
         f"images: decoder means after {chain.steps} steps of {chain.step_size:g}; "
         "features: top of the NVAE's encoder, mean over positions, in units of their deviation over the training images"
     )
-    return Selection(rule, candidates, nearest(candidates), max(candidates))
+    return Selection(rule, candidates, best_snapshot(candidates), max(candidates))
 
 
-def nearest(candidates: dict[int, float | None]) -> int:
-    """The iteration of the smallest distance; the later one of equals, and one without a distance only if none has one."""
-    return min(
-        candidates,
-        key=lambda iteration: (float("inf") if (distance := candidates[iteration]) is None else distance, -iteration),
-    )
+def best_snapshot(candidates: dict[int, float | None]) -> int:
+    """The iteration of the smallest distance, the later one of equals; None counts as infinite."""
+
+    def key(iteration: int) -> tuple[float, int]:
+        distance = candidates[iteration]
+        return (float("inf") if distance is None else distance, -iteration)
+
+    return min(candidates, key=key)
 
 
 @torch.no_grad()
 def features(nvae: NVAE, batches: Iterable[Tensor]) -> NDArray[np.float64]:
-    """Features (N, D) of batches of images (B, C, H, W) in [0, 1]: the top of the NVAE's encoder, averaged over positions."""
+    """Features (N, D) of images (B, C, H, W) in [0, 1]: top of the NVAE's encoder, averaged over positions."""
     return torch.cat([nvae.encode(images)[0].double().mean(dim=(2, 3)) for images in batches]).cpu().numpy()

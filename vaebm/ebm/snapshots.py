@@ -1,4 +1,4 @@
-"""The state of the energy's training at a stated pace, as files: what a restart goes back to and the selection chooses from."""
+"""Regular snapshots of the training as files, for restarts and for the selection of the model."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ from vaebm.system.files import writing
 
 
 class Snapshot(NamedTuple):
-    """One snapshot: which iteration it stands after, and how often the training had been restarted then."""
+    """A snapshot: number of iterations before it, and number of restarts."""
 
     iteration: int
     restarts: int
 
 
 BEGINNING = Snapshot(0, 0)
-"""Before the first iteration: for restarts alone, never a model."""
+"""Before the first iteration; used only for restarts, never as a model."""
 
 
 class Snapshots:
-    """The last few snapshots, each in a file of `folder`, and which of them are good.
+    """The last snapshots, one file each in `folder`, and which of them are good.
 
-    A snapshot becomes good when the training has gone on for the guard's patience without a bad iteration, so a good one is
-    never from the slope that ended in a divergence.
+    A snapshot becomes good after `patience` iterations without a bad one.
 
-    The names of the snapshots are in the checkpoint, their contents are not. A file is removed only when neither of the last
-    two checkpoints names it, so that a training that goes on from one of them finds what it had.
+    Checkpoints hold the names of the snapshots, not their contents. A file is removed when neither of the last two
+    checkpoints names it, so a training can resume from either.
 
     Args:
         patience: iterations without a bad one that make a snapshot good.
-        kept: good snapshots that are kept, the last ones.
+        kept: number of good snapshots to keep, the last ones.
     """
 
     folder: Path
-    """Of the files, beside the checkpoints; set when the training that these belong to knows it."""
+    """Set once the training knows its checkpoint folder."""
 
     def __init__(self, patience: int, kept: int):
         self.patience, self.kept = patience, kept
@@ -48,68 +47,64 @@ class Snapshots:
         self._saved: list[Snapshot] = []
 
     def take(self, snapshot: Snapshot, state: Callable[[], dict[str, Any]]) -> None:
-        """Write a snapshot, which waits to become good; of several processes the first writes."""
+        """Write a snapshot, which then waits to become good."""
         self.write(snapshot, state)
         self.waiting.append(snapshot)
 
     def write(self, snapshot: Snapshot, state: Callable[[], dict[str, Any]]) -> None:
-        """Write the file of a snapshot: tensors and plain values; of several processes the first does."""
+        """Write the file of a snapshot, on rank 0."""
         if distributed.rank() == 0:
             with writing(self._path(snapshot)) as stream:
                 torch.save(state(), stream)
 
     def read(self, snapshot: Snapshot) -> dict[str, Any]:
-        """The state in the file of a snapshot, on the CPU.
+        """Read the state of a snapshot, on the CPU.
 
         Raises:
-            UserError: it is gone.
+            UserError: the file is missing.
         """
-        state: dict[str, Any] = load_plain(self._path(snapshot), "a snapshot of the training")
-        return state
+        return load_plain(self._path(snapshot), "a snapshot of the training")
 
     def confirm(self, iteration: int) -> None:
-        """All is well after `iteration` updates: those that have waited for the patience are good."""
+        """Mark as good all snapshots that have waited for the patience, after `iteration` good updates."""
         while self.waiting and iteration - self.waiting[0].iteration >= self.patience:
             self.good = [*self.good, self.waiting.pop(0)][-self.kept :]
 
     def confirm_all(self) -> None:
-        """The training has ended well: all that wait are good."""
+        """Mark all waiting snapshots as good, at the end of a good training."""
         self.good = [*self.good, *self.waiting][-self.kept :]
         self.waiting = []
 
     def doubt(self) -> None:
-        """A bad iteration: those that wait never become good."""
+        """Drop all waiting snapshots, after a bad iteration."""
         self.waiting = []
 
     @property
     def usable(self) -> list[Snapshot]:
-        """The good ones whose files are there.
+        """The good snapshots whose files exist.
 
-        All of them, but for a training that was about to save a state that is not finite, which is then not saved, and that
-        goes on from the checkpoint before in another way than it did, as it may on a GPU.
+        A file may be missing when a state that is not finite was not saved, and the resumed training, on a GPU, took
+        another course.
         """
         return [snapshot for snapshot in self.good if self._path(snapshot).is_file()]
 
     @property
     def last_good(self) -> Snapshot:
-        """Where a restart begins: the last good snapshot, or the beginning."""
+        """The snapshot for a restart: the last good one, or the beginning."""
         return [BEGINNING, *self.usable][-1]
 
     def state_dict(self) -> dict[str, Any]:
-        """The names of the snapshots. A checkpoint is about to be saved: files that it and the one before do not name are removed."""
+        """Names of the snapshots, for a checkpoint; removes files that it and the previous one do not name."""
         named = [*self.good, *self.waiting]
         kept = {self._path(snapshot) for snapshot in (BEGINNING, *named, *self._saved)}
         for path in self.folder.glob("*.pt"):
             if path not in kept:
                 path.unlink()
         self._saved = named
-        return {
-            "good": [tuple(snapshot) for snapshot in self.good],
-            "waiting": [tuple(snapshot) for snapshot in self.waiting],
-        }
+        return {name: [tuple(snapshot) for snapshot in getattr(self, name)] for name in ("good", "waiting")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with those that were named."""
+        """Restore the names."""
         self.good, self.waiting = ([Snapshot(*snapshot) for snapshot in state[name]] for name in ("good", "waiting"))
         self._saved = [*self.good, *self.waiting]
 

@@ -1,4 +1,4 @@
-"""Stage `ebm`: training of the energy network on a frozen NVAE (VAEBM section 3.1); what an iteration does stands in `iteration`."""
+"""Stage `ebm`: training of the energy network on a frozen NVAE (VAEBM section 3.1)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vaebm.config import EBMSettings, EBMTrainingSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
 from vaebm.ebm.divergence_guard import Guard
-from vaebm.ebm.iteration import Trainer, initialize
-from vaebm.ebm.plots import save_pictures
+from vaebm.ebm.iteration import EBMTrainer, initialize
+from vaebm.ebm.plots import save_ebm_plots
 from vaebm.ebm.selection import select
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
 from vaebm.energy.network import EnergyNetwork
@@ -23,39 +23,39 @@ from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
-from vaebm.system.device import place, prepare, seeded
+from vaebm.system.device import seeded, setup_device, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
-from vaebm.training.loop import Limits, Training
+from vaebm.training.loop import Limits, Stateful, Training
 
 RECORD_EVERY = 5
 """Iterations between two lines of the history."""
 
 
-def learning_rate(step: int, training: EBMTrainingSettings) -> float:
-    """Constant as published, or a cosine from the first iteration to zero after the last."""
+def energy_learning_rate(step: int, training: EBMTrainingSettings) -> float:
+    """Learning rate of a step: constant as published, or a cosine to zero."""
     if training.learning_rate_decay == "none":
         return training.learning_rate
     return 0.5 * training.learning_rate * (1.0 + math.cos(math.pi * step / training.iterations))
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train the energy of the settings file and write model.pt, training.json, history.jsonl and pictures.
+    """Train the energy and write model.pt, training.json, history.jsonl and pictures.
 
-    A training that diverges goes back to its last good snapshot as often as it is asked to, then stops; the model is one of
-    the last good snapshots, and training.json says what happened and which.
+    A diverged training restarts from its last good snapshot, up to the number of restarts, then stops. The model is one
+    of the last good snapshots; training.json records the events and the selection.
 
     Args:
         settings: ebm.yaml.
         data: manifest of the data set.
-        nvae: model of the NVAE, frozen throughout.
-        model: where the model goes; the other files stand beside it.
+        nvae: model of the frozen NVAE.
+        model: file to write, in the folder of the other outputs.
 
     Raises:
-        UserError: images that do not fit the NVAE or the batch, or a training that diverged before its first good snapshot.
+        UserError: images that do not fit the NVAE or the batch, or divergence before the first good snapshot.
         Interrupted: stopped in time, to be resumed.
     """
-    device = prepare(threads, gpus, join=True)
+    device = setup_device(threads, gpus, join=True)
     seed, stage = read_settings(settings, EBMSettings)
     training = stage.training
     set_precision(training.precision, device, f"{settings}: ebm.training.precision")
@@ -68,50 +68,44 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     images = dataset.split("train")[0].to(device)
     if training.batch > len(images):
         raise UserError(
-            f"{settings}: ebm.training.batch: expected at most the {len(images)} training images, found {training.batch}"
+            f"{settings}: ebm.training.batch: expected at most the {len(images)} training images, "
+            f"found {training.batch}"
         )
 
     with seeded(derive(seed, "energy")):
         energy = EnergyNetwork(stage.network, dataset.shape[0])
     if training.precision == "float64":
         vae, energy = vae.double(), energy.double()
-    initialize(place(energy, device), vae, images, stage, seed)
-    trainer = Trainer(vae, energy, stage, seed)
+    initialize(to_device_channels_last(energy, device), vae, images, stage, seed)
+    trainer = EBMTrainer(vae, energy, stage, seed)
     guard, snapshots = Guard(stage.guard), Snapshots(stage.guard.patience, stage.selection.candidates)
-    run_state = Training(
-        "ebm",
-        model.parent,
-        {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash},
-        training.iterations,
-        {"trainer": trainer, "guard": guard, "snapshots": snapshots},
-        limits,
-    )
+    identity = {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash}
+    parts: dict[str, Stateful] = {"trainer": trainer, "guard": guard, "snapshots": snapshots}
+    run_state = Training("ebm", model.parent, identity, training.iterations, parts, limits)
     snapshots.folder = run_state.scratch / "snapshots"
     events: list[dict[str, Any]] = run_state.extra.setdefault("events", [])
-    train(trainer, images, run_state, guard, snapshots, events)
+    run_iterations(trainer, images, run_state, guard, snapshots, events)
     if not snapshots.usable:
         raise UserError(
-            f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: {guard.reason}; "
-            "choose a smaller ebm.training.learning_rate or snapshot_every, or a larger spectral_weight or energy_penalty"
+            f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: "
+            f"{guard.reason}; choose a smaller ebm.training.learning_rate or snapshot_every, "
+            "or a larger spectral_weight or energy_penalty"
         )
     if distributed.rank() != 0:
         return
 
     energy.requires_grad_(False)
     candidates = {snapshot.iteration: snapshot for snapshot in snapshots.usable}
-    selection = select(
-        trainer.vaebm,
-        candidates,
-        lambda iteration: trainer.model(snapshots.read(candidates[iteration])),
-        dataset,
-        stage,
-        seed,
-    )
-    weights = trainer.model(snapshots.read(candidates[selection.chosen]))
+
+    def weights_of(iteration: int) -> dict[str, Tensor]:
+        return trainer.model(snapshots.read(candidates[iteration]))
+
+    selection = select(trainer.vaebm, candidates, weights_of, dataset, stage, seed)
+    weights = weights_of(selection.chosen)
     energy.load_state_dict(weights)
     status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.bad else "finished"
     print(f"ebm: {status}; the model is the snapshot of iteration {selection.chosen}", flush=True)
-    diagnostics = save_pictures(trainer.vaebm, dataset, run_state, stage, seed)
+    diagnostics = save_ebm_plots(trainer.vaebm, dataset, run_state, stage, seed)
     origin = {"potential": stage.potential, "start": stage.start, "positives": stage.positives}
     save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), **origin)
     run_state.finish(
@@ -124,21 +118,21 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         model=hash_tensors(weights),
         device=str(device),
         threads=threads,
-        processes=distributed.processes(),
+        processes=distributed.world_size(),
     )
 
 
-def train(
-    trainer: Trainer,
+def run_iterations(
+    trainer: EBMTrainer,
     images: Tensor,
     run_state: Training,
     guard: Guard,
     snapshots: Snapshots,
     events: list[dict[str, Any]],
 ) -> None:
-    """The iterations that are left, and what is done when they go wrong.
+    """Run the remaining iterations, with restarts after divergence.
 
-    Afterwards `guard` says whether the training ended well, `snapshots` which are good, and `events` what went wrong.
+    Afterwards `guard` tells whether the training ended well, `snapshots` has the good ones, `events` the problems.
 
     Args:
         images: all training images, (N, C, H, W) uint8.
@@ -149,7 +143,7 @@ def train(
 
     while True:
         for step in run_state.steps():
-            rate = learning_rate(step, training) * guarded.restart_factor**trainer.restarts
+            rate = energy_learning_rate(step, training) * guarded.restart_factor**trainer.restarts
             seen = trainer.gradients(trainer.batch(step, images), step)
             guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
             if step % RECORD_EVERY == 0 or guard.diverged:
@@ -169,7 +163,8 @@ def train(
             break
         back = snapshots.last_good
         trainer.restart(snapshots.read(back))
-        action = f"went back to iteration {back.iteration}, with another seed and {guarded.restart_factor**trainer.restarts:g} times the learning rate"
+        rate = guarded.restart_factor**trainer.restarts
+        action = f"went back to iteration {back.iteration}, with another seed and {rate:g} times the learning rate"
         note(events, run_state.step, guard.reason, action)
         guard.forget()
         snapshots.doubt()
@@ -186,10 +181,10 @@ def train(
 
 
 def go_back(run_state: Training, iteration: int) -> None:
-    """Continue the training after an earlier iteration, with the state as it is now.
+    """Continue after an earlier iteration with the current state.
 
-    That is saved at once, and what was saved before is dropped: checkpoints are ordered by their steps, so one from before a
-    restart would count as newer until the training has caught up with it.
+    Saves a checkpoint and removes the earlier ones: checkpoints are ordered by step, so one from before a restart would
+    count as newer.
     """
     records = [slot.with_suffix(".json") for slot in run_state.checkpoints.slots]
     before = {path: path.read_bytes() for path in records if path.is_file()}
@@ -201,7 +196,7 @@ def go_back(run_state: Training, iteration: int) -> None:
 
 
 def note(events: list[dict[str, Any]], iteration: int, reason: str, action: str) -> None:
-    """Say what went wrong at an iteration and what was done, now and in training.json."""
+    """Print and record a problem and the action taken."""
     events.append({"iteration": iteration, "reason": reason, "action": action})
     if distributed.rank() == 0:
         print(f"ebm: iteration {iteration}: {reason}: {action}", flush=True)

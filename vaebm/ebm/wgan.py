@@ -1,7 +1,7 @@
-"""Stage `wgan`: the NVAE's decoder as the generator of a Wasserstein GAN (VAEBM section 5.2, table 4; Gulrajani et al., 2017).
+"""Stage `wgan`: the NVAE's decoder as the generator of a Wasserstein GAN (VAEBM section 5.2, table 4).
 
-The ablation's question is whether the decoder could simply be trained further against a critic, rather than be kept with an
-energy beside it. The critic is an energy network; low is data-like, as everywhere here.
+Ablation: the decoder is trained against a critic (Gulrajani et al., 2017) instead of combined with an energy. The
+critic is an energy network: low is data-like.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from vaebm.energy.network import EnergyNetwork
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
-from vaebm.system.device import place, prepare, seeded
+from vaebm.system.device import seeded, setup_device, to_device_channels_last
 from vaebm.system.errors import UserError
-from vaebm.training.loop import Limits, Training, training_batch
+from vaebm.training.loop import Limits, Stateful, Training, training_batch
 
-CURVES = {
+WGAN_CURVES = {
     "critic: data minus generated": ["gap"],
     "gradient penalty": ["penalty"],
     "critic of generated images": ["critic_generated"],
 }
 
-RECORD_EVERY = 10
+WGAN_RECORD_EVERY = 10
 
 
 class CriticLoss(NamedTuple):
     """Parts of the critic's loss."""
 
     loss: Tensor
-    """gap + weight · penalty, a scalar with gradient."""
+    """gap + weight · penalty, scalar, with gradient."""
     gap: Tensor
-    """mean f(data) − mean f(generated), the negative estimate of the Wasserstein distance."""
+    """mean f(data) − mean f(generated), minus the estimated Wasserstein distance."""
     penalty: Tensor
     """mean (‖∇f‖ − 1)² between data and generated images."""
 
@@ -50,7 +50,7 @@ def critic_loss(critic: nn.Module, data: Tensor, generated: Tensor, between: Ten
 
     Args:
         data, generated: images (B, C, H, W) in [0, 1].
-        between: (B,) in [0, 1]: where on the line between each pair the gradient is taken.
+        between: (B,) in [0, 1]: interpolation weights of the points where the gradient is taken.
         weight: of the penalty.
     """
     gap = critic(data).mean() - critic(generated).mean()
@@ -60,11 +60,11 @@ def critic_loss(critic: nn.Module, data: Tensor, generated: Tensor, between: Ten
     return CriticLoss(gap + weight * penalty, gap.detach(), penalty.detach())
 
 
-class Trainer:
-    """Generator and critic, and all that a step of their training changes.
+class WGANTrainer:
+    """Generator, critic and their optimisers.
 
     Args:
-        nvae: in eval mode: its batch norms keep their statistics, as the samples of every variant see them.
+        nvae: in eval mode: its batch norms keep their statistics.
         critic: the energy network.
         settings: of the stage.
         seed: of the noise.
@@ -102,7 +102,7 @@ class Trainer:
         return parts
 
     def generator_step(self, step: int) -> Tensor:
-        """Update `step` of the generator: its images get what the critic gives to data. The critic's mean value of them."""
+        """Update `step` of the generator towards lower critic values; returns the critic's mean value."""
         self.critic.requires_grad_(False)
         value = self.critic(self.generate(step * self.settings.batch, "generator")).mean()
         self.generator_optimizer.zero_grad(set_to_none=True)
@@ -113,19 +113,19 @@ class Trainer:
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train the GAN of the settings file and write model.pt (an NVAE with the generator as its decoder), training.json, history.jsonl, pictures.
+    """Train the GAN and write model.pt (an NVAE with the generator as decoder), training.json, history.jsonl, pictures.
 
     Args:
         settings: wgan.yaml.
         data: manifest of the data set.
         nvae: model of the NVAE that the generator starts from.
-        model: where the model goes; the other files stand beside it.
+        model: file to write, in the folder of the other outputs.
 
     Raises:
-        UserError: images that do not fit the NVAE or the batch, or a training that diverged.
+        UserError: images that do not fit the NVAE or the batch, or a diverged training.
         Interrupted: stopped in time, to be resumed.
     """
-    device = prepare(threads, gpus)
+    device = setup_device(threads, gpus)
     seed, stage = read_settings(settings, WGANSettings)
     dataset = open_images(data)
     vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]
@@ -137,41 +137,33 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
             f"{settings}: wgan.batch: expected at most the {len(images)} training images, found {stage.batch}"
         )
     with seeded(derive(seed, "critic")):
-        critic = place(EnergyNetwork(stage.network, dataset.shape[0]), device)
-    trainer = Trainer(vae, critic, stage, seed)
+        critic = to_device_channels_last(EnergyNetwork(stage.network, dataset.shape[0]), device)
+    trainer = WGANTrainer(vae, critic, stage, seed)
 
     def batch_of(step: int) -> Tensor:
         return vae.as_input(training_batch(images, step, stage.batch, derive(seed, "wgan"), stage.flip))
 
-    run_state = Training(
-        "wgan",
-        model.parent,
-        {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash},
-        stage.iterations,
-        {
-            "nvae": vae,
-            "critic": critic,
-            "generator_optimizer": trainer.generator_optimizer,
-            "critic_optimizer": trainer.critic_optimizer,
-        },
-        limits,
-    )
+    identity = {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash}
+    optimizers = {"generator_optimizer": trainer.generator_optimizer, "critic_optimizer": trainer.critic_optimizer}
+    state: dict[str, Stateful] = {"nvae": vae, "critic": critic, **optimizers}
+    run_state = Training("wgan", model.parent, identity, stage.iterations, state, limits)
     for step in run_state.steps():
         for number in range(step * stage.critic_steps, (step + 1) * stage.critic_steps):
             parts = trainer.critic_step(batch_of(number), number)
         value = trainer.generator_step(step)
-        if step % RECORD_EVERY == 0:
+        if step % WGAN_RECORD_EVERY == 0:
             figures = {"gap": float(parts.gap), "penalty": float(parts.penalty), "critic_generated": float(value)}
             if not all(map(math.isfinite, figures.values())):
                 raise UserError(
-                    f"{settings}: the training diverged at iteration {step}: {figures}; choose a smaller wgan.learning_rate"
+                    f"{settings}: the training diverged at iteration {step}: {figures}; "
+                    "choose a smaller wgan.learning_rate"
                 )
             run_state.record(**figures)
 
     vae.requires_grad_(False)
     pictures = run_state.folder / "pictures"
     run_state.write_history()
-    plots.training_curves(run_state.history, pictures / "curves.png", CURVES)
+    plots.training_curves(run_state.history, pictures / "curves.png", WGAN_CURVES)
     with torch.no_grad():
         eps = NoiseSource(seed, "pictures", range(128)).normal(vae.latent_shapes, device=device)
         plots.image_grid(vae.decode(eps)[0].mean.clamp(0, 1).cpu(), pictures / "samples.png")

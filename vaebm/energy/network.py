@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,30 +12,27 @@ from torch.nn import functional as F
 from vaebm.config import EnergyNetworkSettings
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.system.checkpoint import load_model
-from vaebm.system.device import place
+from vaebm.system.device import to_device_channels_last
 from vaebm.system.errors import UserError
 
 LIPSWISH = 1.1
-"""What the swish is divided by."""
+"""Divisor of the swish."""
 
 
 def lipswish(x: Tensor) -> Tensor:
-    """swish(x) / 1.1, which has a Lipschitz constant below 1."""
-    return F.silu(x).div_(LIPSWISH)  # autograd keeps the input of silu alone
+    """swish(x) / 1.1, with a Lipschitz constant below 1 (VAEBM appendix E)."""
+    return F.silu(x).div_(LIPSWISH)  # in place: autograd keeps only the input of silu
 
 
 class EnergyBlock(nn.Module):
-    """Two 3×3 convolutions beside a skip connection, then a 2×2 mean pool where `down`."""
+    """Two 3×3 convolutions and a skip connection, then a 2×2 mean pool if `down`."""
 
     def __init__(self, channels_in: int, channels_out: int, down: bool):
         super().__init__()
         self.first = DataInitializedConv2d(channels_in, channels_out, 3)
         self.second = DataInitializedConv2d(channels_out, channels_out, 3)
-        self.skip = (
-            DataInitializedConv2d(channels_in, channels_out, 1, bias=False)
-            if down or channels_in != channels_out
-            else None
-        )
+        changes = down or channels_in != channels_out
+        self.skip = DataInitializedConv2d(channels_in, channels_out, 1, bias=False) if changes else None
         self.down = down
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,19 +43,16 @@ class EnergyBlock(nn.Module):
 
 
 class EnergyNetwork(nn.Module):
-    """E(x): low for images that look like data.
+    """E(x), low for images like the data: an architecture by settings for images of C `channels` (VAEBM appendix E)."""
 
-    Args:
-        settings: the architecture.
-        channels: C of the images.
-    """
+    blocks: Sequence[EnergyBlock]
 
     def __init__(self, settings: EnergyNetworkSettings, channels: int):
         super().__init__()
         self.settings, self.channels = settings, channels
         widths = [settings.channels, *(settings.channels * width for width in settings.widths)]
         self.stem = DataInitializedConv2d(channels, settings.channels, 3)
-        self.blocks = nn.ModuleList(
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]  # ModuleList is not generic
             EnergyBlock(width_in, width_out, block in settings.down)
             for block, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False))
         )
@@ -68,21 +63,20 @@ class EnergyNetwork(nn.Module):
         x = lipswish(self.stem(x))
         for block in self.blocks:
             x = block(x)
-        energy: Tensor = self.head(x.sum(dim=(2, 3)))[:, 0]
-        return energy
+        return self.head(x.sum(dim=(2, 3)))[:, 0]
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> Tensor:
-        """Data-dependent initialisation by a batch of images (B, C, H, W) in [0, 1]; their energies (B,) afterwards."""
+        """Initialise by a batch of images (B, C, H, W) in [0, 1], and return their energies (B,)."""
         with data_initialization(self):
             return self(images)
 
 
 def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyNetwork:
-    """The trained energy network in a model file: frozen.
+    """Load the energy network of a model file, frozen.
 
     Raises:
-        UserError: no such file, or not an energy network.
+        UserError: the file is missing, or not an energy network of this version.
     """
     content = load_model(path, "energy")
     try:
@@ -90,6 +84,7 @@ def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyN
         energy.load_state_dict(content["weights"])
     except (KeyError, ValueError, RuntimeError):
         raise UserError(
-            f"{path}: expected an energy network of this version, found one with other settings or weights; train or convert it again"
+            f"{path}: expected an energy network of this version, found one with other settings or weights; "
+            "train or convert it again"
         ) from None
-    return place(energy.requires_grad_(False).eval(), torch.device(device))
+    return to_device_channels_last(energy.requires_grad_(False).eval(), torch.device(device))

@@ -1,4 +1,4 @@
-"""Published energy networks: what they are, and reading their checkpoints, key by key (`vaebm convert energy`)."""
+"""Published energy networks, and the reader of their checkpoints (`vaebm convert energy`; VAEBM appendix E)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch import Tensor
 
 from vaebm.config import EnergyNetworkSettings
 from vaebm.energy.network import EnergyNetwork
+from vaebm.nvae.published_checkpoint import refuse
 from vaebm.system.checkpoint import load_plain, save_model
 from vaebm.system.errors import UserError
 
 
-class Published(NamedTuple):
-    """A published energy network, made for images of one size."""
+class PublishedEnergy(NamedTuple):
+    """A published energy network for images of one size."""
 
     network: EnergyNetworkSettings
-    """With the published number of channels."""
+    """Settings with the published number of channels."""
     side: int
     """Height and width of the images."""
 
 
-def _published(channels: int, widths: list[int], down: list[int], side: int) -> Published:
-    return Published(EnergyNetworkSettings(channels=channels, widths=widths, down=down), side)
+def _published(channels: int, widths: list[int], down: list[int], side: int) -> PublishedEnergy:
+    return PublishedEnergy(EnergyNetworkSettings(channels=channels, widths=widths, down=down), side)
 
 
-PUBLISHED = {
+PUBLISHED_ENERGIES = {
     "mnist": _published(64, [1, 1, 2, 2], [0, 2], 32),
     "cifar32": _published(128, [1, 1, 2, 2, 2, 2], [0, 2, 4], 32),
     "celeba64": _published(64, [1, 1, 2, 2, 2, 4, 4, 4], [0, 2, 4, 6], 64),
@@ -38,37 +39,38 @@ PUBLISHED = {
 """The published networks by name (VAEBM appendix E)."""
 
 
-class Converted(NamedTuple):
-    """A published checkpoint in our terms."""
+class ConvertedEnergy(NamedTuple):
+    """A published checkpoint, converted."""
 
     name: str
-    """In `PUBLISHED`, whatever the number of channels."""
+    """Key of `PUBLISHED_ENERGIES`, for any number of channels."""
     settings: EnergyNetworkSettings
     shape: tuple[int, int, int]
-    """(C, H, W) of the images; the file tells C, the network H and W."""
+    """(C, H, W) of the images: C from the file, H and W from the network."""
     weights: dict[str, Tensor]
     """State of `EnergyNetwork(settings, C)`."""
 
 
-def convert(path: Path, output: Path) -> None:
-    """Write the energy network of the published checkpoint `path` as the model file `output`, and say what was found.
+def convert_published_energy(path: Path, output: Path) -> None:
+    """Convert the published checkpoint `path` to the model file `output`, and print a summary.
 
     Raises:
-        UserError: no such file, or not a published energy network.
+        UserError: the file is missing, or not a published energy network.
     """
-    name, settings, shape, weights = read(path)
+    name, settings, shape, weights = read_published_energy(path)
     save_model(output, "energy", settings.model_dump(), weights, shape=list(shape), potential="density", start="prior")
     parameters = sum(tensor.numel() for tensor in weights.values())
     print(
-        f"{output}: the energy network {name} with {settings.channels} channels for {'×'.join(map(str, shape))} images, {parameters:,} parameters"
+        f"{output}: the energy network {name} with {settings.channels} channels "
+        f"for {'×'.join(map(str, shape))} images, {parameters:,} parameters"
     )
 
 
-def read(path: Path) -> Converted:
-    """A published checkpoint: {"model": weights, "optimizer": …}, or the weights alone.
+def read_published_energy(path: Path) -> ConvertedEnergy:
+    """Read and check a published checkpoint, {"model": weights, "optimizer": …} or the weights alone.
 
     Raises:
-        UserError: as `convert`.
+        UserError: as `convert_published_energy`.
     """
     content = load_plain(path, "a published energy network")
     state = content.get("model", content) if isinstance(content, dict) else content
@@ -77,19 +79,17 @@ def read(path: Path) -> Converted:
         and state
         and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
     ):
-        found = (
-            f"the keys {', '.join(map(str, content))}"
-            if isinstance(content, dict) and content
-            else type(content).__name__
-        )
+        keys = content if isinstance(content, dict) else {}
+        found = f"the keys {', '.join(map(str, keys))}" if keys else type(content).__name__
         raise UserError(
-            f"{path}: expected a published energy network, a dictionary with its weights under the key model, found {found}"
+            f"{path}: expected a published energy network, a dictionary with its weights under the key model, "
+            f"found {found}"
         )
-    state = {name.removeprefix("module."): value for name, value in state.items()}  # of torch's DistributedDataParallel
+    state = {name.removeprefix("module."): value for name, value in state.items()}  # prefix of DistributedDataParallel
     name, settings, channels = _recognize(path, state)
     with torch.device("meta"):
         expected = EnergyNetwork(settings, channels).state_dict()
-    names = {theirs(ours): ours for ours in expected}
+    names = {published_name(ours): ours for ours in expected}
     if unknown := sorted(set(state) - set(names)):
         raise UserError(
             f"{path}: {unknown[0]}: a weight that the network {name} does not have ({len(unknown)} such in all)"
@@ -97,21 +97,17 @@ def read(path: Path) -> Converted:
     for published, ours in names.items():
         weight = _weight(path, state, published)
         if weight.shape != expected[ours].shape:
-            raise UserError(
-                f"{path}: {published}: expected the shape {tuple(expected[ours].shape)}, found {tuple(weight.shape)}"
-            )
+            refuse(path, published, f"the shape {tuple(expected[ours].shape)}", tuple(weight.shape))
         if weight.dtype != torch.float32:
-            raise UserError(
-                f"{path}: {published}: expected the type float32, found {str(weight.dtype).removeprefix('torch.')}"
-            )
-    side = PUBLISHED[name].side
-    return Converted(
+            refuse(path, published, "the type float32", str(weight.dtype).removeprefix("torch."))
+    side = PUBLISHED_ENERGIES[name].side
+    return ConvertedEnergy(
         name, settings, (channels, side, side), {ours: state[published] for published, ours in names.items()}
     )
 
 
-def theirs(name: str) -> str:
-    """The published name of a weight of `EnergyNetwork`."""
+def published_name(name: str) -> str:
+    """Published name of a weight of `EnergyNetwork`."""
     for ours, published in (
         ("stem.", "conv1."),
         ("head.", "linear."),
@@ -125,28 +121,29 @@ def theirs(name: str) -> str:
 
 def _weight(path: Path, state: dict[str, Tensor], name: str) -> Tensor:
     if name not in state:
-        raise UserError(f"{path}: {name}: expected this weight of a published energy network, found none")
+        refuse(path, name, "this weight of a published energy network", "none")
     return state[name]
 
 
 def _recognize(path: Path, state: dict[str, Tensor]) -> tuple[str, EnergyNetworkSettings, int]:
-    """Which network it is, by the widths of its blocks and their skip connections; its settings; the images' channels.
+    """Name and settings of the network, from the widths and skip connections of its blocks, and the images' channels.
 
-    A skip connection alone does not say whether its block halves the resolution: it also stands where the width changes.
+    A skip connection does not imply a lower resolution: it also occurs where the width changes.
     """
     stem = _weight(path, state, "conv1.weight")
     if stem.dim() != 4:
-        raise UserError(f"{path}: conv1.weight: expected the shape (n, C, 3, 3), found {tuple(stem.shape)}")
+        refuse(path, "conv1.weight", "the shape (n, C, 3, 3)", tuple(stem.shape))
     blocks = 1 + max((int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
     outputs = [_weight(path, state, f"blocks.{block}.conv1.weight").shape[:1].numel() for block in range(blocks)]
     skips = [block for block in range(blocks) if f"blocks.{block}.skip.0.weight" in state]
     channels, channels_in = stem.shape[:2]
-    for name, (network, _) in PUBLISHED.items():
+    for name, (network, _) in PUBLISHED_ENERGIES.items():
         if [channels * width for width in network.widths] == outputs and _with_skip(network) == skips:
             return name, network.model_copy(update={"channels": channels}), channels_in
     raise UserError(
-        f"{path}: expected the blocks of a published energy network ({', '.join(PUBLISHED)}), "
-        f"found blocks of {', '.join(map(str, outputs)) or 'no'} channels after a stem of {channels}, with skip connections in {skips or 'none'}"
+        f"{path}: expected the blocks of a published energy network ({', '.join(PUBLISHED_ENERGIES)}), "
+        f"found blocks of {', '.join(map(str, outputs)) or 'no'} channels after a stem of {channels}, "
+        f"with skip connections in {skips or 'none'}"
     )
 
 

@@ -1,1 +1,1 @@
-"""Stage `evaluation`: how good the samples, the likelihoods and the scores are; `stage.run` is the whole of it."""
+"""Stage `evaluation`: metrics of samples, likelihoods and scores; its entry is `stage.run`."""

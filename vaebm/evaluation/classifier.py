@@ -1,7 +1,7 @@
-"""A small classifier whose features measure image quality where there are no Inception weights.
+"""A small classifier whose features measure image quality without Inception weights.
 
-Distances in its features are called after it (`FD-classifier`), never FID. Of stacks, whose channels are images of a labelled set
-each, it judges the channels: it is trained on that set.
+Distances in its features are named after it (`FD-classifier`), never FID. For stacks, it is trained on the labelled set
+of their channels and applied to each channel.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from vaebm.system.device import Progress, seeded
 from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 
-FEATURES = 64
+CLASSIFIER_FEATURES = 64
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Grey levels 0 to 255 as float32 in [0, 1], any shape."""
+    """Convert 0 to 255 to float32 in [0, 1], any shape."""
     return images.to(torch.float32) / 255
 
 
 class Classifier(nn.Module):
-    """Pairs of 3×3 convolutions, halved down to 4×4, then 64 features, then one logit a class.
+    """Pairs of 3×3 convolutions, pooled down to 4×4, then 64 features, then one logit per class.
 
     Args:
-        channels: of the first pair of convolutions; doubled at every halving.
+        channels: of the first pair of convolutions; doubled at every pooling.
         shape: (C, H, W) of the images, H and W at least 4.
         classes: number of labels.
     """
@@ -56,19 +56,20 @@ class Classifier(nn.Module):
             layers.append(nn.MaxPool2d(2))
             height, width, channels = height // 2, width // 2, channels * 2
         self.body = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(inputs * height * width, FEATURES), nn.BatchNorm1d(FEATURES)
+            *layers,
+            nn.Flatten(),
+            nn.Linear(inputs * height * width, CLASSIFIER_FEATURES),
+            nn.BatchNorm1d(CLASSIFIER_FEATURES),
         )
-        self.head = nn.Linear(FEATURES, classes)
+        self.head = nn.Linear(CLASSIFIER_FEATURES, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Features (B, 64), before their rectification, of `images` (B, C, H, W) in [0, 1]."""
-        features: Tensor = self.body(images)
-        return features
+        """Features (B, 64), before the ReLU, of `images` (B, C, H, W) in [0, 1]."""
+        return self.body(images)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits (B, classes) of images with these features (B, 64)."""
-        logits: Tensor = self.head(F.relu(features))
-        return logits
+        """Logits (B, classes) of features (B, 64)."""
+        return self.head(F.relu(features))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of `images` (B, C, H, W) in [0, 1]."""
@@ -76,21 +77,20 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: Path | str) -> Classifier:
-    """The classifier that `run` wrote, in eval mode, its weights frozen.
+    """Load the output of `run`, in eval mode, frozen.
 
     Raises:
         UserError: no such file, or not a classifier.
     """
     content = load_model(path, "classifier")
-    model = Classifier(
-        content["network"]["channels"], tuple(content["network"]["shape"]), content["network"]["classes"]
-    )
+    network = content["network"]
+    model = Classifier(network["channels"], tuple(network["shape"]), network["classes"])
     model.load_state_dict(content["weights"])
     return model.eval().requires_grad_(False)
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image moved by −1, 0 or 1 pixel in each direction; what comes in from outside is 0."""
+    """Shift each image by −1, 0 or 1 pixel in each direction, padded with 0."""
     count, _, height, width = images.shape
     top, left = torch.randint(0, 3, (2, count), generator=generator)
     rows = (top[:, None] + torch.arange(height))[:, None, :, None]
@@ -102,15 +102,17 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def predict(model: Classifier, images: Tensor) -> Tensor:
-    """Labels (N,) of uint8 images (N, C, H, W)."""
+    """Predicted labels (N,) of uint8 images (N, C, H, W)."""
     return torch.cat([model(to_float(batch)).argmax(1) for batch in torch.split(images, 500)])
 
 
-def train(images: ImageSet, settings: ClassifierSettings, seed: int) -> tuple[Classifier, list[dict[str, float]]]:
-    """Train on the train split; every choice is a function of the seed, and the global generator is left as it was.
+def train_classifier(
+    images: ImageSet, settings: ClassifierSettings, seed: int
+) -> tuple[Classifier, list[dict[str, float]]]:
+    """Train on the train split; deterministic in the seed, without use of the global generator.
 
     Returns:
-        The classifier in eval mode, and one record an epoch: step, loss, accuracy on the held-out images.
+        The classifier in eval mode, and one record per epoch: step, loss, accuracy on the held-out images.
     """
     inputs, labels = images.split("train")
     held_out, held_out_labels = images.split("heldout")
@@ -118,12 +120,11 @@ def train(images: ImageSet, settings: ClassifierSettings, seed: int) -> tuple[Cl
     with seeded(derive(seed, "classifier", "weights")):
         model = Classifier(settings.channels, images.shape, int(images.labels.max()) + 1)
     generator = torch.Generator().manual_seed(derive(seed, "classifier", "order"))
-    # the last, smaller batch is left out: batch norm has nothing to go by in a batch of one
+    # the last, smaller batch is dropped: batch norm is undefined for a batch of one
     steps = max(len(inputs) // settings.batch, 1)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=settings.learning_rate, total_steps=steps * settings.epochs
-    )
+    total_steps = steps * settings.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=settings.learning_rate, total_steps=total_steps)
     progress = Progress("classifier", settings.epochs, unit="epoch")
     history = []
     for epoch in range(settings.epochs):
@@ -144,10 +145,10 @@ def train(images: ImageSet, settings: ClassifierSettings, seed: int) -> tuple[Cl
 
 
 def run(settings: Path, data: Path, model: Path) -> None:
-    """Train the classifier; write `model`, and training.json, history.jsonl and pictures/ beside it.
+    """Train the classifier; write `model`, training.json, history.jsonl and pictures/ into one folder.
 
     Args:
-        settings: classifier.yaml, as `config.yaml_files.write_settings` wrote it.
+        settings: classifier.yaml.
         data: manifest of the labelled images.
         model: file to write.
 
@@ -158,23 +159,24 @@ def run(settings: Path, data: Path, model: Path) -> None:
     images = open_images(data)
     if min(images.shape[1:]) < 4:
         raise UserError(f"{data}: expected images of at least 4×4, found {images.shape[1]}×{images.shape[2]}")
-    trained, history = train(images, chosen, seed)
+    trained, history = train_classifier(images, chosen, seed)
     if not math.isfinite(history[-1]["loss"]):
         raise UserError(
-            f"{settings}: the training diverged (loss {history[-1]['loss']}); choose a smaller learning_rate than {chosen.learning_rate}"
+            f"{settings}: the training diverged (loss {history[-1]['loss']}); "
+            f"choose a smaller learning_rate than {chosen.learning_rate}"
         )
     held_out, labels = images.split("heldout")
-    predicted = predict(trained, held_out)
+    predicted, classes = predict(trained, held_out), int(images.labels.max()) + 1
     wrong = (predicted != labels).nonzero().flatten()
-    with writing(model.with_name("history.jsonl")) as stream:
+    history_file, pictures = model.with_name("history.jsonl"), model.parent / "pictures"
+    with writing(history_file) as stream:
         stream.write("".join(json.dumps(record) + "\n" for record in history).encode())
-    pictures = model.parent / "pictures"
     panels = {"Cross-entropy, training": ["loss"], "Accuracy, held out": ["accuracy"]}
-    plots.training_curves(model.with_name("history.jsonl"), pictures / "curves.png", panels)
-    counts = np.zeros((int(images.labels.max()) + 1,) * 2, dtype=np.int64)
+    plots.training_curves(history_file, pictures / "curves.png", panels)
+    counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (labels.numpy(), predicted.numpy()), 1)
     plots.confusion(counts, pictures / "confusion.png")
-    network = {"channels": chosen.channels, "shape": list(images.shape), "classes": int(images.labels.max()) + 1}
+    network = {"channels": chosen.channels, "shape": list(images.shape), "classes": classes}
     weights = trained.state_dict()
     record = {
         "status": "finished",

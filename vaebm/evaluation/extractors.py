@@ -1,6 +1,7 @@
-"""Extractors: networks whose features measure image quality, each registered with torch-fidelity, which runs them.
+"""Extractors: networks whose features measure image quality, registered with torch-fidelity, which runs them.
 
-`classifier` is trained on the images by its own rule, `inception` is torch-fidelity's InceptionV3, `resnet56` a checkpoint of the user's.
+`classifier` is trained by a rule of the workflow, `inception` is torch-fidelity's InceptionV3, `resnet56` is a
+checkpoint of the user.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from vaebm.system.device import Progress
 from vaebm.system.errors import UserError
 
 
-class _Own(FeatureExtractorBase):  # type: ignore[misc]
-    """torch-fidelity's view of a network that it does not bring along: uint8 images → features and logits."""
+class _CustomExtractor(FeatureExtractorBase):  # type: ignore[misc]
+    """torch-fidelity's interface to a network of ours: uint8 images → features and logits."""
 
     LAYERS = ("features", "logits")
 
@@ -49,13 +50,13 @@ class _Own(FeatureExtractorBase):  # type: ignore[misc]
         """Features (B, …) and logits (B, …) of images (B, C, H, W)."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The layers that were asked for."""
+        """Compute the requested layers."""
         found = dict(zip(self.LAYERS, self.both(images), strict=True))
         return tuple(found[layer] for layer in self.features_list)
 
     @classmethod
     def get_provided_features_list(cls) -> tuple[str, str]:
-        """The layers that there are."""
+        """Names of the layers."""
         return cls.LAYERS
 
     @classmethod
@@ -65,12 +66,12 @@ class _Own(FeatureExtractorBase):  # type: ignore[misc]
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """No: compiling takes longer than all that there is to do."""
+        """False: compiling takes longer than running."""
         return False
 
 
-class ClassifierExtractor(_Own):
-    """The classifier that the experiment trains; of stacks the features and logits of all channels side by side."""
+class ClassifierExtractor(_CustomExtractor):
+    """The experiment's classifier; for stacks, features and logits of all channels are concatenated."""
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **kwargs: Any):
         super().__init__(name, features_list)
@@ -82,8 +83,8 @@ class ClassifierExtractor(_Own):
         return features.reshape(len(images), -1), self.network.logits(features).reshape(len(images), -1)
 
 
-class ResNet56Extractor(_Own):
-    """CIFAR-10's ResNet-56 of a checkpoint."""
+class ResNet56Extractor(_CustomExtractor):
+    """CIFAR-10's ResNet-56."""
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **kwargs: Any):
         super().__init__(name, features_list)
@@ -96,40 +97,40 @@ class ResNet56Extractor(_Own):
 
 
 class Kind(NamedTuple):
-    """What is known of an extractor before its weights are read."""
+    """Facts about an extractor that do not depend on its weights."""
 
     module: type[FeatureExtractorBase]
     layers: tuple[str, str]
     """torch-fidelity's names of the features and of the logits."""
     features: int
-    """D, of one image, of a stack of one of its channels."""
+    """D, of an image, or of a channel of a stack."""
     batch: int
-    """Images at once; fixed, since the last bits of a figure may depend on it."""
+    """Batch size; fixed, because the last digits of a metric may depend on it."""
 
 
 KINDS = {
-    "classifier": Kind(ClassifierExtractor, _Own.LAYERS, classifier.FEATURES, 500),
-    "resnet56": Kind(ResNet56Extractor, _Own.LAYERS, resnet56.FEATURES, 500),
+    "classifier": Kind(ClassifierExtractor, _CustomExtractor.LAYERS, classifier.CLASSIFIER_FEATURES, 500),
+    "resnet56": Kind(ResNet56Extractor, _CustomExtractor.LAYERS, resnet56.RESNET56_FEATURES, 500),
     # the layers that FID, KID and the inception score are defined on
     "inception": Kind(FeatureExtractorInceptionV3, ("2048", "logits_unbiased"), 2048, 50),
 }
 
 
-class Judged(NamedTuple):
-    """What an extractor makes of images."""
+class ExtractorOutput(NamedTuple):
+    """Output of an extractor for N images."""
 
     features: Features
-    """(N, D); of stacks and the classifier those of the channels side by side, (N, depth · 64)."""
+    """(N, D); for stacks and the classifier (N, depth · 64), channels concatenated."""
     logits: Logits
-    """(N, depth, classes): of each channel of a stack with the classifier; in all other cases depth is 1."""
+    """(N, depth, classes), depth > 1 only for stacks and the classifier."""
 
 
 Change = Callable[[Tensor], Tensor]
-"""Makes an image (C, H, W) uint8 of another one."""
+"""Maps an image (C, H, W) uint8 to another one."""
 
 
 class _Images(Dataset[Tensor]):
-    """Tensors (N, C, H, W) as the data set that torch-fidelity reads, one image after the other, changed or not, and tells how far it is."""
+    """Images (N, C, H, W) as the data set that torch-fidelity reads, optionally changed, with a progress bar."""
 
     def __init__(self, images: Tensor, change: Change | None, progress: Progress):
         self.images, self.change, self.progress = images, change, progress
@@ -142,8 +143,8 @@ class _Images(Dataset[Tensor]):
         return self.images[index] if self.change is None else self.change(self.images[index])
 
 
-def downloaded() -> Path:
-    """The file with Inception's standard weights in torch's own cache, fetched from where torch-fidelity offers it unless it is there.
+def download_inception() -> Path:
+    """Path of Inception's standard weights in torch's cache, downloaded on first use.
 
     Raises:
         UserError: it cannot be fetched.
@@ -155,24 +156,25 @@ def downloaded() -> Path:
             torch.hub.download_url_to_file(
                 INCEPTION_URL, str(path), hash_prefix=weights.INCEPTION_SHA256, progress=sys.stderr.isatty()
             )
-        except (OSError, HTTPException, RuntimeError) as error:  # no network, half an answer, other bytes
-            ways = "download it elsewhere and name its place as evaluation.inception_weights, or choose evaluation.extractor classifier or resnet56"
+        except (OSError, HTTPException, RuntimeError) as error:  # no network, an incomplete answer, other bytes
             raise UserError(
-                f"{INCEPTION_URL}: expected the weights of inception, found no way to them ({error}); {ways}"
+                f"{INCEPTION_URL}: expected the weights of inception, found no way to them ({error}); download it "
+                "elsewhere and name its place as evaluation.inception_weights, or choose evaluation.extractor "
+                "classifier or resnet56"
             ) from None
     return path
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """An extractor with its weights, registered with torch-fidelity under a name that holds their hash.
+    """An extractor with its weights, registered with torch-fidelity.
 
     Attributes:
         kind: key of `KINDS`.
-        weights: of the classifier hash of the tensors, of the others SHA-256 of the file.
-        path: the file of the weights.
-        shape: (C, H, W) of the images that it judges; (C,) where they may have any size.
-        device: what it runs on.
+        weights: for the classifier the hash of its tensors, else the SHA-256 of the file.
+        path: file of the weights.
+        shape: (C, H, W) of its images; (C,) if any size is allowed.
+        device: device that it runs on.
     """
 
     kind: str
@@ -183,7 +185,7 @@ class Extractor:
 
     @classmethod
     def of(cls, kind: str, path: Path, device: torch.device | str = "cpu") -> Extractor:
-        """The extractor of a file of weights.
+        """Load the extractor of a file of weights.
 
         Raises:
             UserError: no such file, or not one of such weights.
@@ -195,9 +197,7 @@ class Extractor:
         else:
             path = Path(os.path.expanduser(path))
             found, shape = weights.weights_hash(kind, path), resnet56.SHAPE if kind == "resnet56" else (3,)
-            if (
-                kind == "inception"
-            ):  # torch-fidelity would run what else stands in the file; the start of a hash can be forged
+            if kind == "inception":  # torch-fidelity unpickles the file without restrictions
                 load_plain(path, "the weights of inception")
         extractor = cls(kind, found, path, shape, torch.device(device))
         if extractor.name not in FEATURE_EXTRACTORS_REGISTRY:
@@ -206,11 +206,11 @@ class Extractor:
 
     @property
     def name(self) -> str:
-        """The kind and the start of the weights' hash."""
+        """The kind and the first digits of the weights' hash."""
         return f"{self.kind}-{self.weights[:12]}"
 
     def depth(self, shape: tuple[int, ...]) -> int:
-        """How many of its images are stacked in one of `shape`, (C, H, W); only the classifier judges stacks.
+        """Number of its images stacked in one of `shape`, (C, H, W); above 1 only for the classifier.
 
         Raises:
             UserError: it is made for other images.
@@ -218,26 +218,28 @@ class Extractor:
         if self.kind != "classifier":
             if shape[: len(self.shape)] != self.shape:
                 raise UserError(
-                    f"{self.path}: {self.kind} is made for images {self.shape}, found {shape}; choose another evaluation.extractor"
+                    f"{self.path}: {self.kind} is made for images {self.shape}, found {shape}; "
+                    "choose another evaluation.extractor"
                 )
             return 1
         if shape[0] % self.shape[0] or shape[1:] != self.shape[1:]:
             raise UserError(
-                f"{self.path}: expected a classifier of images {shape} or of their channels, found one of images {self.shape}"
+                f"{self.path}: expected a classifier of images {shape} or of their channels, "
+                f"found one of images {self.shape}"
             )
         return shape[0] // self.shape[0]
 
-    def judge(self, images: Tensor) -> Judged:
+    def extract(self, images: Tensor) -> ExtractorOutput:
         """Features and logits of uint8 images (N, C, H, W).
 
         Raises:
             UserError: it is made for other images.
         """
         features, logits = self._layers(images, KINDS[self.kind].layers)
-        return Judged(features, logits.reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
+        return ExtractorOutput(features, logits.reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
 
     def features(self, images: Tensor, change: Change | None = None) -> Features:
-        """The features alone, (N, D), of images (N, C, H, W), each changed before: the logits of a large set are gigabytes that nothing asks for.
+        """Features (N, D) of images (N, C, H, W), each changed first, without the logits, which may take gigabytes.
 
         Raises:
             UserError: it is made for other images.
@@ -245,25 +247,19 @@ class Extractor:
         return self._layers(images, KINDS[self.kind].layers[:1], change)[0]
 
     def _layers(self, images: Tensor, layers: Sequence[str], change: Change | None = None) -> list[Features]:
-        """Some layers of uint8 images (N, C, H, W), each (N, …)."""
+        """Layers of uint8 images (N, C, H, W), each (N, …)."""
         self.depth(tuple(images.shape[1:]))
         cuda, progress = self.device.type == "cuda", Progress(f"{self.kind}'s features", len(images), unit="image")
         module = create_feature_extractor(
             self.name, list(layers), cuda=cuda, verbose=False, feature_extractor_weights_path=str(self.path)
         )
-        found = get_featuresdict_from_dataset(
-            _Images(images, change, progress),
-            module,
-            KINDS[self.kind].batch,
-            cuda=cuda,
-            save_cpu_ram=True,
-            verbose=False,
-        )
+        data, batch = _Images(images, change, progress), KINDS[self.kind].batch
+        found = get_featuresdict_from_dataset(data, module, batch, cuda=cuda, save_cpu_ram=True, verbose=False)
         progress.close()
         return [found[layer].numpy() for layer in layers]
 
     def describe(self, shape: tuple[int, ...]) -> dict[str, Any]:
-        """What a figure about images of `shape`, (C, H, W), has to say about its extractor."""
+        """Facts about the extractor for metrics of images of `shape`, (C, H, W)."""
         features = self.depth(shape) * KINDS[self.kind].features
         return {
             "kind": self.kind,
@@ -275,11 +271,11 @@ class Extractor:
 
 
 def open_extractor(settings: Path, trained: Path | None, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor that a settings file names.
+    """Open the extractor of a settings file.
 
     Args:
-        settings: reference/<extractor>.yaml, as `config.yaml_files.write_settings` wrote it.
-        trained: model of the classifier; None: not given.
+        settings: reference/<extractor>.yaml.
+        trained: model of the classifier, if there is one.
 
     Raises:
         UserError: the file of the weights is missing, not named, one of others, or cannot be fetched.
@@ -291,4 +287,4 @@ def open_extractor(settings: Path, trained: Path | None, device: torch.device | 
         return Extractor.of("classifier", trained, device)
     if chosen.weights is None and chosen.name != "inception":
         raise UserError(f"{settings}: extractor.weights: expected the path of a file, found none")
-    return Extractor.of(chosen.name, downloaded() if chosen.weights is None else Path(chosen.weights), device)
+    return Extractor.of(chosen.name, download_inception() if chosen.weights is None else Path(chosen.weights), device)

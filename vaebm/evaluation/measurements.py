@@ -1,4 +1,4 @@
-"""Every figure of a run, as it stands in metrics.json: value, number of images, and where images were drawn the 95 % interval."""
+"""All metrics of a run, as in metrics.json: value, number of images, and a 95 % interval where images are resampled."""
 
 from __future__ import annotations
 
@@ -8,113 +8,93 @@ from typing import Any
 import torch
 
 from vaebm.config import EvaluationSettings
-from vaebm.evaluation.extractors import Judged
+from vaebm.evaluation.extractors import ExtractorOutput
 from vaebm.evaluation.reference import Reference
 from vaebm.measures import bootstrap, fidelity
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import Estimates
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
-from vaebm.records.metrics import named
+from vaebm.records.metrics import metric_name
 from vaebm.system.errors import UserError
 
-Figures = dict[str, dict[str, Any]]
+Measurements = dict[str, dict[str, Any]]
 
 
-def fidelity_figures(
-    judged: Judged, reference: Reference, settings: EvaluationSettings, seed: int, device: torch.device | str = "cpu"
-) -> Figures:
-    """How near the samples come to the real images: Fréchet distances, KID, precision and recall, and the inception score.
+def measure_fidelity(
+    output: ExtractorOutput,
+    reference: Reference,
+    settings: EvaluationSettings,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Measurements:
+    """Compare the samples with real images: Fréchet distances, KID, precision and recall, inception score.
 
-    Each is named after the extractor that judged; with the standard Inception weights the distance is the FID.
+    Each name ends with the extractor's; with the standard Inception weights the Fréchet distance is the FID. Bootstrap
+    intervals resample the samples and keep the real images. Precision and recall have Wilson intervals instead,
+    because a repeated sample would be its own neighbour. Stacks have no inception score: one part has too few images
+    for a mean over a thousand modes.
 
-    Resampled are the samples; the training images, and the held-out ones, stay. Precision and recall are shares, the former of samples
-    and the latter of training images, and have the interval of a share: a sample that comes twice would be its own neighbour. There is
-    no inception score of stacks: a mean over a thousand modes takes more images than a part has, and `modes` and `KL` say it better.
+    Raises:
+        UserError: fewer images than `precision_recall.images` or `kid_subset_size`.
     """
-    features, number, images, extractor = (
-        judged.features,
-        len(judged.features),
-        settings.precision_recall.images,
-        settings.extractor,
-    )
+    features, number, extractor = output.features, len(output.features), settings.extractor
+    real_features = reference.train_features
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
     statistics = Statistics.of(features)
     distances = bootstrap.frechet_replicates(features, counts, [reference.train, reference.heldout], device)
-    figures: Figures = {}
-    for beside, real, replicates in (
-        ("", reference.train, distances[:, 0]),
-        ("-heldout", reference.heldout, distances[:, 1]),
-    ):
+    metrics: Measurements = {}
+
+    def add(name: str, value: float, interval: list[float], images: int = number, **facts: Any) -> None:
+        metrics[name] = {"value": value, "samples": images, "interval": interval, **facts}
+
+    references = reference.train, reference.heldout
+    for ending, real, replicates in zip(("", "-heldout"), references, distances.T, strict=True):
         value = frechet_distance(statistics, real)
-        figures[named("FD", extractor) + beside] = {
-            "value": value,
-            "samples": number,
-            "interval": bootstrap.interval(value, replicates, 0.0),
-        }
+        add(metric_name("FD", extractor) + ending, value, bootstrap.interval(value, replicates, 0.0))
 
-    value, spread = fidelity.kid(
-        features, reference.train_features, settings.kid_subsets, settings.kid_subset_size, derive(seed, "kid")
-    )
-    figures[named("KID", extractor)] = {
-        "value": value,
-        "samples": number,
-        "interval": bootstrap.interval(
-            value, bootstrap.kid_replicates(features, reference.train_features, counts, device)
-        ),
-        "subsets": settings.kid_subsets,
-        "subset_size": settings.kid_subset_size,
-        "spread_over_subsets": spread,
-    }
+    subsets, size = settings.kid_subsets, settings.kid_subset_size
+    value, spread = fidelity.kid(features, real_features, subsets, size, derive(seed, "kid"))
+    interval = bootstrap.interval(value, bootstrap.kid_replicates(features, real_features, counts, device))
+    facts: dict[str, Any] = {"subsets": subsets, "subset_size": size, "spread_over_subsets": spread}
+    add(metric_name("KID", extractor), value, interval, **facts)
 
-    real_features = reference.train_features
+    images, neighbours = settings.precision_recall.images, settings.precision_recall.neighbours
     if images > (there := min(number, len(real_features))):
         raise UserError(
             f"evaluation: precision_recall.images: expected at most {there}, the images there are, found {images}"
         )
     chosen = bootstrap.generator(seed, "training images").permutation(len(real_features))[:images]
-    shares = fidelity.precision_recall(features[:images], real_features[chosen], settings.precision_recall.neighbours)
+    shares = fidelity.precision_recall(features[:images], real_features[chosen], neighbours)
     for name, share in zip(("precision", "recall"), shares, strict=True):
-        interval, neighbours = bootstrap.proportion(share, images), settings.precision_recall.neighbours
-        figures[named(name, extractor)] = {
-            "value": share,
-            "samples": images,
-            "interval": interval,
-            "neighbours": neighbours,
-        }
+        interval = bootstrap.proportion(share, images)
+        add(metric_name(name, extractor), share, interval, images, neighbours=neighbours)
 
-    if judged.logits.shape[1] == 1:
-        logits, splits = judged.logits[:, 0], settings.inception_splits
+    if output.logits.shape[1] == 1:
+        logits, splits = output.logits[:, 0], settings.inception_splits
         value, spread = fidelity.inception_score(logits, splits)
-        replicates = bootstrap.inception_replicates(
-            logits, splits, settings.bootstrap, bootstrap.generator(seed, "inception score")
-        )
+        random = bootstrap.generator(seed, "inception score")
+        replicates = bootstrap.inception_replicates(logits, splits, settings.bootstrap, random)
         interval = bootstrap.interval(value, replicates, 1.0, logits.shape[1])
-        figures[named("IS", extractor)] = {
-            "value": value,
-            "samples": number,
-            "interval": interval,
-            "splits": splits,
-            "spread_over_splits": spread,
-        }
-    return figures
+        add(metric_name("IS", extractor), value, interval, splits=splits, spread_over_splits=spread)
+    return metrics
 
 
-def likelihood_figures(network: NVAE, held_out: Estimates, train: Estimates, draws: int) -> Figures:
-    """ELBO on held-out and training images (NVAE eq. 1) and the importance-weighted log-likelihood of held-out ones, per dimension.
+def measure_likelihood(network: NVAE, held_out: Estimates, train: Estimates, draws: int) -> Measurements:
+    """ELBO (NVAE eq. 1) and importance-weighted log-likelihood, in nats per dimension.
 
-    In nats: for a discrete decoder of a probability, and then also in bits, lower is better; for the Gaussian one of the
-    density of y = 2x − 1, which makes no bits per dimension.
+    A discrete decoder gives probabilities, and also bits per dimension. The Gaussian decoder gives the density of
+    y = 2x − 1.
     """
     size, discrete = network.dimensions, network.settings.decoder != "normal"
     unit = "nats per dimension" if discrete else "nats per dimension, density on [-1, 1]"
     values = {"ELBO": held_out.elbo, "ELBO-train": train.elbo, "log-likelihood": held_out.importance}
-    figures: Figures = {
+    metrics: Measurements = {
         name: {"value": float(each.mean()) / size, "samples": len(each), "draws": draws, "unit": unit}
         for name, each in values.items()
         if each is not None
     }
-    if discrete and "log-likelihood" in figures:
-        nats = figures["log-likelihood"]
-        figures["bits-per-dimension"] = {**nats, "value": -nats["value"] / math.log(2), "unit": "bits per dimension"}
-    return figures
+    if discrete and "log-likelihood" in metrics:
+        nats = metrics["log-likelihood"]
+        metrics["bits-per-dimension"] = {**nats, "value": -nats["value"] / math.log(2), "unit": "bits per dimension"}
+    return metrics

@@ -1,7 +1,7 @@
-"""Out-of-distribution sets (VAEBM section 5.4): what held-out images are told from by log p(x) − E(x).
+"""Out-of-distribution sets for held-out images (VAEBM section 5.4).
 
-Everything is made by integers alone, ends at the held-out images' own size and levels, and leaves no mark of how it got there:
-a difference in how pictures were brought to size would tell them apart better than any model does.
+All sets are computed in integer arithmetic at the size and grey levels of the held-out images. They carry no resizing
+artefacts, which would be easier to detect than the content.
 """
 
 from __future__ import annotations
@@ -21,66 +21,63 @@ from torch import Tensor
 
 from vaebm.config import DataSettings
 from vaebm.data import ImageSet, open_images
-from vaebm.data.digits import LEVELS, reduce, to_counts, to_uint8
+from vaebm.data.digits import INK_LEVELS, counts_to_grey, grey_to_counts, reduce_to_digits
 from vaebm.system.errors import UserError
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 """(N, H, W, C)."""
 
 CROP = 32
-"""Side of the patches of photographs that the digits' own reduction makes 8×8 of."""
+"""Side of the photograph patches that are reduced to 8×8."""
 
 FEW_LEVELS = ("digits", "stacked_digits")
-"""Sets with the digits' 17 levels in place of 256."""
+"""Sets with 17 grey levels instead of 256."""
 
-BLOCK = 1 << 22
-"""Values of a set that are computed with at once."""
+VALUES_PER_BLOCK = 1 << 22
+"""Maximum number of values per block of a computation."""
 
 
 def bits(purpose: str, numbers: range, cells: int) -> NDArray[np.int64]:
-    """One bit for each of the `cells` values of the images of these numbers, from hashes; (numbers, cells)."""
+    """Hash bits for the `cells` values of each of the images with these numbers: (numbers, cells)."""
     ends = ["", *(f"/{block}" for block in range(1, -(-cells // 256)))]
     digests = b"".join(sha256(f"{purpose}/{index}{end}".encode()).digest() for index in numbers for end in ends)
     return np.unpackbits(np.frombuffer(digests, np.uint8).reshape(len(numbers), -1), axis=1)[:, :cells].astype(np.int64)
 
 
 def rounded(totals: NDArray[np.int64], divisor: int, purpose: str, first: int = 0) -> NDArray[np.int64]:
-    """totals / divisor (N, …) to the nearest integer; halves go up or down by a bit of a hash.
+    """Round totals / divisor (N, …) to the nearest integer, halves up or down by a hash bit.
 
-    Any fixed rule for them would leave its mark: brighter images, or more even levels than others have.
+    A fixed rule for halves would leave a mark, for instance brighter images.
 
     Args:
-        purpose: of the bits.
+        purpose: of the hash.
         first: number of the first image.
     """
-    chances = (
-        bits(purpose, range(first, first + len(totals)), totals[0].size).reshape(totals.shape)
-        if divisor % 2 == 0
-        else 0
-    )
+    chances: NDArray[np.int64] | int = 0
+    if divisor % 2 == 0:
+        chances = bits(purpose, range(first, first + len(totals)), totals[0].size).reshape(totals.shape)
     return (totals + (divisor - 1) // 2 + chances) // divisor
 
 
-def interpolation(images: Pictures, name: str) -> Pictures:
-    """The mean of each held-out image of the set `name` and another one, a third of the set further on, to the nearest level."""
+def interpolation(images: Images, name: str) -> Images:
+    """Average each held-out image with the one a third of the set later, to the nearest level."""
     few, partners = name in FEW_LEVELS, np.roll(np.arange(len(images)), -max(len(images) // 3, 1))
     made = np.empty_like(images)
     for part in _blocks(images):
-        one, other = (
-            to_counts(each) if few else each.astype(np.int64) for each in (images[part], images[partners[part]])
-        )
+        pair = (images[part], images[partners[part]])
+        one, other = (grey_to_counts(each) if few else each.astype(np.int64) for each in pair)
         mean = rounded(one + other, 2, "interpolation", part.start)
-        made[part] = to_uint8(mean) if few else mean
+        made[part] = counts_to_grey(mean) if few else mean
     return made
 
 
-def turned(images: Pictures, name: str) -> Pictures:
-    """Each held-out image upside-down: turned by 180°."""
+def turned(images: Images, name: str) -> Images:
+    """Rotate each held-out image by 180°."""
     return np.ascontiguousarray(images[:, ::-1, ::-1])
 
 
-def photographs(images: Pictures, name: str) -> Pictures:
-    """As many different patches of the photographs that scikit-learn ships, in grey, at places given by a hash, as the digits they stand beside.
+def photographs(images: Images, name: str) -> Images:
+    """Distinct grey patches of scikit-learn's photographs at hashed positions, as many as `images`.
 
     Raises:
         UserError: the set is not that of the digits.
@@ -90,32 +87,31 @@ def photographs(images: Pictures, name: str) -> Pictures:
     if name != "digits":
         raise UserError(f"evaluation.ood: photographs: it is made for digits alone, found {name}; leave it out")
     photos = [photo.astype(np.int64) @ (299, 587, 114) // 1000 for photo in load_sample_images().images]
-    found: dict[bytes, Pictures] = {}
+    found: dict[bytes, Images] = {}
     for index in count():
         if len(found) == len(images):
             break
         photo = photos[index % len(photos)]
         words = np.frombuffer(sha256(f"photographs/{index}".encode()).digest(), dtype="<u4")
         top, left = (int(word) % (side - CROP + 1) for word, side in zip(words[:2], photo.shape, strict=True))
-        patch = reduce(photo[None, top : top + CROP, left : left + CROP].astype(np.uint8))[0]
-        found.setdefault(patch.tobytes(), patch)  # plain sky and shade would otherwise stand there again and again
+        patch = reduce_to_digits(photo[None, top : top + CROP, left : left + CROP].astype(np.uint8))[0]
+        found.setdefault(patch.tobytes(), patch)  # uniform patches (sky, shade) would repeat
     return np.stack(list(found.values()))[..., None]
 
 
-SETS: dict[str, Callable[[Pictures, str], Pictures]] = {
+SETS: dict[str, Callable[[Images, str], Images]] = {
     "interpolation": interpolation,
     "turned": turned,
     "photographs": photographs,
 }
-"""Name of a set → what makes it from the held-out images and the name of their set; as many pictures, of the same form."""
+"""Name → function from the held-out images and their set's name to as many images of the same form."""
 
 
-def fitted(images: Pictures, side: int, name: str) -> Pictures:
-    """Images (N, T, T, C) as `side`×`side` ones: means over areas, to the nearest level that the set `name` has.
+def area_resample(images: Images, side: int, name: str) -> Images:
+    """Resize images (N, T, T, C) to `side`×`side` by area means, to the nearest level of the set `name`.
 
-    An output pixel is the mean of the input under it, pixels cut by its border in proportion. Images that have the size stay as they
-    are, and so does an image that comes enlarged by repeated pixels: it is the one rule that does the same to both kinds and leaves the
-    held-out images, which the model was trained like, untouched.
+    An output pixel is the mean of the input under it; pixels cut by its border count in proportion. Images of the
+    right size stay as they are, and so do images enlarged by repeated pixels.
 
     Args:
         side: at most T.
@@ -125,29 +121,27 @@ def fitted(images: Pictures, side: int, name: str) -> Pictures:
         return images
     common = gcd(size, side)
     edges = np.arange(side + 1)[:, None] * (size // common), np.arange(size + 1) * (side // common)
-    overlaps = np.clip(
-        np.minimum(edges[0][1:], edges[1][1:]) - np.maximum(edges[0][:-1], edges[1][:-1]), 0, None
-    ).astype(np.float64)
-    scale, divisor = (LEVELS, 255 * (size // common) ** 2) if few else (1, (size // common) ** 2)
+    overlaps = np.minimum(edges[0][1:], edges[1][1:]) - np.maximum(edges[0][:-1], edges[1][:-1])
+    overlaps = np.clip(overlaps, 0, None).astype(np.float64)
+    scale, divisor = (INK_LEVELS, 255 * (size // common) ** 2) if few else (1, (size // common) ** 2)
     made = np.empty((len(images), side, side, images.shape[3]), np.uint8)
     for part in _blocks(images):
-        pixels = (
-            images[part].transpose(0, 3, 1, 2).astype(np.float64)
-        )  # integers far below 2⁵³, exact in every order of addition
+        # integers far below 2⁵³: exact in every order of addition
+        pixels = images[part].transpose(0, 3, 1, 2).astype(np.float64)
         totals = (overlaps @ pixels @ overlaps.T).transpose(0, 2, 3, 1).astype(np.int64)
         mean = rounded(totals * scale, divisor, "fitted", part.start)
-        made[part] = to_uint8(mean) if few else mean
+        made[part] = counts_to_grey(mean) if few else mean
     return made
 
 
-def _blocks(images: Pictures) -> list[slice]:
-    """Parts of a set, each of at most BLOCK values."""
-    step = max(BLOCK // images[0].size, 1)
+def _blocks(images: Images) -> list[slice]:
+    """Slices of at most VALUES_PER_BLOCK values each."""
+    step = max(VALUES_PER_BLOCK // images[0].size, 1)
     return [slice(first, min(first + step, len(images))) for first in range(0, len(images), step)]
 
 
-def chosen(images: Pictures, most: int) -> Pictures:
-    """At most `most` of the images, in their order: those whose bytes have the smallest SHA-256."""
+def chosen(images: Images, most: int) -> Images:
+    """The `most` images whose bytes have the smallest SHA-256, in their order."""
     if len(images) <= most:
         return np.asarray(images)
     order = sorted(range(len(images)), key=lambda index: (sha256(images[index].tobytes()).digest(), index))
@@ -155,29 +149,29 @@ def chosen(images: Pictures, most: int) -> Pictures:
 
 
 @dataclass(frozen=True)
-class OODSet:
-    """What held-out images are told from.
+class OODImages:
+    """An out-of-distribution set.
 
     Attributes:
         images: (N, C, H, W) uint8, in the form of the held-out ones.
-        source: where they come from, for the record: `data` (hash of the prepared set), `heldout` (how many it has), `side` and
-            `users` (whether they are the user's files); empty for a set made of the held-out images.
+        source: `data` (hash of the prepared set), `heldout` (its number of held-out images), `side` and `users` (files
+            of the user); empty for a set made from the held-out images.
     """
 
     images: Tensor
     source: dict[str, Any]
 
 
-def make(name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping[str, Path]) -> OODSet:
-    """One of the sets that the held-out images of `own` are told from.
+def make_ood_set(name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping[str, Path]) -> OODImages:
+    """Make one out-of-distribution set for the held-out images of `own`.
 
     Args:
-        name: what figures call it.
-        data: which prepared set; None: one of `SETS`.
+        name: name in the metrics.
+        data: a prepared set; None: one of `SETS`.
         manifests: name of a prepared set → its manifest.
 
     Raises:
-        UserError: there are too few held-out images, or the prepared set is not among the manifests, damaged or of another form.
+        UserError: too few held-out images, or the prepared set is missing, damaged or of another form.
     """
     held_out = own.view("heldout")
     if len(held_out) < 2:
@@ -185,21 +179,23 @@ def make(name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping
             f"evaluation.ood: expected at least 2 held-out images, found {len(held_out)}; leave the sets out"
         )
     if data is None:
-        return OODSet(_as_tensor(SETS[name](held_out, own.name)), {})
+        return OODImages(_as_tensor(SETS[name](held_out, own.name)), {})
     if data.prepared not in manifests:
         raise UserError(
-            f"evaluation.ood: {name}: expected --ood data/{data.prepared}/manifest.json, found {', '.join(map(str, manifests.values())) or 'none'}"
+            f"evaluation.ood: {name}: expected --ood data/{data.prepared}/manifest.json, "
+            f"found {', '.join(map(str, manifests.values())) or 'none'}"
         )
     other = open_images(manifests[data.prepared])
     (channels, side, _), (colours, size, _), found = own.shape, other.shape, other.view("heldout")
     if colours != channels or size < side or len(found) < 2:
         form = f"{len(found)} of {size}×{size}×{colours}"
         raise UserError(
-            f"{manifests[data.prepared]}: expected at least 2 held-out images of {side}×{side}×{channels} or larger ones, found {form}"
+            f"{manifests[data.prepared]}: expected at least 2 held-out images of {side}×{side}×{channels} "
+            f"or larger ones, found {form}"
         )
     source = {"data": other.hash, "heldout": len(found), "side": size, "users": other.users}
-    return OODSet(_as_tensor(fitted(chosen(found, len(held_out)), side, own.name)), source)
+    return OODImages(_as_tensor(area_resample(chosen(found, len(held_out)), side, own.name)), source)
 
 
-def _as_tensor(pictures: Pictures) -> Tensor:
+def _as_tensor(pictures: Images) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))

@@ -1,4 +1,4 @@
-"""Sample quality and energy against the number of test-chain steps: what the chain does, and what going on would do."""
+"""Sample quality and energy against the number of steps of the test chain."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from vaebm.chain.langevin import langevin
 from vaebm.config import SamplesSettings
 from vaebm.config.evaluation import StepsSettings
 from vaebm.model import VAEBM, sample_noise
-from vaebm.noise import NoiseSource
+from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.pixel_distributions import PixelNormal
 from vaebm.samples import grey_levels
 
 
 class Stop(NamedTuple):
-    """A batch of chains after some number of steps."""
+    """State of a batch of chains after some number of steps."""
 
     images: Tensor
-    """Decoder means (B, C, H, W), which may leave [0, 1]."""
+    """Decoder means (B, C, H, W); values may leave [0, 1]."""
     energies: Tensor
-    """E(x), (B,), at the chain's own x, which holds the noise of the pixels."""
+    """E(x), (B,), at the chain's x, which includes pixel noise."""
 
 
 @torch.no_grad()
 def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: float) -> list[Stop]:
-    """The chains of the samples with this noise, looked at after each of the rising numbers of steps `counts`."""
+    """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`."""
     assert (energy := model.energy) is not None
-    eps_z, eps_x = model.noise_like_prior(noise)
+    eps_z, eps_x = model.initial_noise(noise)
     found: list[Stop] = []
     taken = itertools.count()
 
@@ -42,11 +42,11 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: fl
 
     start = [*eps_z, eps_x]
     look(start)
-    langevin(model.chain_potential(), start, steps=counts[-1], step_size=step_size, noise=noise, watch=look)
+    langevin(model.chain_potential(), start, steps=counts[-1], step_size=step_size, noise=noise, callback=look)
     return found
 
 
-def against_steps(
+def quality_along_chain(
     model: VAEBM,
     settings: StepsSettings,
     sampling: SamplesSettings,
@@ -54,34 +54,28 @@ def against_steps(
     name: str,
     distance: Callable[[Tensor], float],
 ) -> dict[str, Any]:
-    """Distance and mean energy after each number of steps; None where chains have left the finite numbers.
+    """Compute distance and mean energy after each number of steps; None if a chain is not finite.
 
-    The chains are those of the first samples: with the test chain's number of steps these very images come out.
+    The chains are those of the first samples.
 
     Args:
         model: with an energy.
-        sampling: of the samples: the chain's step size, chains at once, and how images are kept.
+        sampling: settings of the samples: step size, batch size, output of images.
         seed: of the samples.
         name: of the distance.
-        distance: of images (N, C, H, W) uint8 to the real ones.
+        distance: function from images (N, C, H, W) uint8 to their distance.
 
     Returns:
-        What metrics.json has under "steps": counts, the distances under their name, energy, samples.
+        The entry "steps" of metrics.json: counts, the distances under `name`, energy, samples.
     """
-    parts = [
-        range(first, min(first + sampling.batch, settings.images))
-        for first in range(0, settings.images, sampling.batch)
-    ]
+    parts = batches(range(settings.images), sampling.batch)
     chains = [stops(model, sample_noise(seed, part), settings.counts, sampling.chain.step_size) for part in parts]
     distances: list[float | None] = []
     energies: list[float | None] = []
     for at in zip(*chains, strict=True):
-        images, energy = (
-            torch.cat([stop.images for stop in at]),
-            torch.cat([stop.energies for stop in at]).double().mean(),
-        )
-        distances.append(
-            distance(grey_levels(images, sampling.stretch).permute(0, 3, 1, 2)) if images.isfinite().all() else None
-        )
+        images = torch.cat([stop.images for stop in at])
+        energy = torch.cat([stop.energies for stop in at]).double().mean()
+        kept = grey_levels(images, sampling.stretch).permute(0, 3, 1, 2) if images.isfinite().all() else None
+        distances.append(None if kept is None else distance(kept))
         energies.append(float(energy) if energy.isfinite() else None)
     return {"counts": settings.counts, name: distances, "energy": energies, "samples": settings.images}

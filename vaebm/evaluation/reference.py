@@ -1,4 +1,4 @@
-"""What samples are compared with: the reference statistics of a data set in an extractor's features."""
+"""Reference statistics of a data set in an extractor's features."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from vaebm.system.files import writing
 
 
 class Reference(NamedTuple):
-    """What samples are compared with: features of the training images, statistics of both splits."""
+    """Features of the training images, and statistics of both splits."""
 
     train_features: Features
     train: Statistics
     heldout: Statistics
     real: float
-    """Fréchet distance of held-out to training images: what real images score."""
+    """Fréchet distance between held-out and training images."""
 
 
-def reference(
+def write_reference(
     settings: Path, data: Path, classifier: Path | None, output: Path, device: torch.device | str = "cpu"
 ) -> None:
-    """Write the reference of a data set as .npz: features of its training images, means and covariances of them and of the held-out ones.
+    """Write the reference of a data set as .npz.
 
     Args:
-        settings: of the extractor.
+        settings: extractor settings.
         data: manifest of the images.
-        classifier: model of the classifier, where that is the extractor.
-        output: file to write; it also holds the hashes of data and weights, and what real images score.
-        device: that the extractor runs on.
+        classifier: model of the classifier, if it is the extractor.
+        output: file to write; it also holds the hashes of data and weights.
+        device: device of the extractor.
 
     Raises:
         UserError: bad data, or bad weights.
@@ -59,20 +59,18 @@ def reference(
 
 
 def read_reference(path: Path, data: str, weights: str) -> Reference:
-    """The reference that `reference` wrote.
+    """Read the output of `write_reference`.
 
     Args:
-        data: hash of the data set that it must have been made from.
-        weights: hash of the extractor's weights that it must have been made with.
+        data: expected hash of the data set.
+        weights: expected hash of the extractor's weights.
 
     Raises:
         UserError: no such file, no reference, or one of other data or weights.
     """
     try:
-        with (
-            path.open("rb") as stream,
-            np.load(stream, allow_pickle=False) as file,
-        ):  # numpy leaves a damaged file open that it opened itself
+        # an open stream: numpy does not close a damaged file that it opened itself
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
         found = Reference(
             content["train_features"],
@@ -87,11 +85,13 @@ def read_reference(path: Path, data: str, weights: str) -> Reference:
         ) from None
     except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile):
         raise UserError(
-            f"{path}: expected reference statistics, found a damaged file or one of another kind; remove it and make it again"
+            f"{path}: expected reference statistics, found a damaged file or one of another kind; "
+            "remove it and make it again"
         ) from None
     for name, expected in (("data", data), ("weights", weights)):
         if hashes[name] != expected:
             raise UserError(
-                f"{path}: expected statistics of {name} {expected[:12]}, found those of {hashes[name][:12]}; remove it and make it again"
+                f"{path}: expected statistics of {name} {expected[:12]}, found those of {hashes[name][:12]}; "
+                "remove it and make it again"
             )
     return found

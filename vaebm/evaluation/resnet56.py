@@ -1,7 +1,7 @@
-"""The ResNet of 56 layers that is common for CIFAR-10 (He et al., 2016, section 4.2), as an extractor of features.
+"""The usual ResNet-56 for CIFAR-10 (He et al., 2016, section 4.2), as a feature extractor.
 
-Three stages of nine blocks at 32×32, 16×16 and 8×8 with 16, 32 and 64 channels. Where a stage begins smaller and wider than the last
-one ended, the shortcut is option A: every second pixel, and zeros for the channels that are new; it has no weights.
+Three stages of nine blocks at 32×32, 16×16 and 8×8 with 16, 32 and 64 channels. Shortcuts between stages are option A:
+stride 2 and zero-padded channels, without weights.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor, nn
 from vaebm.system.checkpoint import load_plain
 from vaebm.system.errors import UserError
 
-FEATURES, CLASSES = 64, 10
+RESNET56_FEATURES, RESNET56_CLASSES = 64, 10
 SHAPE = (3, 32, 32)
-"""Of the images that it is for."""
+"""(C, H, W) of its images."""
 
 BLOCKS = 9
-"""Of each stage; two convolutions each, with the first one and the linear layer 56 layers."""
+"""Blocks per stage, of two convolutions each; 56 layers with the first convolution and the linear layer."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the three colours, in [0, 1]: what its inputs are normalised by."""
+"""Normalisation of the input channels, for values in [0, 1]."""
 
 
 def shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
-    """Option A: every `stride`-th pixel of x (B, C, H, W), and as many channels of zeros before as after its own: (B, channels, …)."""
+    """Option A: every `stride`-th pixel of x (B, C, H, W), zero-padded on both sides to (B, channels, …)."""
     more = (channels - x.shape[1]) // 2
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, more, more))
 
 
-class Block(nn.Module):
-    """Two 3×3 convolutions with batch norm, and the shortcut around them."""
+class ResidualBlock(nn.Module):
+    """Residual block of two 3×3 convolutions with batch norm."""
 
     def __init__(self, inputs: int, channels: int, stride: int):
         super().__init__()
@@ -50,13 +50,13 @@ class Block(nn.Module):
 
 
 def _stage(inputs: int, channels: int) -> nn.Sequential:
-    """Nine blocks; where the channels change, the first one halves height and width."""
-    first = Block(inputs, channels, stride=1 if inputs == channels else 2)
-    return nn.Sequential(first, *(Block(channels, channels, 1) for _ in range(BLOCKS - 1)))
+    """Nine blocks; if the channels change, the first one halves height and width."""
+    first = ResidualBlock(inputs, channels, stride=1 if inputs == channels else 2)
+    return nn.Sequential(first, *(ResidualBlock(channels, channels, 1) for _ in range(BLOCKS - 1)))
 
 
 class ResNet56(nn.Module):
-    """uint8 images → 64 features, the mean over the last stage's positions → 10 logits; names of weights are those of its checkpoints."""
+    """uint8 images → 64 features (mean over positions) → 10 logits; weights are named as in its checkpoints."""
 
     mean: Tensor
     std: Tensor
@@ -66,7 +66,7 @@ class ResNet56(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1, self.layer2, self.layer3 = _stage(16, 16), _stage(16, 32), _stage(32, 64)
-        self.linear = nn.Linear(FEATURES, CLASSES)
+        self.linear = nn.Linear(RESNET56_FEATURES, RESNET56_CLASSES)
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
@@ -74,13 +74,11 @@ class ResNet56(nn.Module):
         """Features (B, 64) of uint8 images (B, 3, 32, 32)."""
         x = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
         x = F.relu(self.bn1(self.conv1(x)))
-        found: Tensor = self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))
-        return found
+        return self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits (B, 10) of images with these features (B, 64)."""
-        found: Tensor = self.linear(features)
-        return found
+        """Logits (B, 10) of features (B, 64)."""
+        return self.linear(features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 10) of uint8 images (B, 3, 32, 32)."""
@@ -88,10 +86,10 @@ class ResNet56(nn.Module):
 
 
 def load_resnet56(path: Path | str) -> ResNet56:
-    """The network of a checkpoint, in eval mode, its weights frozen.
+    """Load the network of a checkpoint, in eval mode, frozen.
 
-    The state dict may stand alone or under `state_dict`, its names may begin with `module.`, as those of a network trained on several
-    devices do, and it may count batches, which nothing here needs.
+    The state dict may be wrapped in `state_dict`, its names may begin with `module.` (data-parallel training), and it
+    may contain batch counts, which are ignored.
 
     Raises:
         UserError: no such file, or the weights in it are not exactly this network's.
@@ -114,5 +112,5 @@ def load_resnet56(path: Path | str) -> ResNet56:
         if not isinstance(state[name], Tensor) or state[name].shape != tensor.shape:
             found = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
             raise UserError(f"{path}: expected {expected} with {name} {tuple(tensor.shape)}, found {found}")
-    model.load_state_dict(state, strict=False)  # but for the counts of batches every name was compared above
+    model.load_state_dict(state, strict=False)  # not strict because of the batch counts; names were compared above
     return model.eval().requires_grad_(False)

@@ -1,17 +1,24 @@
-"""The frozen NVAE's decoder and the energy, prepared for chains: the same functions as the modules', in fewer and cheaper operations, or
-in bfloat16 near them.
+"""The decoder of a frozen NVAE and the energy, prepared for chains: the modules' functions in fewer operations.
 
-What is done once, before a chain, in double precision: weights are normalised; batch norms, constant factors and mean pools
-are folded into the convolutions beside them; what acts on each pixel alone moves to the lower resolution of an upsampling.
-What is left keeps one tensor for the backward pass per activation, and its parameters have no gradient. The modules themselves
-(`model.VAEBM.potential`) are the reference that this is tested against. `run_chains.move` then shares chains out to a CPU's threads, or
-records their step on a GPU (`cuda_graph`), where the middle of each cell is one kernel (`triton_kernels`). docs/speed.md has what was tried and
-what it brought.
+Preparation runs once, before a chain, in double precision. Weights are normalised. Batch norms, constant factors and
+mean pools are folded into convolutions. Pointwise layers move to the lower resolution of an upsampling. Each activation
+keeps one tensor for the backward pass, and parameters have no gradient. Features may be bfloat16.
+
+`run_langevin` distributes chains over CPU threads, or records a step on a GPU (`cuda_graph`, `triton_kernels`).
+The modules themselves (`model.VAEBM.potential`) are the reference in tests. docs/speed.md lists measurements.
 """
 
-from vaebm.fast.decoder import Decoder, half_square
-from vaebm.fast.energy import Energy, prepare_energy
-from vaebm.fast.potential import PreparedPotential, stamp
-from vaebm.fast.run_chains import move
+from vaebm.fast.decoder import PreparedDecoder, half_square
+from vaebm.fast.energy import PreparedEnergy, prepare_energy
+from vaebm.fast.potential import PreparationCache, PreparedPotential
+from vaebm.fast.run_chains import run_langevin
 
-__all__ = ["Decoder", "Energy", "PreparedPotential", "half_square", "move", "prepare_energy", "stamp"]
+__all__ = [
+    "PreparationCache",
+    "PreparedDecoder",
+    "PreparedEnergy",
+    "PreparedPotential",
+    "half_square",
+    "prepare_energy",
+    "run_langevin",
+]

@@ -1,4 +1,4 @@
-"""A chain's step as one CUDA graph: the host launches it and the noise of each chain, not some thousand operations."""
+"""A Langevin step as one CUDA graph: a step launches the graph and each chain's noise, not a thousand operations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from vaebm.chain.langevin import evaluate, propose
 from vaebm.noise import NoiseSource
-from vaebm.system.precision import rounding
+from vaebm.system.precision import float32_precision
 
 
 class GraphedChain:
-    """Langevin steps on chains of one number and shape, recorded once and then replayed.
+    """Langevin steps on chains of fixed number and shape, recorded once and then replayed.
 
     Args:
-        potential: U(ε) of a list of noise tensors; without synchronisation or shapes that depend on data, and reading weights from where
-            they are now: new ones have to be written there.
-        eps: like the noise that will be moved, one tensor (B, …) each.
+        potential: U(ε) of a list of noise tensors. It may not synchronise or have shapes that depend on data. The graph
+            reads its weights where they are now, so new weights have to be written there.
+        eps: noise of the shapes to be moved, one tensor (B, …) each.
         step_size: η.
     """
 
@@ -31,30 +31,27 @@ class GraphedChain:
         self.omega = torch.zeros_like(self.eps)
 
         def step() -> None:
-            self.eps.copy_(
-                propose(evaluate(lambda rows: potential(self._parts(rows[0])), [self.eps]), step_size, [self.omega])[0]
-            )
+            state = evaluate(lambda rows: potential(self._parts(rows[0])), [self.eps])
+            self.eps.copy_(propose(state, step_size, [self.omega])[0])
 
         side = torch.cuda.Stream(self.eps.device)
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            side
-        ):  # once before it is recorded: libraries choose their kernels, and Triton compiles its own
+        with torch.cuda.stream(side):  # warm-up: libraries choose their kernels, and Triton compiles its own
             step()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # the graph has memory of its own; what the step before it took is not needed any more
+        torch.cuda.empty_cache()  # the graph has its own memory; the warm-up's is free again
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=side):
             step()
 
     @staticmethod
     def key_of(eps: Sequence[Tensor], step_size: float) -> object:
-        """What a recorded step serves; it goes on rounding as was allowed when it was recorded (`precision.set_tf32`)."""
-        return step_size, rounding(), *(part.shape for part in eps)
+        """What a recorded step is valid for, including the rounding at the time of recording (`precision.set_tf32`)."""
+        return step_size, float32_precision(), *(part.shape for part in eps)
 
-    def move(self, eps: Sequence[Tensor], steps: int, noise: NoiseSource) -> list[Tensor]:
-        """As `chain.langevin.langevin`, for noise that `key_of` says it serves."""
+    def run(self, eps: Sequence[Tensor], steps: int, noise: NoiseSource) -> list[Tensor]:
+        """Run `chain.langevin.langevin` from noise with this graph's `key_of`."""
         self.eps.copy_(_rows(eps))
         for step in range(1, steps + 1):
             self.omega.copy_(noise.like([self.omega], step)[0])

@@ -1,4 +1,4 @@
-"""How the layers of a branch are folded into as few as they can be."""
+"""Folding of a branch into as few layers as possible."""
 
 from __future__ import annotations
 
@@ -8,41 +8,42 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from vaebm.fast.layers import ELU, Affine, Convolution, Gate, Layer, Swish, Upsample
+from vaebm.fast.layers import ELU, Affine, ChannelGate, Convolution, Layer, Swish, Upsample
 from vaebm.nvae.layers import BatchNorm, BatchNormSwish, NormalizedConv2d, PlainConv2d, SqueezeExcitation
 
 
-def primitive(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The layers of nested sequences, one after the other."""
+def flatten(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The layers of nested sequences in order."""
     for module in modules:
         if isinstance(module, nn.Sequential):
-            yield from primitive(module)
+            yield from flatten(module)
         else:
             yield module
 
 
 def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer]:
-    """The branch of a cell in as few layers as it can be: affine maps go into convolutions, upsamplings behind what acts on pixels alone,
-    and behind a gate, whose means an upsampling leaves as they are.
+    """Fold the branch of a cell into as few layers as possible.
+
+    Affine maps go into convolutions. Upsamplings move behind pointwise layers, and behind gates, whose means they keep.
 
     Args:
-        modules: one after the other.
-        like: tensor of the type and on the device of the layers.
-        scale: factor of what comes out.
+        modules: layers in order.
+        like: tensor with the type and device of the layers.
+        scale: factor of the output.
 
     Raises:
-        TypeError: a layer that no branch of the decoder has, or an end that none has.
+        TypeError: a layer, or a last layer, that no branch of the decoder has.
     """
     layers: list[Layer] = []
     up = False
-    for module in primitive(modules):
+    for module in flatten(modules):
         if isinstance(module, nn.Upsample):
             up = True
         elif isinstance(module, NormalizedConv2d | PlainConv2d):
-            convolution = Convolution.of(module)
+            convolution = Convolution(module)
             if convolution.pointwise:
                 if layers and isinstance(affine := layers[-1], Affine):
-                    convolution.after(affine)
+                    convolution.fold_preceding(affine)
                     layers.pop()
             elif up:
                 layers.append(Upsample())
@@ -50,7 +51,7 @@ def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer
             layers.append(convolution)
         elif isinstance(module, BatchNorm):
             if layers and isinstance(before := layers[-1], Convolution):
-                before.then(Affine(module))
+                before.fold_following(Affine(module))
             else:
                 layers.append(Affine(module))
             if isinstance(module, BatchNormSwish):
@@ -58,25 +59,21 @@ def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer
         elif isinstance(module, nn.ELU):
             layers.append(ELU())
         elif isinstance(module, SqueezeExcitation):
-            layers.append(Gate(module))
+            layers.append(ChannelGate(module))
         else:
             raise TypeError(f"expected a layer of the decoder, found {type(module).__name__}")
-    if not isinstance(end := layers[-1], Convolution | Gate):
+    if not isinstance(end := layers[-1], Convolution | ChannelGate):
         raise TypeError(f"expected a convolution or a gate at the end of a branch, found {type(end).__name__}")
     end.scaled(scale)
     if up:
         layers.append(Upsample())
-    layers = [layer.ready(like) if isinstance(layer, Affine | Convolution) else layer for layer in layers]
+    layers = [layer.finalize(like) if isinstance(layer, Affine | Convolution) else layer for layer in layers]
     return fuse(layers) if like.is_cuda and like.dtype != torch.float64 and find_spec("triton") else layers
 
 
 def fuse(layers: Sequence[Layer]) -> list[Layer]:
-    """Layers on an NVIDIA GPU, with swish, depthwise convolution and swish as one."""
-    from vaebm.fast.triton_kernels import (
-        KERNEL,
-        SwishDepthwiseSwish,
-        compiles,
-    )  # needs Triton, which torch brings where it serves NVIDIA GPUs
+    """Merge swish, depthwise convolution and swish into one layer for an NVIDIA GPU."""
+    from vaebm.fast.triton_kernels import KERNEL, SwishDepthwiseSwish, compiles  # needs Triton, part of torch for CUDA
 
     fused: list[Layer] = []
     rest = list(layers)

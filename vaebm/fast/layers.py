@@ -1,4 +1,4 @@
-"""Layers with constant weights."""
+"""Layers with constant weights and hand-written backward passes."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from vaebm.nvae.layers import NormalizedConv2d, PlainConv2d, SqueezeExcitation, pointwise
-from vaebm.system.precision import rounding
+from vaebm.system.precision import float32_precision
 
 
 class Layer(ABC):
-    """(B, in, H, W) → (B, out, H', W'), and its gradient; both without autograd's record."""
+    """A map (B, in, H, W) → (B, out, H', W') and its gradient, both outside autograd."""
 
     in_place = False
-    """Whether `backward` writes over the gradient that it is given."""
+    """Whether `backward` overwrites the gradient of the output."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output, and what `backward` needs to be kept."""
+        """The output, and the tensors that `backward` needs."""
 
     @abstractmethod
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """Gradient of an input of this shape from that of the output."""
+        """Gradient of the input, which has this shape, from that of the output."""
 
     def tensors(self) -> list[Tensor]:
-        """The constants that a pass reads, once the layer is ready."""
+        """Constants that a pass reads, after `finalize`."""
         return []
 
 
 class _Branch(torch.autograd.Function):
-    """Layers one after the other as one operation, which keeps no more than they ask for and goes back through them in place."""
+    """Layers in order as one operation, with a backward pass in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -53,7 +53,7 @@ class _Branch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # The first gradient is not the branch's own: a skip connection reads it, too.
+        # A skip connection also reads the first gradient.
         gradient = gradients[0].clone() if ctx.layers[-1].in_place else gradients[0]
         kept, end = ctx.saved_tensors, len(ctx.saved_tensors)
         for layer, shape, count in zip(reversed(ctx.layers), reversed(ctx.shapes), reversed(ctx.counts), strict=True):
@@ -62,129 +62,105 @@ class _Branch(torch.autograd.Function):
         return gradient.to(ctx.dtype), None
 
 
-def through(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """(B, in, H, W) → (B, out, H', W'), with a gradient in x alone."""
+def run_branch(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """Apply layers in order, (B, in, H, W) → (B, out, H', W'); only x has a gradient."""
     if not torch.is_grad_enabled():
         for layer in layers:
-            x = layer.forward(x)[0]  # what would be kept is free at once
+            x = layer.forward(x)[0]  # kept tensors are freed at once
         return x
-    return cast(Tensor, _Branch.apply(x, layers))  # type: ignore[no-untyped-call]  # torch declares none
+    return _Branch.apply(x, layers)  # type: ignore[no-untyped-call]  # torch declares none
 
 
 class Convolution(Layer):
-    """A convolution with constant weight and bias, to be changed by what stands beside it and then made `ready`.
+    """A convolution with constant weight and bias, in double precision until `finalize`, for folding."""
 
-    Args:
-        weight: (out, in / groups, k, k), double precision.
-        bias: (out,), double precision.
-        stride, padding, dilation, groups: as in torch.
-    """
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
-    ):
-        self.weight, self.bias = weight, bias
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self._turned: Tensor | None = None
-
-    @classmethod
-    def of(cls, layer: NormalizedConv2d | PlainConv2d) -> Convolution:
-        """The layer as it is now, in double precision."""
+    def __init__(self, layer: NormalizedConv2d | PlainConv2d):
         weight = layer.effective_weight().detach().double()
-        bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
-        dilation = layer.dilation[0]
-        return cls(
-            weight,
-            bias,
-            stride=layer.stride[0],
-            padding=dilation * (layer.kernel_size[0] // 2),
-            dilation=dilation,
-            groups=layer.groups,
-        )
+        self.weight = weight
+        self.bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().double()
+        self.stride, self.dilation, self.groups = layer.stride[0], layer.dilation[0], layer.groups
+        self.padding = self.dilation * (layer.kernel_size[0] // 2)
+        self.adjoint_weight: Tensor | None = None
 
     @property
     def pointwise(self) -> bool:
-        """Whether an output pixel is a function of the input pixel in its place: then it may change places with an upsampling."""
+        """1×1 at stride 1: commutes with an upsampling."""
         return self.weight.shape[-1] == 1 and self.stride == 1 and self.groups == 1
 
     @property
     def depthwise(self) -> bool:
-        """Whether an output channel is a function of the input channel in its place, at full resolution."""
+        """One input channel per output channel, at stride 1."""
         return self.weight.shape[1] == 1 and self.stride == 1 and self.groups == len(self.weight)
 
     @property
     def square(self) -> bool:
-        """Whether an output pixel is a function of the input pixels around its place, over all channels, at full resolution."""
+        """Odd kernel over all channels, at stride 1."""
         return self.stride == 1 and self.groups == 1 and self.weight.shape[-1] % 2 == 1
 
-    def then(self, affine: Affine) -> None:
-        """Take in what follows."""
-        self.weight, self.bias = (
-            self.weight * affine.scale[:, None, None, None],
-            self.bias * affine.scale + affine.shift,
-        )
+    def fold_following(self, affine: Affine) -> None:
+        """Fold in an affine map of the output."""
+        self.weight = self.weight * affine.scale[:, None, None, None]
+        self.bias = self.bias * affine.scale + affine.shift
 
-    def after(self, affine: Affine) -> None:
-        """Take in what stands before, which a padding must not come between: for pointwise convolutions alone."""
-        self.weight, self.bias = (
-            self.weight * affine.scale[:, None, None],
-            self.bias + self.weight[:, :, 0, 0] @ affine.shift,
-        )
+    def fold_preceding(self, affine: Affine) -> None:
+        """Fold in an affine map of the input; pointwise convolutions only, which have no padding."""
+        self.bias = self.bias + self.weight[:, :, 0, 0] @ affine.shift
+        self.weight = self.weight * affine.scale[:, None, None]
 
     def pooled(self) -> Convolution:
-        """Followed by a 2×2 mean pool: a larger kernel with stride 2, so that nothing of the full resolution is left."""
+        """Fold in a following 2×2 mean pool: a larger kernel with stride 2."""
         weight = F.conv2d(self.weight.flatten(0, 1)[:, None], self.weight.new_full((1, 1, 2, 2), 0.25), padding=1)
         self.weight, self.stride = weight.unflatten(0, self.weight.shape[:2])[:, :, 0], 2
         return self
 
     def scaled(self, factor: float) -> None:
-        """Multiply what comes out."""
+        """Multiply the output by a factor."""
         self.weight, self.bias = self.weight * factor, self.bias * factor
 
-    def ready(self, like: Tensor) -> Convolution:
-        """Of the type and on the device of `like`, in the layout in which convolutions are fastest."""
-        self.weight, self.bias = (
-            self.weight.to(like, copy=True).contiguous(memory_format=torch.channels_last),
-            self.bias.to(like, copy=True),
-        )
-        if self.depthwise or self.pointwise or (self.square and rounds(like)):
-            # Their adjoints are convolutions of the same kind, and faster as such than by the library's backward pass: on a CPU the
-            # depthwise ones by 1.3 to 2.7 times; on a GPU all of them, k×k ones where their factors are rounded.
-            turned = (self.weight if self.depthwise else self.weight.transpose(0, 1)).flip(2, 3)
-            self._turned = turned.contiguous(memory_format=torch.channels_last)
+    def finalize(self, like: Tensor) -> Convolution:
+        """Convert to the type and device of `like`, in the layout channels_last."""
+        self.weight = self.weight.to(like, copy=True).contiguous(memory_format=torch.channels_last)
+        self.bias = self.bias.to(like, copy=True)
+        if self.depthwise or self.pointwise or (self.square and uses_reduced_precision(like)):
+            # The adjoint is a convolution, faster than the library's backward pass: depthwise on a CPU by 1.3 to
+            # 2.7 times, all of these on a GPU (k×k in reduced precision).
+            flipped = (self.weight if self.depthwise else self.weight.transpose(0, 1)).flip(2, 3)
+            self.adjoint_weight = flipped.contiguous(memory_format=torch.channels_last)
         return self
 
     def tensors(self) -> list[Tensor]:
-        """All that a pass reads, once it is `ready`."""
-        return [self.weight, self.bias] + ([] if self._turned is None else [self._turned])
+        """Weight, bias and the adjoint's weight."""
+        return [self.weight, self.bias] + ([] if self.adjoint_weight is None else [self.adjoint_weight])
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W'), of the weight's type whatever that of x."""
-        return through([self], x)
+        """(B, in, H, W) → (B, out, H', W'), of the weight's type."""
+        return run_branch([self], x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The weights are constant, so that nothing of the input is kept."""
+        """(B, in, H, W) → (B, out, H', W'); keeps nothing."""
         x = x.to(self.weight.dtype)
         if x.is_cuda and self.pointwise:
             return pointwise(x, self.weight, self.bias), ()
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups), ()
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """The adjoint."""
-        if self._turned is not None:
+        """The adjoint convolution."""
+        if self.adjoint_weight is not None:
             if gradient.is_cuda and self.pointwise:
-                return pointwise(gradient, self._turned, None)
-            return F.conv2d(gradient, self._turned, None, 1, self.padding, self.dilation, self.groups)
+                return pointwise(gradient, self.adjoint_weight, None)
+            return F.conv2d(gradient, self.adjoint_weight, None, 1, self.padding, self.dilation, self.groups)
         return conv2d_input(shape, self.weight, gradient, self.stride, self.padding, self.dilation, self.groups)
 
 
-def rounds(like: Tensor) -> bool:
-    """Whether a GPU rounds the factors of convolutions of such tensors to fewer bits than single precision has, as the settings are now."""
-    return like.is_cuda and (like.dtype == torch.bfloat16 or (like.dtype == torch.float32 and "tf32" in rounding()))
+def uses_reduced_precision(like: Tensor) -> bool:
+    """Whether a GPU now rounds the factors of convolutions of such tensors below single precision."""
+    return like.is_cuda and (
+        like.dtype == torch.bfloat16 or (like.dtype == torch.float32 and "tf32" in float32_precision())
+    )
 
 
 class Affine(Layer):
-    """x · scale + shift, of each channel (C,), double precision until it is made `ready`."""
+    """Batch norm in evaluation mode: x · scale + shift, each (C,), in double precision before `finalize`."""
 
     in_place = True
 
@@ -194,8 +170,8 @@ class Affine(Layer):
         self.scale = layer.weight.detach().double() / deviation
         self.shift = layer.bias.detach().double() - layer.running_mean.double() * self.scale
 
-    def ready(self, like: Tensor) -> Affine:
-        """Of the type and on the device of `like`."""
+    def finalize(self, like: Tensor) -> Affine:
+        """Convert to the type and device of `like`."""
         self.scale, self.shift = self.scale.to(like)[:, None, None], self.shift.to(like)[:, None, None]
         return self
 
@@ -204,7 +180,7 @@ class Affine(Layer):
         return torch.addcmul(self.shift, x, self.scale), ()
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """The same scale."""
+        """Multiplies by the scale."""
         return gradient.mul_(self.scale)
 
     def tensors(self) -> list[Tensor]:
@@ -213,7 +189,7 @@ class Affine(Layer):
 
 
 class Swish(Layer):
-    """x · sigmoid(x)."""
+    """swish(x) = x · σ(x)."""
 
     in_place = True
 
@@ -222,12 +198,12 @@ class Swish(Layer):
         return F.silu(x), (x,)
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """σ(x) (1 + x (1 − σ(x))) of it."""
-        return cast(Tensor, torch.ops.aten.silu_backward.grad_input(gradient, kept[0], grad_input=gradient))
+        """Multiplies by swish'(x) = σ(x) (1 + x (1 − σ(x)))."""
+        return torch.ops.aten.silu_backward.grad_input(gradient, kept[0], grad_input=gradient)
 
 
 class ELU(Layer):
-    """x, below 0 exp(x) − 1."""
+    """ELU(x): x, and exp(x) − 1 below 0."""
 
     in_place = True
 
@@ -236,30 +212,24 @@ class ELU(Layer):
         return F.elu(x), (x,)
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """Of it all, below 0 exp(x)."""
-        return cast(
-            Tensor, torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, kept[0], grad_input=gradient)
-        )
+        """Multiplies by ELU'(x): 1, and exp(x) below 0."""
+        return torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, kept[0], grad_input=gradient)
 
 
 class Upsample(Layer):
-    """Every pixel four times: (B, C, H, W) → (B, C, 2H, 2W)."""
+    """Nearest-neighbour upsampling: (B, C, H, W) → (B, C, 2H, 2W)."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Nearest neighbours."""
+        """Repeats each pixel four times."""
         return F.interpolate(x, scale_factor=2.0, mode="nearest"), ()
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """Sums of 2×2."""
+        """Sums over 2×2 pixels."""
         return F.avg_pool2d(gradient, 2, divisor_override=1)
 
 
-class Gate(Layer):
-    """Squeeze and excitation: x times a function of its channels' means, in single precision or more.
-
-    Args:
-        layer: read once.
-    """
+class ChannelGate(Layer):
+    """Squeeze and excitation, x · gate(mean(x)), with the gate in the layer's type."""
 
     def __init__(self, layer: SqueezeExcitation):
         narrow, widen = cast(nn.Linear, layer.gate[0]), cast(nn.Linear, layer.gate[2])
@@ -269,7 +239,7 @@ class Gate(Layer):
         self.scale = 1.0
 
     def scaled(self, factor: float) -> None:
-        """Multiply what comes out."""
+        """Multiply the output by a factor."""
         self.scale *= factor
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -279,7 +249,7 @@ class Gate(Layer):
         return x * self._factor(gate, x), (x, hidden, gate)
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """Of the product, and of the means."""
+        """Gradient through the product and through the means."""
         x, hidden, gate = kept
         slope = self.scale * (gradient * x).sum(dim=(2, 3), dtype=gate.dtype) * gate * (1.0 - gate)
         mean = ((slope @ self.widen[0]) * (hidden > 0)) @ self.narrow[0] / x[0, 0].numel()

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vaebm.fast.cuda_graph import GraphedChain
-from vaebm.fast.decoder import Decoder, half_square, negative_log_prior
-from vaebm.fast.energy import Energy
+from vaebm.fast.decoder import PreparedDecoder, half_square, negative_log_prior
+from vaebm.fast.energy import PreparedEnergy
 from vaebm.noise import NoiseSource
+from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import PixelNormal
+
+PreparedKind = Literal["noise", "density"]
 
 
 class PreparedPotential:
-    """`VAEBM.potential` of a list of noise tensors, the pixels' last; a `chain.langevin.Potential`.
+    """`VAEBM.potential` of a list of noise tensors, the pixels' last; a `chain.langevin.PotentialFunction`.
 
     Args:
         decoder: p(x|z).
         energy: E(x), (B,).
-        kind: of the potential.
+        kind: `noise`: E(x) + ½‖ε‖²; `density`: E(x) − log p(z) − log p(x|z).
     """
 
-    def __init__(self, decoder: Decoder, energy: Callable[[Tensor], Tensor], kind: Literal["noise", "density"]):
+    def __init__(self, decoder: PreparedDecoder, energy: Callable[[Tensor], Tensor], kind: PreparedKind):
         self.decoder, self.energy, self.kind = decoder, energy, kind
         self._graph: GraphedChain | None = None
 
@@ -40,31 +44,60 @@ class PreparedPotential:
 
     @property
     def recordable(self) -> bool:
-        """Whether a GPU can record a step: what an energy of another kind does is not known."""
-        return isinstance(self.energy, Energy)
+        """Whether a CUDA graph can record a step: only with an energy that this package prepared."""
+        return isinstance(self.energy, PreparedEnergy)
 
-    def become(self, other: PreparedPotential) -> bool:
-        """Take over the energy of another potential in place, so that a recorded step goes on with it; whether that can be.
+    def load_weights_(self, other: PreparedPotential) -> bool:
+        """Copy the energy of `other` in place, so that a recorded step stays valid.
 
-        It can where both have the same decoder, and energies of one kind and architecture.
+        Returns:
+            False, with nothing copied, unless decoder and kind are the same and the energies' architectures match.
         """
         if self.decoder is not other.decoder or self.kind != other.kind:
             return False
-        return isinstance(self.energy, Energy) and isinstance(other.energy, Energy) and self.energy.become(other.energy)
+        mine, new = self.energy, other.energy
+        return isinstance(mine, PreparedEnergy) and isinstance(new, PreparedEnergy) and mine.load_weights_(new)
 
     def replay(self, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource) -> list[Tensor]:
-        """As `chain.langevin.langevin` on a GPU, by a step that is recorded at the first chains of their number and shape; the last record is kept."""
+        """Run `chain.langevin.langevin` on a GPU by replaying a recorded step; the latest record is kept."""
         with torch.cuda.device(eps[0].device):
             if self._graph is None or self._graph.key != GraphedChain.key_of(eps, step_size):
-                self._graph = None  # its memory is free before that of the next one is taken
+                self._graph = None  # free its memory before the next graph takes some
                 self._graph = GraphedChain(self, eps, step_size)
-            return self._graph.move(eps, steps, noise)
+            return self._graph.run(eps, steps, noise)
 
 
-def stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes when a parameter or buffer of the module is replaced, or changed in place; not through `.data`, which leaves no trace."""
-    return tuple(
-        (tensor.data_ptr(), tensor._version)
-        for tensors in (module.parameters(), module.buffers())
-        for tensor in tensors
-    )
+class PreparationCache:
+    """Decoders and the potential prepared for one model; copies start empty, since a recorded step cannot be copied."""
+
+    def __init__(self) -> None:
+        self._version: object = None
+        self._decoders: dict[torch.dtype | None, PreparedDecoder] = {}
+        self._potential: PreparedPotential | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparationCache, ()
+
+    def decoder(self, nvae: NVAE, dtype: torch.dtype | None) -> PreparedDecoder:
+        """The decoder prepared for the present weights of `nvae`."""
+        version = weights_version(nvae)
+        if self._version != version:
+            self._version, self._decoders = version, {}
+        if dtype not in self._decoders:
+            self._decoders[dtype] = PreparedDecoder(nvae, dtype)
+        return self._decoders[dtype]
+
+    def potential(
+        self, nvae: NVAE, energy: Callable[[Tensor], Tensor], dtype: torch.dtype | None, kind: PreparedKind
+    ) -> PreparedPotential:
+        """The potential for the present weights: the same object as before where it can load them."""
+        potential = PreparedPotential(self.decoder(nvae, dtype), energy, kind)
+        if self._potential is None or not self._potential.load_weights_(potential):
+            self._potential = potential
+        return self._potential
+
+
+def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """A value that changes if a parameter or buffer is replaced or changed in place, except through `.data`."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

@@ -1,4 +1,4 @@
-"""How prepared chains are moved: on a GPU by a recorded step, on a CPU by several threads, each with chains of its own."""
+"""Execution of prepared chains: a recorded step on a GPU, threads with chains of their own on a CPU."""
 
 from __future__ import annotations
 
@@ -8,58 +8,41 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from vaebm.chain.langevin import Potential, langevin
+from vaebm.chain.langevin import PotentialFunction, langevin
 from vaebm.fast.potential import PreparedPotential
 from vaebm.noise import NoiseSource
 
-LEAST = 16
-"""Chains of a thread, at least: with fewer images torch takes a slower convolution in a single thread."""
+MIN_CHAINS_PER_THREAD = 16
+"""With fewer images torch chooses a slower convolution in a single thread."""
 
-LARGE = 1024
-"""Values of an image, at least: operations on smaller ones are so short that the threads would wait for Python's lock instead."""
+MIN_IMAGE_VALUES = 1024
+"""Operations on smaller images are so short that threads would wait for Python's lock."""
 
 
-def move(
-    potential: Potential, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource
+def run_langevin(
+    potential: PotentialFunction, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource
 ) -> list[Tensor]:
-    """As `langevin`. On a GPU the step of a prepared potential is recorded and replayed (`cuda_graph`). On a CPU its chains on large
-    images are shared out to as many threads as torch has.
+    """Run `langevin`; prepared potentials use a CUDA graph on a GPU, and several threads for large images on a CPU.
 
-    Chains know nothing of each other. Threads that share them need not wait for each other until the end; threads that share
-    every operation, as torch's own do, wait after each of some hundred in every step.
+    Threads with chains of their own synchronise once, at the end. torch's threads synchronise after each operation.
     """
     device, chains = eps[0].device, len(eps[0])
+    prepared = isinstance(potential, PreparedPotential)
     if device.type == "cuda" and steps > 1 and isinstance(potential, PreparedPotential) and potential.recordable:
         return potential.replay(eps, steps=steps, step_size=step_size, noise=noise)
-    threads = min(torch.get_num_threads(), chains // LEAST)
-    if (
-        threads < 2
-        or eps[-1][0].numel() < LARGE
-        or device.type != "cpu"
-        or not isinstance(potential, PreparedPotential)
-    ):
+    all_threads = torch.get_num_threads()
+    threads = min(all_threads, chains // MIN_CHAINS_PER_THREAD)
+    if threads < 2 or eps[-1][0].numel() < MIN_IMAGE_VALUES or device.type != "cpu" or not prepared:
         return langevin(potential, eps, steps=steps, step_size=step_size, noise=noise)
 
-    def of(share: slice) -> list[Tensor]:
-        return langevin(
-            potential,
-            [part[share] for part in eps],
-            steps=steps,
-            step_size=step_size,
-            noise=noise.at(noise.index[share]),
-        )
+    def run_part(part: slice) -> list[Tensor]:
+        own = noise.at(noise.index[part])
+        return langevin(potential, [each[part] for each in eps], steps=steps, step_size=step_size, noise=own)
 
-    before = torch.get_num_threads()
+    parts = [slice(number * chains // threads, (number + 1) * chains // threads) for number in range(threads)]
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            moved = list(
-                pool.map(
-                    of,
-                    (slice(number * chains // threads, (number + 1) * chains // threads) for number in range(threads)),
-                )
-            )
+            moved = list(pool.map(run_part, parts))
     finally:
-        torch.set_num_threads(
-            before
-        )  # each thread has its own number, but later ones begin with the one that was set last
-    return [torch.cat(parts) for parts in zip(*moved, strict=True)]
+        torch.set_num_threads(all_threads)  # new threads inherit the number that was set last
+    return [torch.cat(each) for each in zip(*moved, strict=True)]

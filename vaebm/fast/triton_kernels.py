@@ -1,8 +1,8 @@
-"""swish(depthwise(swish(a))), the middle of an inverted residual, in one pass over its features on an NVIDIA GPU.
+"""swish(depthwise(swish(a))), the middle of an inverted residual, as one kernel on an NVIDIA GPU.
 
-These features, six times as many as a cell has outside, are most of what a chain moves through the GPU's memory. As operations of
-torch they are read and written eighteen times in a step and its gradient, here eleven times: the swishes are computed where the
-convolution reads and writes, once more in the backward pass.
+These features, six times as many as outside a cell, cause most of a chain's memory traffic. torch's operations read and
+write them eighteen times in a step and its gradient, this kernel eleven times. It computes the swishes where the
+convolution reads and writes, and again in the backward pass.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from torch import Tensor
 from vaebm.fast.layers import Layer
 
 KERNEL = 5
-"""Side of the convolution, that of all inverted residuals (NVAE section 3.3)."""
+"""Kernel size of the convolution in inverted residuals (NVAE section 3.3)."""
 
 ROWS, COLUMNS, CHANNELS = 16, 16, 64
-"""What one program of the GPU computes, at most: rows, columns (a power of two) and channels of one image."""
+"""Largest tile of one program: rows, columns (a power of two) and channels of one image."""
 
 PHASES = 4
-"""Columns beside each other that share what they read: their 4 + 4 columns are read, and their swishes computed, twice a value, not five times."""
+"""Adjacent columns that share their reads: each value is read, and its swish computed, twice instead of five times."""
 
 
 @triton.jit
 def _sigmoid(x):  # type: ignore[no-untyped-def]
-    # 1 / (1 + 2^(−x log₂ e)) by the approximations of the hardware, 2⁻²² each; Triton's own division takes three times as long
+    # 1 / (1 + 2^(−x log₂ e)) by hardware approximations, 2⁻²² each; Triton's division takes three times as long
     return tl.inline_asm_elementwise(
-        """{ .reg .f32 t; mul.ftz.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.ftz.f32 t, t, 0f3F800000; rcp.approx.ftz.f32 $0, t; }""",
+        "{ .reg .f32 t; mul.ftz.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; "
+        "add.ftz.f32 t, t, 0f3F800000; rcp.approx.ftz.f32 $0, t; }",
         "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
     )  # fmt: skip
 
@@ -45,7 +46,7 @@ def _swish_slope(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _load(source, before, at, mask, BACKWARD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What the convolution reads: swish(a), or for the gradient of a that of its output, through the swish behind it."""
+    """Input of the convolution: swish(a), or in the backward pass the gradient of b, through the second swish."""
     x = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
     if BACKWARD:
         return x * _swish_slope(tl.load(before + at, mask=mask, other=0.0).to(tl.float32))
@@ -54,7 +55,7 @@ def _load(source, before, at, mask, BACKWARD: tl.constexpr):  # type: ignore[no-
 
 @triton.jit
 def _add(sums, x, weight, known, channels, SHIFT: tl.constexpr, PHASES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """To the sums of each phase what the column `SHIFT` − 2 from the first phase gives, by a row of the weight."""
+    """Add the column at offset `SHIFT` − 2 from the first phase to the sums, by one row of the weight."""
     new = ()
     for phase in tl.static_range(PHASES):
         if SHIFT - phase >= 0 and SHIFT - phase < 5:
@@ -69,12 +70,12 @@ def _convolve(  # type: ignore[no-untyped-def]
     source, before, weight, bias, a, out, swished, height, width, channels, strips, blocks,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PHASES: tl.constexpr, BACKWARD: tl.constexpr,
 ):  # fmt: skip
-    """A strip of rows of one image, by columns and channels of it.
+    """Convolve a tile: a strip of rows of one image, for some columns and channels.
 
-    It goes down the rows that it reads, and each goes into the five sums of the rows around it; the oldest is then whole.
+    Each input row adds to the running sums of five output rows; the oldest sum is then complete.
 
-    Forward: source a, `out` b = depthwise(swish(a)) + bias, `swished` swish(b).
-    Backward: source the gradient of swish(b), `before` b, `out` the gradient of a; the weight is turned by half a circle.
+    Forward: `source` a, `out` b = depthwise(swish(a)) + bias, `swished` swish(b).
+    Backward: `source` the gradient of swish(b), `before` b, `out` the gradient of a; the weight is rotated by 180°.
     """
     place = tl.program_id(0)
     block = place % blocks
@@ -138,54 +139,40 @@ def _launch(
 
 
 class SwishDepthwiseSwish(Layer):
-    """swish(depthwise(swish(a)) + bias), with sums in single precision.
-
-    Args:
-        weight: (C, 1, 5, 5).
-        bias: (C,).
-    """
+    """swish(depthwise(swish(a)) + bias), weight (C, 1, 5, 5) and bias (C,), with sums in single precision."""
 
     def __init__(self, weight: Tensor, bias: Tensor):
         self.weight = weight.float()[:, 0].permute(1, 2, 0).contiguous()
-        self.turned, self.bias = self.weight.flip(0, 1).contiguous(), bias.float()
+        self.adjoint_weight, self.bias = self.weight.flip(0, 1).contiguous(), bias.float()
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, C, H, W) on a GPU, same shape; keeps the input and what the second swish is of."""
+        """(B, C, H, W) on a GPU, same shape; keeps the inputs of both swishes."""
         a = x.contiguous(memory_format=torch.channels_last)
         b, c = torch.empty_like(a), torch.empty_like(a)
         _launch(a, a, self.weight, self.bias, a, b, c, backward=False)
         return c, (a, b)
 
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """Into a new tensor: a pixel's gradient reads those around it."""
+        """Gradient as a new tensor: each pixel reads its neighbours."""
         a, b = kept
-        found = torch.empty_like(a)
-        _launch(
-            gradient.contiguous(memory_format=torch.channels_last),
-            b,
-            self.turned,
-            self.bias,
-            a,
-            found,
-            found,
-            backward=True,
-        )
+        found, gradient = torch.empty_like(a), gradient.contiguous(memory_format=torch.channels_last)
+        _launch(gradient, b, self.adjoint_weight, self.bias, a, found, found, backward=True)
         return found
 
     def tensors(self) -> list[Tensor]:
-        """Weights, also turned, and bias."""
-        return [self.weight, self.turned, self.bias]
+        """Weight, the adjoint's weight, and bias."""
+        return [self.weight, self.adjoint_weight, self.bias]
 
 
 @cache
 def compiles() -> bool:
-    """Whether this machine can compile the kernel; Triton needs a C compiler for that. If not, says so once."""
+    """Whether this machine can compile the kernel, which needs a C compiler; if not, prints a message once."""
     layer = SwishDepthwiseSwish(*(torch.zeros(shape, device="cuda") for shape in ((1, 1, KERNEL, KERNEL), (1,))))
     try:
         layer.forward(torch.zeros(1, 1, 1, 1, device="cuda"))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a compiler that is missing or broken leads to
+    except Exception as error:  # a missing or broken compiler raises many types
         first, *_ = str(error).splitlines() or [type(error).__name__]
         print(
             f"the fused depthwise convolution cannot be compiled here ({first}); chains use torch's, which is slower",

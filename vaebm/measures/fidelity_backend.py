@@ -1,4 +1,4 @@
-"""torch-fidelity, with torchvision's operators declared before it imports torchvision: all that the package uses of it."""
+"""Everything that the package imports from torch-fidelity, after the declaration of torchvision's operators."""
 
 import vaebm.system.torchvision_shim  # noqa: F401  before torch-fidelity
 

@@ -1,4 +1,4 @@
-"""Fréchet distance of two samples' features, computed by torch-fidelity, and a faster way for many distances to the same sample."""
+"""Fréchet distance of features, computed by torch-fidelity, and a faster form for many distances to one reference."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vaebm.measures.fidelity_backend import KEY_METRIC_FID, fid_statistics_to_metric
 
-BLOCK = 8192
-"""Images whose features are held in double precision at once."""
+COVARIANCE_BATCH = 8192
+"""Number of images whose features are held in double precision at once."""
 
 
 class Statistics(NamedTuple):
@@ -23,11 +23,11 @@ class Statistics(NamedTuple):
 
     @classmethod
     def of(cls, features: NDArray[np.floating[Any]]) -> Statistics:
-        """Those of features (N, D), in double precision whatever theirs is; block by block, since a copy of all of them may take gigabytes."""
+        """Statistics of features (N, D), in double precision, block by block to limit memory."""
         mean = features.mean(axis=0, dtype=np.float64)
         products = np.zeros((features.shape[1],) * 2)
-        for first in range(0, len(features), BLOCK):
-            centred = features[first : first + BLOCK] - mean
+        for first in range(0, len(features), COVARIANCE_BATCH):
+            centred = features[first : first + COVARIANCE_BATCH] - mean
             products += centred.T @ centred
         return cls(mean, products / (len(features) - 1))
 
@@ -39,13 +39,13 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 class DistanceTo:
-    """Fréchet distances of many statistics to the same ones, exact, for resamples of 2,048 features.
+    """Exact Fréchet distances of many statistics to one reference, for resamples of 2,048 features.
 
-    (Σ_a Σ_b)^½ has the trace of the symmetric (Σ_b^½ Σ_a Σ_b^½)^½, whose eigenvalues take a fraction of the time; Σ_b^½ is taken once.
+    (Σ_a Σ_b)^½ has the trace of the symmetric (Σ_b^½ Σ_a Σ_b^½)^½, whose eigenvalues are faster to compute.
 
     Args:
         reference: the statistics b.
-        device: that computes, in double precision.
+        device: device of the computation, in double precision.
     """
 
     def __init__(self, reference: Statistics, device: torch.device | str):
@@ -55,7 +55,7 @@ class DistanceTo:
         self.root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
     def __call__(self, mean: Tensor, covariance: Tensor) -> float:
-        """The distance of the normal distribution with this mean (D,) and covariance (D, D), on the device."""
+        """Distance of mean (D,) and covariance (D, D), on the device."""
         values = torch.linalg.eigvalsh(self.root @ covariance @ self.root)
         return float(
             (mean - self.mean).square().sum() + covariance.trace() + self.trace - 2 * values.clamp(min=0).sqrt().sum()

@@ -1,8 +1,8 @@
-"""Modes of stacks: which triples of digits samples show, and how evenly (VAEBM table 5; Metz et al., 2017).
+"""Modes of stacks (VAEBM table 5; Metz et al., 2017).
 
-A stack's mode is the number that its channels' labels make, the first channel's digit first. Channels of the data are drawn
-independently, so the data's law of modes is the product of their labels' frequencies: a histogram of the training stacks themselves
-is that law and the chance of their drawing, and would count against a model what it rightly did not learn by heart.
+A stack's mode is the number made of its channels' labels, the first channel's digit first. Channels of the data are
+independent, so the law of the modes is the product of the channels' label frequencies. The histogram of the training
+stacks would add their sampling noise to that law.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ Law = NDArray[np.float64]
 
 
 def modes_of(logits: Logits) -> NDArray[np.int64]:
-    """Predicted modes (N,) for the logits (N, depth, classes) of each image's channels."""
+    """Predicted modes (N,) from logits (N, depth, classes)."""
     _, depth, classes = logits.shape
-    modes: NDArray[np.int64] = logits.argmax(axis=2) @ classes ** np.arange(depth - 1, -1, -1)
-    return modes
+    return logits.argmax(axis=2) @ classes ** np.arange(depth - 1, -1, -1)
 
 
 def law_of(labels: NDArray[np.int64], depth: int, classes: int) -> Law:
-    """The data's law of modes: the product over the `depth` channels of their labels' frequencies in `labels` (N,), which are modes."""
+    """The data's law of modes: product of the label frequencies of the `depth` channels; `labels` (N,) are modes."""
     law = np.ones(1)
     for place in range(depth - 1, -1, -1):
         frequency = np.bincount(labels // classes**place % classes, minlength=classes) / len(labels)
@@ -36,38 +35,36 @@ def law_of(labels: NDArray[np.int64], depth: int, classes: int) -> Law:
 
 
 def histogram(modes: NDArray[np.int64], law: Law) -> NDArray[np.int64]:
-    """How many images are of each mode, (modes,).
+    """Number of images of each mode, (modes,).
 
     Raises:
-        UserError: an image is of a mode that the data never show, so that no divergence from them is finite.
+        UserError: an image has a mode of probability zero, which makes the divergence infinite.
     """
     counts = np.bincount(modes, minlength=len(law))
     if (foreign := np.flatnonzero((counts > 0) & (law == 0))).size:
         raise UserError(
-            f"evaluation: modes: expected labels of the data alone, found samples taken for mode {foreign[0]}, which no training image can have"
+            f"evaluation: modes: expected labels of the data alone, found samples taken for mode {foreign[0]}, "
+            "which no training image can have"
         )
     return counts
 
 
 def divergence(counts: NDArray[np.int64], law: Law) -> NDArray[np.float64]:
-    """KL divergence of histograms of modes (…, modes) from the data's law, in nats, (…,)."""
-    shares = counts / counts.sum(axis=-1, keepdims=True)
+    """KL divergence of histograms of modes (…, modes) from the law, in nats, (…,)."""
     seen = law > 0
-    found: NDArray[np.float64] = (
-        xlogy(shares[..., seen], shares[..., seen]) - shares[..., seen] * np.log(law[seen])
-    ).sum(axis=-1)
-    return found
+    shares = (counts / counts.sum(axis=-1, keepdims=True))[..., seen]
+    return (xlogy(shares, shares) - shares * np.log(law[seen])).sum(axis=-1)
 
 
 def expected_modes(law: Law, images: int) -> float:
-    """How many modes that many draws from the data's law show in expectation: Σ 1 − (1 − p)^n."""
+    """Expected number of modes in that many draws from the law: Σ 1 − (1 − p)^n."""
     return float(-np.expm1(images * np.log1p(-law)).sum())
 
 
 def expected_divergence(law: Law, images: int) -> float:
-    """What `divergence` is in expectation for that many draws from the data's law: a sum over the binomial law of each mode's count.
+    """Expected `divergence` of that many draws from the law: a sum over the binomial law of each mode's count.
 
-    No sampler that does not know the training images can be expected to stay below; it is near (modes − 1) / 2n.
+    This is the floor of a perfect sampler, near (modes − 1) / 2n.
     """
     counts, total = np.arange(images + 1), 0.0
     shares = counts / images
@@ -77,12 +74,12 @@ def expected_divergence(law: Law, images: int) -> float:
     return total
 
 
-def figures(counts: NDArray[np.int64], law: Law, resamples: int, seed: int) -> dict[str, dict[str, object]]:
-    """Modes seen at least once, KL divergence from the data's law, and what draws from that law have in expectation.
+def measure_modes(counts: NDArray[np.int64], law: Law, resamples: int, seed: int) -> dict[str, dict[str, object]]:
+    """Number of modes seen, KL divergence from the law, and the expectation of both for draws from the law.
 
     Args:
         counts: `histogram` of the samples.
-        resamples: for the interval of the divergence. Resamples know nothing of the modes that were not seen: their number has none.
+        resamples: for the interval of the divergence; the number of modes has none, because resamples add no modes.
         seed: of the resamples.
     """
     images, seen = int(counts.sum()), int((counts > 0).sum())

@@ -1,4 +1,4 @@
-"""Residual cells: skip connections, the operations of their branches, and which cell uses which (NVAE section 3.1, appendix A)."""
+"""Residual cells: skip connections, operations of the branches, and architectures (NVAE section 3.1, appendix A)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ RESIDUAL_SCALE = 0.1
 """Weight of a residual branch."""
 
 
-# ------------------------------------------------------------------------------------------------------ skip connections
+# skip connections
 class FactorizedReduce(nn.Module):
-    """Skip connection that halves the resolution: four 1×1 convolutions, each on its own pixel of every 2×2 block."""
+    """Skip connection that halves the resolution: four 1×1 convolutions, one per pixel of each 2×2 block."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -57,7 +57,7 @@ class BilinearUp(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
 
 
-def skip(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
+def skip_connection(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
     """The skip connection of a residual cell."""
     if resample == "down":
         return FactorizedReduce(channels_in, channels_out)
@@ -66,7 +66,7 @@ def skip(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
     return nn.Identity()
 
 
-# ------------------------------------------------------------------------------------------------------------ operations
+# operations
 Operation = Callable[[int, int, Resample], nn.Module]
 """(channels in, channels out, change of resolution) → one operation of a residual branch."""
 
@@ -96,7 +96,7 @@ def bn_elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.M
 
 
 def elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
-    """`res_elu`: ELU, 3×3 normalised convolution that the first batch initialises."""
+    """`res_elu`: ELU, 3×3 normalised convolution with data-dependent initialisation."""
     return nn.Sequential(
         nn.ELU(), *_nearest_up(resample), DataInitializedConv2d(channels_in, channels_out, 3, stride=_stride(resample))
     )
@@ -105,10 +105,9 @@ def elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Modu
 def inverted_residual(
     channels_in: int, channels_out: int, resample: Resample, expansion: int, kernel: int = 5, groups: int = 0
 ) -> nn.Module:
-    """`mconv_e<expansion>k<kernel>g<groups>`: expansion 1×1, k×k, projection 1×1, batch norm before, between and after.
+    """`mconv_e<expansion>k<kernel>g<groups>`: 1×1 expansion, k×k, 1×1 projection, with batch norms around each.
 
-    Args:
-        groups: of the k×k convolution; 0: depthwise.
+    The k×k convolution has `groups` groups; 0: depthwise.
     """
     hidden = channels_in * expansion
     return nn.Sequential(
@@ -124,7 +123,7 @@ def inverted_residual(
 
 
 class Operations(NamedTuple):
-    """The branch of the cells in each part of the network."""
+    """Operations of the cells' branches in each part of the network."""
 
     preprocess: Sequence[Operation]
     encoder: Sequence[Operation]
@@ -161,19 +160,19 @@ ARCHITECTURES: dict[Architecture, Operations] = {
     "res_bnelu": _everywhere(bn_elu_conv),
     "res_elu": _everywhere(elu_conv),
 }
-"""The published architectures by their names."""
+"""The published architectures by name."""
 
 
 class ResidualCell(nn.Module):
-    """skip(x) + 0.1 · SE(branch(x)).
+    """skip(x) + 0.1 · SE(branch(x)) (NVAE section 3.1).
 
     Args:
-        operations: of the branch, one after the other; the first one changes channels and resolution.
-        squeeze_excitation: gate the branch.
+        operations: operations of the branch in order; the first changes channels and resolution.
+        squeeze_excitation: whether to gate the branch.
     """
 
     recompute = False
-    """Whether a pass that keeps something for a backward pass keeps the cell's input alone, and the backward pass computes the rest again."""
+    """Recompute activations in the backward pass (gradient checkpointing)."""
 
     def __init__(
         self,
@@ -185,7 +184,7 @@ class ResidualCell(nn.Module):
         squeeze_excitation: bool,
     ):
         super().__init__()
-        self.skip = skip(channels_in, channels_out, resample)
+        self.skip = skip_connection(channels_in, channels_out, resample)
         branch = [
             operations[0](channels_in, channels_out, resample),
             *(operation(channels_out, channels_out, "none") for operation in operations[1:]),
@@ -197,10 +196,7 @@ class ResidualCell(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         if self.recompute and torch.is_grad_enabled():
-            out: Tensor = checkpoint(
-                self._sum, x, use_reentrant=False, preserve_rng_state=False, context_fn=recomputation
-            )
-            return out
+            return checkpoint(self._sum, x, use_reentrant=False, preserve_rng_state=False, context_fn=recomputation)
         return self._sum(x)
 
     def _sum(self, x: Tensor) -> Tensor:
@@ -208,7 +204,7 @@ class ResidualCell(nn.Module):
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:
-    """Whether backward passes compute the activations of the network's residual cells again (`NVAETrainingSettings.recompute`)."""
+    """Set `ResidualCell.recompute` for every cell of the network."""
     for cell in network.modules():
         if isinstance(cell, ResidualCell):
             cell.recompute = recompute

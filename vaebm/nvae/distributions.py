@@ -1,4 +1,4 @@
-"""Normal distributions with softly clamped parameters, of latent variables and pixels (NVAE section 3, VAEBM section 3)."""
+"""Normal distributions with softly clamped parameters, for latents and pixels (NVAE section 3, VAEBM section 3)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def soft_clamp(x: Tensor) -> Tensor:
-    """5 tanh(x / 5): nearly x around 0, never beyond ±5."""
+    """5 tanh(x / 5): close to x near 0, within ±5."""
     return 5.0 * torch.tanh(x / 5.0)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Convert bfloat16 from autocast to float32, for the parameters of distributions."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 class Normal:
@@ -20,8 +25,8 @@ class Normal:
 
     Args:
         m, ell: raw parameters, any shape.
-        temperature: t, scales σ.
-        log_sigma_floor: smallest value of soft_clamp(ℓ), none if None.
+        temperature: t, factor of σ.
+        log_sigma_floor: lower bound of soft_clamp(ℓ); None: no bound.
     """
 
     def __init__(self, m: Tensor, ell: Tensor, temperature: float = 1.0, log_sigma_floor: float | None = None):
@@ -36,11 +41,11 @@ class Normal:
         return torch.addcmul(self.mean, self.sigma, eps)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of `x`, elementwise."""
+        """Log density of `x`, elementwise: −½ ((x − μ)/σ)² − ½ ln 2π − ln σ."""
         return -0.5 * ((x - self.mean) / self.sigma).square() - 0.5 * LOG_2PI - self.sigma.log()
 
     def kl(self, prior: Normal) -> Tensor:
-        """KL(self ‖ prior), elementwise."""
+        """KL(self ‖ prior) = ½ ((μ − μ₀)²/σ₀² + σ²/σ₀²) − ½ − ln(σ/σ₀), elementwise."""
         distance = (self.mean - prior.mean) / prior.sigma
         ratio = self.sigma / prior.sigma
         return 0.5 * (distance.square() + ratio.square()) - 0.5 - ratio.log()

@@ -1,8 +1,9 @@
-"""Volume-preserving autoregressive flows after the posterior (NVAE section 3.2; inverse autoregressive flow, Kingma et al., 2016)."""
+"""Volume-preserving inverse autoregressive flows after the posterior (NVAE section 3.2; Kingma et al., 2016)."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +15,29 @@ EXPANSION = 6
 """Hidden channels of a flow cell per latent channel."""
 
 INITIAL_SHIFT = 0.1
-"""Factor of the shift's weights at the start: a flow cell begins near the identity."""
+"""Initial factor of the shift's weights: a flow cell starts near the identity."""
 
 
 def causal_mask(
-    channels_in: int, channels_out: int, kernel: int, *, depthwise: bool = False, zero_diagonal: bool, mirror: bool
+    channels_in: int,
+    channels_out: int,
+    kernel: int,
+    *,
+    depthwise: bool = False,
+    zero_diagonal: bool = False,
+    mirror: bool,
 ) -> Tensor:
-    """Which weights of a convolution an autoregressive model may use, (out, in / groups, k, k), zeros and ones.
+    """Mask of an autoregressive convolution, (out, in / groups, k, k), zeros and ones.
 
-    Positions are ordered row by row, channels within a position in blocks: an output sees the positions before its own,
-    and at its own the channels of the blocks up to its own (`zero_diagonal`: before its own).
+    Positions are ordered row by row, and channels within a position in blocks. An output depends on earlier positions,
+    and at its own position on blocks up to its own.
 
     Args:
         channels_in, channels_out: one divides the other.
-        kernel: odd.
-        depthwise: each output channel sees one input channel.
-        mirror: the order of the positions is turned round; that of the channels is not.
+        kernel: odd kernel size.
+        depthwise: each output channel depends on one input channel.
+        zero_diagonal: exclude an output's own block.
+        mirror: reverse the order of the positions, not of the channels.
     """
     centre = kernel // 2
     mask = torch.zeros(channels_out, 1 if depthwise else channels_in, kernel, kernel)
@@ -49,24 +57,13 @@ def causal_mask(
 
 
 class FlowCell(nn.Module):
-    """z − μ(z), where μ at a position and channel depends on those before alone: the Jacobian is triangular with ones.
-
-    Args:
-        latents: channels of z.
-        mirror: the order of the positions is turned round.
-    """
+    """z − μ(z) with autoregressive μ, in reverse order of the positions if `mirror`: the log-determinant is 0."""
 
     def __init__(self, latents: int, mirror: bool):
         super().__init__()
         hidden = EXPANSION * latents
 
-        def mask(
-            channels_in: int, channels_out: int, kernel: int, depthwise: bool = False, zero_diagonal: bool = False
-        ) -> Tensor:
-            return causal_mask(
-                channels_in, channels_out, kernel, depthwise=depthwise, zero_diagonal=zero_diagonal, mirror=mirror
-            )
-
+        mask = partial(causal_mask, mirror=mirror)
         self.expand = NormalizedConv2d(
             latents, hidden, 3, bias=False, mask=mask(latents, hidden, 3, zero_diagonal=True)
         )
@@ -84,7 +81,7 @@ class FlowCell(nn.Module):
 
 
 class FlowPair(nn.Sequential):
-    """A flow cell and one with the order of the positions turned round; log-determinant 0."""
+    """A flow cell and one with reversed positions; log-determinant 0."""
 
     def __init__(self, latents: int):
         super().__init__(FlowCell(latents, mirror=False), FlowCell(latents, mirror=True))

@@ -1,14 +1,14 @@
-"""NVAE: a hierarchical VAE with residual normal posteriors (NVAE sections 2 and 3), read from top to bottom.
+"""NVAE: a hierarchical VAE with residual normal posteriors (NVAE sections 2 and 3).
 
-The encoder goes up from the image to the coarsest scale and remembers its features at every latent group. The decoder
-comes down from a learned constant: at each group it proposes the prior of z, the encoder's features there correct it to
-the posterior, and z is mixed into the decoder's state. With one latent group in all there is nothing to come down from:
-the decoder starts from z.
+The encoder maps the image to coarser scales and keeps its features at every latent group. The decoder starts from a
+learned constant at the coarsest scale. At each group it computes the prior of z, which the encoder's features turn into
+the posterior. z is then combined into the decoder's state. With a single latent group the decoder starts from z.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,55 +17,24 @@ from torch import Tensor, nn
 
 from vaebm.config import NVAENetworkSettings
 from vaebm.noise import NoiseSource
-from vaebm.nvae.cells import ARCHITECTURES, Operation, Resample, ResidualCell
-from vaebm.nvae.distributions import Normal
-from vaebm.nvae.flows import FlowPair
+from vaebm.nvae.cells import ARCHITECTURES, ResidualCell
+from vaebm.nvae.distributions import Normal, full_precision
+from vaebm.nvae.latent_group import Draw, LatentGroup
 from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.pixel_distributions import Pixels, logit_channels, pixels_of, quantize
 from vaebm.system.checkpoint import load_model
-from vaebm.system.device import place
+from vaebm.system.device import to_device_channels_last
 from vaebm.system.errors import UserError
 
 ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
-"""Parts that decoding does without; the others, the learned constant among them, are the decoder's side."""
-
-
-class Draw(NamedTuple):
-    """One latent group of a pass: z ~ q(z_j | x, z_<j), and the prior there."""
-
-    z: Tensor
-    """What the decoder gets, (B, latents, h, w)."""
-    before: Tensor
-    """The posterior's draw, before the flows; where there are none, `z` itself."""
-    posterior: Normal
-    prior: Normal
-
-    @property
-    def log_q(self) -> Tensor:
-        """log q(z_j | x, z_<j), elementwise; the flows keep the volume."""
-        return self.posterior.log_prob(self.before)
-
-    @property
-    def log_p(self) -> Tensor:
-        """log p(z_j | z_<j), elementwise."""
-        return self.prior.log_prob(self.z)
-
-    @property
-    def eps(self) -> Tensor:
-        """The noise from which `NVAE.decode` makes this z, elementwise."""
-        return (self.z - self.prior.mean) / self.prior.sigma
-
-    @property
-    def kl(self) -> Tensor:
-        """KL(q ‖ p), elementwise; with flows, where it has no closed form, the estimate log q − log p of this draw."""
-        return self.posterior.kl(self.prior) if self.z is self.before else self.log_q - self.log_p
+"""Submodules used only by the encoder."""
 
 
 class NVAEOutput(NamedTuple):
-    """What a pass through encoder and decoder gives."""
+    """Result of a pass through encoder and decoder."""
 
     pixels: Pixels
-    """p(x|z), for the z that was drawn."""
+    """p(x|z) for the drawn z."""
     draws: list[Draw]
     """The latent groups in decoding order."""
 
@@ -85,81 +54,19 @@ class NVAEOutput(NamedTuple):
         return torch.stack([draw.kl.sum(dim=(1, 2, 3)) for draw in self.draws], dim=1)
 
 
-class LatentGroup(nn.Module):
-    """One group of latent variables z_j, in the decoder's order: state s above → prior, posterior, state s below.
-
-    Args:
-        encoder_channels: of the encoder's features at this scale.
-        state_channels: of the decoder's state above, after `cells`; 0 where the decoder starts from z.
-        decoder_channels: of the decoder's state below.
-        latents: channels of z_j.
-        first: whether the prior is N(0, 1.01²) and the posterior depends on the encoder alone.
-        cells: residual cells that the state above goes through before.
-        residual_posterior: the posterior's parameters are offsets of the prior's.
-        flows: pairs of flow cells after the posterior.
-    """
-
-    def __init__(
-        self,
-        encoder_channels: int,
-        state_channels: int,
-        decoder_channels: int,
-        latents: int,
-        *,
-        first: bool,
-        cells: nn.Module,
-        residual_posterior: bool,
-        flows: int,
-    ):
-        super().__init__()
-        self.residual_posterior = residual_posterior
-        self.first = first
-        self.cells = cells
-        if not first:
-            self.prior_parameters = nn.Sequential(nn.ELU(), NormalizedConv2d(state_channels, 2 * latents, 1))
-            self.combine_encoder = NormalizedConv2d(state_channels, encoder_channels, 1)
-        self.posterior_parameters = NormalizedConv2d(encoder_channels, 2 * latents, 3)
-        self.flows = nn.Sequential(*(FlowPair(latents) for _ in range(flows)))
-        self.combine_decoder = NormalizedConv2d(state_channels + latents, decoder_channels, 1)
-
-    def prior(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw parameters (m, ℓ) of p(z_j | z_<j), each (B, latents, h, w); zeros for the first group."""
-        if self.first:
-            zeros = state.new_zeros(len(state), self.posterior_parameters.out_channels // 2, *state.shape[2:])
-            return zeros, zeros
-        m, ell = _full(self.prior_parameters(state)).chunk(2, dim=1)
-        return m, ell
-
-    def draw(self, features: Tensor, state: Tensor, eps: Tensor) -> Draw:
-        """z_j ~ q(z_j | x, z_<j) from the encoder's features, with noise `eps` (B, latents, h, w)."""
-        prior = self.prior(state)
-        if not self.first:
-            features = features + self.combine_encoder(state)
-        m, ell = _full(self.posterior_parameters(features)).chunk(2, dim=1)
-        if self.residual_posterior and not self.first:
-            m, ell = m + prior[0], ell + prior[1]
-        posterior = Normal(m, ell)
-        before = posterior.sample(eps)
-        z = _full(self.flows(before)) if len(self.flows) else before
-        return Draw(z, before, posterior, Normal(*prior))
-
-    def combine(self, state: Tensor, z: Tensor) -> Tensor:
-        """The decoder's state with z mixed in."""
-        mixed: Tensor = self.combine_decoder(torch.cat([state, z.to(state.dtype)], dim=1))
-        return mixed
-
-
 class NVAE(nn.Module):
     """The hierarchical VAE.
 
     Args:
         settings: the architecture.
-        shape: (C, H, W) of the images; H and W are divisible by 2 to the number of halvings.
+        shape: (C, H, W) of the images; H and W are multiples of 2^halvings.
 
     Raises:
         ValueError: the images do not fit the architecture.
     """
 
+    encoder_groups: Sequence[nn.Sequential]
+    """Cells of the encoder before each latent group, finest group first."""
     groups: Sequence[LatentGroup]
     """Latent groups in decoding order."""
     latent_shapes: list[tuple[int, int, int]]
@@ -182,30 +89,30 @@ class NVAE(nn.Module):
         encoder = [settings.channels_encoder * 2 ** (blocks + scale) for scale in range(scales)]
         decoder = [settings.channels_decoder * 2 ** (blocks + scale) for scale in range(scales)]
 
+        cell = partial(ResidualCell, squeeze_excitation=settings.squeeze_excitation)
+
         self.stem = NormalizedConv2d(channels, settings.channels_encoder, 3)
         self.preprocess = nn.Sequential()
         for block in range(blocks):
-            width_in = settings.channels_encoder * 2**block
+            features = settings.channels_encoder * 2**block
             for _ in range(settings.preprocess_cells - 1):
-                self.preprocess.append(self._cell(width_in, width_in, "none", operations.preprocess))
-            self.preprocess.append(self._cell(width_in, 2 * width_in, "down", operations.preprocess))
+                self.preprocess.append(cell(features, features, "none", operations.preprocess))
+            self.preprocess.append(cell(features, 2 * features, "down", operations.preprocess))
 
-        # Up: finest scale first, so the topmost group comes last.
-        self.encoder_groups = nn.ModuleList()
+        # Bottom-up: the finest scale first.
+        encoder_groups: list[nn.Sequential] = []
         for scale, groups in enumerate(settings.groups):
             for group in range(groups):
                 cells = nn.Sequential()
                 if group == 0 and scale > 0:
-                    cells.append(self._cell(encoder[scale - 1], encoder[scale], "down", operations.encoder))
-                if not settings.single_group:
-                    cells.extend(
-                        self._cell(encoder[scale], encoder[scale], "none", operations.encoder)
-                        for _ in range(settings.cells_encoder)
-                    )
-                self.encoder_groups.append(cells)
+                    cells.append(cell(encoder[scale - 1], encoder[scale], "down", operations.encoder))
+                for _ in range(0 if settings.single_group else settings.cells_encoder):
+                    cells.append(cell(encoder[scale], encoder[scale], "none", operations.encoder))
+                encoder_groups.append(cells)
+        self.encoder_groups = nn.ModuleList(encoder_groups)  # type: ignore[assignment]  # ModuleList is not generic
         self.encoder_top = nn.Sequential(nn.ELU(), NormalizedConv2d(encoder[-1], encoder[-1], 1), nn.ELU())
 
-        # Down: coarsest scale first. With a single group the decoder starts from z: the constant has no channels.
+        # Top-down: the coarsest scale first. A decoder that starts from z has a constant without channels.
         constant = 0 if settings.single_group else decoder[-1]
         self.prior_constant = nn.Parameter(torch.rand(constant, height // 2**halvings, width // 2**halvings))
         top_down: list[LatentGroup] = []
@@ -215,68 +122,57 @@ class NVAE(nn.Module):
                 first = not top_down
                 cells = nn.Sequential()
                 if group == 0 and not first:
-                    cells.append(self._cell(decoder[scale + 1], decoder[scale], "up", operations.decoder))
-                if not first:
-                    cells.extend(
-                        self._cell(decoder[scale], decoder[scale], "none", operations.decoder)
-                        for _ in range(settings.cells_decoder)
-                    )
-                top_down.append(
-                    LatentGroup(
-                        encoder[scale],
-                        constant if first else decoder[scale],
-                        decoder[scale],
-                        settings.latents,
-                        first=first,
-                        cells=cells,
-                        residual_posterior=settings.residual_posterior,
-                        flows=settings.flows,
-                    )
-                )
-                self.latent_shapes.append(
-                    (settings.latents, height // 2 ** (blocks + scale), width // 2 ** (blocks + scale))
-                )
-
-        self.groups = nn.ModuleList(top_down)  # type: ignore[assignment]  # torch's lists know no type of element
+                    cells.append(cell(decoder[scale + 1], decoder[scale], "up", operations.decoder))
+                for _ in range(0 if first else settings.cells_decoder):
+                    cells.append(cell(decoder[scale], decoder[scale], "none", operations.decoder))
+                above = constant if first else decoder[scale]
+                top_down.append(LatentGroup(settings, encoder[scale], above, decoder[scale], first, cells))
+                factor = 2 ** (blocks + scale)
+                self.latent_shapes.append((settings.latents, height // factor, width // factor))
+        self.groups = nn.ModuleList(top_down)  # type: ignore[assignment]
 
         self.postprocess = nn.Sequential()
         for block in reversed(range(blocks)):
-            width_out = settings.channels_decoder * 2**block
-            self.postprocess.append(self._cell(2 * width_out, width_out, "up", operations.postprocess))
-            self.postprocess.extend(
-                self._cell(width_out, width_out, "none", operations.postprocess)
-                for _ in range(settings.postprocess_cells - 1)
-            )
+            features = settings.channels_decoder * 2**block
+            self.postprocess.append(cell(2 * features, features, "up", operations.postprocess))
+            for _ in range(settings.postprocess_cells - 1):
+                self.postprocess.append(cell(features, features, "none", operations.postprocess))
         self.pixel_parameters = nn.Sequential(
             nn.ELU(), NormalizedConv2d(settings.channels_decoder, logit_channels(settings, channels), 3)
         )
 
-    def _cell(
-        self, channels_in: int, channels_out: int, resample: Resample, operations: Sequence[Operation]
-    ) -> ResidualCell:
-        return ResidualCell(
-            channels_in, channels_out, resample, operations, squeeze_excitation=self.settings.squeeze_excitation
-        )
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.prior_constant.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.prior_constant.dtype
 
     @property
     def dimensions(self) -> int:
-        """Channels × pixels of an image that the likelihood counts; the unit of bits per dimension."""
+        """Number of values of an image without its padding, for bits per dimension."""
         channels, height, width = self.shape
         return channels * (height - 2 * self.settings.crop) * (width - 2 * self.settings.crop)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
-        """The parameters that `decode` uses."""
+        """Parameters used by `decode`."""
         return [parameter for name, parameter in self.named_parameters() if not ENCODER & set(name.split("."))]
 
     def as_input(self, images: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        """Grey levels (B, C, H, W) uint8 as what the network sees, and its likelihood is of: (B, C, H, W) in [0, 1].
+        """Convert grey levels (B, C, H, W) uint8 to the network's input, (B, C, H, W) in [0, 1].
 
-        The depth is reduced to `bits`; for the Bernoulli decoder each pixel is drawn white with its grey level's probability.
+        The depth is reduced to `bits`. For the Bernoulli decoder a pixel is drawn white with probability x.
 
         Args:
-            noise: for that draw; the other decoders need none.
+            noise: source of the Bernoulli draw; not used by other decoders.
+
+        Raises:
+            ValueError: a Bernoulli decoder without `noise`.
         """
-        x = quantize(images.to(self.prior_constant.device, self.prior_constant.dtype) / 255.0, self.settings.bits)
+        x = quantize(images.to(self.device, self.dtype) / 255.0, self.settings.bits)
         if self.settings.decoder == "bernoulli":
             if noise is None:
                 raise ValueError("the Bernoulli decoder's input is drawn: expected a NoiseSource, found None")
@@ -285,7 +181,7 @@ class NVAE(nn.Module):
         return x
 
     def encode(self, x: Tensor) -> list[Tensor]:
-        """The encoder's features for images (B, C, H, W) in [0, 1], one tensor per group in decoding order."""
+        """Encoder features of images (B, C, H, W) in [0, 1], one tensor per group in decoding order."""
         state = self.preprocess(self.stem(2.0 * x - 1.0))
         features = []
         for cells in self.encoder_groups:
@@ -301,12 +197,19 @@ class NVAE(nn.Module):
 
         Args:
             x: images (B, C, H, W) in [0, 1].
-            eps: noise of the posterior, one (B, latents, h, w) per group in decoding order; drawn from `noise` if None.
-            noise: source of the noise where `eps` is None; `step` selects the draw.
+            eps: noise of the posterior, one (B, latents, h, w) per group in decoding order; None: draw it.
+            noise: source of the noise if `eps` is None; `step` selects the draw.
+
+        Raises:
+            ValueError: wrong shapes of images or noise, or neither `eps` nor `noise`.
         """
         if x.shape[1:] != self.shape:
             raise ValueError(f"expected images (B, {', '.join(map(str, self.shape))}), found {tuple(x.shape)}")
-        eps = self._checked(self._noise(x, eps, noise, step))
+        if eps is None:
+            if noise is None:
+                raise ValueError("forward needs eps, one tensor per latent group, or a NoiseSource to draw them from")
+            eps = noise.normal(self.latent_shapes, step=step, device=x.device, dtype=x.dtype)
+        self._check_shapes(eps)
         draws = []
         state = self.prior_constant.expand(len(x), -1, -1, -1)
         for group, features, each in zip(self.groups, self.encode(x), eps, strict=True):
@@ -317,17 +220,21 @@ class NVAE(nn.Module):
         return NVAEOutput(self._pixels(state), draws)
 
     def decode(self, eps: Sequence[Tensor], temperature: float = 1.0) -> tuple[Pixels, Tensor]:
-        """The deterministic map z = T(ε) and the pixels' distribution (VAEBM section 3.2).
+        """Map noise to latents, z = T(ε), and to the pixels' distribution (VAEBM section 3.2).
 
         Args:
             eps: standard normal noise, one (B, latents, h, w) per group in decoding order.
-            temperature: scales the priors' σ.
+            temperature: factor of the priors' σ.
 
         Returns:
             p(x|z), and log p(z) at that temperature, (B,).
+
+        Raises:
+            ValueError: wrong shapes of the noise.
         """
+        self._check_shapes(eps)
         log_p = []
-        state = self.prior_constant.expand(len(self._checked(eps)[0]), -1, -1, -1)
+        state = self.prior_constant.expand(len(eps[0]), -1, -1, -1)
         for group, draw in zip(self.groups, eps, strict=True):
             state = group.cells(state)
             prior = Normal(*group.prior(state), temperature)
@@ -337,34 +244,21 @@ class NVAE(nn.Module):
         return self._pixels(state), torch.stack(log_p).sum(0)
 
     def _pixels(self, state: Tensor) -> Pixels:
-        return pixels_of(self.settings, _full(self.pixel_parameters(self.postprocess(state))))
+        return pixels_of(self.settings, full_precision(self.pixel_parameters(self.postprocess(state))))
 
-    def _checked(self, eps: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _check_shapes(self, eps: Sequence[Tensor]) -> None:
         found = [tuple(each.shape[1:]) for each in eps]
         if found != self.latent_shapes:
             raise ValueError(
                 f"expected noise of the shapes {self.latent_shapes}, one for each latent group, found {found}"
             )
-        return eps
-
-    def _noise(self, x: Tensor, eps: Sequence[Tensor] | None, noise: NoiseSource | None, step: int) -> Sequence[Tensor]:
-        if eps is not None:
-            return eps
-        if noise is None:
-            raise ValueError("forward needs eps, one tensor per latent group, or a NoiseSource to draw them from")
-        return noise.normal(self.latent_shapes, step=step, device=x.device, dtype=x.dtype)
-
-
-def _full(x: Tensor) -> Tensor:
-    """Parameters of distributions in full precision, whatever a convolution under autocast gave."""
-    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
-    """The trained NVAE in a model file: frozen, in eval mode, in single precision.
+    """Load the NVAE of a model file: frozen, in eval mode, in single precision.
 
     Raises:
-        UserError: no such file, or not an NVAE of this version.
+        UserError: the file is missing, or not an NVAE of this version.
     """
     content = load_model(path, "nvae")
     try:
@@ -372,6 +266,7 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
         nvae.load_state_dict(content["weights"])
     except (KeyError, ValueError, RuntimeError):
         raise UserError(
-            f"{path}: expected an NVAE of this version, found one with other settings or weights; train or convert it again"
+            f"{path}: expected an NVAE of this version, found one with other settings or weights; "
+            "train or convert it again"
         ) from None
-    return place(nvae.requires_grad_(False).eval(), torch.device(device))
+    return to_device_channels_last(nvae.requires_grad_(False).eval(), torch.device(device))

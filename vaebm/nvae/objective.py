@@ -1,4 +1,4 @@
-"""The NVAE's loss: negative ELBO with KL warm-up and balancing, and two regularisers (NVAE sections 2.2, 3.3, appendix A)."""
+"""The NVAE's loss: negative ELBO with KL warm-up and balancing, and regularisers (NVAE sections 2.2, 3.3, app. A)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vaebm.system import distributed
 
 
 class NegativeELBO(NamedTuple):
-    """Parts of the loss, averaged over the batch, in nats per image."""
+    """Parts of the loss, means over the batch, in nats per image."""
 
     loss: Tensor
     """reconstruction + β Σ γ_j KL_j, a scalar with gradient."""
@@ -26,32 +26,35 @@ class NegativeELBO(NamedTuple):
 
 
 def kl_coefficient(step: int, total: int, warmup: float, smallest: float) -> float:
-    """β after `step` of `total` steps: `smallest` for that part of the training, then linear to 1 over the part `warmup`."""
+    """KL coefficient β: `smallest` for that fraction of the training, then linear to 1 over the fraction `warmup`."""
     if warmup == 0:
         return 1.0
     return max(min((step - smallest * total) / (warmup * total), 1.0), smallest)
 
 
 def norm_weight(beta: float, initial: float | None, final: float) -> float:
-    """λ of the regularisers: constant, or from `initial` to `final` geometrically while β grows to 1."""
+    """Weight λ of the regularisers: `final`, or initial^(1−β) · final^β (NVAE appendix A)."""
     return final if initial is None else math.exp((1.0 - beta) * math.log(initial) + beta * math.log(final))
 
 
 def group_sizes(groups: Sequence[int]) -> list[float]:
-    """α_j of the KL balancing, in decoding order: 4^i / (groups of the scale) for the i-th scale from the coarsest, over the smallest.
+    """α_j of the KL balancing: 4^i / (groups of the scale), i from the coarsest scale, divided by the smallest.
 
     Args:
         groups: latent groups of each scale, finest first.
+
+    Returns:
+        α, one per latent group in decoding order.
     """
     sizes = [4.0**i / count for i, count in enumerate(reversed(groups)) for _ in range(count)]
     return [size / min(sizes) for size in sizes]
 
 
 def kl_balance(kl: Tensor, sizes: Tensor) -> Tensor:
-    """γ_j: each group's mean KL over its size, relative to the mean of these (no gradient).
+    """γ_j of the KL balancing, without gradient: mean KL_j / α_j over its mean (NVAE appendix A).
 
     Args:
-        kl: (B, groups), nats; the mean is over the batches of all processes.
+        kl: (B, groups) in nats; the mean includes the batches of all processes.
         sizes: α, (groups,).
     """
     strength = (distributed.mean(kl.detach().abs().mean(0)) + 0.01) / sizes
@@ -59,11 +62,11 @@ def kl_balance(kl: Tensor, sizes: Tensor) -> Tensor:
 
 
 def nelbo(output: NVAEOutput, x: Tensor, beta: float = 1.0, sizes: Tensor | None = None) -> NegativeELBO:
-    """Negative ELBO of images `x` (B, C, H, W) in [0, 1].
+    """Negative ELBO −log p(x|z) + β Σ γ_j KL_j of images `x` (B, C, H, W) in [0, 1] (NVAE eq. 1).
 
     Args:
         beta: KL coefficient.
-        sizes: α of the KL balancing, used while β < 1; None for no balancing.
+        sizes: α of the KL balancing, used while β < 1; None: no balancing.
     """
     reconstruction = -output.pixels.log_likelihood(x).mean()
     kl = output.kl
@@ -73,6 +76,6 @@ def nelbo(output: NVAEOutput, x: Tensor, beta: float = 1.0, sizes: Tensor | None
 
 
 def batch_norm_penalty(module: nn.Module) -> Tensor:
-    """Σ over batch norms of max |γ|; 0 where there are none."""
+    """Σ over batch norms of max |γ|; 0 without batch norms."""
     largest = [layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]
     return torch.stack(largest).sum() if largest else next(module.parameters()).new_zeros(())

@@ -1,7 +1,7 @@
-"""Distributions of the pixels, p(x|z): normal, discretised logistic mixture, Bernoulli (NVAE section 4, VAEBM section 3).
+"""Distributions of pixels, p(x|z): normal, discretised logistic mixture, Bernoulli (NVAE section 4, VAEBM section 3).
 
-Images x are in [0, 1]; `normal` and `logistic_mixture` model y = 2x − 1. The discrete ones give probabilities of the
-grey levels, so that bits per dimension mean something; `normal` gives a density of y.
+Images x are in [0, 1]; `normal` and `logistic_mixture` model y = 2x − 1. The discrete distributions give probabilities
+of grey levels, hence bits per dimension; `normal` gives a density of y.
 """
 
 from __future__ import annotations
@@ -21,23 +21,19 @@ from vaebm.noise import NoiseSource
 from vaebm.nvae.distributions import Normal
 
 CHAIN_LOG_SIGMA_FLOOR = -2.0
-"""Smallest log σ of the pixels in the published program's chain."""
+"""Lower bound of the pixels' log σ in the published program's chain."""
 
 LOG_SCALE_FLOOR = -7.0
-"""Smallest log scale of a logistic component."""
+"""Lower bound of a logistic component's log scale."""
 
 
 def quantize(x: Tensor, bits: int) -> Tensor:
-    """Images (…) in [0, 1] with 2^bits grey levels, ⌊255 x / 2^(8 − bits)⌋ / (2^bits − 1); unchanged at 8 bits, and when quantised before."""
+    """Reduce images in [0, 1] to 2^bits grey levels, ⌊255 x / 2^(8 − bits)⌋ / (2^bits − 1); unchanged at 8 bits."""
     return x if bits == 8 else torch.floor(255.0 * x / 2 ** (8 - bits)) / (2**bits - 1)
 
 
 class Pixels(ABC):
-    """p(x|z) for a batch of z.
-
-    Args:
-        crop: rows and columns at each border that only pad the image, left out of the likelihood.
-    """
+    """p(x|z) for a batch of z; the likelihood excludes `crop` rows and columns of padding at each border."""
 
     def __init__(self, crop: int = 0):
         self.crop = crop
@@ -49,10 +45,10 @@ class Pixels(ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log probability or density of images `x` (B, C, H, W) in [0, 1], each pixel's: (B, C, H, W), or (B, H, W) over all colours."""
+        """Log probability or density of `x` (B, C, H, W) in [0, 1]: (B, C, H, W), or (B, H, W) over all colours."""
 
     def log_likelihood(self, x: Tensor) -> Tensor:
-        """log p(x|z) of images `x` (B, C, H, W) in [0, 1], without the borders that only pad: (B,)."""
+        """log p(x|z) of images `x` (B, C, H, W) in [0, 1], without the padding: (B,)."""
         each, crop = self.log_prob(x), self.crop
         if crop:
             each = each[..., crop:-crop, crop:-crop]
@@ -64,7 +60,7 @@ class PixelNormal(Pixels):
 
     Args:
         logits: (B, 2C, H, W): C raw means, then C raw log standard deviations.
-        log_sigma_floor: smallest log σ, none in the paper.
+        log_sigma_floor: lower bound of log σ; None, as in the paper: no bound.
     """
 
     def __init__(self, logits: Tensor, log_sigma_floor: float | None = None, crop: int = 0):
@@ -78,11 +74,11 @@ class PixelNormal(Pixels):
         return 0.5 * self.normal.mean + 0.5
 
     def sample(self, eps: Tensor, temperature: float = 1.0) -> Tensor:
-        """Image (B, C, H, W) in [0, 1] for standard normal `eps` of that shape; saturated pixels have no gradient."""
+        """Image ½ clamp(μ + σ ε) + ½, (B, C, H, W) in [0, 1]; no gradient where it saturates."""
         return 0.5 * self.normal.sample(temperature * eps).clamp(-1.0, 1.0) + 0.5
 
     def add_noise(self, x: Tensor, eps: Tensor) -> Tensor:
-        """`sample` around the images `x` (B, C, H, W) in [0, 1] in place of the mean: clamp(2x − 1 + σ ε) as an image in [0, 1]."""
+        """`sample` around images `x` (B, C, H, W) in [0, 1]: ½ clamp(2x − 1 + σ ε) + ½."""
         return 0.5 * torch.addcmul(2.0 * x - 1.0, self.normal.sigma, eps).clamp(-1.0, 1.0) + 0.5
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -90,16 +86,16 @@ class PixelNormal(Pixels):
         return self.normal.log_prob(2.0 * x - 1.0)
 
     def chain_log_prob(self, x: Tensor) -> Tensor:
-        """As `log_prob` with log σ ≥ −2: what the published program's chain uses, in the potential `density` only."""
+        """`log_prob` with log σ ≥ −2, as in the published program's chain; for the potential `density` only."""
         return Normal(self.m, self.ell, log_sigma_floor=CHAIN_LOG_SIGMA_FLOOR).log_prob(2.0 * x - 1.0)
 
 
 class PixelLogisticMixture(Pixels):
-    """A mixture of K logistic distributions of y = 2x − 1, discretised to grey levels, green and blue given the colours before (PixelCNN++).
+    """A mixture of K discretised logistic distributions of y = 2x − 1, with autoregressive colours (PixelCNN++).
 
     Args:
         logits: (B, 10K, H, W): K mixture logits, then for each colour K means, K log scales and K raw coefficients.
-        bits: depth of the images.
+        bits: bits per colour value.
     """
 
     def __init__(self, logits: Tensor, bits: int = 8, crop: int = 0):
@@ -114,18 +110,15 @@ class PixelLogisticMixture(Pixels):
         self.coefficients = coefficients.tanh()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log probability of the grey levels `x` (B, 3, H, W), all colours of a pixel together: (B, H, W)."""
+        """Log probability of grey levels `x` (B, 3, H, W), jointly over the colours of a pixel: (B, H, W)."""
         y = (2.0 * x - 1.0)[:, :, None]  # (B, 3, 1, H, W)
         red, green = y[:, 0], y[:, 1]
         c = self.coefficients
         shift = torch.stack([torch.zeros_like(c[:, 0]), c[:, 0] * red, c[:, 1] * red + c[:, 2] * green], dim=1)
         centred = y - (self.means + shift)
         inverse = torch.exp(-self.log_scales)
-        plus, minus, middle = (
-            inverse * (centred + 1.0 / self.levels),
-            inverse * (centred - 1.0 / self.levels),
-            inverse * centred,
-        )
+        plus, minus = inverse * (centred + 1.0 / self.levels), inverse * (centred - 1.0 / self.levels)
+        middle = inverse * centred
         mass = torch.sigmoid(plus) - torch.sigmoid(minus)
         density = middle - self.log_scales - 2.0 * F.softplus(middle) - math.log(self.levels / 2)
         inside = torch.where(mass > 1e-5, mass.clamp(min=1e-10).log(), density)
@@ -137,8 +130,8 @@ class PixelLogisticMixture(Pixels):
         """Images (B, 3, H, W) in [0, 1], not rounded to grey levels.
 
         Args:
-            uniforms: between 1e-5 and 1 − 1e-5 as published: (B, K, H, W) that choose the component, (B, 3, H, W) that place the colours.
-            temperature: t divides the mixture's logits and, as published, the logistic's scale: below 1 it widens.
+            uniforms: in [1e-5, 1 − 1e-5] as published: (B, K, H, W) for the component, (B, 3, H, W) for the colours.
+            temperature: divides the mixture's logits and, as published, the logistic's scale: below 1 it widens.
         """
         choose, place = uniforms
         chosen = torch.argmax(self.mixture_logits / temperature - torch.log(-torch.log(choose)), dim=1, keepdim=True)
@@ -151,13 +144,13 @@ class PixelLogisticMixture(Pixels):
 
     @property
     def mean(self) -> Tensor:
-        """Image (B, 3, H, W) of the components' mean means and coefficients, as published; not quite the mean, for its clamps."""
+        """Image (B, 3, H, W) from mean means and coefficients, as published; clamps make it differ from the mean."""
         weights = torch.softmax(self.mixture_logits, dim=1)[:, None]
         return self._colours((weights * self.means).sum(2), (weights * self.coefficients).sum(2))
 
     @staticmethod
     def _colours(y: Tensor, coefficients: Tensor) -> Tensor:
-        """Red, then green given red, then blue given both; each clamped. (B, 3, H, W) → image in [0, 1]."""
+        """Red, green given red, blue given both, each clamped: (B, 3, H, W) → image in [0, 1]."""
         red = y[:, 0].clamp(-1.0, 1.0)
         green = (y[:, 1] + coefficients[:, 0] * red).clamp(-1.0, 1.0)
         blue = (y[:, 2] + coefficients[:, 1] * red + coefficients[:, 2] * green).clamp(-1.0, 1.0)
@@ -165,11 +158,7 @@ class PixelLogisticMixture(Pixels):
 
 
 class PixelBernoulli(Pixels):
-    """Black or white pixels.
-
-    Args:
-        logits: (B, C, H, W), of white.
-    """
+    """Black or white pixels, with logits (B, C, H, W) of white."""
 
     def __init__(self, logits: Tensor, crop: int = 0):
         super().__init__(crop)
@@ -181,7 +170,7 @@ class PixelBernoulli(Pixels):
         return torch.sigmoid(self.logits)
 
     def sample(self, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
-        """Images (B, C, H, W) of zeros and ones for `uniforms` in (0, 1) of that shape; the logits are divided by the temperature."""
+        """Images (B, C, H, W) of zeros and ones for `uniforms` in (0, 1); the temperature divides the logits."""
         return (uniforms < torch.sigmoid(self.logits / temperature)).to(self.logits.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -195,7 +184,7 @@ def logit_channels(settings: NVAENetworkSettings, channels: int) -> int:
 
 
 def pixels_of(settings: NVAENetworkSettings, logits: Tensor) -> Pixels:
-    """The distribution that the decoder's output (B, `logit_channels`, H, W) stands for."""
+    """The distribution given by the decoder's output (B, `logit_channels`, H, W)."""
     if settings.decoder == "logistic_mixture":
         return PixelLogisticMixture(logits, settings.bits, settings.crop)
     if settings.decoder == "bernoulli":
@@ -204,15 +193,13 @@ def pixels_of(settings: NVAENetworkSettings, logits: Tensor) -> Pixels:
 
 
 def match_noise(pixels: Pixels, x: Tensor, noise: NoiseSource, step: int = 0) -> Tensor:
-    """Images `x` with the pixel noise that decoder samples carry: x + ½σ(z) ω, clamped, for a posterior draw z; what the energy compares.
+    """Add the decoder's pixel noise to images: clamp(x + ½σ(z) ω) for z ~ q(z|x).
 
     Args:
         pixels: the Gaussian p(x|z) of a draw z ~ q(z|x).
         x: (B, C, H, W) in [0, 1].
-        noise: source of ω; its purpose is extended, so that ω is independent of the draw.
+        noise: source of ω; its purpose gets a suffix, so that ω is independent of the draw.
         step: number of the draw.
     """
-    (eps,) = replace(noise, purpose=f"{noise.purpose}/pixels").normal(
-        [x.shape[1:]], step=step, device=x.device, dtype=x.dtype
-    )
+    (eps,) = replace(noise, purpose=f"{noise.purpose}/pixels").like([x], step)
     return cast(PixelNormal, pixels).add_noise(x, eps)

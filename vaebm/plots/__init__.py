@@ -1,26 +1,13 @@
-"""Every picture: grids of images, training curves, histograms."""
+"""All plots: grids of images, training curves, histograms."""
 
-from vaebm.plots.charts import (
-    against_counts,
-    confusion,
-    histograms,
-    read_history,
-    sorted_counts,
-    step_curves,
-    training_curves,
-)
-from vaebm.plots.images import BACKGROUND, chain_strip, image_grid, tile
-
-__all__ = [
-    "BACKGROUND",
-    "against_counts",
-    "chain_strip",
-    "confusion",
-    "histograms",
-    "image_grid",
-    "read_history",
-    "sorted_counts",
-    "step_curves",
-    "tile",
-    "training_curves",
-]
+from vaebm.plots.charts import against_counts as against_counts
+from vaebm.plots.charts import confusion as confusion
+from vaebm.plots.charts import histograms as histograms
+from vaebm.plots.charts import read_history as read_history
+from vaebm.plots.charts import sorted_counts as sorted_counts
+from vaebm.plots.charts import step_curves as step_curves
+from vaebm.plots.charts import training_curves as training_curves
+from vaebm.plots.images import BACKGROUND as BACKGROUND
+from vaebm.plots.images import chain_strip as chain_strip
+from vaebm.plots.images import image_grid as image_grid
+from vaebm.plots.images import tile as tile

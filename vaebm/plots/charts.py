@@ -1,6 +1,6 @@
-"""Curves, histograms, a confusion matrix. Colours hold for colour-blind eyes (Okabe and Ito).
+"""Curves, histograms, confusion matrix, in colours for colour-blind readers (Okabe and Ito).
 
-A picture is a function of what it shows: no times and no paths are written into the files.
+The files contain no times and no paths: equal data give equal bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STYLE: Any = {
 
 @contextmanager
 def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, height: float = 2.7) -> Iterator[list[Axes]]:
-    """Axes of `panels` panels, written to `path` as PNG when the block ends without an error."""
+    """Axes of `panels` panels; writes `path` as PNG if the block raises no error."""
     with matplotlib.rc_context(STYLE):
         columns = min(columns, panels)
         rows = -(-panels // columns)
@@ -58,7 +58,7 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
 
 
 def read_history(history: Path) -> list[dict[str, float]]:
-    """The records of a history.jsonl: one JSON object a line. A last line cut off by a crash is left out."""
+    """Read the records of a history.jsonl, without a truncated last line."""
     records = []
     for line in history.read_text().splitlines():
         try:
@@ -69,42 +69,34 @@ def read_history(history: Path) -> list[dict[str, float]]:
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred moving mean over about a fiftieth of the curve; the ends have a shorter window. Gaps are left out."""
+    """Centred moving mean over about 1/50 of the curve, shorter at the ends; NaN is ignored."""
     half = len(values) // 100
     sums, counts = np.cumsum([0.0, *np.nan_to_num(values)]), np.cumsum([0, *np.isfinite(values)])
-    first, last = (
-        np.maximum(np.arange(len(values)) - half, 0),
-        np.minimum(np.arange(len(values)) + half + 1, len(values)),
-    )
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
     seen = counts[last] - counts[first]
-    means: NDArray[np.float64] = np.divide(
-        sums[last] - sums[first], seen, out=np.full(len(values), np.nan), where=seen > 0
-    )
-    return means
+    return np.divide(sums[last] - sums[first], seen, out=np.full(len(values), np.nan), where=seen > 0)
 
 
 def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> None:
-    """Write the curves of a training as PNG: the values, faint, and their moving mean.
+    """Write training curves as PNG: values (faint) and moving mean.
 
     Args:
-        history: history.jsonl, one JSON object a line with "step" and numbers; a key may be missing in some lines.
-        path: picture to write.
-        panels: title of a panel → the keys that it shows, in one scale; "kl_" stands for all keys that begin so.
+        history: history.jsonl, one JSON object per line with "step" and numbers; keys may be missing in some lines.
+        path: file to write.
+        panels: title → keys of the panel; "kl_" selects all keys with this prefix.
     """
     records = read_history(history)
     known = list(dict.fromkeys(key for record in records for key in record))
     with _figure(path, len(panels), columns=4 if len(panels) == 4 else 3) as axes:
         for axis, (title, wanted) in zip(axes, panels.items(), strict=True):
-            keys = [
-                key
-                for name in wanted
-                for key in ([k for k in known if k.startswith(name)] if name.endswith("_") else [name])
-            ]
+            keys = list[str]()
+            for name in wanted:
+                keys += [key for key in known if key.startswith(name)] if name.endswith("_") else [name]
             shown = [np.empty(0)]
             for key, colour in zip(keys, itertools.cycle(COLOURS)):
-                points = [
-                    (record["step"], record[key]) for record in records if isinstance(record.get(key), int | float)
-                ]
+                chosen = [record for record in records if isinstance(record.get(key), int | float)]
+                points = [(record["step"], record[key]) for record in chosen]
                 if not points:
                     continue
                 steps, values = np.array(points, dtype=np.float64).T
@@ -112,25 +104,24 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
                 smooth = _smooth(values)
                 if len(points) >= 200:
                     axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
-                axis.plot(
-                    steps,
-                    smooth,
-                    color=colour,
-                    linewidth=1.5,
-                    label=key.replace("_", " "),
-                    marker="o" if len(points) == 1 else "",
-                )
+                marker, label = "o" if len(points) == 1 else "", key.replace("_", " ")
+                axis.plot(steps, smooth, color=colour, linewidth=1.5, label=label, marker=marker)
                 shown.append(smooth)
             axis.set_ylim(_limits(np.concatenate(shown)))
-            axis.set_title(title)
-            axis.set_xlabel("step")
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _label(axis, title, "step")
             if len(keys) > 1 and axis.lines:
                 axis.legend(fontsize=8)
 
 
+def _label(axis: Axes, title: str, steps: str) -> None:
+    """Set the title, and the name and integer ticks of an axis of steps."""
+    axis.set_title(title)
+    axis.set_xlabel(steps)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
 def _limits(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Vertical limits for `values`; of a long curve its extreme hundredths are left out, so that no spike flattens the rest."""
+    """Vertical limits for `values`, for long curves without the extreme hundredths."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return None
@@ -140,29 +131,20 @@ def _limits(values: NDArray[np.float64]) -> tuple[float, float] | None:
 
 
 def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> None:
-    """Write what chains do step by step as PNG.
+    """Write values per chain step as PNG.
 
     Args:
-        panels: title → name of a curve, empty where it is the only one → its values, which end together: at the last step.
-        path: picture to write.
+        panels: title → curve name ("" for a single curve) → values, which all end at the last step.
+        path: file to write.
     """
     last = max(len(values) for curves in panels.values() for values in curves.values()) - 1
     with _figure(path, len(panels)) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-                axis.plot(
-                    range(last + 1 - len(values), last + 1),
-                    values,
-                    color=colour,
-                    linewidth=1.5,
-                    marker="o",
-                    markersize=3,
-                    label=name,
-                )
+                steps = range(last + 1 - len(values), last + 1)
+                axis.plot(steps, values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-            axis.set_title(title)
-            axis.set_xlabel("step")
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _label(axis, title, "step")
             if len(curves) > 1:
                 axis.legend(fontsize=8)
 
@@ -170,78 +152,62 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
 def against_counts(
     counts: Sequence[int], panels: dict[str, Sequence[float | None]], path: Path, label: str, mark: int
 ) -> None:
-    """Write figures against a number of steps as PNG, each in a panel of its own.
+    """Write values against numbers of steps as PNG, one panel per quantity.
 
     Args:
-        counts: numbers of steps, rising.
-        panels: title → the figure after each of them; None where there is none, which leaves a gap.
+        counts: increasing numbers of steps.
+        panels: title → value after each number of steps; None leaves a gap.
         label: of the horizontal axes.
-        mark: number of steps at which a vertical line stands.
+        mark: number of steps to mark by a vertical line.
     """
     with _figure(path, len(panels)) as axes:
         for axis, (title, values) in zip(axes, panels.items(), strict=True):
             axis.axvline(mark, color=GREY, linestyle="--", linewidth=1)
             axis.plot(counts, np.array(values, dtype=np.float64), color=BLUE, linewidth=1.5, marker="o", markersize=4)
-            axis.set_title(title)
-            axis.set_xlabel(label)
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _label(axis, title, label)
 
 
 def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path, items: str, unit: str) -> None:
-    """Write how often each item comes, the most frequent first, as PNG.
+    """Write the counts of items, most frequent first, as PNG.
 
     Args:
-        samples: name of a sample → how often each item comes in it, (n,), in any order.
-        path: picture to write.
-        items: what comes, for the horizontal axis; `unit`: what it comes in, for the vertical one.
+        samples: name of a sample → count of each item, (n,), in any order.
+        path: file to write.
+        items, unit: labels of the axes.
     """
     with _figure(path, 1, width=5.4, height=3.2) as (axis,):
         for (name, counts), colour in zip(samples.items(), COLOURS, strict=False):
             found = f"{name}: {np.count_nonzero(counts):,} of {len(counts):,} {items}"
-            axis.step(
-                range(1, len(counts) + 1), np.sort(counts)[::-1], where="mid", color=colour, linewidth=1.5, label=found
-            )
-        axis.set_yscale("symlog", linthresh=1)  # a collapsed model has nearly all in one
+            places, falling = range(1, len(counts) + 1), np.sort(counts)[::-1]
+            axis.step(places, falling, where="mid", color=colour, linewidth=1.5, label=found)
+        axis.set_yscale("symlog", linthresh=1)  # a collapsed model has most images in one mode
         axis.set(xlabel=f"{items}, the most frequent first", ylabel=unit, ylim=(0, None))
         axis.legend(fontsize=8)
 
 
 def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str, columns: int = 3) -> None:
-    """Write overlaid histograms as PNG, all curves of a panel in the same bins, which follow its first sample.
+    """Write overlaid histograms as PNG; all samples of a panel share bins, chosen from the first sample.
 
     Args:
-        panels: title → name of a sample → its values (n,). The first sample is drawn first, in blue.
-        path: picture to write.
+        panels: title → name of a sample → values (n,).
+        path: file to write.
         label: of the horizontal axes.
-        columns: panels in a row.
+        columns: panels per row.
     """
     with _figure(path, len(panels), columns) as axes:
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
             together, first = np.concatenate(list(samples.values())), next(iter(samples.values()))
             low, high = np.percentile(first, (0.5, 99.5))
             width = high - low
-            # a long tail would leave the rest in one bin: what lies beyond is counted in the outermost bins
+            # the outermost bins count all values beyond, so a long tail does not widen the bins
             low, high = max(low - 2 * width, together.min()), min(high + 2 * width, together.max())
             edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
             for (name, values), colour in zip(samples.items(), COLOURS, strict=False):
                 weights = np.full(len(values), 1 / len(values))
-                axis.hist(
-                    np.clip(values, edges[0], edges[-1]),
-                    edges,
-                    weights=weights,
-                    histtype="stepfilled",
-                    color=colour,
-                    alpha=0.3,
-                )
-                axis.hist(
-                    np.clip(values, edges[0], edges[-1]),
-                    edges,
-                    weights=weights,
-                    histtype="step",
-                    color=colour,
-                    linewidth=1.2,
-                    label=name,
-                )
+                clipped = np.clip(values, edges[0], edges[-1])
+                style: dict[str, Any] = {"weights": weights, "color": colour}
+                axis.hist(clipped, edges, histtype="stepfilled", alpha=0.3, **style)
+                axis.hist(clipped, edges, histtype="step", linewidth=1.2, label=name, **style)
             axis.set_title(title)
             axis.set_xlabel(label)
             axis.set_ylabel("part of the images")
@@ -255,20 +221,8 @@ def confusion(counts: NDArray[np.int64], path: Path) -> None:
         axis.imshow(counts, cmap="Blues", vmin=0)
         for row, column in zip(*counts.nonzero(), strict=True):
             value = counts[row, column]
-            axis.text(
-                column,
-                row,
-                str(value),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if 2 * value > counts.max() else "#30343b",
-            )
-        axis.set(
-            title="Held-out images",
-            xlabel="predicted",
-            ylabel="label",
-            xticks=range(len(counts)),
-            yticks=range(len(counts)),
-        )
+            shade = "white" if 2 * value > counts.max() else "#30343b"
+            axis.text(column, row, str(value), ha="center", va="center", fontsize=8, color=shade)
+        ticks = range(len(counts))
+        axis.set(title="Held-out images", xlabel="predicted", ylabel="label", xticks=ticks, yticks=ticks)
         axis.grid(False)

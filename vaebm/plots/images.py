@@ -1,7 +1,4 @@
-"""Grids of images.
-
-A picture is a function of what it shows: no times and no paths are written into the files.
-"""
+"""Grids of images. The files contain no times and no paths: equal images give equal bytes."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from torch import Tensor
 from vaebm.system.files import writing
 
 TILE = 40
-"""Pixels that a small image is enlarged to, at least, by whole factors."""
+"""Minimum size in pixels of an enlarged small image."""
 
 BACKGROUND = 214
-"""Grey between the images of a grid, told from black and from white."""
+"""Grey level between the images of a grid."""
 
 
 def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
-    """A grid of images, each pixel enlarged by a whole factor (nearest neighbour), read row by row.
+    """Arrange images in a grid, row by row, enlarged by a whole factor (nearest neighbour).
 
     Args:
-        images: (N, C, H, W) with values in [0, 1] (others are clamped), one channel or three.
-        columns: images in a row.
+        images: (N, C, H, W), clamped to [0, 1], one channel or three.
+        columns: images per row.
 
     Returns:
         (height, width, 3) uint8.
@@ -51,13 +48,13 @@ def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
 
 
 def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
-    """Write a grid of images (N, C, H, W) in [0, 1] as PNG, small ones enlarged (see `tile`)."""
+    """Write a grid of images (N, C, H, W) in [0, 1] as PNG (see `tile`)."""
     with writing(path) as stream:
         Image.fromarray(tile(images, columns)).save(stream, format="png", optimize=True)
 
 
 def chain_strip(steps: Sequence[Tensor], path: Path) -> None:
-    """Write chains as PNG: one chain a row, one step a column, the first column before the chain.
+    """Write chains as PNG: one chain per row, one step per column, the start first.
 
     Args:
         steps: images (N, C, H, W) in [0, 1] after each step, the start first.

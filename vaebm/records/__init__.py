@@ -1,1 +1,1 @@
-"""What results are called, which way is better, and how they are written."""
+"""Names, directions and formats of metrics."""

@@ -1,1 +1,1 @@
-"""The results: over the seeds, beside the paper's, as table, LaTeX and page, and two of them side by side."""
+"""Aggregation over seeds, tables, LaTeX, HTML report, and comparison of results."""

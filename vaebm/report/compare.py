@@ -1,4 +1,4 @@
-"""Two folders of results side by side: metric by metric, and what differs in where the figures come from."""
+"""Comparison of two folders of results: metrics, and their origins."""
 
 from __future__ import annotations
 
@@ -12,119 +12,107 @@ import pandas as pd
 
 from vaebm.records.metrics import (
     FLOOR,
-    Figure,
+    MetricValue,
     Record,
-    arrowed,
-    in_units,
+    format_value,
     number,
     uses_extractor,
     with_certainty,
-    written,
+    with_direction,
+    z_score,
 )
 from vaebm.report.table import chain_of, extractor_of, grid
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 
 BENCHMARKS = "benchmarks.json"
-"""What a folder of results holds its figures in: experiment → variant → metric → number."""
+"""File of all values in a folder of results: experiment → variant → metric → number."""
 
 ORIGIN = ("data", "extractor", "chain", "configuration", "commit", "changed", "versions", "seeds")
-"""What two records may differ in; figures of other data, and those measured with another extractor, are not comparable."""
+"""Facts in which two records may differ."""
 
-COLUMNS = ["experiment", "variant", "metric", "here", "there", "difference", "unit", "in_units", "comparable", "remark"]
+COMPARISON_COLUMNS = [
+    "experiment", "variant", "metric", "here", "there", "difference", "unit", "in_units", "comparable", "remark",
+]  # fmt: skip
 
 ADVICE = "name a folder of results that `vaebm benchmarks` wrote, or its benchmarks.json"
 
 
 class Side(NamedTuple):
-    """One of the two."""
+    """One of the two results."""
 
     numbers: dict[str, dict[str, dict[str, float]]]
     """Experiment → variant → metric → number."""
     records: dict[tuple[str, str], Record]
-    """(experiment, variant) → the record that the numbers come from, as far as it is beside them."""
+    """(experiment, variant) → the record of the numbers, if available."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One metric of one variant on both sides; None where a side has it not."""
+    """One metric of one variant on both sides; None if a side lacks it."""
 
     experiment: str
     variant: str
     metric: str
     here: float | None
     there: float | None
-    figures: tuple[Figure | None, Figure | None]
-    """With their uncertainty, where it is known."""
+    figures: tuple[MetricValue | None, MetricValue | None]
+    """With uncertainty, if known."""
     obstacle: str
-    """Why the two are not comparable; empty where they are, or where nothing is known against it."""
+    """Why the two are not comparable; empty if they are, or if it is unknown."""
 
     @property
     def comparable(self) -> str:
-        """ "true", "false", or "unknown" where the origin of one is."""
+        """ "true", "false", or "unknown" if an origin is unknown."""
         if self.here is None or self.there is None or self.obstacle:
             return "false"
         return "unknown" if None in self.figures else "true"
 
     @property
     def difference(self) -> float | None:
-        """There minus here; None where the two are not comparable."""
+        """There minus here; None if not comparable."""
         return None if self.here is None or self.there is None or self.obstacle else self.there - self.here
 
     @property
     def units(self) -> tuple[float, str] | None:
-        """The difference in units of its uncertainty, and what that is (see `metrics.in_units`)."""
+        """The difference in units of its uncertainty, and its kind (see `metrics.z_score`)."""
         one, other = self.figures
-        return in_units(one, other) if one and other and self.difference is not None else None
+        return z_score(one, other) if one and other and self.difference is not None else None
 
     @property
     def remark(self) -> str:
-        """What has to be said about the pair."""
+        """Obstacle, unknown origin, and different numbers of images."""
         one, other = self.figures
-        counts = (
-            f"{one['samples']:,} and {other['samples']:,} images"
-            if one and other and one["samples"] != other["samples"]
-            else ""
-        )
         unknown = "origin unknown" if self.comparable == "unknown" else ""
+        counts = ""
+        if one and other and one["samples"] != other["samples"]:
+            counts = f"{one['samples']:,} and {other['samples']:,} images"
         return "; ".join(filter(None, (self.obstacle, unknown, counts)))
 
     def words(self) -> list[str]:
         """Variant, metric, here, there, difference, how much that is, remark."""
         sides = [
-            with_certainty(self.metric, figure) if figure else "" if value is None else written(self.metric, value)
+            with_certainty(self.metric, figure) if figure else "" if value is None else format_value(self.metric, value)
             for value, figure in zip((self.here, self.there), self.figures, strict=True)
         ]
         difference = "" if self.difference is None else number(self.difference, 3) if self.difference else "same"
-        units = (
-            f"{self.units[0]:+.1f} {'spreads' if self.units[1] == 'spread' else 'half-widths'}"
-            if self.units and self.difference
-            else ""
-        )
-        return [self.variant, arrowed(self.metric), *sides, difference, units, self.remark]
+        units = ""
+        if self.units and self.difference:
+            units = f"{self.units[0]:+.1f} {'spreads' if self.units[1] == 'spread' else 'half-widths'}"
+        return [self.variant, with_direction(self.metric), *sides, difference, units, self.remark]
 
     def cells(self) -> dict[str, Any]:
-        """One value per column of `COLUMNS`."""
+        """One value per column of `COMPARISON_COLUMNS`."""
         units, kind = self.units or (None, None)
-        facts = (
-            self.experiment,
-            self.variant,
-            self.metric,
-            self.here,
-            self.there,
-            self.difference,
-            kind,
-            units,
-            self.comparable,
-            self.remark or None,
-        )
-        return dict(zip(COLUMNS, facts, strict=True))
+        names = (self.experiment, self.variant, self.metric)
+        values = (self.here, self.there, self.difference, kind, units, self.comparable, self.remark or None)
+        return dict(zip(COMPARISON_COLUMNS, (*names, *values), strict=True))
 
 
 def read_side(path: Path) -> Side:
-    """The figures of a folder of results, or of its benchmarks.json, with their origin where the records stand beside them.
+    """Read a folder of results, or its benchmarks.json, with the records in the same folder.
 
-    A record of other figures than benchmarks.json holds is of another run, and tells nothing about these.
+    Records whose values differ from benchmarks.json are ignored.
 
     Raises:
         UserError: there is no such folder or file, or it is damaged.
@@ -144,35 +132,31 @@ def read_side(path: Path) -> Side:
         raise UserError(f"{path}: expected results to compare, found {found}; {ADVICE}") from None
     except (ValueError, AttributeError, OSError):
         raise UserError(
-            f"{file}: expected experiment → variant → metric → number, found a damaged file or one of another kind; {ADVICE}"
+            f"{file}: expected experiment → variant → metric → number, "
+            f"found a damaged file or one of another kind; {ADVICE}"
         ) from None
     records = {}
     for experiment, variants in numbers.items():
         for variant, metrics in variants.items():
             record = _record(file.parent / experiment / variant / "metrics.json")
-            if (
-                record is not None
-                and {metric: figure["value"] for metric, figure in record["metrics"].items()} == metrics
-            ):
+            if record and {metric: figure["value"] for metric, figure in record["metrics"].items()} == metrics:
                 records[experiment, variant] = record
     return Side(numbers, records)
 
 
 def _record(path: Path) -> Record | None:
-    """A record over the seeds as `benchmarks` writes it now, or None."""
+    """A record over the seeds in the current format, or None."""
     try:
         record: Record = json.loads(path.read_text())
-        whole = (
-            all("by_seed" in figure for figure in record["metrics"].values())
-            and {*ORIGIN, "runs"} - {"seeds"} <= record.keys()
-        )
+        keys = {*ORIGIN, "runs"} - {"seeds"}
+        whole = all("by_seed" in figure for figure in record["metrics"].values()) and keys <= record.keys()
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return None
     return record if whole else None
 
 
 def origin(record: Record) -> dict[str, str]:
-    """What of `ORIGIN` a record has, in words."""
+    """The facts `ORIGIN` of a record, in words."""
     commits = " ".join(name[:12] for name in record["commit"])
     return {
         "data": record["data"][:12],
@@ -187,7 +171,7 @@ def origin(record: Record) -> dict[str, str]:
 
 
 def pairs(here: Side, there: Side) -> list[Pair]:
-    """Every metric of every variant that either side has; what a perfect sampler would give is no figure of a model."""
+    """All metrics of all variants of either side, without floors."""
     found = []
     for experiment in dict.fromkeys([*here.numbers, *there.numbers]):
         ours, theirs = here.numbers.get(experiment, {}), there.numbers.get(experiment, {})
@@ -198,14 +182,13 @@ def pairs(here: Side, there: Side) -> list[Pair]:
                     continue
                 values = [numbers.get(variant, {}).get(metric) for numbers in (ours, theirs)]
                 one, other = (record["metrics"].get(metric) if record else None for record in records)
-                found.append(
-                    Pair(experiment, variant, metric, values[0], values[1], (one, other), obstacle(metric, *records))
-                )
+                why = obstacle(metric, *records)
+                found.append(Pair(experiment, variant, metric, values[0], values[1], (one, other), why))
     return found
 
 
 def obstacle(metric: str, one: Record | None, other: Record | None) -> str:
-    """Why the figures of two records are not comparable; empty where they are."""
+    """Why values of two records are not comparable; empty if they are."""
     if one is None or other is None:
         return ""
     if one["data"] != other["data"]:
@@ -216,10 +199,10 @@ def obstacle(metric: str, one: Record | None, other: Record | None) -> str:
 
 
 def differences(here: Side, there: Side) -> dict[str, list[str]]:
-    """Experiment → what its variants differ in, or have on one side alone, a line each."""
-    told: dict[str, list[str]] = {}
+    """Experiment → differences of its variants' origins, one line each."""
+    found: dict[str, list[str]] = {}
     for experiment in dict.fromkeys([*here.numbers, *there.numbers]):
-        lines = told.setdefault(experiment, [])
+        lines = found.setdefault(experiment, [])
         for variant in dict.fromkeys([*here.numbers.get(experiment, {}), *there.numbers.get(experiment, {})]):
             sides = [side.numbers.get(experiment, {}).get(variant) for side in (here, there)]
             if None in sides:
@@ -227,8 +210,9 @@ def differences(here: Side, there: Side) -> dict[str, list[str]]:
                 continue
             records = [side.records.get((experiment, variant)) for side in (here, there)]
             if unknown := [place for place, record in zip(("here", "there"), records, strict=True) if record is None]:
+                where = f"origin unknown {' and '.join(unknown)}"
                 lines.append(
-                    f"{variant}: origin unknown {' and '.join(unknown)}, whether the figures are comparable too: no record of them beside {BENCHMARKS}"
+                    f"{variant}: {where}, whether the figures are comparable too: no record of them beside {BENCHMARKS}"
                 )
                 continue
             ours, theirs = (origin(record) for record in records if record is not None)
@@ -237,53 +221,47 @@ def differences(here: Side, there: Side) -> dict[str, list[str]]:
                 for name in ORIGIN
                 if ours[name] != theirs[name]
             ]
-    return told
+    return found
 
 
-def markdown(here: Side, there: Side, names: tuple[str, str]) -> str:
+def comparison_markdown(here: Side, there: Side, names: tuple[str, str]) -> str:
     """The comparison as Markdown.
 
     Args:
-        names: of the two, as they were typed.
+        names: the two paths, as typed.
     """
     legend = (
-        f"Here: {names[0]}. There: {names[1]}. Difference: there minus here, and in units of its uncertainty √(a² + b²), a and b being the standard "
-        "deviations over the seeds, or the half-widths of the 95 % intervals of one seed each. Figures of other data, or measured with another "
-        "extractor, have no difference."
+        f"Here: {names[0]}. There: {names[1]}. Difference: there minus here, and in units of its uncertainty "
+        "√(a² + b²). a and b are the standard deviations over the seeds, or the half-widths of the 95 % intervals of "
+        "one seed each. Values on other data, or of another extractor, have no difference."
     )
     text = ["# Comparison", "", legend, ""]
-    found, told = pairs(here, there), differences(here, there)
-    for experiment, lines in told.items():
+    found, origins = pairs(here, there), differences(here, there)
+    for experiment, lines in origins.items():
         rows = [pair.words() for pair in found if pair.experiment == experiment]
-        text += [
-            f"## {experiment}",
-            "",
-            *grid(["variant", "metric", "here", "there", "difference", "that is", "remark"], rows),
-            "",
-        ]
-        text += (
-            ["What differs in where they come from:", "", *(f"- {line}" for line in lines), ""]
-            if lines
-            else ["Both come from the same origin.", ""]
-        )
+        header = ["variant", "metric", "here", "there", "difference", "that is", "remark"]
+        text += [f"## {experiment}", "", *grid(header, rows), ""]
+        if lines:
+            text += ["What differs in where they come from:", "", *(f"- {line}" for line in lines), ""]
+        else:
+            text += ["Both come from the same origin.", ""]
     return "\n".join(text)
 
 
 def run(results: Path, other: Path) -> None:
-    """Print how `other` differs from `results`, and write it to comparison.md and comparison.csv under `results`.
+    """Print the comparison, and write comparison.md and comparison.csv under `results`.
 
     Args:
-        results: a folder of results; other: another one, or its benchmarks.json.
+        results, other: folders of results; `other` may be a benchmarks.json.
 
     Raises:
         UserError: one of them is missing or damaged.
     """
     here, there = read_side(results), read_side(other)
-    text = markdown(here, there, (str(results), str(other)))
+    text = comparison_markdown(here, there, (str(results), str(other)))
+    frame = pd.DataFrame([pair.cells() for pair in pairs(here, there)], columns=COMPARISON_COLUMNS)
     csv = io.StringIO()
-    pd.DataFrame([pair.cells() for pair in pairs(here, there)], columns=COLUMNS).to_csv(
-        csv, index=False, lineterminator="\n"
-    )
+    frame.to_csv(csv, index=False, lineterminator="\n")
     for name, content in (("comparison.md", text), ("comparison.csv", csv.getvalue())):
         with writing(results / name) as stream:
             stream.write(content.encode())

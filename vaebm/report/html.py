@@ -1,4 +1,4 @@
-"""The page results/report.html: one file that needs nothing beside it; pictures are inlined."""
+"""The report results/report.html: one self-contained file with inlined plots."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from markupsafe import Markup, escape
 
 from vaebm.config import BASELINE
 from vaebm.records.metrics import (
-    Compared,
-    Figure,
+    ComparisonRow,
+    MetricValue,
     Record,
-    arrowed,
-    beside_the_baseline,
     certainty,
-    compared,
-    in_units,
+    comparison_rows,
+    format_value,
     lower_is_better,
+    non_baseline,
     number,
     ratio,
     ratio_name,
     with_certainty,
-    written,
+    with_direction,
+    z_score,
 )  # fmt: skip
 from vaebm.report.captions import gallery
 from vaebm.report.paper import Paper, Table
@@ -43,40 +43,35 @@ from vaebm.report.table import (
 )
 
 HEADLINES = ("FID", "FD", "IS", "precision", "recall", "modes", "KL", "AUROC")
-"""How the names of the metrics of the cards above an experiment's table begin, as far as they were measured."""
+"""Names of the metrics shown on cards above the table of an experiment."""
 
 BESIDE = ("-heldout", "-stretched", "-energy", "-likelihood")
-"""How the names of those end that only say more of a headline."""
+"""Suffixes of metrics that have no card."""
 
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
-"""From how many of its units on a difference is told, at about 95 % for either kind of `metrics.Uncertainty`, and in words."""
+"""Kind of `metrics.Uncertainty` → units of a difference at about 95 %, and their description."""
 
 
 class Card(NamedTuple):
-    """What one metric was before the chain and is after it."""
+    """One metric before and after the chain."""
 
     metric: str
     variant: str
     before: str
     after: str
     change: str
-    """The ratio, or the difference where a ratio means nothing."""
+    """Ratio, or difference if a ratio has no meaning."""
     verdict: str
-    """Which is better, as far as the figures' uncertainty lets it be told."""
+    """Comparison within the uncertainty."""
 
 
-def card(row: Compared, variant: str, before: Figure, after: Figure) -> Card:
-    """The card of one metric for a variant and the NVAE alone."""
-    relative, difference, apart = (
-        ratio(row.metric, before["value"], after["value"]),
-        after["value"] - before["value"],
-        in_units(before, after),
-    )
-    change = (
-        f"× {number(relative, 3)}"
-        if relative is not None
-        else f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
-    )
+def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricValue) -> Card:
+    """Compare a variant with the NVAE in one metric."""
+    relative, difference = ratio(row.metric, before["value"], after["value"]), after["value"] - before["value"]
+    apart = z_score(before, after)
+    change = f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
+    if relative is not None:
+        change = f"× {number(relative, 3)}"
     if not difference:
         verdict = "as good"
     elif apart is None:
@@ -85,17 +80,17 @@ def card(row: Compared, variant: str, before: Figure, after: Figure) -> Card:
         verdict = f"no difference beyond {BEYOND[apart[1]][1]}"
     else:
         verdict = "better" if (difference < 0) == lower_is_better(row.metric) else "worse"
-    first, second = (written(row.metric, figure["value"], 3) for figure in (before, after))
-    return Card(arrowed(row.metric), variant, first, second, change, verdict)
+    first, second = (format_value(row.metric, figure["value"], 3) for figure in (before, after))
+    return Card(with_direction(row.metric), variant, first, second, change, verdict)
 
 
 def cards(variants: dict[str, Record]) -> list[Card]:
-    """The headline figures: every one of the experiment's first variant, the first one of each further variant."""
-    others, names = beside_the_baseline(variants), list(variants)
+    """The cards: all headline metrics of the first variant, the first one of each further variant."""
+    others, names = non_baseline(variants), list(variants)
     found = []
     for variant in others:
         rows = []
-        for row in (row for _, rows in compared(variants) for row in rows):
+        for row in (row for _, rows in comparison_rows(variants) for row in rows):
             before, after = row.figures[names.index(BASELINE)], row.figures[names.index(variant)]
             if before and after and row.metric.split("-")[0] in HEADLINES and not row.metric.endswith(BESIDE):
                 rows.append(card(row, variant, before, after))
@@ -104,26 +99,26 @@ def cards(variants: dict[str, Record]) -> list[Card]:
 
 
 def _inline(path: Path) -> str | None:
-    """A PNG as a data URL; None where there is none."""
+    """A PNG as a data URL; None if it is missing."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() if path.is_file() else None
 
 
 def _pictures(record: Record, folder: Path) -> dict[str, Any]:
-    """The pictures of one variant's first seed, inlined, and which ones are missing."""
-    wanted = [(picture, _inline(folder / picture.path)) for picture in gallery(record)]
-    beside = {"steps.png": _steps(record), "ood.png": _detection(record)}
-    return {
-        "pictures": [
-            {**picture._asdict(), "grid": picture.grid, "url": url, "table": beside.get(picture.path.name)}
-            for picture, url in wanted
-            if url
-        ],
-        "missing": [f"{picture.title} ({folder.name}/{picture.path.as_posix()})" for picture, url in wanted if not url],
-    }
+    """The plots of one variant's first seed, inlined, and the missing ones."""
+    tables = {"steps.png": _steps(record), "ood.png": _detection(record)}
+    shown: list[dict[str, Any]] = []
+    missing: list[str] = []
+    for picture in gallery(record):
+        if url := _inline(folder / picture.path):
+            table = tables.get(picture.path.name)
+            shown.append({**picture._asdict(), "grid": picture.grid, "url": url, "table": table})
+        else:
+            missing.append(f"{picture.title} ({folder.name}/{picture.path.as_posix()})")
+    return {"pictures": shown, "missing": missing}
 
 
 def _code(text: str) -> Markup:
-    """Text with its backticks made <code>."""
+    """Convert backticks to <code>."""
     parts = str(text).split("`")
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
@@ -131,25 +126,15 @@ def _code(text: str) -> Markup:
 
 
 def _training(record: Record) -> dict[str, Any]:
-    """How the variant's own training ended, one row a seed; what its guard did, and which snapshot was taken."""
-    facts = {
-        "status": "status",
-        "steps": "iterations",
-        "snapshot": "snapshot",
-        "skipped_steps": "skipped",
-        "seconds": "seconds",
-        "device": "device",
-    }
+    """Facts of the variant's own training, one row per seed, its events, and its snapshots."""
+    facts = {key: key for key in ("status", "steps", "snapshot", "skipped_steps", "seconds", "device")}
+    facts |= {"steps": "iterations", "skipped_steps": "skipped"}
     rows, events = [], []
     for run in record["runs"]:
         stage = list(run["training"])[-1]  # an energy's own training comes after its NVAE's
         training = run["training"][stage]
-        rows.append(
-            {
-                "seed": str(run["seed"]),
-                **{name: f"{training[key]}" for key, name in facts.items() if training.get(key) is not None},
-            }
-        )
+        known = {name: f"{training[key]}" for key, name in facts.items() if training.get(key) is not None}
+        rows.append({"seed": str(run["seed"]), **known})
         events += [
             f"Seed {run['seed']}, iteration {event['iteration']}: {event['reason']}: {event['action']}."
             for event in training.get("events", [])
@@ -163,21 +148,21 @@ def _training(record: Record) -> dict[str, Any]:
 
 
 def _seeds(record: Record) -> dict[str, Any] | None:
-    """Every figure of every seed with its own interval; None for a single seed, whose figures are the table's."""
+    """All metrics of each seed with their intervals; None for a single seed."""
     if len(record["runs"]) < 2:
         return None
     rows = []
-    for _, found in compared({record["variant"]: record}):
+    for _, found in comparison_rows({record["variant"]: record}):
         for row in found:
             of_seeds = record["metrics"][row.metric]["by_seed"]
             rows.append(
-                [arrowed(row.metric), *(with_certainty(row.metric, {**one, "spread": None}) for one in of_seeds)]
+                [with_direction(row.metric), *(with_certainty(row.metric, {**one, "spread": None}) for one in of_seeds)]
             )
     return {"header": ["metric", *(f"seed {run['seed']}" for run in record["runs"])], "rows": rows}
 
 
 def _steps(record: Record) -> dict[str, Any] | None:
-    """Quality and energy against the number of steps, over the seeds; None for a variant that it was not measured of."""
+    """Quality and energy against the number of steps, over the seeds; None if not measured."""
     found = [run["steps"] for run in record["runs"] if run["steps"]]
     if not found:
         return None
@@ -190,7 +175,7 @@ def _steps(record: Record) -> dict[str, Any] | None:
 
 
 def _detection(record: Record) -> dict[str, Any] | None:
-    """How well every score tells held-out images from every set, over the seeds; None for a variant that it was not measured of."""
+    """Detection metrics of every score and set, over the seeds; None if not measured."""
     found = [run["ood"]["figures"] for run in record["runs"] if run.get("ood") and run["ood"]["figures"]]
     if not found:
         return None
@@ -199,11 +184,11 @@ def _detection(record: Record) -> dict[str, Any] | None:
     rows = [
         [one, *(_mean([figures[f"{name}-{one}"]["value"] for figures in found]) for name in names)] for one in scored
     ]
-    return {"header": ["set, score", *map(arrowed, names)], "rows": rows}
+    return {"header": ["set, score", *map(with_direction, names)], "rows": rows}
 
 
 def _mean(values: list[float | None]) -> str:
-    """Mean ± standard deviation, the latter left out for one value; chains that left the finite numbers have no value."""
+    """Mean ± standard deviation (omitted for one value); `not finite` if a value is missing."""
     finite = [value for value in values if value is not None]
     if len(finite) < len(values):
         return "not finite"
@@ -211,35 +196,27 @@ def _mean(values: list[float | None]) -> str:
 
 
 def _facts(variants: dict[str, Record]) -> str:
-    """The seeds, and the test chains of the variants, in a sentence each."""
+    """Sentences with the seeds and the test chains."""
     seeds = dict.fromkeys(run["seed"] for record in variants.values() for run in record["runs"])
-    chains = [
-        f"{variant}: {chain_of(record)}."
-        for variant, record in variants.items()
-        if record["chain"]["steps"] or record["chain"]["stretch"]
-    ]
+    sampled = {
+        name: record for name, record in variants.items() if record["chain"]["steps"] or record["chain"]["stretch"]
+    }
+    chains = [f"{name}: {chain_of(record)}." for name, record in sampled.items()]
     return " ".join([f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}.", *chains])
 
 
 def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict[str, Any]:
-    """What the page says of one experiment; the NVAE alone comes last, it is what the others start from."""
+    """Content of one experiment, with the NVAE as the last variant."""
+
+    def cell(metric: str, figure: MetricValue | None) -> tuple[str, str]:
+        return (format_value(metric, figure["value"]), certainty(metric, figure)) if figure else ("", "")
+
     families = [
-        (
-            title,
-            [
-                (
-                    row,
-                    [
-                        (written(row.metric, one["value"]), certainty(row.metric, one)) if one else ("", "")
-                        for one in row.figures
-                    ],
-                )
-                for row in rows
-            ],
-        )
-        for title, rows in compared(variants)
+        (title, [(row, [cell(row.metric, one) for one in row.figures]) for row in rows])
+        for title, rows in comparison_rows(variants)
     ]
     first = next(iter(variants.values()))
+    classified = first["modes_by"] or first["extractor"]["kind"] == "classifier"
     return {
         "name": experiment,
         "facts": _facts(variants),
@@ -247,43 +224,35 @@ def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict
         "variants": list(variants),
         "families": families,
         "ratio": ratio_name(variants),
-        "floors": any(row.floor for _, rows in compared(variants) for row in rows),
+        "floors": any(row.floor for _, rows in comparison_rows(variants) for row in rows),
         "remarks": remarks(variants),
         "models": [
             {"name": name, **_pictures(record, folder), "training": _training(record), "seeds": _seeds(record)}
             for name, record in sorted(variants.items(), key=lambda item: item[0] == BASELINE)
         ],
-        "classifier": _inline(folder / "classifier" / "pictures" / "confusion.png")
-        if first["modes_by"] or first["extractor"]["kind"] == "classifier"
-        else None,
+        "classifier": _inline(folder / "classifier" / "pictures" / "confusion.png") if classified else None,
         "origin": [origin_cells(record) for record in variants.values()],
         "versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
     }
 
 
 def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
-    """One of the paper's tables, ours beside."""
+    """One of the paper's tables, with our values."""
     rows = []
     for row in table.rows:
         note = remark_of(row, measured, runs) if row.answer else row.note or ""
-        rows.append(
-            {
-                "model": row.model,
-                "ours": row.answer is not None,
-                "cells": paper_figures(table, row, measured),
-                "note": note,
-            }
-        )
+        cells = paper_figures(table, row, measured)
+        rows.append({"model": row.model, "ours": row.answer is not None, "cells": cells, "note": note})
     return {
         "title": table.title,
         "note": table.note,
-        "metrics": [arrowed(metric) for metric in table.metrics],
+        "metrics": [with_direction(metric) for metric in table.metrics],
         "rows": rows,
     }
 
 
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
-    """The page: every measured experiment with its figures and pictures, then the paper's tables."""
+    """The report: all experiments with metrics and plots, then the paper's tables."""
     environment = Environment(
         loader=PackageLoader("vaebm", "report"),
         autoescape=True,
@@ -291,7 +260,7 @@ def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": _code, "arrowed": arrowed, "minus": lambda text: text.replace("-", "−")}
+    environment.filters |= {"code": _code, "arrowed": with_direction, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("report.html.j2").render(
         sections=[
             _section(experiment, variants, results / experiment) for experiment, variants in measured.records.items()

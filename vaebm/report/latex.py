@@ -1,10 +1,10 @@
-r"""The table as LaTeX: one `table` per experiment and per table of the paper, for \input into a document that loads booktabs."""
+r"""The results as LaTeX: one `table` per experiment and per table of the paper, for \input, with booktabs."""
 
 from __future__ import annotations
 
 import re
 
-from vaebm.records.metrics import arrowed
+from vaebm.records.metrics import with_direction
 from vaebm.report.paper import Paper
 from vaebm.report.table import LEGEND, Measured, overview, paper_cells
 
@@ -16,16 +16,16 @@ SYMBOLS = {
     "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--",
     "ε": r"$\varepsilon$", "σ": r"$\sigma$", "η": r"$\eta$",
 }  # fmt: skip
-"""Character → what prints it; those that are special to LaTeX, and those outside ASCII that our names and the paper's have."""
+"""Character → LaTeX that prints it."""
 
 CHARACTER, GAP, PAGE = 4.25, 8.0, 500.0
-"""Estimates in points at \\footnotesize: of a digit, of the space between two columns, and of a page without narrow margins."""
+"""Estimated widths in points at \\footnotesize: digit, space between columns, page."""
 
 WITHOUT = "; spreads and intervals stand in benchmarks.csv"
 
 
 def escape(text: str) -> str:
-    """`text` as LaTeX that prints it, a minus before a digit as one; letters outside ASCII are left as they are, LaTeX reads UTF-8."""
+    """Escape text for LaTeX; a hyphen before a digit becomes a minus."""
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
     return "".join(SYMBOLS.get(character, character) for character in text)
 
@@ -35,18 +35,18 @@ def _row(cells: list[str]) -> str:
 
 
 def _pairs(metrics: list[str]) -> list[str]:
-    """The upper line of a header, each metric over its two columns, and the rules below it."""
+    """The upper header line, each metric over its two columns, and its rules."""
     over = "".join(rf" & \multicolumn{{2}}{{c}}{{{escape(metric)}}}" for metric in metrics) + r" \\"
     return [over, "".join(rf"\cmidrule(lr){{{column}-{column + 1}}}" for column in range(2, 2 + 2 * len(metrics), 2))]
 
 
 def width(header: list[str], rows: list[list[str]]) -> float:
-    """About how wide a table is, in points."""
+    """Estimated width of a table in points."""
     return sum(CHARACTER * max(map(len, column)) + GAP for column in zip(header, *rows, strict=True))
 
 
 def tabular(title: str, header: list[str], rows: list[list[str]], above: list[str] | None = None) -> list[str]:
-    """The lines of a `table` with its caption, the first column left-aligned and the others right-aligned.
+    """The lines of a `table` with caption, first column left-aligned, the others right-aligned.
 
     Args:
         above: lines between the upper rule and the header.
@@ -55,7 +55,7 @@ def tabular(title: str, header: list[str], rows: list[list[str]], above: list[st
         r"\begin{table}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{escape(title)}}}",
-        r"\makebox[\textwidth][c]{%",  # what is wider than the text stands in the middle of the page
+        r"\makebox[\textwidth][c]{%",  # centres a table wider than the text
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
         *(above or []),
@@ -69,15 +69,13 @@ def tabular(title: str, header: list[str], rows: list[list[str]], above: list[st
 
 
 def latex(measured: Measured, paper: Paper) -> str:
-    """What was measured, experiment by experiment, then the paper's tables with our figures beside."""
+    """All experiments, then the paper's tables with our values."""
     tables = []
     for experiment, variants in measured.records.items():
         fits = width(*overview(variants)) <= PAGE
         tables.append(tabular(f"Measured: {experiment}{'' if fits else WITHOUT}", *overview(variants, certain=fits)))
     for table in paper.tables:
-        header, rows = (
-            ["model", *["paper", "measured"] * len(table.metrics)],
-            [paper_cells(table, row, measured) for row in table.rows],
-        )
-        tables.append(tabular(table.title, header, rows, _pairs([arrowed(metric) for metric in table.metrics])))
+        header = ["model", *["paper", "measured"] * len(table.metrics)]
+        rows = [paper_cells(table, row, measured) for row in table.rows]
+        tables.append(tabular(table.title, header, rows, _pairs([with_direction(metric) for metric in table.metrics])))
     return "\n".join([HEAD, f"% {LEGEND}".replace("±", "+-"), *("\n" + "\n".join(lines) for lines in tables), ""])

@@ -1,4 +1,4 @@
-"""The figures of the paper, row by row, as config/paper.yaml holds them."""
+"""The paper's tables, as in config/paper.yaml."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from vaebm.config import Settings
 from vaebm.config.yaml_files import read_yaml, validate
 
 
-class Figure(Settings):
-    """One figure of the paper."""
+class PublishedValue(Settings):
+    """A value of the paper."""
 
     value: float
     """As printed there."""
     mark: Literal["A", "B", "M"]
-    """A: seen in two independent sources or in the authors' repository; B: in one source; M: from memory, unverified."""
+    """A: two independent sources or the authors' repository; B: one source; M: from memory, unverified."""
 
 
 class Answer(Settings):
-    """What of ours measures the same."""
+    """The variant of ours that measures the same."""
 
     experiment: str
     """Name of an experiment file, which may not exist yet."""
@@ -29,17 +29,17 @@ class Answer(Settings):
     """Variant of that experiment."""
 
 
-class Row(Settings):
+class PaperRow(Settings):
     """One row of a table: a model, or a benchmark's name."""
 
     model: str
     """As the table calls it."""
     answer: Answer | None = None
-    """What of ours measures the same; none: a model of others."""
+    """Our counterpart; none: a model of others."""
     note: str | None = None
-    """What has to be said about the row."""
-    figures: dict[str, Figure]
-    """Metric, by our name → the paper's figure."""
+    """Remark on the row."""
+    figures: dict[str, PublishedValue]
+    """Metric, by our name → the paper's value."""
 
 
 class Table(Settings):
@@ -48,10 +48,10 @@ class Table(Settings):
     title: str
     """With its number."""
     note: str | None = None
-    """What has to be said about the table."""
+    """Remark on the table."""
     metrics: list[str]
     """Columns, by our names."""
-    rows: list[Row]
+    rows: list[PaperRow]
     """In the paper's order."""
 
     @model_validator(mode="after")
@@ -64,13 +64,13 @@ class Table(Settings):
 
 
 class Paper(Settings):
-    """Every table."""
+    """All tables."""
 
     tables: list[Table]
 
 
 def read_paper(path: Path) -> Paper:
-    """The paper's figures.
+    """Read the paper's tables.
 
     Raises:
         UserError: the file is missing, no YAML, or holds something else.

@@ -1,1 +1,1 @@
-"""The machine and its files: errors, devices, processes, checkpoints, logs, where a result comes from; nothing of the models."""
+"""Machine and files: errors, devices, processes, checkpoints, logs, provenance; independent of models."""

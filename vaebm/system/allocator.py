@@ -1,4 +1,4 @@
-"""Memory of the host: what large tensors free is kept for the next ones."""
+"""Host memory: keep freed memory for the next large tensors."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import ctypes
 import platform
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
-"""Parameters of mallopt in glibc's <malloc.h>: bytes free at the end of the heap from which on they go back to the system; bytes by which a
-heap grows beyond what is asked, and that are left to it; bytes of a block that is asked of the system, and given back, by itself."""
+"""Parameters of mallopt (glibc's <malloc.h>), in bytes: free space at the end of the heap above which it is returned to
+the system; extra space by which the heap grows and that it keeps; size from which a block has a mapping of its own."""
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what was freed, where it is glibc's.
+    """Make glibc keep freed memory; no effect with other C libraries.
 
-    By default it gives large blocks back, and a chain or a training asks for the same ones at every step: mapping and clearing
-    their pages again takes about a tenth of a step. The process then stays as large as it was at its largest, but for blocks of
-    threads beyond 64 MB.
+    By default glibc returns large blocks to the system. Chains and trainings allocate the same blocks in every step,
+    and mapping and clearing their pages takes about a tenth of a step. The process keeps its peak size, except for
+    blocks of threads beyond 64 MB.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         if not library.mallopt(MMAP_THRESHOLD, 2**30):
-            library.mallopt(MMAP_THRESHOLD, 2**25)  # older versions take no more than this
+            library.mallopt(MMAP_THRESHOLD, 2**25)  # limit of older versions
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
-        # Threads have heaps of their own, in pieces of 64 MB, and keep a piece that is empty where more than that is to be left. In one heap for
-        # all, blocks of threads that move chains mix, and chains are slower.
+        # Threads have separate heaps in pieces of 64 MB, and keep an empty piece if TOP_PAD is larger. One heap for all
+        # threads mixes their blocks, and chains are slower.
         library.mallopt(TOP_PAD, 2**27)

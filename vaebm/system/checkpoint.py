@@ -1,4 +1,4 @@
-"""Models and training checkpoints: files that are whole or not there, and the hashes of their contents."""
+"""Model files and training checkpoints, written atomically, with hashes of their contents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vaebm.system.files import write_json, writing
 
 
 def hash_tensors(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values: two files of the same tensors may differ, their hash may not."""
+    """SHA-256 of names, types, shapes and values; unlike that of files, equal for equal tensors."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -29,12 +29,12 @@ def hash_tensors(state: dict[str, Tensor]) -> str:
 
 
 def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str, Tensor], **more: Any) -> None:
-    """Write a model file: weights and configuration, nothing else.
+    """Write a model file: weights and configuration.
 
     Args:
-        kind: what it is, "nvae", "energy" or "classifier".
-        network: the settings that its module is built from.
-        more: further plain values, as the shape of the images.
+        kind: "nvae", "energy" or "classifier".
+        network: settings from which the module is built.
+        more: further plain values, for example the shape of the images.
     """
     state = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
     with writing(path) as stream:
@@ -42,10 +42,10 @@ def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str
 
 
 def load_model(path: Path | str, kind: str) -> dict[str, Any]:
-    """What `save_model` wrote, on the CPU.
+    """Content of a file of `save_model`, on the CPU.
 
     Raises:
-        UserError: no such file, not a model of this project, or a model of another kind.
+        UserError: the file does not exist, is not a model of this project, or of another kind.
     """
     path = Path(path)
     content = load_plain(path, f"a model of kind {kind!r}")
@@ -57,36 +57,37 @@ def load_model(path: Path | str, kind: str) -> dict[str, Any]:
 
 
 def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) -> Any:
-    """The content of a file that torch saved, on the CPU: tensors, plain values and objects of the `allowed` classes alone.
+    """Content of a file of `torch.save`, on the CPU: tensors, plain values and objects of the `allowed` classes only.
 
     Args:
-        expected: what the file should be, for the error.
+        expected: description of the file, for errors.
 
     Raises:
-        UserError: no such file, a damaged one, or one that holds an object of another class: it is named, and never made.
+        UserError: the file does not exist, is damaged, or contains an object of another class, which is not created.
     """
-    path = Path(path)
+    damaged = UserError(f"{path}: expected {expected}, found a damaged file or one of another kind")
     with torch.serialization.safe_globals(list(allowed)):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             if refused is None:
-                raise UserError(f"{path}: expected {expected}, found a damaged file or one of another kind") from None
+                raise damaged from None
             raise UserError(
-                f"{path}: expected {expected}, found an object of {refused[1]} in it, which is not read: it could run any program"
+                f"{path}: expected {expected}, found an object of {refused[1]} in it, which is not read: "
+                "it could run any program"
             ) from None
         except FileNotFoundError:
             raise UserError(f"{path}: expected {expected}, found no file") from None
-        except Exception:  # whatever torch's reader stumbles over in a file that is not one of its own
-            raise UserError(f"{path}: expected {expected}, found a damaged file or one of another kind") from None
+        except Exception:  # torch raises many classes for other files
+            raise damaged from None
 
 
 class Checkpoints:
-    """Training checkpoints in one folder: two slots, written in turn, each with its checksum.
+    """Training checkpoints in one folder: two slots, written in turn, each with a checksum.
 
-    The folder is keyed by the fingerprint of what the training depends on, so that a checkpoint of other settings is
-    never taken for one of these. A death in the middle of a write leaves the other slot as it was.
+    The name of the folder is the fingerprint of everything that the training depends on. A process killed while writing
+    leaves the other slot unchanged.
     """
 
     def __init__(self, folder: Path):
@@ -94,7 +95,7 @@ class Checkpoints:
         self.slots = (folder / "a.pt", folder / "b.pt")
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write `state` (tensors and plain values) over the older of the two checkpoints."""
+        """Write `state` (tensors and plain values) over the older checkpoint."""
         slot = min(self.slots, key=lambda path: -1 if (step := self._step(path)) is None else step)
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -103,19 +104,16 @@ class Checkpoints:
         write_json(slot.with_suffix(".json"), {"step": step, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()})
 
     def load(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None where there is none."""
-        whole = [(step, path) for path in self.slots if (step := self._step(path)) is not None]
-        if not whole:
-            return None
-        state: dict[str, Any] = load_plain(max(whole)[1], "a training checkpoint")
-        return state
+        """State of the newest intact checkpoint; None: there is none."""
+        intact = [(step, path) for path in self.slots if (step := self._step(path)) is not None]
+        return load_plain(max(intact)[1], "a training checkpoint") if intact else None
 
     @staticmethod
     def _step(path: Path) -> int | None:
-        """Step of a checkpoint, None where it is not whole."""
+        """Step of a checkpoint; None: it is absent or damaged."""
         try:
-            beside = json.loads(path.with_suffix(".json").read_text())
-            whole = hashlib.sha256(path.read_bytes()).hexdigest() == beside["sha256"]
+            record = json.loads(path.with_suffix(".json").read_text())
+            intact = hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
         except (OSError, ValueError, KeyError):
             return None
-        return int(beside["step"]) if whole else None
+        return int(record["step"]) if intact else None

@@ -1,7 +1,7 @@
-"""Several processes for one training: each takes its share of every batch and all hold the same weights.
+"""Data-parallel training: each process has a shard of every batch, and all have the same weights.
 
-They are started by torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE. Without it there is one process and no process group,
-and sums, shares and agreements are what this process has.
+torchrun starts the processes and sets RANK, LOCAL_RANK and WORLD_SIZE. Without it there is one process and no process
+group, and every function returns the values of this process.
 """
 
 from __future__ import annotations
@@ -26,35 +26,36 @@ from torch.autograd.function import once_differentiable
 from vaebm.system.errors import UserError
 
 BUCKET = 2**24
-"""Elements in one all-reduce of gradients: 64 MiB in single precision, the memory that averaging may take beside them."""
+"""Elements per all-reduce of gradients: 64 MiB of extra memory in float32."""
 
 TIMEOUT = timedelta(minutes=30)
-"""How long processes wait for one of them: longer than the first takes for a checkpoint or for the held-out images."""
+"""Longest wait for another process; longer than a checkpoint or an evaluation of the held-out images."""
 
 PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl: the signal that a process gets when the one that started it has died."""
+"""Option of Linux's prctl: signal for a process whose parent has died."""
 
 
-def started() -> int:
-    """How many processes were started together, by their environment; it may be before they have joined."""
+def launched_world_size() -> int:
+    """Number of processes that torchrun launched, by the environment; known before they have joined."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Number of this process among those of the training; the first, 0, also writes and prints."""
+    """Index of this process; process 0 also writes and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def processes() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """Number of processes of the training."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def join(backend: str) -> None:
-    """Become one of torchrun's processes; once, and until this process ends.
+    """Join the process group, once, until this process ends.
 
-    torchrun gives each process a session of its own, so that what kills torchrun and its group passes them by. On Linux the
-    kernel then sends SIGTERM, on which a training saves and stops: two that write the same files at once must not be.
+    Each process of torchrun has its own session, so a kill of torchrun's process group does not reach it. On Linux the
+    kernel sends it SIGTERM when torchrun dies, so that it saves and stops before a second training writes the same
+    files.
 
     Args:
         backend: "gloo" for the CPU; "cpu:gloo,cuda:nccl" for GPUs, so that flags on the CPU do not wait for the GPU.
@@ -68,85 +69,86 @@ def join(backend: str) -> None:
 
 
 def check_share(batch: int, where: str) -> None:
-    """That `batch` images can be shared out evenly.
+    """Check that the processes can share `batch` images evenly.
 
     Args:
-        where: file and key of the number, for the message.
+        where: file and key of the number, for the error.
 
     Raises:
         UserError: they cannot.
     """
-    if batch % processes():
+    if batch % world_size():
         raise UserError(
-            f"{where}: expected a multiple of {processes()}, the number of processes, found {batch}; change one of the two"
+            f"{where}: expected a multiple of {world_size()}, the number of processes, found {batch}; "
+            "change one of the two"
         )
 
 
-def share(items: range) -> range:
-    """This process's contiguous part of `items`, the positions in a (micro-)batch.
+def local_shard(items: range) -> range:
+    """Contiguous part of `items`, positions in a (micro-)batch, that belongs to this process.
 
     Raises:
-        ValueError: their number is not a multiple of the processes'; `check_share` tells the user before.
+        ValueError: the number of items is not a multiple of the number of processes (`check_share`).
     """
-    if len(items) % processes():
-        raise ValueError(f"{len(items)} items for {processes()} processes")
-    count = len(items) // processes()
+    if len(items) % world_size():
+        raise ValueError(f"{len(items)} items for {world_size()} processes")
+    count = len(items) // world_size()
     return items[rank() * count : (rank() + 1) * count]
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' tensors; backwards each gets the gradients that all of them found for its own."""
+    """All-gather; backward: sum over the processes of the gradients of this process's tensor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        gathered = x.new_empty((processes(), *x.shape))
+        gathered = x.new_empty((world_size(), *x.shape))
         dist.all_gather(list(gathered.unbind()), x.contiguous())
         return gathered
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return total(gradient)[rank()]
+        return all_reduce_sum(gradient)[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
-    """The tensors `x` of all processes, (processes, *x.shape), differentiable.
+    """Tensors `x` of all processes, (processes, *x.shape), differentiable.
 
-    The gradient is that of the sum of all processes' losses. Where each loss is a mean over the process's share,
-    `average_gradients` then makes the gradients of the parameters those of the mean over the whole batch.
+    The gradient is that of the sum of all losses. If each loss is a mean over its shard, `average_gradients` turns it
+    into the gradient of the mean over the batch.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return x[None]
     return _Gather.apply(x)  # type: ignore[no-untyped-call]  # torch declares no types here
 
 
 def mean(x: Tensor) -> Tensor:
-    """Mean of `x` over the processes, without gradient; `x` is left as it was."""
-    if processes() == 1:
+    """Mean of `x` over the processes, without gradient; `x` is not modified."""
+    if world_size() == 1:
         return x.detach()
-    return total(x).div_(processes())
+    return all_reduce_sum(x).div_(world_size())
 
 
-def total(x: Tensor) -> Tensor:
-    """Sum of `x` over the processes, without gradient; `x` is left as it was."""
-    if processes() == 1:
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over the processes, without gradient; `x` is not modified."""
+    if world_size() == 1:
         return x.detach()
     summed = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(summed)
     return summed
 
 
-def collect(x: Tensor) -> Tensor | None:
-    """The tensors `x` of all processes, (processes, *x.shape), in the first one; None in the others, which need no room for them."""
-    if processes() == 1:
+def gather_to_rank0(x: Tensor) -> Tensor | None:
+    """Tensors `x` of all processes, (processes, *x.shape), in process 0; None in the others, which save the memory."""
+    if world_size() == 1:
         return x[None]
-    gathered = x.new_empty((processes(), *x.shape)) if rank() == 0 else None
+    gathered = x.new_empty((world_size(), *x.shape)) if rank() == 0 else None
     dist.gather(x.contiguous(), None if gathered is None else list(gathered.unbind()))
     return gathered
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors together until one more would exceed `BUCKET`; a larger one is alone."""
+    """Groups of consecutive tensors with at most `BUCKET` elements; a larger tensor is alone."""
     bucket: list[Tensor] = []
     elements = 0
     for tensor in tensors:
@@ -163,61 +165,60 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every gradient by its mean over the processes.
 
-    A parameter without a gradient stays without: all processes run the same graph, so it is the same one in each, and the
-    optimiser leaves it alone as it does in a single process.
+    Parameters without a gradient are skipped; they are the same in all processes.
 
     Args:
-        parameters: in the same order in every process.
+        parameters: parameters in the same order in every process.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return
     for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])  # the largest of their types
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])  # in the largest of their types
         dist.all_reduce(flat)
-        parts = flat.div_(processes()).split([gradient.numel() for gradient in bucket])
+        parts = flat.div_(world_size()).split([gradient.numel() for gradient in bucket])
         torch._foreach_copy_(bucket, [part.view(gradient.shape) for part, gradient in zip(parts, bucket, strict=True)])
 
 
-def agree(flag: int) -> int:
-    """The largest of all processes' flags, integers from 0, in every process. Waits for the others, not for the GPU."""
-    if processes() == 1:
+def all_reduce_max(flag: int) -> int:
+    """Largest `flag`, an integer from 0, of all processes. Waits for the other processes, not for the GPU."""
+    if world_size() == 1:
         return flag
     largest = torch.tensor(flag)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
 
 
-def first_to_fail() -> bool:
-    """Whether no other of torchrun's processes has asked this before: the others' errors are the same one, or follow from it.
+def report_error_once() -> bool:
+    """True for the first process that reports a failure; later errors are the same or follow from it.
 
-    For the way out: this process leaves the others without waiting for them, which may be beyond reach.
+    The process has to exit afterwards: it no longer waits for the others, which may be unreachable.
     """
     atexit.unregister(dist.destroy_process_group)
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))  # type: ignore[attr-defined]  # not in its list of exports
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))  # type: ignore[attr-defined]
         return store.add(f"vaebm/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
-    except (KeyError, RuntimeError):  # no torchrun, or it is gone: better said twice than not at all
+    except (KeyError, RuntimeError):  # no torchrun, or it has ended: rather report twice than never
         return True
 
 
 def launch(count: int, command: Sequence[str]) -> int:
-    """Run `python COMMAND` as several processes on this machine, by what torchrun is made of, and wait for them.
+    """Run `python COMMAND` as several processes on this machine, like torchrun, and wait for them.
 
-    SIGTERM and SIGINT are passed on to all of them. When one fails, the others get SIGTERM.
+    SIGTERM and SIGINT are forwarded to all. When one process fails, the others get SIGTERM.
 
     Args:
         count: number of processes.
         command: arguments of this Python interpreter.
 
     Returns:
-        Exit status: of the process that failed first, 128 + its number where a signal ended it; 0: none failed.
+        Exit status of the process that failed first, 128 + number of the signal that ended it, or 0.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable()  # the processes say themselves what happened to them
+    logging.disable()  # the processes report their errors themselves
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -234,15 +235,13 @@ def launch(count: int, command: Sequence[str]) -> int:
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as failed:
-            # a process that fails beside one that was killed has only lost it
+            # the others fail after one was killed: prefer the killed one
             number, failure = min(
                 failed.failures.items(), key=lambda item: item[1].exitcode > 0 or item[1].exitcode == -signal.SIGTERM
             )
             if failure.exitcode > 0:
                 return failure.exitcode
-            print(
-                f"process {number} of {count} was ended by signal {failure.signal_name()}; run the same command again to go on",
-                file=sys.stderr,
-            )
+            ended = f"process {number} of {count} was ended by signal {failure.signal_name()}"
+            print(f"{ended}; run the same command again to go on", file=sys.stderr)
             return 128 - failure.exitcode
     return 0

@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line that says where, what was expected, what was found and what to do."""
+    """Mistake of the user: one line with place, expected, found, and what to do."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all. Without torch, which takes seconds to load."""
+"""Atomic writing of files, without torch, which takes seconds to load."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vaebm.system.errors import UserError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream whose bytes appear at `path` all at once: temporary name, sync, rename.
+    """Binary stream whose content replaces `path` atomically: temporary name, sync, rename.
 
     Raises:
-        UserError: the file cannot be written there.
+        UserError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process
             left.unlink(missing_ok=True)
         with temporary.open("wb") as stream:
             yield stream
@@ -39,6 +39,6 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values as indented JSON, whole or not at all."""
+    """Write plain values as indented JSON, atomically."""
     with writing(path) as stream:
         stream.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -1,12 +1,11 @@
-"""GPUs of one machine, each for one job at a time.
+"""Reservation of the GPUs of one machine, each for one job at a time.
 
-Left alone, all jobs on a machine would take its first GPU. So a job locks a file for every GPU that it takes, and names those in
-CUDA_VISIBLE_DEVICES for itself and its children. The kernel drops the locks when the process ends, however it ends.
+By default all jobs would use the first GPU. So a job locks a file per GPU, and sets CUDA_VISIBLE_DEVICES for itself and
+its children. The kernel releases the locks when the process ends.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -19,36 +18,40 @@ from pathlib import Path
 from vaebm.system.errors import UserError
 
 FOLDER = Path(tempfile.gettempdir()) / f"vaebm-gpus-{os.getuid()}"
-"""Of the locks, one file for each GPU. Every user has one: users do not see each other's leases."""
+"""Folder of the locks, one file per GPU and one folder per user; other users' locks have no effect."""
 
-AGAIN = 1.0
-"""Seconds between two attempts while too few GPUs are free."""
+RETRY_AFTER = 1.0
+"""Seconds between attempts while too few GPUs are free."""
 
-_LIST = "import torch; [print(torch.cuda.get_device_properties(number).uuid) for number in range(torch.cuda.device_count())]"
+_LIST = """
+import torch
+for number in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_properties(number).uuid)
+"""
 
 _held: list[int] = []
-"""Descriptors of this process's locks; nobody closes them."""
+"""Descriptors of this process's locks, open until it ends."""
 
 
-def visible() -> list[str]:
-    """UUIDs of the GPUs that a process started now may use, in CUDA's order.
+def visible_uuids() -> list[str]:
+    """UUIDs of the visible GPUs, in CUDA's order.
 
-    Such a process is asked, because CUDA reads CUDA_VISIBLE_DEVICES once, and in this one it shall not have started yet.
+    A child process lists them, because CUDA reads CUDA_VISIBLE_DEVICES once and must not start in this process yet.
     """
     return subprocess.run([sys.executable, "-c", _LIST], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
 
-def choose(count: int, uuids: Callable[[], list[str]] = visible) -> None:
-    """Leave to this process and its children `count` GPUs that no other job of this user holds, or all if there are fewer.
+def reserve_gpus(count: int, uuids: Callable[[], list[str]] = visible_uuids) -> None:
+    """Reserve `count` visible GPUs, or all if there are fewer, for this process and its children, before CUDA starts.
 
-    If CUDA_VISIBLE_DEVICES names no more than `count`, a scheduler, a user or an earlier call has chosen: it stays as it is, and
-    nothing is locked. If it names more, the choice is among those. To be called before CUDA starts.
+    If CUDA_VISIBLE_DEVICES names no more than `count`, a scheduler, a user or an earlier call has chosen: nothing is
+    locked.
 
     Args:
-        uuids: gives the UUIDs of what is visible: another name or number of the same GPU must not be a second lease on it.
+        uuids: returns the UUIDs of the visible GPUs, which identify a GPU under any name or number.
 
     Raises:
-        UserError: there is no folder for the locks.
+        UserError: the folder of the locks cannot be used.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = None if given is None else given.split(",")
@@ -59,24 +62,22 @@ def choose(count: int, uuids: Callable[[], list[str]] = visible) -> None:
 
 
 def _lease(devices: Mapping[str, str], count: int) -> list[str]:
-    """Lock `count` of `devices` (UUID → name) until this process ends, and return their names; wait, and say so, until as many are free."""
-    told = False
+    """Lock `count` of `devices` (UUID → name) until this process ends and return their names; wait for free ones."""
+    waiting = False
     while not (taken := _attempt(devices, count)):
-        if not told:
-            names = ", ".join(devices.values())
-            print(
-                f"waiting: fewer than {count} of the GPUs {names} are free of other jobs (locks in {FOLDER})",
-                file=sys.stderr,
-                flush=True,
-            )
-            told = True
-        time.sleep(AGAIN)
+        if not waiting:
+            lacking = f"fewer than {count} of the GPUs {', '.join(devices.values())} are free of other jobs"
+            print(f"waiting: {lacking} (locks in {FOLDER})", file=sys.stderr, flush=True)
+            waiting = True
+        time.sleep(RETRY_AFTER)
     _held.extend(taken.values())
     return [devices[uuid] for uuid in taken]
 
 
 def _attempt(devices: Mapping[str, str], count: int) -> dict[str, int]:
-    """UUID → descriptor of `count` locks; none if fewer are free, so that two jobs never wait for each other."""
+    """UUID → descriptor of `count` locks; empty if fewer are free, so that two jobs never wait for each other."""
+    import fcntl  # not available on Windows
+
     taken: dict[str, int] = {}
     with ExitStack() as at_the_end:
         try:
@@ -85,7 +86,7 @@ def _attempt(devices: Mapping[str, str], count: int) -> dict[str, int]:
             at_the_end.callback(os.close, one_at_a_time)
             fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
             for uuid in devices:
-                # closed in every program that is started (PEP 446): a child that lives on keeps no lock
+                # not inherited by children (PEP 446), which may outlive this process
                 lock = os.open(FOLDER / uuid, os.O_RDWR | os.O_CREAT, 0o600)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +98,8 @@ def _attempt(devices: Mapping[str, str], count: int) -> dict[str, int]:
                     return taken
         except OSError as error:
             raise UserError(
-                f"{FOLDER}: expected a folder of this user for the locks of GPUs, found {error.strerror}; set TMPDIR to another"
+                f"{FOLDER}: expected a folder of this user for the locks of GPUs, found {error.strerror}; "
+                "set TMPDIR to another"
             ) from None
     for lock in taken.values():
         os.close(lock)

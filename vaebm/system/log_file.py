@@ -1,4 +1,4 @@
-"""A copy of everything that a command prints, in a file of its own."""
+"""Copy of the output of a command in a log file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from vaebm.system.startup import summary
+from vaebm.system.startup import time_taken
 
 
-class _Both:
-    """A text stream that writes to the terminal and to a file; progress bars stay out of the file."""
+class _Tee:
+    """Text stream that writes to the terminal and to a file, without progress bars in the file."""
 
     def __init__(self, terminal: TextIO, file: TextIO):
         self._terminal, self._file = terminal, file
@@ -29,13 +29,11 @@ class _Both:
 
 
 @contextlib.contextmanager
-def mirrored(path: Path | None) -> Iterator[None]:
-    """Within this context what goes to stdout and stderr goes to `path` as well.
+def tee_output(path: Path | None) -> Iterator[None]:
+    """Within this context, stdout and stderr are also written to `path`.
 
-    Of a command that succeeds the file's last line says how long it took.
-
-    Of several processes (torchrun) the first begins the file and the others only add their errors to it: their stdout goes
-    nowhere.
+    After a success the last line of the file is the time taken. Of several processes (torchrun) the first starts the
+    file; the others append their errors, and their stdout is discarded.
     """
     first = int(os.environ.get("WORLD_SIZE", 1)) == 1 or os.environ["RANK"] == "0"
     out, err = sys.stdout, sys.stderr
@@ -47,21 +45,21 @@ def mirrored(path: Path | None) -> Iterator[None]:
             if first:
                 path.write_text("")
             file = files.enter_context(path.open("a"))
-            sys.stderr = _Both(err, file)
+            sys.stderr = _Tee(err, file)
             if first:
-                sys.stdout = _Both(out, file)
+                sys.stdout = _Tee(out, file)
         try:
             yield
         except SystemExit as ended:
-            if not ended.code and path is not None and first and (took := summary()):
+            if not ended.code and path is not None and first and (took := time_taken()):
                 file.write(f"{took}\n")
             raise
         finally:
             sys.stdout, sys.stderr = out, err
 
 
-def asked_for(arguments: list[str]) -> Path | None:
-    """The value of --log, read before anything else can fail."""
+def log_argument(arguments: list[str]) -> Path | None:
+    """Value of --log, parsed before anything can fail."""
     for number, argument in enumerate(arguments):
         if argument == "--log" and number + 1 < len(arguments):
             return Path(arguments[number + 1])

@@ -1,4 +1,4 @@
-"""Where a figure comes from: the commit of the program, whether it was changed since, the versions of the libraries."""
+"""Provenance of results: commit of the program, uncommitted changes, versions of libraries."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = ("vaebm", "workflow", "config", "Snakefile")
-"""What a figure depends on in the repository."""
+"""Files of the repository on which results depend."""
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "torch-fidelity")
-"""Packages whose version may change a figure."""
+"""Packages whose version may change results."""
 
 UNKNOWN = "unknown"
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, or None where there is no git, no repository, or git refuses."""
+    """Output of git; None without git, outside a repository, or after an error."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=True
@@ -30,17 +30,16 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def commit(folders: tuple[Path, ...] | None = None) -> dict[str, str | bool]:
-    """Commit of the repository that the program lives in, and whether `PROGRAM` is changed there.
+    """Commit of the program's repository, and whether `PROGRAM` has uncommitted changes.
 
     Args:
-        folders: where to look, the first that holds this program's repository counts; the folder that the package lies
-            in, then the current one.
+        folders: candidates for the repository, in order; default: the parent of the package, then the current folder.
 
     Returns:
-        {"commit": full hash, "changed": bool}; both "unknown" without git or outside such a repository.
+        {"commit": full hash, "changed": bool}; both "unknown" without git or outside the repository.
     """
     for folder in folders or (Path(__file__).parents[2], Path.cwd()):
-        # a package installed into another project's environment lies in that project's repository: not our commit
+        # skip the repository of another project, in whose environment the package is installed
         if not _git(folder, "ls-files", "--", "vaebm/__init__.py"):
             continue
         head, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--", *PROGRAM)
@@ -50,13 +49,13 @@ def commit(folders: tuple[Path, ...] | None = None) -> dict[str, str | bool]:
 
 
 def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The origin of what several parts went into.
+    """Provenance of a result of several parts.
 
     Args:
-        parts: each with "changed", and with "commit", one or a list of them.
+        parts: each with "changed", and with "commit", one hash or a list.
 
     Returns:
-        {"commit": all of them in order, "changed": whether any was, "unknown" if that is of one}.
+        {"commit": all hashes, sorted, "changed": whether any part was, "unknown" if one of them is}.
     """
     found = [(part["commit"], part["changed"]) for part in parts]
     commits = {commit for given, _ in found for commit in ([given] if isinstance(given, str) else given)}
@@ -65,7 +64,7 @@ def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of every library in `LIBRARIES`; "unknown" for one without metadata."""
+    """Versions of Python and `LIBRARIES`; "unknown" without metadata."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -1,9 +1,8 @@
-"""Lets torchvision, and so torch-fidelity, be imported beside a CPU-only torch.
+"""Import this module right before torchvision or torch-fidelity: it makes them importable with a CPU-only torch.
 
-The published torchvision wheels are built for CUDA: on a CPU-only torch their compiled library does not load, and then
-`import torchvision` stops at an operator that nobody declared. Declaring the schemas is enough for all that is used
-here (datasets, transforms, torch-fidelity); the box operators themselves stay unavailable. Where the compiled library
-loads, nothing is declared. Import this module right before torchvision or torch-fidelity.
+The published torchvision wheels are built for CUDA. With a CPU-only torch their compiled library does not load, and
+`import torchvision` fails at an undeclared operator. Declaring the schemas is enough for data sets, transforms and
+torch-fidelity; the box operators stay unavailable. Nothing is declared where the compiled library loads.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 def _compiled_operators_load() -> bool:
     spec = find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return True  # without torchvision its own import says what is missing
+        return True  # importing torchvision then reports that it is missing
     libraries = [path for path in Path(spec.origin).parent.glob("_C*") if path.suffix in {".so", ".pyd"}]
     try:
         for library in libraries:
@@ -37,4 +36,4 @@ def _declare() -> torch.library.Library | None:
 
 
 DECLARED = _declare()
-"""The declarations, which live as long as this reference; None where the compiled operators loaded."""
+"""Declarations, valid as long as this reference; None: the compiled operators loaded."""

@@ -1,8 +1,7 @@
-"""The results of an experiment, mirrored to MLflow: one parent run, the runs of its stages under it, its models in the registry.
+"""Mirrors the results of an experiment to MLflow: a parent run, one run per stage, and models in the registry.
 
-Stages write their files first and know nothing of this; it reads what is there, writes what is new, and keeps its place in
-results/<experiment>/tracking.json, so that it can be run again at any time. MLflow is never an input: where it is missing
-or fails, one line says so and nothing else happens.
+It reads the stages' files and writes what is new. Its state is results/<experiment>/tracking.json, so it can be
+repeated at any time. MLflow is never an input; if it is missing or fails, one line reports this.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from vaebm.tracking.stages import stages
 
 
 def run(results: Path) -> None:
-    """Mirror results/<experiment> to MLflow; what is there already is not written twice.
+    """Mirror results/<experiment> to MLflow, without duplicates.
 
     Raises:
         UserError: there is no such folder. Whatever goes wrong with MLflow is a warning.
@@ -34,9 +33,9 @@ def run(results: Path) -> None:
             found = stages(results)
             for stage in found:
                 mirror.stage(stage)
-            for stage in found:  # last: a model takes longest
+            for stage in found:  # last, because models take longest
                 mirror.model(stage)
-    except Exception as error:  # whatever it is, the results do not depend on it
+    except Exception as error:  # any failure: the results do not depend on MLflow
         reason = str(error).strip().splitlines()
         problem = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
         write_place(results, {**read_place(results), "status": f"not mirrored: {problem}"})
@@ -50,7 +49,7 @@ def run(results: Path) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Two at once on a database that is not there yet would both create it, and one would fail."""
+    """Lock the creation of the database: of two processes that create it, one would fail."""
     with open(f"{DATABASE}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

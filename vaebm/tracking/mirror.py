@@ -1,4 +1,4 @@
-"""What there is, written to MLflow: the runs, and the registry of models. The only module that imports MLflow."""
+"""Writes runs and registered models to MLflow. The only module that imports MLflow."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from typing import Any
 from vaebm.config import fingerprint
 from vaebm.system.files import write_json
 from vaebm.system.startup import imports
-from vaebm.tracking.stages import Model, Stage, whole
+from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
 
 DATABASE = "mlflow.db"
-"""Where bare `mlflow ui` in the same folder looks, as sqlite:///mlflow.db; MLFLOW_TRACKING_URI is respected."""
+"""Default of `mlflow ui` in the same folder; MLFLOW_TRACKING_URI has precedence."""
 
 ARTIFACTS = "mlartifacts"
-NAME = "vaebm"
-"""Name of the MLflow experiment that holds the runs."""
+EXPERIMENT_NAME = "vaebm"
+"""Name of the MLflow experiment of all runs."""
 
 METRICS_PER_CALL, PARAMETERS_PER_CALL = 900, 90
-"""Below MLflow's limits of 1000 and 100; one call for many is far cheaper than many calls."""
+"""Batch sizes below MLflow's limits of 1000 and 100."""
 
 NEEDS = ("torch", "numpy", "pydantic", "pyyaml", "tqdm")
-"""What a registered model needs beside its own code."""
+"""Requirements of a registered model, without its own code."""
 
 Place = dict[str, Any]
-"""What of one run stands in MLflow already: its id, lines of the history, figures, tags, hashes of files."""
+"""What MLflow already has of a run: id, lines of the history, metrics, tags, hashes of files."""
 
 
 class Mirror:
-    """An open connection to MLflow, and the place that was kept of one experiment's results.
+    """A connection to MLflow, and the state of one experiment's mirror.
 
     Args:
         uri: MLflow's.
@@ -43,57 +43,51 @@ class Mirror:
     """
 
     def __init__(self, uri: str, results: Path):
-        # a tracking server that does not answer costs seconds, not MLflow's default of minutes
+        # a server that does not answer costs seconds instead of MLflow's default of minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         with imports():
             from mlflow.tracking import MlflowClient
 
-        for noisy in ("alembic", "mlflow"):  # after the import, which sets its own levels
+        for noisy in ("alembic", "mlflow"):  # after the import, which sets the levels
             logging.getLogger(noisy).setLevel(logging.ERROR)
         self.uri, self.results = uri, results
         self.client = MlflowClient(tracking_uri=uri)
         self.home = self._home()
         kept = read_place(results)
-        self.place: Place = {
-            "status": "mirrored",
-            "uri": uri,
-            "mlflow": importlib.metadata.version("mlflow"),
-            "run": None,
-            "stages": {},
-            "models": {},
-        }
+        facts = {"status": "mirrored", "uri": uri, "mlflow": importlib.metadata.version("mlflow")}
+        self.place: Place = {**facts, "run": None, "stages": {}, "models": {}}
         if kept.get("uri") == uri:
             self.place |= {name: kept[name] for name in ("run", "whole", "stages", "models") if name in kept}
 
     def _home(self) -> str:
-        """Id of the MLflow experiment; in a database of ours its files lie in this folder.
+        """Id of the MLflow experiment; for the local database its files are in this folder.
 
-        MLflow keeps the absolute path of an experiment's files. In a folder that was moved or copied they would go to the
-        old place, so there the old experiment gets another name, and everything is mirrored anew.
+        MLflow stores the absolute path of an experiment's files. In a moved or copied folder the old experiment is
+        renamed, and everything is mirrored again.
         """
         local = self.uri == f"sqlite:///{DATABASE}"
         location = Path(ARTIFACTS).absolute().as_uri() if local else None
-        found = self.client.get_experiment_by_name(NAME)
+        found = self.client.get_experiment_by_name(EXPERIMENT_NAME)
         if found is not None and (location is None or found.artifact_location == location):
             return str(found.experiment_id)
         if found is not None:
             self.client.rename_experiment(
-                found.experiment_id, f"{NAME}, files in {found.artifact_location}, {found.experiment_id}"
+                found.experiment_id, f"{EXPERIMENT_NAME}, files in {found.artifact_location}, {found.experiment_id}"
             )
-        return str(self.client.create_experiment(NAME, artifact_location=location))
+        return str(self.client.create_experiment(EXPERIMENT_NAME, artifact_location=location))
 
     def experiment(self) -> None:
-        """The parent run."""
-        stage = whole(self.results)
+        """Create or update the parent run."""
+        stage = experiment_run(self.results)
         if not self._exists(self.place["run"]):
             self.place["run"] = self._create(stage, {})
-            self.place |= {"whole": _nothing(self.place["run"], stage), "stages": {}, "models": {}}
+            self.place |= {"whole": _empty_place(self.place["run"], stage), "stages": {}, "models": {}}
             self._save()
         self._bring_up_to_date(self.place["whole"], stage)
 
-    def stage(self, stage: Stage) -> None:
-        """A run under it; what has other settings or other numbers than before becomes a new one."""
+    def stage(self, stage: StageRun) -> None:
+        """Create or update a child run; other settings or other numbers make a new run."""
         place = self.place["stages"].get(stage.name)
         exists = place is not None and self._exists(place["run"])
         if exists and not stage.continues(place):
@@ -101,22 +95,22 @@ class Mirror:
             self.client.set_tag(place["run"], "status", "superseded")
         if not exists or not stage.continues(place):
             tags = {"mlflow.parentRunId": self.place["run"], "experiment": self.results.name}
-            place = _nothing(self._create(stage, tags), stage)
+            place = _empty_place(self._create(stage, tags), stage)
             self._log_parameters(place["run"], stage.parameters)
             self.place["stages"][stage.name] = place
             self._save()
         self._bring_up_to_date(place, stage)
 
-    def model(self, stage: Stage) -> None:
-        """A new version of the stage's model in the registry, unless the last one has the same networks and chain."""
+    def model(self, stage: StageRun) -> None:
+        """Register a new version of the stage's model if its networks or its chain changed."""
         model = stage.model
         if model is not None and self.place["models"].get(model.name) != model.hash:
             self._register(model, self.place["stages"][stage.name]["run"])
             self.place["models"][model.name] = model.hash
             self._save()
 
-    def _register(self, model: Model, run: str) -> None:
-        """Log a model as a torch module with the program that it needs, from the run that has its figures, and register it."""
+    def _register(self, model: RegisteredModel, run: str) -> None:
+        """Log a model as a torch module with its code, from the run of its metrics, and register it."""
         with imports():
             import mlflow.pytorch
             import numpy as np
@@ -139,7 +133,7 @@ class Mirror:
             run_id=run,
             model_id=logged.model_id,
             pytorch_model=vaebm,
-            serialization_format="pickle",  # the other one, a traced graph, could not sample
+            serialization_format="pickle",  # a traced graph could not sample
             code_paths=[str(Path(__file__).parent.parent)],
             pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in NEEDS],
             signature=ModelSignature(Schema([images]), Schema([scores])),
@@ -150,7 +144,7 @@ class Mirror:
             model.name, f"models:/{logged.model_id}", run, tags=model.tags, model_id=logged.model_id
         )
 
-    def _bring_up_to_date(self, place: Place, stage: Stage) -> None:
+    def _bring_up_to_date(self, place: Place, stage: StageRun) -> None:
         from mlflow.entities import Metric, RunTag
 
         run, now = place["run"], int(time.time() * 1000)
@@ -166,10 +160,8 @@ class Mirror:
             place["figures"] = stage.figures
             self._save()
         if stage.curves and not place["curves"]:
-            self._log_metrics(
-                run,
-                [Metric(_key(name), value, now, step) for name, curve in stage.curves.items() for step, value in curve],
-            )
+            points = [(name, step, value) for name, curve in stage.curves.items() for step, value in curve]
+            self._log_metrics(run, [Metric(_key(name), value, now, step) for name, step, value in points])
             place["curves"] = fingerprint(stage.curves)
             self._save()
         for folder, files in stage.files.items():
@@ -179,13 +171,12 @@ class Mirror:
                     self.client.log_artifact(run, str(file), folder or None)
                     place["files"][key] = content
         if stage.tags.get("status") != "unfinished" and not place["ended"]:
-            self.client.set_terminated(
-                run, "FINISHED" if stage.tags.get("status") == "finished" else "FAILED", _milliseconds(stage.ended)
-            )
+            outcome = "FINISHED" if stage.tags.get("status") == "finished" else "FAILED"
+            self.client.set_terminated(run, outcome, _milliseconds(stage.ended))
             place["ended"] = True
         self._save()
 
-    def _log_history(self, place: Place, stage: Stage, now: int) -> None:
+    def _log_history(self, place: Place, stage: StageRun, now: int) -> None:
         from mlflow.entities import Metric
 
         while place["lines"] < len(stage.history):
@@ -194,11 +185,8 @@ class Mirror:
             while upto < len(stage.history) and len(batch) < METRICS_PER_CALL:
                 record = json.loads(stage.history[upto])
                 step = int(record.pop("step"))
-                batch += [
-                    Metric(_key(name), float(value), now, step)
-                    for name, value in record.items()
-                    if isinstance(value, int | float)
-                ]
+                numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+                batch += [Metric(_key(name), float(value), now, step) for name, value in numbers.items()]
                 upto += 1
             self._log_metrics(place["run"], batch)
             place |= {"lines": upto, "history": fingerprint(stage.history[:upto])}
@@ -215,11 +203,11 @@ class Mirror:
         for first in range(0, len(entities), PARAMETERS_PER_CALL):
             self.client.log_batch(run, params=entities[first : first + PARAMETERS_PER_CALL])
 
-    def _create(self, stage: Stage, tags: dict[str, str]) -> str:
+    def _create(self, stage: StageRun, tags: dict[str, str]) -> str:
         return str(self.client.create_run(self.home, _milliseconds(stage.began), tags, stage.name).info.run_id)
 
     def _exists(self, run: str | None) -> bool:
-        """Whether a run is still there, in this experiment and not deleted."""
+        """True if a run exists in this experiment and is not deleted."""
         from mlflow.exceptions import MlflowException
 
         if run is None:
@@ -236,34 +224,24 @@ class Mirror:
         write_place(self.results, self.place)
 
 
-def _nothing(run: str, stage: Stage) -> Place:
-    """The place of a run that holds nothing but its parameters."""
-    parameters = fingerprint(stage.parameters)
-    return {
-        "run": run,
-        "parameters": parameters,
-        "lines": 0,
-        "history": fingerprint([]),
-        "figures": {},
-        "curves": "",
-        "tags": {},
-        "files": {},
-        "ended": False,
-    }
+def _empty_place(run: str, stage: StageRun) -> Place:
+    """State of a run that has only its parameters."""
+    place: Place = {"run": run, "parameters": fingerprint(stage.parameters), "lines": 0, "history": fingerprint([])}
+    return place | {"figures": {}, "curves": "", "tags": {}, "files": {}, "ended": False}
 
 
 def _key(name: str) -> str:
-    """A name that MLflow allows."""
+    """Replace characters that MLflow does not allow."""
     return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def _milliseconds(seconds: float | None) -> int | None:
-    """MLflow's unit of time; None: now."""
+    """Convert seconds to MLflow's milliseconds; None: now."""
     return None if seconds is None else int(seconds * 1000)
 
 
 def read_place(results: Path) -> Place:
-    """What was kept in tracking.json; nothing where the file is missing or damaged, then everything is mirrored anew."""
+    """Read tracking.json; empty if it is missing or damaged, then everything is mirrored again."""
     try:
         content = json.loads((results / "tracking.json").read_text())
     except (FileNotFoundError, ValueError):

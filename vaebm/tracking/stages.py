@@ -1,7 +1,6 @@
-"""What there is of an experiment to mirror: parameters, tags, curves, figures and files of every run, read from its results.
+"""Reads the results of an experiment: parameters, tags, curves, metrics and files of every run.
 
-The same names everywhere: a parameter is called as in the experiment file (`nvae.training.batch`), a metric as in the
-table (`FD-classifier`).
+Names are those of the experiment file (`nvae.training.batch`) and of the table (`FD-classifier`).
 """
 
 from __future__ import annotations
@@ -17,50 +16,37 @@ from vaebm.config.yaml_files import read_experiment, read_yaml, validate
 TABLE = ("benchmarks.csv", "benchmarks.md", "benchmarks.tex", "benchmarks.json", "report.html")
 
 TRAININGS = ("classifier", "nvae", "ebm", "wgan")
-"""Stages that leave a history, each with its settings file of the same name."""
+"""Stages with a history; each has a settings file of the same name."""
 
 NO_FIGURES = (
-    "experiment",
-    "variant",
-    "seed",
-    "metrics",
-    "without",
-    "extractor",
-    "modes_by",
-    "chain",
-    "data",
-    "users",
-    "commit",
-    "changed",
-    "versions",
-    "models",
-    "training",
-)
-"""Keys of metrics.json that say where its figures come from; everything beside them is figures of its own."""
+    "experiment", "variant", "seed", "metrics", "without", "extractor", "modes_by", "chain", "data", "users", "commit",
+    "changed", "versions", "models", "training",
+)  # fmt: skip
+"""Keys of metrics.json without values to mirror."""
 
 TEXT = 5000
-"""Characters of a tag or a note; beyond, MLflow refuses it or cuts it off."""
+"""MLflow's limit for the characters of a tag or a note."""
 
 Curve = list[tuple[int, float]]
 """Values against a step: an iteration, or the number of steps of a chain."""
 
 
 @dataclass(frozen=True)
-class Model:
+class RegisteredModel:
     """A finished model for the registry."""
 
     name: str
     """vaebm-<experiment>-<variant>."""
     folder: Path
-    """Its run: results/<experiment>/<variant>/seed<k>."""
+    """results/<experiment>/<variant>/seed<k>."""
     hash: str
-    """Of its networks and its chain: another one is another version."""
+    """Of networks and chain; a changed hash makes a new version."""
     tags: dict[str, str]
 
 
 @dataclass
-class Stage:
-    """What there is to mirror of one stage run, or of the whole experiment."""
+class StageRun:
+    """One stage run, or the whole experiment, as it is mirrored."""
 
     name: str
     parameters: dict[str, str] = field(default_factory=dict)
@@ -69,34 +55,28 @@ class Stage:
     """Lines of history.jsonl, which grows."""
     figures: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
-    """Further metrics against a step, known when the stage has ended."""
+    """Further metrics against a step, complete at the end of the stage."""
     files: dict[str, list[Path]] = field(default_factory=dict)
     note: str = ""
-    """Markdown, the first thing on the run's page."""
+    """Markdown at the top of the run's page."""
     began: float | None = None
     ended: float | None = None
-    """Seconds since 1970; None: not known."""
-    model: Model | None = None
+    """Seconds since 1970; None: unknown."""
+    model: RegisteredModel | None = None
 
     def continues(self, place: dict[str, Any]) -> bool:
-        """Whether what stands in MLflow is the beginning of this, and not of a run with other settings or other numbers."""
+        """True if MLflow has the beginning of this run, and not of one with other settings or numbers."""
         lines = self.history[: place["lines"]]
+        same_inputs = place["parameters"] == fingerprint(self.parameters) and place["history"] == fingerprint(lines)
         same_figures = not place["figures"] or place["figures"] == self.figures
-        same_curves = place["curves"] in ("", fingerprint(self.curves))
-        return (
-            place["parameters"] == fingerprint(self.parameters)
-            and place["history"] == fingerprint(lines)
-            and same_figures
-            and same_curves
-        )
+        return same_inputs and same_figures and place["curves"] in ("", fingerprint(self.curves))
 
     def add(self, name: str, value: Any) -> None:
-        """Take in every number in plain values from a file, under names joined by slashes.
+        """Add all numbers in `value`, under names joined by slashes.
 
-        A number, or a dictionary with a `value`, is a figure; the latter's `interval` makes two more, interval/<name>-low
-        and -high. A list of numbers is a curve, and so is a dictionary from iterations to numbers; null, what was not finite,
-        is a gap in it. Lists beside each other count the same steps: those under `counts`, or else they end at the same one,
-        and the longest begins at 0.
+        A number, or a dictionary with a `value`, is a metric; an `interval` adds interval/<name>-low and -high. A list
+        of numbers, or a dictionary from iterations to numbers, is a curve; null is a gap. Lists in one dictionary share
+        the steps `counts`, or else end at the same step, and the longest begins at 0.
         """
         if _is_number(value):
             self.figures[name] = float(value)
@@ -109,55 +89,44 @@ class Stage:
         elif value and all(key.isdecimal() for key in value):
             self.curves[name] = [(int(step), float(one)) for step, one in value.items() if _is_number(one)]
         else:
-            lists = {
-                key: one
-                for key, one in value.items()
-                if isinstance(one, list) and all(entry is None or _is_number(entry) for entry in one)
-            }
+            lists = {key: one for key, one in value.items() if _is_curve(one)}
             counts = lists.pop("counts", None) or list(range(max(map(len, lists.values()), default=0)))
             for key, one in lists.items():
                 points = zip(counts[len(counts) - len(one) :], one, strict=True)
-                self.curves[f"{name}/{key}"] = [
-                    (int(step), float(number)) for step, number in points if number is not None
-                ]
+                finite = [(int(step), float(number)) for step, number in points if number is not None]
+                self.curves[f"{name}/{key}"] = finite
             for key, one in value.items():
                 self.add(f"{name}/{key}", one)
 
 
-def stages(results: Path) -> list[Stage]:
-    """Every stage run that has something to show, in the order in which they ran."""
+def stages(results: Path) -> list[StageRun]:
+    """All stage runs with results, in order."""
     trained = [*results.glob("classifier/history.jsonl"), *sorted(results.glob("*/seed*/history.jsonl"))]
     found = [_training(path.parent) for path in trained]
-    seeds = sorted(
-        results.glob("*/seed*/evaluation/metrics.json"),
-        key=lambda path: (path.parts[-4], len(path.parts[-3]), path.parts[-3]),
-    )
+    evaluated = results.glob("*/seed*/evaluation/metrics.json")
+    seeds = sorted(evaluated, key=lambda path: (path.parts[-4], len(path.parts[-3]), path.parts[-3]))
     shown = set[str]()
     for path in seeds:
-        stage = _evaluation(path.parent)
-        variant = path.parts[-4]
-        if (
-            variant in shown and stage is not None
-        ):  # the first seed's model stands for the variant, as in VAEBM.from_results
-            stage.model = None
+        stage, variant = _evaluation(path.parent), path.parts[-4]
+        if variant in shown and stage is not None:
+            stage.model = None  # the first seed's model represents the variant, as in VAEBM.from_results
         shown.add(variant)
         found += [] if stage is None else [stage]
     return found
 
 
-def _training(folder: Path) -> Stage:
-    """A run of one of `TRAININGS`; before its training.json is there it is under way, or was stopped."""
-    facts: dict[str, Any] = (
-        read_json(folder / "training.json") if (folder / "training.json").is_file() else {"status": "unfinished"}
-    )
+def _training(folder: Path) -> StageRun:
+    """A run of one of `TRAININGS`; without training.json it is unfinished."""
+    record = folder / "training.json"
+    facts: dict[str, Any] = read_json(record) if record.is_file() else {"status": "unfinished"}
     settings_files = [path for path in (folder / f"{stage}.yaml" for stage in TRAININGS) if path.is_file()]
-    # a variant that became another kind of model keeps the settings file of the kind that it was
+    # a variant that changed its kind keeps its old settings file
     name = facts.get("stage") or max(settings_files, key=lambda path: path.stat().st_mtime).stem
     settings = read_yaml(folder / f"{name}.yaml")
     variant = "" if name == "classifier" else folder.parent.name
-    stage = Stage(
+    stage = StageRun(
         " ".join(filter(None, (name, variant if variant != BASELINE else "", f"seed{settings['seed']}"))),
-        flat({name: settings[name]}),
+        flatten_settings({name: settings[name]}),
         _tags(name, variant, settings, facts),
         (folder / "history.jsonl").read_text().splitlines(),
         files={
@@ -165,17 +134,15 @@ def _training(folder: Path) -> Stage:
             "pictures": sorted(folder.glob("pictures/*.png")),
             "": sorted(folder.glob("training.json")),
         },
-        note=_told(facts),
+        note=_training_note(facts),
     )
     for key, value in facts.items():
         if key not in ("settings", "seed"):
             stage.add(key if isinstance(value, dict) else f"training/{key}", value)
     if "events" in facts:
         events = facts["events"]
-        stage.tags["guard"] = (
-            "; ".join(f"iteration {event['iteration']}: {event['reason']}: {event['action']}" for event in events)
-            or "quiet"
-        )[:TEXT]
+        seen = [f"iteration {event['iteration']}: {event['reason']}: {event['action']}" for event in events]
+        stage.tags["guard"] = ("; ".join(seen) or "quiet")[:TEXT]
         stage.curves["guard/events"] = [(event["iteration"], number) for number, event in enumerate(events, 1)]
     if "seconds" in facts:
         stage.ended = (folder / "training.json").stat().st_mtime
@@ -183,8 +150,8 @@ def _training(folder: Path) -> Stage:
     return stage
 
 
-def _told(facts: dict[str, Any]) -> str:
-    """How a training of the energy went, for its page: its end, what the guard saw, which snapshot is the model; empty for other trainings."""
+def _training_note(facts: dict[str, Any]) -> str:
+    """Note on a training of the energy: end, events and selection; empty for other trainings."""
     if "selection" not in facts:
         return ""
     selection, events = facts["selection"], facts.get("events", [])
@@ -195,19 +162,18 @@ def _told(facts: dict[str, Any]) -> str:
     lines += ["", "| snapshot of iteration | distance | |", "| --- | --- | --- |"]
     for iteration, distance in selection["candidates"].items():
         marks = [mark for mark in ("chosen", "last") if selection[mark] == int(iteration)]
-        lines.append(
-            f"| {iteration} | {'images that are not finite' if distance is None else f'{distance:.6g}'} | {', '.join(marks)} |"
-        )
+        shown = "images that are not finite" if distance is None else f"{distance:.6g}"
+        lines.append(f"| {iteration} | {shown} | {', '.join(marks)} |")
     return "\n".join([*lines, "", f"Rule: {selection['rule']}."])[:TEXT]
 
 
-def _evaluation(folder: Path) -> Stage | None:
-    """The figures of one variant with one seed, with every setting that they depend on; None if its models, its chain or its stretch are others since."""
+def _evaluation(folder: Path) -> StageRun | None:
+    """Metrics and settings of one variant with one seed; None if its models or its chain changed since."""
     run_folder = folder.parent
     experiment, variant, seed = run_folder.parts[-3:]
     facts = read_json(folder / "metrics.json")
     records = [run / "training.json" for run in (run_folder, run_folder.parent.parent / BASELINE / seed)]
-    if not all(record.is_file() for record in records):  # a training is under way again
+    if not all(record.is_file() for record in records):  # a training is running again
         return None
     own, nvae = map(read_json, records)
     trained = {one["stage"]: one for one in ((nvae, own) if own["stage"] == "ebm" else (own,))}
@@ -219,9 +185,9 @@ def _evaluation(folder: Path) -> Stage | None:
         return None
     sections = {name: one["settings"] for name, one in (("nvae", nvae), *trained.items())}
     tags = _tags("evaluation", variant, {**settings, **sampling}, {"status": "finished", **facts})
-    stage = Stage(
+    stage = StageRun(
         f"evaluation {variant} {seed}",
-        flat({**sections, "samples": sampling["samples"], "evaluation": settings["evaluation"]}),
+        flatten_settings({**sections, "samples": sampling["samples"], "evaluation": settings["evaluation"]}),
         tags,
         files={"pictures": sorted(folder.glob("pictures/*.png")), "figures": [folder / "metrics.json"]},
         note="\n\n".join(f"No {metric}: {reason}." for metric, reason in facts["without"].items())[:TEXT],
@@ -233,14 +199,14 @@ def _evaluation(folder: Path) -> Stage | None:
             stage.add(name, value)
     identity = {"networks": {name: one["model"] for name, one in trained.items()}, "chain": facts["chain"]}
     kept = {name: tags[name] for name in ("variant", "seed", "data", "commit", "changed")}
-    stage.model = Model(
+    stage.model = RegisteredModel(
         f"vaebm-{experiment}-{variant}", run_folder, fingerprint(identity), {"experiment": experiment, **kept}
     )
     return stage
 
 
-def whole(results: Path) -> Stage:
-    """The experiment: the table's figures, the table and the report."""
+def experiment_run(results: Path) -> StageRun:
+    """The experiment: the table's values, the table and the report."""
     name, table = results.name, results.parent / "benchmarks.json"
     variants = read_json(table).get(name, {}) if table.is_file() else {}
     tags = {"stage": "experiment", "experiment": name, "status": "finished" if variants else "unfinished"}
@@ -249,11 +215,8 @@ def whole(results: Path) -> Stage:
         tags["configuration"] = read_experiment(settings).hash()
     for path in sorted(results.glob("*/metrics.json")):
         facts = read_json(path)
-        tags |= {
-            "data": str(facts["data"]),
-            "commit": " ".join(facts["commit"]),
-            "changed": str(facts["changed"]).lower(),
-        }
+        tags |= {"data": str(facts["data"]), "commit": " ".join(facts["commit"])}
+        tags["changed"] = str(facts["changed"]).lower()
         tags["seeds"] = " ".join(str(one["seed"]) for one in facts["runs"])
     figures = {
         f"{variant}/{metric}": float(value)
@@ -262,14 +225,14 @@ def whole(results: Path) -> Stage:
         if value is not None
     }
     files = [results.parent / file for file in TABLE if (results.parent / file).is_file()]
-    return Stage(name, tags=tags, figures=figures, files={"": files} if variants else {})
+    return StageRun(name, tags=tags, figures=figures, files={"": files} if variants else {})
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as MLflow's parameters: nvae.network.channels → "32"."""
     parameters: dict[str, str] = {}
     for name, value in settings.items():
-        parameters |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
+        parameters |= flatten_settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
     return parameters
 
 
@@ -283,13 +246,17 @@ def _tags(stage: str, variant: str, settings: dict[str, Any], facts: dict[str, A
     tags = {"stage": stage, "seed": str(settings["seed"]), "configuration": fingerprint(settings)}
     if variant:
         tags["variant"] = variant
-    # booleans as JSON writes them, like the table
+    # booleans as in JSON and in the table
     commits = facts.get("commit")
     facts = facts | {"commit": " ".join(commits)} if isinstance(commits, list) else facts
     found = {name: facts[name] for name in ("status", "data", "commit", "changed") if name in facts}
     return tags | {
         name: str(value).lower() if isinstance(value, bool) else str(value)[:TEXT] for name, value in found.items()
     }
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and all(entry is None or _is_number(entry) for entry in value)
 
 
 def _is_number(value: Any) -> bool:

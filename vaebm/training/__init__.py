@@ -1,1 +1,1 @@
-"""What the trainings share: the loop (resume, history, limits) and the spectral penalty."""
+"""Shared parts of all trainings: the loop (resume, history, limits) and the spectral penalty."""

@@ -1,4 +1,4 @@
-"""What every training needs beside its equations: resume, history, snapshots, progress, time limit, signals."""
+"""The training loop: resume, history, progress, time limit, signals."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 from vaebm.system.provenance import commit
 
-SAVE = 1
-"""What a process wants after a step, beside 0, to go on, and an exit status, to stop with: that the state is saved."""
+CONTINUE, SAVE = 0, 1
+"""Votes of a process after each step; a larger vote: save, then exit with this status."""
 
 
 def batch_indices(step: int, batch: int, images: int, seed: int) -> Tensor:
-    """Which images step `step` takes: a function of (seed, epoch, position); the last, incomplete batch is dropped."""
+    """Indices of the images of a step, a function of seed, epoch and position; incomplete batches are dropped."""
     epoch, position = divmod(step, images // batch)
     order = np.random.Generator(np.random.Philox(key=derive(seed, "order", epoch))).permutation(images)
     return torch.from_numpy(order[position * batch : (position + 1) * batch])
 
 
 def training_batch(images: Tensor, step: int, batch: int, seed: int, flip: bool) -> Tensor:
-    """The global batch of step `step`, a function of (seed, epoch, position).
+    """The global batch of a step, a function of seed and step.
 
     Args:
         images: all training images, (N, C, H, W).
-        batch: images in it.
-        flip: turn each image left to right with probability one half, as the published loaders do.
+        batch: number of images.
+        flip: mirror each image horizontally with probability ½, as the published loaders do.
     """
     chosen = images[batch_indices(step, batch, len(images), seed)]
     if not flip:
@@ -50,7 +50,7 @@ def training_batch(images: Tensor, step: int, batch: int, seed: int, flip: bool)
 
 
 def _finite(state: Any) -> bool:
-    """Whether every number in the tensors of nested dictionaries and lists is finite."""
+    """Whether all tensors in nested dictionaries and lists are finite."""
     if isinstance(state, Tensor):
         return bool(torch.isfinite(state).all())
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
@@ -58,47 +58,43 @@ def _finite(state: Any) -> bool:
 
 
 class Stateful(Protocol):
-    """A module, an optimiser, or whatever else has a state."""
+    """An object with a state, such as a module or an optimiser."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Go on from a saved state."""
+        """Restore a saved state."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Machine facts of a training, outside its fingerprint.
-
-    Attributes:
-        minutes: the job's time limit; the training saves and stops before it. None: no limit.
-        checkpoint_every: seconds between two checkpoints.
-    """
+    """Limits of the machine, not part of the fingerprint."""
 
     minutes: float | None = None
+    """Time limit of the job; the training saves and stops before it. None: no limit."""
     checkpoint_every: float = 60.0
+    """Seconds between checkpoints."""
 
 
 class Training:
-    """One training run in the folder of its model: iterate over `steps`, `record` figures, `finish`.
+    """One training in the folder of its model: iterate over `steps`, `record` values, then `finish`.
 
-    "To resume, run the same command again": the state is saved in checkpoints/<fingerprint>/ at intervals, on SIGTERM and
-    SIGINT, and before the time limit. What is saved at step k and continued ends in the same bits as what was never cut.
+    The state is saved in checkpoints/<fingerprint>/ at intervals, on SIGTERM and SIGINT, and before the time limit. The
+    same command resumes it and, on a CPU, ends in the same bits as an uninterrupted training.
 
-    Several processes go through the same steps: all read the checkpoint, the first alone writes files, and what makes one of
-    them stop, a signal or its time, stops them all after the same step.
+    All processes read the checkpoint, and process 0 writes files. A stop applies to all after the same step.
 
     Args:
         stage: name of the stage.
-        folder: where the model will stand.
-        depends_on: plain values that the result depends on: settings, seed, data hash, hashes of models.
-        total: steps in all.
-        state: named objects whose state makes up the training's.
-        limits: machine facts.
+        folder: folder of the model.
+        depends_on: plain values that determine the result: settings, seed, hashes of data and models.
+        total: number of steps.
+        state: named objects that hold the training's state.
+        limits: time limits.
 
     Raises:
-        UserError: processes that see different checkpoints.
+        UserError: processes found different checkpoints.
     """
 
     def __init__(
@@ -117,8 +113,7 @@ class Training:
         self.checkpoints = Checkpoints(self.scratch)
         self.history = folder / "history.jsonl"
         self._deadline = deadline(limits.minutes)
-        self.step = 0
-        self.seconds = 0.0
+        self.step, self.seconds = 0, 0.0
         self.extra: dict[str, Any] = {}
         self._records: list[str] = []
         self._shown: dict[str, float] = {}
@@ -129,24 +124,21 @@ class Training:
         if saved is not None:
             for name, part in self.state.items():
                 part.load_state_dict(saved["state"][name])
-            self.step, self.seconds, self.extra, self._records = (
-                saved["step"],
-                saved["seconds"],
-                saved["extra"],
-                saved["records"],
-            )
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            self.extra, self._records = saved["extra"], saved["records"]
             print(f"{self.stage}: going on at step {self.step} of {self.total}", flush=True)
-        newest = distributed.agree(self.step)
+        newest = distributed.all_reduce_max(self.step)
         if newest != self.step:
             raise UserError(
-                f"{self.scratch}: expected the checkpoint of step {newest}, as another process, found step {self.step}: all need the same folder"
+                f"{self.scratch}: expected the checkpoint of step {newest}, as another process, "
+                f"found step {self.step}: all need the same folder"
             )
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left; between two of them the state may be saved.
+        """The remaining steps; the state may be saved between them.
 
         Raises:
-            Interrupted: on a signal or before the time limit, after the state was saved; in all processes after the same step.
+            Interrupted: a signal or the time limit, in all processes after the same step, with the state saved.
         """
         began = saved = time.monotonic()
         before = self.seconds
@@ -158,83 +150,62 @@ class Training:
                 self._progress.advance(self._shown)
                 now = time.monotonic()
                 self.seconds = before + now - began
-                decision = distributed.agree(self._wish(signals.received, now, now - saved))
+                decision = distributed.all_reduce_max(self._vote(signals.received, now, now - saved))
                 if decision:
                     self.save()
                     saved = now
                 if decision > SAVE:
-                    distributed.agree(0)  # that the first process has saved: the first to end takes the others with it
-                    reason = (
-                        f"before its time limit of {self.limits.minutes:g} minutes"
-                        if decision == RESUME
-                        else "by a signal"
-                    )
+                    distributed.all_reduce_max(0)  # wait until process 0 has saved
+                    limit = f"before its time limit of {self.limits.minutes:g} minutes"
+                    reason = limit if decision == RESUME else "by a signal"
                     raise Interrupted(f"{self.stage} stopped at step {self.step} {reason}", decision)
         self._progress.close()
 
-    def _wish(self, signal: int | None, now: float, unsaved: float) -> int:
-        """What this process wants after a step; the largest of all processes' wishes is done."""
+    def _vote(self, signal: int | None, now: float, unsaved: float) -> int:
+        """Vote of this process after a step; the largest vote of all processes decides."""
         if signal is not None:
             return 128 + signal
         if now > self._deadline and self.step < self.total:
             return RESUME
-        return SAVE if distributed.rank() == 0 and unsaved >= self.limits.checkpoint_every else 0
+        return SAVE if distributed.rank() == 0 and unsaved >= self.limits.checkpoint_every else CONTINUE
 
-    def show(self, **figures: float) -> None:
-        """Show `figures` of the present step beside the progress."""
-        self._shown = figures
+    def show(self, **values: float) -> None:
+        """Show values of the present step next to the progress."""
+        self._shown = values
 
-    def record(self, **figures: float) -> None:
-        """Add one line to the history, the present step and `figures`, and show the first three."""
-        self._records.append(json.dumps({"step": self.step, **figures}))
-        self.show(**{name: figures[name] for name in list(figures)[:3]})
+    def record(self, **values: float) -> None:
+        """Add a line with the present step and `values` to the history, and show the first three."""
+        self._records.append(json.dumps({"step": self.step, **values}))
+        self.show(**dict(list(values.items())[:3]))
 
     def save(self) -> None:
-        """Save the whole state, and bring history.jsonl up to it; the first process does. What is not finite is not saved: the last good state stays."""
+        """Save state and history.jsonl, in process 0; a state that is not finite is not saved."""
         state = {
             name: part.state_dict() for name, part in self.state.items()
-        }  # in every process: some is kept in shares
+        }  # in all processes: some states are sharded
         if distributed.rank() > 0 or not _finite(state):
             return
-        self.checkpoints.save(
-            self.step,
-            {
-                "step": self.step,
-                "seconds": self.seconds,
-                "extra": self.extra,
-                "records": self._records,
-                "fingerprint": self.fingerprint,
-                "depends_on": json.dumps(self.depends_on),
-                "state": state,
-            },
-        )
+        content = {"step": self.step, "seconds": self.seconds, "extra": self.extra, "records": self._records}
+        content |= {"fingerprint": self.fingerprint, "depends_on": json.dumps(self.depends_on), "state": state}
+        self.checkpoints.save(self.step, content)
         self.write_history()
 
     def write_history(self) -> None:
-        """Write history.jsonl as it stands now; the first process does."""
+        """Write history.jsonl, in process 0."""
         if distributed.rank() > 0:
             return
         with writing(self.history) as stream:
             stream.write("".join(f"{line}\n" for line in self._records).encode())
 
     def finish(self, **facts: Any) -> None:
-        """Write the whole history and training.json with `facts`, the time taken and where it all came from; the first process does.
+        """Write the history and training.json with `facts`, the time taken and the commit, in process 0.
 
-        The checkpoints are removed: run again, a finished training is a new one, of the program as it is then.
+        The checkpoints are removed, so that the same command starts a new training.
         """
         if distributed.rank() > 0:
             return
         self.write_history()
-        write_json(
-            self.folder / "training.json",
-            {
-                "stage": self.stage,
-                "steps": self.step,
-                "seconds": round(self.seconds, 1),
-                "fingerprint": self.fingerprint,
-                **self.depends_on,
-                **facts,
-                **commit(),
-            },
-        )
+        record = {"stage": self.stage, "steps": self.step, "seconds": round(self.seconds, 1)}
+        record |= {"fingerprint": self.fingerprint, **self.depends_on, **facts, **commit()}
+        write_json(self.folder / "training.json", record)
         shutil.rmtree(self.scratch, ignore_errors=True)

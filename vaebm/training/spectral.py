@@ -1,7 +1,6 @@
-"""The spectral regulariser: the sum of the largest singular values of all convolutions (NVAE section 3.3).
+"""The spectral regulariser of NVAE and energy network: largest singular values of convolutions (NVAE section 3.3).
 
-One implementation for the NVAE and the energy network. The singular vectors of the power iteration are buffers, so that
-they are in the checkpoint and a resumed training goes on exactly.
+The singular vectors of the power iteration are buffers: checkpoints contain them, and a resumed training is exact.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ ITERATIONS = 4
 class SpectralPenalty(nn.Module):
     """Σ over convolutions of the largest singular value of the weight as a matrix (out, in · k · k).
 
-    Weights of one matrix shape are iterated together. No gradient passes through the singular vectors, so the gradient of
-    a singular value is u vᵀ, as it is at convergence.
+    Weights of equal matrix shape are iterated together. No gradient passes through the singular vectors u and v, so the
+    gradient of a singular value is u vᵀ.
 
     Args:
-        weights: for each convolution a function that returns the weight that it uses now, (out, in, k, k).
-        seed: of the first singular vectors.
+        weights: functions that return the present weight of each convolution, (out, in, k, k).
+        seed: seed of the initial singular vectors.
     """
 
     groups: dict[tuple[int, int], list[Callable[[], Tensor]]]
-    """Shape of a matrix → the weights of that shape; group k has the singular vectors u<k> (n, out) and v<k> (n, in · k · k)."""
+    """Matrix shape → its weights; group k has the singular vectors u<k> (n, out) and v<k> (n, in · k · k)."""
     started: Tensor
 
     def __init__(self, weights: Sequence[Callable[[], Tensor]], seed: int):
@@ -45,7 +44,7 @@ class SpectralPenalty(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self) -> Tensor:
-        """The penalty for the present weights, a scalar; refines the singular vectors by a few power iterations."""
+        """Penalty of the present weights, a scalar, after a few power iterations."""
         iterations = ITERATIONS if self.started else FIRST_ITERATIONS
         self.started.fill_(True)
         total = []

@@ -13,16 +13,14 @@ rule benchmarks:
         "results/benchmarks.log",
     conda:
         "../../environment.yml"
-    threads: need("benchmarks", "threads")
+    threads: resource("benchmarks", "threads")
     resources:
-        cpus_per_task=need("benchmarks", "threads"),
-        mem_mb=need("benchmarks", "mem_mb"),
-        runtime=need("benchmarks", "runtime"),
+        **resources_of("benchmarks"),
     shell:
         "python -m vaebm benchmarks {input.metrics} --paper {input.paper} --experiments config/experiments --results results --log {log}"
 
 
-# The parent run in MLflow comes first, so that the table can name it. Nothing waits for it, and its failure stops nothing.
+# Creates the parent run in MLflow first, so that the table can name it. No job depends on it.
 rule tracking:
     output:
         update("results/{experiment}/tracking.json"),
@@ -35,7 +33,7 @@ rule tracking:
         "python -m vaebm track results/{wildcards.experiment} --log {log}"
 
 
-# Mirrors to MLflow what is there, last of all.
+# Mirrors all results to MLflow, as the last job.
 rule track:
     input:
         ancient("results/{experiment}/tracking.json"),

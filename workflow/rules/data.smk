@@ -1,6 +1,6 @@
 rule data:
     input:
-        settings=ancient(data_settings_of),  # once it is prepared, its raw files may be gone
+        settings=ancient(data_settings_of),  # raw files may be deleted after preparation
     output:
         images="data/{dataset}/images.npy",
         labels="data/{dataset}/labels.npy",
@@ -9,11 +9,9 @@ rule data:
         "results/data/{dataset}.log",
     conda:
         "../../environment.yml"
-    threads: need("data", "threads")
+    threads: resource("data", "threads")
     resources:
-        cpus_per_task=need("data", "threads"),
-        mem_mb=need("data", "mem_mb"),
-        runtime=need("data", "runtime"),
+        **resources_of("data"),
     params:
         settings=settings_option,
         images=images_of,
@@ -21,8 +19,8 @@ rule data:
         "python -m vaebm data {wildcards.dataset} --folder data/{wildcards.dataset} {params.settings} --threads {resources.cpus_per_task} --log {log}"
 
 
-# Compares the bytes with data.dvc: nothing is trained on others than were pinned. DVC's cache takes all that data.dvc pins at
-# once or nothing, so the other sets are prepared first; they are small.
+# Compares the bytes with data.dvc before any training. DVC commits all sets of data.dvc at once, so the others, which are small,
+# are prepared first.
 rule pin:
     input:
         together,

@@ -22,13 +22,9 @@ rule ebm:
     retries: 3
     conda:
         "../../environment.yml"
-    threads: need("ebm", "threads")
+    threads: resource("ebm", "threads")
     resources:
-        cpus_per_task=need("ebm", "threads"),
-        nodes=1,
-        gpu=need("ebm", "gpu"),
-        mem_mb=need("ebm", "mem_mb"),
-        runtime=need("ebm", "runtime"),
+        **resources_of("ebm"),
     shell:
         "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
@@ -59,13 +55,9 @@ rule wgan:
     retries: 3
     conda:
         "../../environment.yml"
-    threads: need("ebm", "threads")
+    threads: resource("ebm", "threads")
     resources:
-        cpus_per_task=need("ebm", "threads"),
-        nodes=1,
-        gpu=need("ebm", "gpu"),
-        mem_mb=need("ebm", "mem_mb"),
-        runtime=need("ebm", "runtime"),
+        **resources_of("ebm"),
     shell:
         "python -m vaebm wgan {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"

@@ -1,6 +1,6 @@
 rule classifier:
     input:
-        unpack(judged_data_of),
+        unpack(classifier_data_of),
         settings="results/{experiment}/classifier/classifier.yaml",
     output:
         "results/{experiment}/classifier/model.pt",
@@ -8,21 +8,19 @@ rule classifier:
         "results/{experiment}/classifier/classifier.log",
     conda:
         "../../environment.yml"
-    threads: need("classifier", "threads")
+    threads: resource("classifier", "threads")
     resources:
-        cpus_per_task=need("classifier", "threads"),
-        mem_mb=need("classifier", "mem_mb"),
-        runtime=need("classifier", "runtime"),
+        **resources_of("classifier"),
     shell:
         "python -m vaebm classifier {input.settings} --data {input.data} --model {output} --threads {resources.cpus_per_task} --log {log}"
 
 
-# Before the trainings: weights that cannot be fetched should not be noticed after days.
+# Before the trainings, so that failed downloads of weights show at once.
 rule reference:
     input:
         unpack(data_of),
         unpack(classifier_of),
-        settings=ancient("results/{experiment}/reference/{extractor}.yaml"),  # where weights stand makes nothing anew, but see params
+        settings=ancient("results/{experiment}/reference/{extractor}.yaml"),  # a moved weights file reruns nothing; params has its hash
     output:
         "results/{experiment}/reference/{extractor}.npz",
     log:
@@ -30,13 +28,9 @@ rule reference:
     priority: 3
     conda:
         "../../environment.yml"
-    threads: need("evaluation", "threads")
+    threads: resource("evaluation", "threads")
     resources:
-        cpus_per_task=need("evaluation", "threads"),
-        nodes=1,
-        gpu=need("evaluation", "gpu"),
-        mem_mb=need("evaluation", "mem_mb"),
-        runtime=need("evaluation", "runtime"),
+        **resources_of("evaluation"),
     params:
         classifier=classifier_option,
         weights=weights_of,
@@ -59,13 +53,9 @@ rule evaluation:
         "results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.log",
     conda:
         "../../environment.yml"
-    threads: need("evaluation", "threads")
+    threads: resource("evaluation", "threads")
     resources:
-        cpus_per_task=need("evaluation", "threads"),
-        nodes=1,
-        gpu=need("evaluation", "gpu"),
-        mem_mb=need("evaluation", "mem_mb"),
-        runtime=need("evaluation", "runtime"),
+        **resources_of("evaluation"),
     params:
         energy=energy_option,
         classifier=classifier_option,

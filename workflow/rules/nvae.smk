@@ -15,17 +15,13 @@ rule nvae:
         ),
     log:
         "results/{experiment}/nvae/seed{seed}/nvae.log",
-    priority: 2  # trainings first: what waits for them is longest
-    retries: 3  # a training stops itself before its time is up, and the next attempt goes on from there
+    priority: 2  # trainings first: they are on the longest path
+    retries: 3  # a training stops before its time limit, and the next attempt resumes it
     conda:
         "../../environment.yml"
-    threads: need("nvae", "threads")
+    threads: resource("nvae", "threads")
     resources:
-        cpus_per_task=need("nvae", "threads"),
-        nodes=1,
-        gpu=need("nvae", "gpu"),
-        mem_mb=need("nvae", "mem_mb"),
-        runtime=need("nvae", "runtime"),
+        **resources_of("nvae"),
     shell:
         "python -m vaebm nvae {input.settings} --data {input.data} --model {output.model}"
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"

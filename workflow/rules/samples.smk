@@ -8,13 +8,9 @@ rule samples:
         "results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.log",
     conda:
         "../../environment.yml"
-    threads: need("samples", "threads")
+    threads: resource("samples", "threads")
     resources:
-        cpus_per_task=need("samples", "threads"),
-        nodes=1,
-        gpu=need("samples", "gpu"),
-        mem_mb=need("samples", "mem_mb"),
-        runtime=need("samples", "runtime"),
+        **resources_of("samples"),
     params:
         energy=energy_option,
     shell:

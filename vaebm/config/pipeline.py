@@ -1,0 +1,123 @@
+"""What one run of the pipeline works on: the chosen experiments and seeds, checked, with their settings files written.
+
+The Snakefile calls `resolve` in every job. Paths are relative to the project.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaebm.config import DataSettings, Experiment
+from vaebm.config.datasets import missing_files
+from vaebm.config.weights import weights_hash
+from vaebm.config.yaml_files import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
+from vaebm.system.errors import UserError
+
+CONFIG = Path("config/config.yaml")
+
+
+class Pipeline(NamedTuple):
+    """A checked configuration."""
+
+    experiments: dict[str, Experiment]
+    seeds: list[int]
+    datasets: dict[str, DataSettings]
+    """Name under data/ → settings, for all data sets of all experiments."""
+
+
+def resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
+    """Read config/config.yaml and its experiments, check that Snakemake can run them, and write the settings files.
+
+    Args:
+        overrides: values of `snakemake --config`.
+        write: whether to write settings files and check local files; false in jobs, which must not change either.
+
+    Raises:
+        UserError: a mistake in one of the files; absent raw files or weights; prepared data that does not fit.
+    """
+    names, seeds = choose(read_yaml(CONFIG), overrides)
+    experiments = {name: read_experiment(_path(name)) for name in names}
+    for name, experiment in experiments.items() if write else ():
+        write_settings(experiment, Path("results", name), seeds)
+    check_complete(experiments)  # after writing: an incomplete experiment's stages run by hand with these files
+    for name, experiment in experiments.items() if write else ():
+        if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
+            with _located(f"{_path(name)}: evaluation"):
+                weights_hash(experiment.evaluation.extractor, weights)
+    return Pipeline(experiments, seeds, collect_datasets(experiments, write))
+
+
+def choose(content: Any, overrides: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """Experiment names and seeds in the content of config/config.yaml and the command line's `overrides`, checked."""
+    if not isinstance(content, dict):
+        raise UserError(f"{CONFIG}: expected the keys experiments and seeds, found {content!r}")
+    config = {**content, **overrides}
+    if unknown := sorted(set(config) - {"experiments", "seeds"}):
+        raise UserError(f"{CONFIG}: {unknown[0]}: unknown key; keys that exist: experiments, seeds")
+    names: Any = config.get("experiments")
+    seeds: Any = config.get("seeds")
+    if isinstance(overrides.get("seeds"), list):  # on the command line Snakemake reads the numbers in a list as text
+        seeds = [int(seed) if isinstance(seed, str) and seed.isdecimal() else seed for seed in overrides["seeds"]]
+    if not (_distinct(names) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{CONFIG}: experiments: expected a list of different names, as [digits], found {names!r}")
+    if not (_distinct(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)):
+        form = "a list of different integers from 0, as [0, 1, 2]"
+        raise UserError(f"{CONFIG}: seeds: expected {form}, found {seeds!r}")
+    return names, seeds
+
+
+def check_complete(experiments: Mapping[str, Experiment]) -> None:
+    """Raise `UserError`, one line per experiment, where sections are missing that the pipeline requires."""
+    lines = []
+    for name, experiment in experiments.items():
+        if experiment.missing:
+            lines.append(
+                f"{_path(name)}: expected an experiment that Snakemake can run, found one without "
+                f"{' and without '.join(experiment.missing)}; `vaebm describe {name}` says what it takes, and its "
+                f"stages run by hand with the settings files under results/{name}/ (`vaebm nvae --help`)"
+            )
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def collect_datasets(experiments: Mapping[str, Experiment], write: bool) -> dict[str, DataSettings]:
+    """Name under data/ → settings of every data set; checks local files and writes settings files if `write`."""
+    datasets: dict[str, DataSettings] = {}
+    for name, experiment in experiments.items():
+        for data in experiment.datasets:
+            section, prefix = ("evaluation.ood", "") if data in experiment.ood_data else ("data", "data.")
+            where, folder = f"{_path(name)}: {section}", Path("data", data.prepared)
+            if datasets.setdefault(data.prepared, data) != data:
+                own_name = f"give one of them a {prefix}name of its own"
+                advice = f"give both the same {prefix}path" if data.facts.train else own_name
+                raise UserError(f"{where}: another experiment has other settings for {folder}; {advice}")
+            if not write:
+                continue
+            write_data_settings(data, Path("results/data"))
+            problem = missing_files(data.dataset, data.path, f"{prefix}path")
+            if problem and not (folder / "manifest.json").is_file():
+                raise UserError(f"{where}: {problem}")
+            with _located(where):
+                check_prepared(experiment, data, folder)
+    return datasets
+
+
+@contextlib.contextmanager
+def _located(where: str) -> Iterator[None]:
+    """Prefix the message of a `UserError` with `where`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _path(name: str) -> Path:
+    return Path("config", "experiments", f"{name}.yaml")
+
+
+def _distinct(values: Any) -> bool:
+    """Whether `values` is a list with at least one value and none twice."""
+    return isinstance(values, list) and bool(values) and all(values.count(value) == 1 for value in values)

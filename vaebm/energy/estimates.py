@@ -1,0 +1,57 @@
+"""Estimates of log p(x) and E(x) from draws of the posterior."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaebm.config.ebm import Positives
+from vaebm.noise import NoiseSource
+from vaebm.nvae.model import NVAE
+from vaebm.nvae.pixel_distributions import match_noise
+
+
+class Estimates(NamedTuple):
+    """Estimates for images, in nats per image, each (B,) in double precision; None where a model has none."""
+
+    elbo: Tensor | None
+    """E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)), averaged over the draws (NVAE eq. 1)."""
+    importance: Tensor | None
+    """ln of the mean over the draws of p(x|z) p(z) / q(z|x) (Burda et al., 2016)."""
+    energy: Tensor | None
+    """E(x) for x as in the energy's training."""
+
+    @property
+    def score(self) -> Tensor:
+        """log p(x) − E(x), (B,); a part that is None is left out."""
+        parts = [part for part in (self.importance, None if self.energy is None else -self.energy) if part is not None]
+        return torch.stack(parts).sum(dim=0)
+
+
+def estimate(
+    nvae: NVAE, energy: nn.Module | None, positives: Positives, x: Tensor, noise: NoiseSource, draws: int
+) -> Estimates:
+    """Estimate log p(x) and E(x) from the same draws z ~ q(z|x).
+
+    For an energy trained on `matched` positives, E(x) is the mean of E(x + ½σ(z) ω) over the draws.
+
+    Args:
+        x: images (B, C, H, W) in [0, 1], of the NVAE's depth; a Gaussian decoder gives the density of 2x − 1.
+        noise: noise of the draws, one index per image.
+        draws: number of draws.
+    """
+    elbo, weights, energies = x.new_zeros(len(x), dtype=torch.float64), [], []
+    for draw in range(draws):
+        out = nvae(x, noise=noise, step=draw)
+        reconstruction = out.pixels.log_likelihood(x).double()
+        elbo += (reconstruction - out.kl.double().sum(dim=1)) / draws
+        weights.append(reconstruction + out.log_p.double() - out.log_q.double())
+        if energy is not None and positives == "matched":
+            energies.append(energy(match_noise(out.pixels, x, noise, draw)).double())
+    if energy is not None and positives == "clean":
+        energies = [energy(x).double()]
+    importance = torch.stack(weights).logsumexp(dim=0) - math.log(draws)
+    return Estimates(elbo, importance, torch.stack(energies).mean(dim=0) if energies else None)

@@ -1,0 +1,212 @@
+"""Inputs of the stage `evaluation`: files, samples, models and training records, read and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaebm.config import STAGES, EvaluationSettings, SamplesSettings
+from vaebm.config.yaml_files import read_settings
+from vaebm.data import ImageSet, open_images
+from vaebm.evaluation.extractors import Extractor, open_extractor
+from vaebm.evaluation.reference import Reference, read_reference
+from vaebm.measures.bootstrap import Features
+from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.model import VAEBM
+from vaebm.records.metrics import metric_name
+from vaebm.system.checkpoint import load_model
+from vaebm.system.errors import UserError
+
+
+class Run(NamedTuple):
+    """A run, identified by its folder results/<experiment>/<variant>/seed<k>."""
+
+    experiment: str
+    variant: str
+    folder: Path
+
+    @classmethod
+    def of(cls, metrics: Path) -> Run:
+        """The run of the file results/<experiment>/<variant>/seed<k>/evaluation/metrics.json."""
+        folder = metrics.absolute().parent.parent
+        if not folder.name.startswith("seed") or metrics.parent.name != "evaluation":
+            raise UserError(
+                f"{metrics}: expected a path results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json, found another"
+            )
+        return cls(folder.parent.parent.name, folder.parent.name, folder)
+
+
+def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) -> Tensor:
+    """Read the samples (N, C, H, W) uint8 in the order of the shards.
+
+    Args:
+        shards: .npy files (n, H, W, C) uint8.
+        shape: expected (C, H, W).
+        count: expected N.
+
+    Raises:
+        UserError: a missing or damaged file, images of another form, or another number of them.
+    """
+    channels, height, width = shape
+    expected, parts = f"(n, {height}, {width}, {channels}) uint8", []
+    for path in shards:
+        try:
+            part = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError(f"{path}: expected samples {expected}, found no file; `vaebm samples` makes it") from None
+        except (ValueError, EOFError, OSError):
+            raise UserError(
+                f"{path}: expected samples {expected}, found a file that is not a whole .npy array; "
+                "remove it and sample again"
+            ) from None
+        if part.dtype != np.uint8 or part.shape[1:] != (height, width, channels):
+            raise UserError(
+                f"{path}: expected samples {expected}, found {part.shape} {part.dtype}; remove it and sample again"
+            )
+        parts.append(part)
+    if (found := sum(map(len, parts))) != count:
+        raise UserError(
+            f"{shards[0].parent}: expected {count} samples, as samples.yaml says, found {found} in {len(shards)} shards"
+        )
+    samples = np.empty((count, *shape), dtype=np.uint8)  # the only copy in memory: the shards are memory-mapped
+    np.concatenate([part.transpose(0, 3, 1, 2) for part in parts], out=samples)
+    return torch.from_numpy(samples)
+
+
+def _training(model: Path) -> dict[str, dict[str, Any]]:
+    """Read the training record of `model`: its stage → the record without settings and data.
+
+    Raises:
+        UserError: the record is missing or damaged, or its settings differ from the stage's settings file.
+    """
+    path = model.with_name("training.json")
+    try:
+        content = json.loads(path.read_text())
+        stage = content["stage"]
+        trained = STAGES[stage].model_validate(content["settings"])
+    except (FileNotFoundError, ValueError, KeyError):
+        raise UserError(
+            f"{path}: expected the record of the training, found none or a damaged file; run the training again"
+        ) from None
+    settings = model.with_name(f"{stage}.yaml")
+    if trained != read_settings(settings, STAGES[stage])[1]:
+        raise UserError(
+            f"{model}: expected a model trained with {settings}, found one trained with other settings; "
+            "remove it and run again"
+        )
+    return {stage: {key: value for key, value in content.items() if key not in {"settings", "data"}}}
+
+
+class Files(NamedTuple):
+    """The paths that one evaluation reads and writes."""
+
+    settings: Path
+    """evaluation.yaml."""
+    data: Path
+    """Manifest of the images."""
+    nvae: Path
+    """Model file of the NVAE, or of the NVAE whose decoder is a GAN's generator."""
+    energy: Path | None
+    """Model file of the energy; None: the NVAE alone."""
+    extractor: Path
+    """Settings file of the extractor."""
+    classifier: Path | None
+    """Model file of the classifier, if it is the extractor or classifies the channels of stacks."""
+    reference: Path
+    """Output of `reference.write_reference`."""
+    shards: list[Path]
+    """The samples, in the folder of samples.yaml."""
+    metrics: Path
+    """results/<experiment>/<variant>/seed<k>/evaluation/metrics.json, the output."""
+    ood_data: Sequence[Path] = ()
+    """Manifests data/<name>/manifest.json of the out-of-distribution sets."""
+
+
+class Inputs(NamedTuple):
+    """Everything that the evaluation of one run reads."""
+
+    run: Run
+    seed: int
+    settings: EvaluationSettings
+    sampling_seed: int
+    sampling: SamplesSettings
+    images: ImageSet
+    manifests: dict[str, Path]
+    """Name of a prepared out-of-distribution set → its manifest."""
+    shards: list[Path]
+    samples: Tensor
+    """(N, C, H, W) uint8."""
+    extractor: Extractor
+    mode_extractor: Extractor
+    """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
+    reference: Reference
+    model: VAEBM
+    trained: dict[str, dict[str, Any]]
+    """Stage → its training record."""
+    hashes: dict[str, str]
+    """Network → hash of its weights."""
+
+    @property
+    def distance_name(self) -> str:
+        """Name of the Fréchet distance."""
+        return metric_name("FD", self.extractor.kind)
+
+    @property
+    def no_likelihood_reason(self) -> str:
+        """Why log p(x) cannot be estimated; empty if it can."""
+        if "wgan" in self.trained:
+            return "a generator has no posterior, and no estimate of log p(x)"
+        return self.model.no_likelihood_reason
+
+    def distance(self, features: Features) -> float:
+        """Fréchet distance of features (N, D) to the training images."""
+        return frechet_distance(Statistics.of(features), self.reference.train)
+
+
+def load(files: Files, device: torch.device | str) -> Inputs:
+    """Read and check all inputs.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not belong to the others.
+    """
+    where, nvae, energy, classifier = Run.of(files.metrics), files.nvae, files.energy, files.classifier
+    own = energy or nvae
+    if own.absolute().parent != where.folder:
+        raise UserError(
+            f"{files.metrics}: expected the model of this run, "
+            f"{where.folder.name}/model.pt of the variant {where.variant}, found {own}"
+        )
+    seed, chosen = read_settings(files.settings, EvaluationSettings)
+    sampling_seed, sampling = read_settings(files.shards[0].with_name("samples.yaml"), SamplesSettings)
+    opened, images = open_extractor(files.extractor, classifier, device), open_images(files.data)
+    if opened.kind != chosen.extractor:
+        raise UserError(
+            f"{files.extractor}: expected the extractor {chosen.extractor}, as {files.settings} says, "
+            f"found {opened.kind}"
+        )
+    statistics = read_reference(files.reference, images.hash, opened.weights)
+    samples = read_samples(files.shards, images.shape, sampling.count)
+    model = VAEBM.load(nvae, energy, device)
+    model.configure_sampling(sampling)
+    trained = {**_training(nvae), **({} if energy is None else _training(energy))}
+    mode_extractor = opened
+    if chosen.classifier is not None and opened.kind != "classifier":
+        if classifier is None:
+            raise UserError(
+                f"{files.settings}: expected the model of the classifier beside it (--classifier), found none"
+            )
+        mode_extractor = Extractor.of("classifier", classifier, device)
+    hashes = {"nvae": load_model(nvae, "nvae")["hash"]}
+    hashes |= {one.kind: one.weights for one in (opened, mode_extractor)}
+    if energy is not None:
+        hashes["energy"] = load_model(energy, "energy")["hash"]
+    return Inputs(
+        where, seed, chosen, sampling_seed, sampling, images, {path.parent.name: path for path in files.ood_data},
+        files.shards, samples, opened, mode_extractor, statistics, model, trained, hashes,
+    )  # fmt: skip
