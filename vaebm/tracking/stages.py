@@ -232,7 +232,8 @@ def flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, st
     """Nested settings as MLflow's parameters: nvae.network.channels → "32"."""
     parameters: dict[str, str] = {}
     for name, value in settings.items():
-        parameters |= flatten_settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
+        key = f"{prefix}{name}"
+        parameters |= flatten_settings(value, f"{key}.") if isinstance(value, dict) else {key: str(value)}
     return parameters
 
 
