@@ -156,7 +156,7 @@ class Training:
                     saved = now
                 if decision > SAVE:
                     distributed.all_reduce_max(0)  # wait until process 0 has saved
-                    limit = f"before its time limit of {self.limits.minutes:g} minutes"
+                    limit = f"before its time limit of {self.limits.minutes} minutes"
                     reason = limit if decision == RESUME else "by a signal"
                     raise Interrupted(f"{self.stage} stopped at step {self.step} {reason}", decision)
         self._progress.close()
