@@ -18,7 +18,7 @@ def test_nearest_are_those_at_the_smallest_distance():
 def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkeypatch):
     """Constant images: neighbours by pixels have the nearest levels; the features reverse the order."""
     levels = np.arange(10, 250, 10, dtype=np.uint8)
-    monkeypatch.setattr(plots, "BLOCK", 7)  # they are read in parts
+    monkeypatch.setattr(plots, "PAIRWISE_BATCH", 7)  # they are read in parts
     train = np.tile(levels.reshape(-1, 1, 1, 1), (1, 8, 8, 1))
     samples = torch.full((13, 1, 8, 8), 51, dtype=torch.uint8)
     features = np.zeros((13, 1))

@@ -44,6 +44,12 @@ class _CustomExtractor(FeatureExtractorBase):  # type: ignore[misc]
     """torch-fidelity's interface to a network of ours: uint8 images → features and logits."""
 
     LAYERS = ("features", "logits")
+    load: Callable[[str], Any]
+    """Reads the network of a file."""
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **kwargs: Any):
+        super().__init__(name, features_list)
+        self.network = self.load(feature_extractor_weights_path)
 
     @abstractmethod
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,9 +79,7 @@ class _CustomExtractor(FeatureExtractorBase):  # type: ignore[misc]
 class ClassifierExtractor(_CustomExtractor):
     """The experiment's classifier; for stacks, features and logits of all channels are concatenated."""
 
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **kwargs: Any):
-        super().__init__(name, features_list)
-        self.network = load_classifier(feature_extractor_weights_path)
+    load = staticmethod(load_classifier)
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, depth · 64) and logits (B, depth · classes) of images (B, depth · C, H, W)."""
@@ -86,9 +90,7 @@ class ClassifierExtractor(_CustomExtractor):
 class ResNet56Extractor(_CustomExtractor):
     """CIFAR-10's ResNet-56."""
 
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str, **kwargs: Any):
-        super().__init__(name, features_list)
-        self.network = load_resnet56(feature_extractor_weights_path)
+    load = staticmethod(load_resnet56)
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, 64) and logits (B, 10) of images (B, 3, 32, 32)."""

@@ -83,7 +83,6 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
 
     Args:
         history: history.jsonl, one JSON object per line with "step" and numbers; keys may be missing in some lines.
-        path: file to write.
         panels: title → keys of the panel; "kl_" selects all keys with this prefix.
     """
     records = read_history(history)
@@ -135,7 +134,6 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
 
     Args:
         panels: title → curve name ("" for a single curve) → values, which all end at the last step.
-        path: file to write.
     """
     last = max(len(values) for curves in panels.values() for values in curves.values()) - 1
     with _figure(path, len(panels)) as axes:
@@ -172,7 +170,6 @@ def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path, items: str,
 
     Args:
         samples: name of a sample → count of each item, (n,), in any order.
-        path: file to write.
         items, unit: labels of the axes.
     """
     with _figure(path, 1, width=5.4, height=3.2) as (axis,):
@@ -190,7 +187,6 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
 
     Args:
         panels: title → name of a sample → values (n,).
-        path: file to write.
         label: of the horizontal axes.
         columns: panels per row.
     """

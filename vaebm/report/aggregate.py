@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -214,10 +213,8 @@ def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> N
     runs = commands(figures, experiments)
     frame = pd.DataFrame([line.cells() for line in lines(measured, figures, runs)], columns=TABLE_COLUMNS)
     frame["samples"] = frame["samples"].astype("Int64")
-    csv = io.StringIO()
-    frame.to_csv(csv, index=False, lineterminator="\n")
     texts = {
-        "benchmarks.csv": csv.getvalue(),
+        "benchmarks.csv": frame.to_csv(index=False, lineterminator="\n"),
         "benchmarks.md": results_markdown(measured, figures, runs),
         "benchmarks.tex": latex(measured, figures),
         "report.html": page(measured, figures, runs, results),

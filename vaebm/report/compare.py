@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,9 +259,8 @@ def run(results: Path, other: Path) -> None:
     here, there = read_side(results), read_side(other)
     text = comparison_markdown(here, there, (str(results), str(other)))
     frame = pd.DataFrame([pair.cells() for pair in pairs(here, there)], columns=COMPARISON_COLUMNS)
-    csv = io.StringIO()
-    frame.to_csv(csv, index=False, lineterminator="\n")
-    for name, content in (("comparison.md", text), ("comparison.csv", csv.getvalue())):
+    csv = frame.to_csv(index=False, lineterminator="\n")
+    for name, content in (("comparison.md", text), ("comparison.csv", csv)):
         with writing(results / name) as stream:
             stream.write(content.encode())
     print(text, end="")

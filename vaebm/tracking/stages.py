@@ -239,8 +239,7 @@ def flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, st
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a JSON file."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+    return json.loads(path.read_text())
 
 
 def _tags(stage: str, variant: str, settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
