@@ -59,7 +59,7 @@ def run(*command: str, folder: Path = ROOT, **environment: str) -> str:
 
 
 COMPLETED = {
-    "describe dig": {"digits", "digits_ablation"},
+    "describe dig": {"digits", "digits_ablation", "digits_replay"},
     "describe config/exp": set(),  # none: bash then completes paths
     "data dig": {"digits"},
     "nvae res": set(),

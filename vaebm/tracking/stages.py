@@ -180,8 +180,8 @@ def _evaluation(folder: Path) -> StageRun | None:
     settings, sampling = read_yaml(folder / "evaluation.yaml"), read_yaml(run_folder / "samples" / "samples.yaml")
     same_models = {one["model"] for one in trained.values()} <= set(facts["models"].values())
     chosen = validate(SamplesSettings, sampling["samples"], f"{run_folder / 'samples' / 'samples.yaml'}: samples")
-    chain = {**chosen.chain.model_dump(), "stretch": chosen.stretch, "potential": facts["chain"].get("potential")}
-    if not (same_models and chain == facts["chain"]):
+    law = {name: facts["chain"].get(name) for name in ("potential", "positives") if name in facts["chain"]}
+    if not (same_models and {**chosen.chain.model_dump(), "stretch": chosen.stretch, **law} == facts["chain"]):
         return None
     sections = {name: one["settings"] for name, one in (("nvae", nvae), *trained.items())}
     tags = _tags("evaluation", variant, {**settings, **sampling}, {"status": "finished", **facts})
