@@ -156,8 +156,9 @@ class Training:
                     saved = now
                 if decision > SAVE:
                     distributed.all_reduce_max(0)  # wait until process 0 has saved
-                    limit = f"before its time limit of {self.limits.minutes} minutes"
-                    reason = limit if decision == RESUME else "by a signal"
+                    reason = "by a signal"
+                    if decision == RESUME:
+                        reason = f"before its time limit of {self.limits.minutes:g} minutes"
                     raise Interrupted(f"{self.stage} stopped at step {self.step} {reason}", decision)
         self._progress.close()
 
