@@ -167,14 +167,14 @@ def test_results_are_read_as_the_page_says(finished_mine):
     assert finished_mine.run(sys.executable, "-c", model).startswith("(16, 1, 8, 8) [")
 
 
-def test_variants_take_the_place_of_those_of_the_copied_experiment(tmp_path):
-    """Of `digits`, which the recipe copies, and which has such a section."""
+@pytest.mark.parametrize(("name", "sections"), [("digits", 0), ("digits_replay", 1)])
+def test_variants_take_the_place_of_those_of_the_copied_experiment(name, sections, tmp_path):
+    """At the end of `digits`, which the recipe copies and which has no such section; in its place where there is one."""
     (variants,) = blocks("Change the energy network", "yaml")
-    text, found = re.subn(
-        r"(?ms)^variants:\n.*?(?=^\S|\Z)", lambda _: variants, (ROOT / "config/experiments/digits.yaml").read_text()
-    )
-    assert found == 1
-    (tmp_path / "mine.yaml").write_text(text)
+    copied = (ROOT / f"config/experiments/{name}.yaml").read_text()
+    text, found = re.subn(r"(?ms)^variants:\n.*?(?=^\S|\Z)", lambda _: variants, copied)
+    assert found == sections
+    (tmp_path / "mine.yaml").write_text(text if found else f"{text}\n{variants}")
     experiment = read_experiment(tmp_path / "mine.yaml")
     assert experiment.models == ["nvae", "vaebm", "narrow"] and experiment.resources.benchmarks.mem_mb == 1000
     plain, narrow = (experiment.stage_of(name).settings for name in ("vaebm", "narrow"))
