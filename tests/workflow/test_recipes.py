@@ -169,7 +169,7 @@ def test_results_are_read_as_the_page_says(finished_mine):
 
 @pytest.mark.parametrize(("name", "sections"), [("digits", 0), ("digits_replay", 1)])
 def test_variants_take_the_place_of_those_of_the_copied_experiment(name, sections, tmp_path):
-    """At the end of `digits`, which the recipe copies and which has no such section; in its place where there is one."""
+    """They go to the end of `digits`, which has no such section, and replace one that is there."""
     (variants,) = blocks("Change the energy network", "yaml")
     copied = (ROOT / f"config/experiments/{name}.yaml").read_text()
     text, found = re.subn(r"(?ms)^variants:\n.*?(?=^\S|\Z)", lambda _: variants, copied)
