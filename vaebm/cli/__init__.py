@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from vaebm.cli.commands import app
 from vaebm.system.errors import UserError
-from vaebm.system.log_file import log_argument, tee_output
+from vaebm.system.log_file import tee_output
 
 __all__ = ["main"]
 
@@ -25,12 +27,18 @@ def _tell(reason: str) -> None:
 
 
 def main() -> Any:
-    """Run the command line. A failed command ends its log with its message; user errors have no traceback."""
+    """Run the command line: `--log FILE`, which every command has, then the command.
+
+    A failed command ends its log with its message; user errors have no traceback.
+    """
     if "RANK" not in os.environ:  # torchrun sets both; a cluster's shell may set WORLD_SIZE alone
         os.environ.pop("WORLD_SIZE", None)
-    with tee_output(log_argument(sys.argv[1:])):
+    before = argparse.ArgumentParser("vaebm", add_help=False, allow_abbrev=False)
+    before.add_argument("--log", type=Path)
+    options, arguments = before.parse_known_args()
+    with tee_output(options.log):
         try:
-            app()
+            app(arguments)
         except UserError as error:
             _tell(str(error))
             sys.exit(1)

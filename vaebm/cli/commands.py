@@ -15,7 +15,6 @@ from vaebm.cli.options import (
     Data,
     EnergyModel,
     GPUs,
-    Log,
     NVAEModel,
     OutputModel,
     SettingsFile,
@@ -31,7 +30,7 @@ from vaebm.system.startup import imports
 
 app = typer.Typer(
     help="VAEBM: an energy-based model on a hierarchical VAE. One command per stage of the pipeline.",
-    epilog="Example: `vaebm describe digits`",
+    epilog="Every command copies its output to FILE with `--log FILE`. Example: `vaebm describe digits`",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -66,7 +65,6 @@ def data(
         typer.Option(help="Settings file; none: the raw files are in raw/DATASET, or downloaded to it."),
     ] = None,
     threads: Threads = 1,
-    log: Log = None,
 ) -> None:
     """Prepare a data set: images.npy, labels.npy, manifest.json."""
     with imports():
@@ -82,7 +80,6 @@ def data(
 def pin(
     folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
     pins: Annotated[Path, typer.Option(help="File with the pinned hashes.")],
-    log: Log = None,
 ) -> None:
     """Compare a prepared data set with its hash in data.dvc."""
     with imports():
@@ -91,7 +88,7 @@ def pin(
 
 
 @command("classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt")
-def classifier(settings: SettingsFile, data: Data, model: OutputModel, threads: Threads = 1, log: Log = None) -> None:
+def classifier(settings: SettingsFile, data: Data, model: OutputModel, threads: Threads = 1) -> None:
     """Train the classifier whose features measure image quality."""
     with imports():
         from vaebm.evaluation.classifier import run
@@ -112,7 +109,6 @@ def reference(
     classifier: ClassifierModel = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
-    log: Log = None,
 ) -> None:
     """Compute the statistics of the training and held-out images."""
     with imports():
@@ -131,7 +127,6 @@ def nvae(
     gpus: GPUs = 0,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
-    log: Log = None,
 ) -> None:
     """Train the NVAE, with one process per GPU."""
     _one_process_per_gpu(gpus)
@@ -154,7 +149,6 @@ def ebm(
     gpus: GPUs = 0,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
-    log: Log = None,
 ) -> None:
     """Train the energy network on a frozen NVAE."""
     _one_process_per_gpu(gpus)
@@ -176,7 +170,6 @@ def wgan(
     gpus: GPUs = 0,
     time_limit: TimeLimit = None,
     checkpoint_every: CheckpointEvery = 60.0,
-    log: Log = None,
 ) -> None:
     """Train the NVAE's decoder as the generator of a GAN, for the ablation."""
     with imports():
@@ -197,7 +190,6 @@ def samples(
     energy: EnergyModel = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
-    log: Log = None,
 ) -> None:
     """Draw one shard of samples: decoder means after the test chain."""
     with imports():
@@ -230,7 +222,6 @@ def evaluation(
     ] = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
-    log: Log = None,
 ) -> None:
     """Measure samples and models."""
     with imports():
@@ -254,7 +245,6 @@ def benchmarks(
     compare: Annotated[
         Path | None, typer.Option(help="Another folder of results, or its benchmarks.json, to compare with.")
     ] = None,
-    log: Log = None,
 ) -> None:
     """Write table and report of all results and the paper's values, or compare two folders of results."""
     if metrics or compare is None:
@@ -274,7 +264,6 @@ def describe(
         typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=experiments_here),
     ],
     tflops: Annotated[float, typer.Option(help="Sustained throughput of all devices of a stage, in TFLOP/s.")] = 10.0,
-    log: Log = None,
 ) -> None:
     """Estimate parameters, work, memory and time of an experiment, without data and training."""
     with imports():
@@ -294,7 +283,7 @@ ConvertedModel = Annotated[Path, typer.Argument(help="Output file.", metavar="MO
 
 
 @command("convert nvae checkpoint.pt model.pt", "nvae", convert_commands)
-def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel, log: Log = None) -> None:
+def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel) -> None:
     """Convert an NVAE with its settings; every key and shape is checked."""
     with imports():
         from vaebm.nvae.published_checkpoint import convert_published_nvae
@@ -302,7 +291,7 @@ def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel, log: Log 
 
 
 @command("convert energy EBM_25000.pth model.pt", "energy", convert_commands)
-def convert_energy(official: PublishedCheckpoint, model: ConvertedModel, log: Log = None) -> None:
+def convert_energy(official: PublishedCheckpoint, model: ConvertedModel) -> None:
     """Convert an energy network, identified by its shapes."""
     with imports():
         from vaebm.energy.published_checkpoint import convert_published_energy
@@ -310,7 +299,7 @@ def convert_energy(official: PublishedCheckpoint, model: ConvertedModel, log: Lo
 
 
 @command("track results/digits")
-def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")], log: Log = None) -> None:
+def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")]) -> None:
     """Mirror an experiment's results to MLflow, without duplicates."""
     with imports():
         from vaebm.tracking import run

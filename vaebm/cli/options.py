@@ -25,7 +25,6 @@ TimeLimit = Annotated[
     float | None, typer.Option(min=0, help="Minutes after which to save and stop; repeat the command to resume.")
 ]
 CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between two checkpoints.")]
-Log = Annotated[Path | None, typer.Option(help="File for a copy of all output.")]
 
 
 def data_sets(incomplete: str) -> list[tuple[str, str]]:

@@ -56,13 +56,3 @@ def tee_output(path: Path | None) -> Iterator[None]:
             raise
         finally:
             sys.stdout, sys.stderr = out, err
-
-
-def log_argument(arguments: list[str]) -> Path | None:
-    """Value of --log, parsed before anything can fail."""
-    for number, argument in enumerate(arguments):
-        if argument == "--log" and number + 1 < len(arguments):
-            return Path(arguments[number + 1])
-        if argument.startswith("--log="):
-            return Path(argument.removeprefix("--log="))
-    return None
