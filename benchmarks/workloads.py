@@ -200,9 +200,8 @@ def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workloa
     nvae, energy = build(setup, device)
     assert energy is not None and setup.ebm is not None
     model = frozen_model(nvae, energy, way, setup.ebm.potential)
-    return functools.partial(
-        model.sample_batch, sample_noise(0, range(setup.batch)), steps=setup.steps, step_size=setup.ebm.chain.step_size
-    )
+    chain = setup.ebm.chain.model_copy(update={"steps": setup.steps})
+    return functools.partial(model.sample_batch, sample_noise(0, range(setup.batch)), chain)
 
 
 def random_images(setup: Setup, device: torch.device) -> Tensor:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from vaebm.chain.langevin import PotentialFunction, langevin
 from vaebm.config import BASELINE, SamplesSettings
-from vaebm.config.ebm import Positives, PotentialKind, Start
+from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_settings
 from vaebm.energy.estimates import Estimates as Estimates  # also imported from here
-from vaebm.energy.estimates import estimate
+from vaebm.energy.estimates import estimate, estimate_in_batches
 from vaebm.energy.network import load_energy
-from vaebm.fast import PreparationCache, PreparedDecoder, half_square, prepare_energy, run_langevin
+from vaebm.fast import PreparationCache, PreparedKind, half_square, prepare_energy, run_langevin
 from vaebm.noise import NoiseSource, batches
-from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.nvae.pixel_distributions import PixelNormal, quantize
+from vaebm.nvae.model import NVAE, LatentDecoder, load_nvae
+from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
 from vaebm.nvae.pixel_space import PixelSpace
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 from vaebm.system.precision import chain_dtype
+
+NO_CHAIN = ChainSettings(steps=0, step_size=1.0)
 
 
 def check_decoder(nvae: NVAE, where: Path | str) -> None:
@@ -42,7 +43,7 @@ class VAEBM(nn.Module):
         energy: E(x) → (B,) for images x in [0, 1]; None: the NVAE alone.
         potential: U(ε) of the chain. `noise`: E(x) + ½‖ε_z‖² + ½‖ε_x‖², exact in noise space (VAEBM section 3.2).
             `density`: E(x) − log p(z) − log p(x|z), as in the published program.
-        steps, step_size: the test chain's defaults.
+        chain: the test chain.
         positives: data in the energy's training: images (`clean`), or images with pixel noise (`matched`).
 
     Raises:
@@ -62,15 +63,14 @@ class VAEBM(nn.Module):
         nvae: NVAE,
         energy: nn.Module | None,
         potential: PotentialKind = "noise",
-        steps: int = 0,
-        step_size: float = 1.0,
+        chain: ChainSettings = NO_CHAIN,
         positives: Positives = "clean",
     ):
         super().__init__()
         if energy is not None and isinstance(nvae, NVAE):
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.potential_kind = nvae, energy, potential
-        self.steps, self.step_size, self.positives = steps, step_size, positives
+        self.test_chain, self.positives = chain, positives
         self._cache = PreparationCache()
 
     @classmethod
@@ -88,12 +88,10 @@ class VAEBM(nn.Module):
                     f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it"
                 )
             folder = min(seeds, key=lambda path: (len(path.name), path.name))
-        nvae = folder.parent.parent / BASELINE / folder.name / "model.pt"
-        if folder.parent.name == BASELINE:
-            return cls.load(nvae, None, device)
-        if (folder / "wgan.yaml").is_file():
-            return cls.load(folder / "model.pt", None, device)
-        model = cls.load(nvae, folder / "model.pt", device)
+        own = folder / "model.pt"
+        if load_model(own)["kind"] == "nvae":  # the NVAE, or a GAN's generator
+            return cls.load(own, None, device)
+        model = cls.load(folder.parent.parent / BASELINE / folder.name / "model.pt", own, device)
         model.configure_sampling(read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1])
         return model
 
@@ -119,18 +117,17 @@ class VAEBM(nn.Module):
 
     def configure_sampling(self, settings: SamplesSettings) -> None:
         """Set the test chain and `chain_dtype` from settings; TF32 is set per process (`system.precision`)."""
-        self.steps, self.step_size = settings.chain.steps, settings.chain.step_size
-        self.chain_dtype = chain_dtype(settings.precision)
+        self.test_chain, self.chain_dtype = settings.chain, chain_dtype(settings.precision)
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.nvae.prior_constant.device
+        return self.nvae.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the weights."""
-        return self.nvae.prior_constant.dtype
+        return self.nvae.dtype
 
     def potential(self, eps_z: Sequence[Tensor], eps_x: Tensor) -> Tensor:
         """U(ε), (B,), differentiable in both arguments (VAEBM section 3.2).
@@ -145,12 +142,18 @@ class VAEBM(nn.Module):
         x = pixels.sample(eps_x)
         energy = self._energy(x)
         if self.potential_kind == "density":
+            assert isinstance(pixels, PixelNormal)
             return energy - log_p - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
         return energy + 0.5 * torch.stack([eps.square().flatten(1).sum(1) for eps in (*eps_z, eps_x)]).sum(0)
 
-    def decode(self, eps_z: Sequence[Tensor]) -> tuple[PixelNormal, Tensor]:
-        """The NVAE's Gaussian p(x|z) for z = T(ε_z), and log p(z) (B,)."""
-        return cast(tuple[PixelNormal, Tensor], self.nvae.decode(eps_z))
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """Shape of each part of ε_z, in decoding order."""
+        return self.nvae.latent_shapes
+
+    def decode(self, eps_z: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
+        """p(x|z) for z = T(ε_z), and log p(z) (B,), by the modules."""
+        return self.nvae.decode(eps_z)
 
     def _energy(self, x: Tensor) -> Tensor:
         return x.new_zeros(len(x)) if self.energy is None else self.energy(x)
@@ -180,7 +183,7 @@ class VAEBM(nn.Module):
         if not self._prepares:
             return lambda eps: self.potential(eps[:-1], eps[-1])
         energy = self._energy if self.energy is None else prepare_energy(self.energy, self.chain_dtype)
-        kind = cast(Literal["noise", "density"], self.potential_kind)
+        kind: PreparedKind = "density" if self.potential_kind == "density" else "noise"
         return self._cache.potential(self.nvae, energy, self.chain_dtype, kind)
 
     @property
@@ -188,20 +191,21 @@ class VAEBM(nn.Module):
         return isinstance(self.nvae, NVAE) and not self.nvae.training and self.dtype != torch.float64
 
     @property
-    def decoder(self) -> NVAE | PreparedDecoder:
+    def decoder(self) -> LatentDecoder:
         """Decoder of images: prepared once for the present weights, or the NVAE (see `chain_potential`)."""
         return self._cache.decoder(self.nvae, None) if self._prepares else self.nvae
 
     @torch.no_grad()
-    def sample_means(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
-        """Decoder means after the test chain, (B, C, H, W), one per index of `noise`; they may leave [0, 1]."""
-        steps, step_size = self._chain(steps, step_size)
-        eps_z, _ = self.refine(*self.initial_noise(noise), steps=steps, step_size=step_size, noise=noise)
+    def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Tensor:
+        """Decoder means after `chain`, or the test chain: (B, C, H, W), one per index of `noise`; may leave [0, 1]."""
+        chain = chain or self.test_chain
+        start = self.initial_noise(noise)
+        eps_z, _ = self.refine(*start, steps=chain.steps, step_size=chain.step_size, noise=noise)
         return self.decoder.decode(eps_z)[0].mean
 
-    def sample_batch(self, noise: NoiseSource, *, steps: int | None = None, step_size: float | None = None) -> Tensor:
+    def sample_batch(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Tensor:
         """`sample_means`, clamped to [0, 1]."""
-        return self.sample_means(noise, steps=steps, step_size=step_size).clamp(0.0, 1.0)
+        return self.sample_means(noise, chain).clamp(0.0, 1.0)
 
     def sample(
         self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500
@@ -214,61 +218,63 @@ class VAEBM(nn.Module):
             steps, step_size: chain settings; default: the model's.
             batch: images per batch; it affects speed and rounding only.
         """
-        noises = [sample_noise(seed, part) for part in batches(range(count), batch)]
-        return torch.cat([self.sample_batch(noise, steps=steps, step_size=step_size) for noise in noises])
+        chain, parts = self._chain(steps, step_size), batches(range(count), batch)
+        return torch.cat([self.sample_batch(sample_noise(seed, part), chain) for part in parts])
 
     @torch.no_grad()
     def chain(
         self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None
     ) -> list[Tensor]:
         """Decoder means (count, C, H, W) in [0, 1] at the start and after each step, with the noise of `sample`."""
-        noise, (steps, step_size) = sample_noise(seed, range(count)), self._chain(steps, step_size)
+        noise, settings = sample_noise(seed, range(count)), self._chain(steps, step_size)
         eps_z, eps_x = self.initial_noise(noise)
         states = [eps_z]
         langevin(
             self.chain_potential(),
             [*eps_z, eps_x],
-            steps=steps,
-            step_size=step_size,
+            steps=settings.steps,
+            step_size=settings.step_size,
             noise=noise,
             callback=lambda eps: states.append(eps[:-1]),
         )
         return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
-    def _chain(self, steps: int | None, step_size: float | None) -> tuple[int, float]:
-        return self.steps if steps is None else steps, self.step_size if step_size is None else step_size
+    def _chain(self, steps: int | None, step_size: float | None) -> ChainSettings:
+        given = {"steps": steps, "step_size": step_size}
+        return self.test_chain.model_copy(update={name: value for name, value in given.items() if value is not None})
 
     @torch.no_grad()
-    def estimate(self, x: Tensor, noise: NoiseSource, draws: int) -> Estimates:
-        """Estimate log p(x) and E(x) from `draws` draws z ~ q(z|x) (`energy.estimates.estimate`)."""
+    def estimate(self, images: Tensor, seed: int, draws: int) -> Estimates:
+        """Estimate log p(x) and E(x) of images (N, C, H, W), uint8 or in [0, 1], from `draws` draws z ~ q(z|x) each.
+
+        The estimates are (N,), in double precision, on the CPU. The draws of image k depend only on `seed` and k.
+        """
+        return estimate_in_batches(self.nvae, images, seed, lambda x, noise: self._estimate(x, noise, draws))
+
+    def _estimate(self, x: Tensor, noise: NoiseSource, draws: int) -> Estimates:
         return estimate(self.nvae, self.energy, self.positives, x, noise, draws)
 
-    def log_likelihood(self, x: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
-        """Importance-weighted bound on the NVAE's log p(x), (B,); with one sample a single-draw ELBO.
-
-        Args:
-            x: images (B, C, H, W) in [0, 1], of the NVAE's depth.
-            seed: seed of the draws; image k of the call uses noise k.
-            importance_samples: draws of the posterior.
+    def log_likelihood(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
+        """Importance-weighted bound on the NVAE's log p(x), (N,), from the draws of `score`; of one draw an ELBO.
 
         Raises:
             UserError: the model has no estimate of log p(x).
         """
-        found = self.estimate(x, NoiseSource(seed, "score", range(len(x))), importance_samples).importance
+        found = self.estimate(images, seed, importance_samples).importance
         if found is None:
             raise UserError(f"log_likelihood: {self.no_likelihood_reason}")
-        return found.to(x.dtype)
+        return found.to(images)
 
     def score(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
-        """Estimate of log p(x) − E(x), (B,): the log-likelihood up to log Z; higher is more in-distribution.
+        """Estimate of log p(x) − E(x), (N,): the log-likelihood up to log Z; higher is more in-distribution.
 
         Args:
-            images: (B, C, H, W) in [0, 1]; their depth is reduced to the NVAE's.
+            images: (N, C, H, W) in [0, 1]; their depth is reduced to the NVAE's, and for the Bernoulli decoder a pixel
+                is drawn white with probability x.
             seed: seed of the posterior's draws, and of the pixel noise of `matched` positives.
             importance_samples: number of draws.
         """
-        x = quantize(images, self.nvae.settings.bits)
-        return self.estimate(x, NoiseSource(seed, "score", range(len(x))), importance_samples).score.to(x.dtype)
+        return self.estimate(images, seed, importance_samples).score.to(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """`score` with its defaults: images (B, C, H, W) in [0, 1] → (B,), higher is more in-distribution."""
@@ -284,16 +290,27 @@ class PixelEBM(VAEBM):
         nvae: source of the start `prior`.
         energy: E(x) → (B,).
         start: `prior`: decoder means of draws from the NVAE's prior; `uniform`: uniform noise.
-        steps, step_size: the test chain's defaults.
+        chain: the test chain.
     """
 
     no_likelihood_reason = (
         "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
     )
 
-    def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, steps: int = 0, step_size: float = 1.0):
-        super().__init__(cast(NVAE, PixelSpace(nvae)), energy, "pixels", steps, step_size)
-        self.vae, self.start = nvae, start
+    decoder = PixelSpace()
+
+    def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, chain: ChainSettings = NO_CHAIN):
+        super().__init__(nvae, energy, "pixels", chain)
+        self.start = start
+
+    @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """One shape, that of the images."""
+        return [self.nvae.shape]
+
+    def decode(self, eps_z: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
+        """The images x = eps_z[0], and zeros (B,)."""
+        return self.decoder.decode(eps_z)
 
     def potential(self, eps_z: Sequence[Tensor], eps_x: Tensor) -> Tensor:
         """U = E(x) + ½‖ε_x‖² for the images x = eps_z[0], (B,); nothing else depends on `eps_x`."""
@@ -307,14 +324,12 @@ class PixelEBM(VAEBM):
 
     def initial_noise(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
         """Start of chains: a list of one tensor, the images (B, C, H, W), and standard normal noise of their shape."""
-        eps_z, eps_x = VAEBM(self.vae, None).initial_noise(noise)
+        eps_z, eps_x = super().initial_noise(noise)
         if self.start == "prior":
-            return [self.vae.decode(eps_z)[0].mean], eps_x
+            return [self.nvae.decode(eps_z)[0].mean], eps_x
         return noise.uniform([self.nvae.shape], device=self.device, dtype=eps_x.dtype), eps_x
 
-    @torch.no_grad()
-    def estimate(self, x: Tensor, noise: NoiseSource, draws: int) -> Estimates:
-        """E(x) of images (B, C, H, W) in [0, 1]; `noise` and `draws` are not used."""
+    def _estimate(self, x: Tensor, noise: NoiseSource, draws: int) -> Estimates:
         return Estimates(None, None, self._energy(x).double())
 
 

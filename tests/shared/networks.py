@@ -57,7 +57,7 @@ class LinearVAE(nn.Module):
         super().__init__()
         self.sigma = sigma
         self.matrix = nn.Parameter(matrix, requires_grad=False)
-        self.prior_constant = self.matrix
+        self.device, self.dtype = matrix.device, matrix.dtype
         self.latent_shapes = [(matrix.shape[1], 1, 1)]
         self.shape = (1, matrix.shape[0], 1)
 
@@ -67,7 +67,7 @@ class LinearVAE(nn.Module):
         ell = torch.full_like(m, 5 * math.atanh(math.log(self.sigma - 0.01) / 5))
         return PixelNormal(torch.cat([m, ell], dim=1)), -0.5 * eps[0].square().flatten(1).sum(1)
 
-    def as_input(self, images: Tensor) -> Tensor:
+    def as_input(self, images: Tensor, noise: NoiseSource | None = None) -> Tensor:
         return images.to(self.matrix) / 255
 
     def forward(self, x: Tensor, noise: NoiseSource) -> SimpleNamespace:

@@ -1,15 +1,17 @@
 """Files are whole or not there; checkpoints survive a death at any moment; a training resumed ends in the same bits."""
 
 import json
+import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from vaebm.system.checkpoint import Checkpoints, hash_tensors, load_model, save_model
-from vaebm.system.device import RESUME, Interrupted
+from vaebm.system.device import RESUME, Interrupted, Progress
 from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 from vaebm.training.loop import Limits, Training, batch_indices, training_batch
@@ -126,6 +128,31 @@ def test_progress_tells_of_the_present_step(
             run.record(loss=20.0, gap=1.0, spread=2.0, more=3.0)
     told = [line.partition(", ")[2].rpartition(", ")[0] for line in capsys.readouterr().err.splitlines()]
     assert told == ["loss 0", "loss 10", "loss 20, gap 1, spread 2", "loss 30"]
+
+
+def test_steps_count_their_time_and_close_their_progress_after_a_break(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the time of the step that the caller breaks in, here all of it."""
+    closed: list[bool] = []
+    monkeypatch.setattr(Progress, "close", lambda self: closed.append(True))
+    run = Training("test", tmp_path, {"seed": 0}, 4, {}, Limits())
+    for _ in run.steps():
+        time.sleep(0.05)
+        break
+    assert run.seconds >= 0.05 and closed == [True]
+
+
+def test_training_stopped_with_a_state_that_is_not_finite_says_that_it_was_not_saved(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 1)
+    run = Training("test", tmp_path, {"seed": 0}, 20, {"model": model}, Limits(checkpoint_every=0.0))
+    with pytest.raises(Interrupted, match="not finite and was not saved"):
+        for step in run.steps():
+            if step == 5:
+                torch.nn.init.constant_(model.weight, math.nan)
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert Training("test", tmp_path, {"seed": 0}, 20, {"model": model}, Limits()).step == 5
+    assert bool(model.weight.isfinite().all())
 
 
 def test_checkpoints_of_other_settings_are_not_taken(tmp_path: Path) -> None:

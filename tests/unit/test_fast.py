@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from vaebm.chain.langevin import PotentialFunction, evaluate, langevin
 from vaebm.cli.work import measured
 from vaebm.config import EnergyNetworkSettings
+from vaebm.config.ebm import ChainSettings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import PreparedDecoder, PreparedEnergy, PreparedPotential, run_langevin
 from vaebm.fast.fold import fold
 from vaebm.fast.layers import ELU, Swish, run_branch
-from vaebm.model import VAEBM, PixelEBM, build_model, sample_noise
+from vaebm.model import NO_CHAIN, VAEBM, PixelEBM, build_model, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import BatchNormSwish, PlainConv2d
 from vaebm.nvae.model import NVAE
@@ -96,7 +97,7 @@ def test_prepared_potential_is_that_of_the_modules(changes: dict[str, object], k
 def test_single_precision(kind: str) -> None:
     """What the chains run with: gradients within 1e-5, images from the same noise within 1e-4."""
     nvae, energy = random_pair()
-    model, noise = VAEBM(nvae, energy, kind, steps=5, step_size=0.1), sample_noise(0, range(4))  # type: ignore[arg-type]
+    model, noise = VAEBM(nvae, energy, kind, chain=ChainSettings(steps=5, step_size=0.1)), sample_noise(0, range(4))  # type: ignore[arg-type]
     expected, found = evaluate(plain(model), start(model)), evaluate(model.chain_potential(), start(model))
     for one, other in zip(found.gradient, expected.gradient, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -104,7 +105,7 @@ def test_single_precision(kind: str) -> None:
     moved = langevin(plain(model), [*eps_z, eps_x], steps=5, step_size=0.1, noise=noise)
     images = nvae.decode(moved[:-1])[0].mean.clamp(0, 1)
     torch.testing.assert_close(model.sample_batch(noise), images, rtol=0, atol=1e-4)
-    assert (images - model.sample_batch(noise, steps=0)).abs().max() > 1e-2  # the chain has moved them
+    assert (images - model.sample_batch(noise, NO_CHAIN)).abs().max() > 1e-2  # the chain has moved them
 
 
 def test_chains_hold_less_for_the_backward_pass() -> None:
@@ -158,7 +159,7 @@ def test_changed_weights_are_seen() -> None:
     prepared once.
     """
     nvae, energy = random_pair()
-    model, noise = VAEBM(nvae, energy, steps=3, step_size=0.1), sample_noise(0, range(2))
+    model, noise = VAEBM(nvae, energy, chain=ChainSettings(steps=3, step_size=0.1)), sample_noise(0, range(2))
     images, decoder = model.sample_batch(noise), model.decoder
     assert torch.equal(model.sample_batch(noise), images) and model.decoder is decoder
     with torch.no_grad():
@@ -169,7 +170,10 @@ def test_changed_weights_are_seen() -> None:
     )
     assert not torch.allclose(model.sample_batch(noise), moved, atol=1e-2) and model.decoder is not decoder
     torch.testing.assert_close(
-        model.sample_batch(noise), VAEBM(nvae, energy, steps=3, step_size=0.1).sample_batch(noise), rtol=0, atol=0
+        model.sample_batch(noise),
+        VAEBM(nvae, energy, chain=model.test_chain).sample_batch(noise),
+        rtol=0,
+        atol=0,
     )
 
 
@@ -201,14 +205,14 @@ def test_a_chain_takes_new_energies_in_place() -> None:
 def test_what_was_prepared_in_inference_mode_is_no_hindrance_later() -> None:
     """Such tensors can neither be changed nor kept for a backward pass outside it."""
     model, other, noise = (
-        VAEBM(*random_pair(), steps=2, step_size=0.1),
-        VAEBM(*random_pair(), steps=2, step_size=0.1),
+        VAEBM(*random_pair(), chain=ChainSettings(steps=2, step_size=0.1)),
+        VAEBM(*random_pair(), chain=ChainSettings(steps=2, step_size=0.1)),
         sample_noise(0, range(2)),
     )
     with torch.inference_mode():
-        start_of_chain = model.sample_batch(noise, steps=0)
+        start_of_chain = model.sample_batch(noise, NO_CHAIN)
         model.chain_potential()
-    assert torch.equal(model.sample_batch(noise, steps=0), start_of_chain)
+    assert torch.equal(model.sample_batch(noise, NO_CHAIN), start_of_chain)
     assert torch.equal(model.sample_batch(noise), other.sample_batch(noise))
 
 
@@ -235,7 +239,7 @@ def test_chains_in_bfloat16() -> None:
     # of the energy alone: some thirty roundings of 2⁻⁹, one after the other, seldom of one sign
     assert 1e-3 < (of[1] - of[0]).norm() / of[0].norm() < 0.1 and of[1].dtype == torch.float32
     torch.testing.assert_close(found.potential, expected.potential, rtol=1e-2, atol=0.1)
-    assert torch.equal(rounded.sample_batch(noise, steps=0), exact.sample_batch(noise, steps=0))
+    assert torch.equal(rounded.sample_batch(noise, NO_CHAIN), exact.sample_batch(noise, NO_CHAIN))
 
 
 def test_what_is_not_frozen_goes_through_the_modules() -> None:

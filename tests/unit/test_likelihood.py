@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from vaebm.config import NVAENetworkSettings
-from vaebm.evaluation import likelihood
-from vaebm.evaluation.likelihood import estimate_in_batches
+from vaebm.energy import estimates
 from vaebm.model import VAEBM
+from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.system.device import seeded
 
@@ -78,14 +78,14 @@ def test_with_the_exact_posterior_one_draw_gives_log_p(images):
     channels.
     """
     model = LinearGaussian()
-    found = estimate_in_batches(VAEBM(model, None), images, seed=0, samples=1)
+    found = VAEBM(model, None).estimate(images, seed=0, draws=1)
     assert torch.allclose(found.importance, model.log_prob(images.double() / 255), rtol=1e-12)
 
 
 def test_elbo_lacks_the_divergence_from_the_posterior(images):
     """log p(x) − KL(q ‖ posterior), in closed form; the mean over the draws within 5 of its standard errors."""
     model, draws = LinearGaussian(error=0.3), 400
-    found = estimate_in_batches(VAEBM(model, None), images, seed=0, samples=draws)
+    found = VAEBM(model, None).estimate(images, seed=0, draws=draws)
     exact = model.posterior(images.double() / 255)
     gap = kl_divergence(Normal(exact.mean + 0.3, exact.stddev), exact).sum((1, 2, 3))
     expected = model.log_prob(images.double() / 255) - gap
@@ -107,9 +107,7 @@ def test_importance_weighted_bound_rises_to_log_p():
     images = torch.randint(0, 256, (count, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     exact, a = model.log_prob(images.double() / 255), 4 * 0.2**2 * (1 + 1 / SIGMA**2)
     gaps = {
-        samples: (estimate_in_batches(VAEBM(model, None), images, seed=0, samples=samples).importance - exact)
-        .mean()
-        .item()
+        samples: (VAEBM(model, None).estimate(images, seed=0, draws=samples).importance - exact).mean().item()
         for samples in (1, 3, 10, 100)
     }
     assert list(gaps.values()) == sorted(gaps.values())
@@ -142,7 +140,7 @@ def test_probabilities_of_all_images_sum_to_one(changes, colours, repeats):
     every = ((torch.arange(2**bits)[:, None] >> torch.arange(bits)) & 1).to(torch.uint8).reshape(
         -1, colours, 2, 2
     ) * 255
-    found = estimate_in_batches(VAEBM(nvae, None), every.repeat(repeats, 1, 1, 1), seed=0, samples=1)
+    found = VAEBM(nvae, None).estimate(every.repeat(repeats, 1, 1, 1), seed=0, draws=1)
     probability = found.importance.exp().reshape(repeats, -1)
     error = (probability.var(0) / repeats).sum().sqrt().item()
     assert error < 0.01 and probability.mean(0).sum().item() == pytest.approx(1.0, abs=4 * error)
@@ -150,12 +148,12 @@ def test_probabilities_of_all_images_sum_to_one(changes, colours, repeats):
 
 def test_draws_depend_on_seed_and_place_and_not_on_the_batch(images, monkeypatch):
     model = LinearGaussian(error=0.3)
-    found = estimate_in_batches(VAEBM(model, None), images, seed=3, samples=2)
-    monkeypatch.setattr(likelihood, "BATCH", 5)
-    again = estimate_in_batches(VAEBM(model, None), images, seed=3, samples=2)
+    found = VAEBM(model, None).estimate(images, seed=3, draws=2)
+    monkeypatch.setattr(estimates, "BATCH", 5)
+    again = VAEBM(model, None).estimate(images, seed=3, draws=2)
     assert torch.equal(found.elbo, again.elbo) and torch.equal(found.importance, again.importance)
-    assert not torch.equal(found.elbo, estimate_in_batches(VAEBM(model, None), images, seed=4, samples=2).elbo)
-    alike = estimate_in_batches(VAEBM(model, None), images[:1].expand(3, -1, -1, -1), seed=3, samples=2).elbo
+    assert not torch.equal(found.elbo, VAEBM(model, None).estimate(images, seed=4, draws=2).elbo)
+    alike = VAEBM(model, None).estimate(images[:1].expand(3, -1, -1, -1), seed=3, draws=2).elbo
     assert len(set(alike.tolist())) == 3, "equal images in other places have other draws"
 
 
@@ -164,8 +162,20 @@ def test_scores_are_those_of_the_public_interface(images):
     with seeded(0):
         nvae = NVAE(NVAENetworkSettings(**SMALL | {"groups": [2, 1]}), (1, 8, 8)).eval().requires_grad_(False)
     x = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = estimate_in_batches(VAEBM(nvae, None), x, seed=2, samples=3)
+    found = VAEBM(nvae, None).estimate(x, seed=2, draws=3)
     public = VAEBM(nvae, None).score(x / 255, seed=2, importance_samples=3)
     # about −100 nats from sums of 64 float32 terms, added up in another order
     assert torch.allclose(found.importance.float(), public, atol=1e-3)
     assert (found.elbo.isfinite()).all()
+
+
+def test_score_of_grey_images_under_a_bernoulli_decoder_is_that_of_the_drawn_ones():
+    """Grey values are outside the decoder's support: as in evaluation, each pixel is drawn white with probability x."""
+    with seeded(0):
+        nvae = NVAE(NVAENetworkSettings(**SMALL | {"groups": [1], "decoder": "bernoulli"}), (1, 8, 8))
+    model = VAEBM(nvae.eval().requires_grad_(False), None)
+    grey = torch.full((6, 1, 8, 8), 0.5)
+    drawn = nvae.as_input(grey, NoiseSource(5, "score input", range(6)))
+    assert 0.3 < drawn.mean() < 0.7 and set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(model.score(grey, seed=5), model.score(drawn, seed=5))
+    assert torch.equal(nvae.as_input((255 * drawn).to(torch.uint8), NoiseSource(1, "any", range(6))), drawn)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vaebm.config import NVAENetworkSettings, SamplesSettings
+from vaebm.config.ebm import ChainSettings
 from vaebm.config.evaluation import StepsSettings
 from vaebm.evaluation.quality_along_chain import quality_along_chain, stops
 from vaebm.model import VAEBM, sample_noise
@@ -56,7 +57,7 @@ def test_after_the_test_chains_steps_the_samples_themselves_come_out(model):
     noise = sample_noise(3, range(5))
     found = stops(model, noise, [0, 4, 6], 1e-2)
     for stop, steps in zip(found, (0, 4, 6), strict=True):
-        assert torch.equal(stop.images, model.sample_means(noise, steps=steps, step_size=1e-2))
+        assert torch.equal(stop.images, model.sample_means(noise, ChainSettings(steps=steps, step_size=1e-2)))
         eps_z, eps_x = model.refine(*model.initial_noise(noise), steps=steps, step_size=1e-2, noise=noise)
         with torch.no_grad():
             expected = model.energy(model.decode(eps_z)[0].sample(eps_x))
@@ -98,6 +99,6 @@ def test_images_are_kept_as_the_samples_are(model):
             "FD-resnet56",
             lambda images: seen.append(images) or 0.0,
         )
-    means = model.sample_means(sample_noise(0, range(3)), steps=4, step_size=1e-2)
+    means = model.sample_means(sample_noise(0, range(3)), ChainSettings(steps=4, step_size=1e-2))
     for images, stretch in zip(seen, (False, True), strict=True):
         assert torch.equal(images, grey_levels(means, stretch).permute(0, 3, 1, 2))

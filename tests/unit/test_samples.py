@@ -17,6 +17,7 @@ from torch import Tensor
 
 import vaebm.system.torchvision_shim  # noqa: F401  before torchvision
 from vaebm import samples
+from vaebm.config.ebm import ChainSettings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import NVAE
@@ -94,11 +95,9 @@ def test_file_is_what_numpy_writes_of_all_images_at_once(
     samples.run(**stage, shard=shard, output=tmp_path / "shard.npy", threads=1, gpus=0)
     model = VAEBM.load(stage["nvae"], stage["energy"])
     batches = [range(first, min(first + 4, indices.stop)) for first in range(indices.start, indices.stop, 4)]
+    chain = ChainSettings(steps=2, step_size=0.01)
     images = torch.cat(
-        [
-            samples.quantize_to_uint8(model.sample_batch(sample_noise(3, batch), steps=2, step_size=0.01))
-            for batch in batches
-        ]
+        [samples.quantize_to_uint8(model.sample_batch(sample_noise(3, batch), chain)) for batch in batches]
     )
     expected = io.BytesIO()
     np.save(expected, np.ascontiguousarray(images.numpy()))
@@ -122,7 +121,9 @@ def test_rounded_chains_are_asked_for_by_the_settings(stage: dict[str, Path], tm
     model.chain_dtype = torch.bfloat16
     assert np.array_equal(
         drawn["bfloat16"][:4],
-        samples.quantize_to_uint8(model.sample_batch(sample_noise(3, range(4)), steps=2, step_size=1.0)).numpy(),
+        samples.quantize_to_uint8(
+            model.sample_batch(sample_noise(3, range(4)), ChainSettings(steps=2, step_size=1.0))
+        ).numpy(),
     )
 
 

@@ -29,8 +29,9 @@ from vaebm.system.errors import UserError
 from vaebm.system.startup import imports
 
 app = typer.Typer(
-    help="VAEBM: an energy-based model on a hierarchical VAE. One command per stage of the pipeline.",
-    epilog="Every command copies its output to FILE with `--log FILE`. Example: `vaebm describe digits`",
+    help="VAEBM: an energy-based model on a hierarchical VAE. One command per stage of the pipeline. "
+    "Every command copies its output to a file with `--log FILE`.",
+    epilog="Example: `vaebm describe digits`",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

@@ -50,9 +50,7 @@ def parameters(module: nn.Module) -> int:
 
 def blank(nvae: NVAE, batch: int) -> tuple[Tensor, list[Tensor]]:
     """Images and latent noise for `nvae`, on its device, without values."""
-    x, *eps = (
-        torch.empty(batch, *shape, device=nvae.prior_constant.device) for shape in (nvae.shape, *nvae.latent_shapes)
-    )
+    x, *eps = (torch.empty(batch, *shape, device=nvae.device) for shape in (nvae.shape, *nvae.latent_shapes))
     return x, eps
 
 

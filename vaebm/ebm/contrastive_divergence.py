@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vaebm.config import EBMSettings
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixel_distributions import PixelNormal, match_noise
+from vaebm.nvae.pixel_distributions import Pixels, match_noise
 
 
 @torch.no_grad()
@@ -23,15 +23,12 @@ def positives(nvae: NVAE, images: Tensor, stage: EBMSettings, noise: NoiseSource
             the decoder's pixel noise (`match_noise`).
         noise: source of that noise, one index per image.
     """
-    like = nvae.prior_constant
-    x = nvae.as_input(images) if stage.quantize_positives else images.to(like.device, like.dtype) / 255.0
+    x = nvae.as_input(images) if stage.quantize_positives else images.to(nvae.device, nvae.dtype) / 255.0
     return x if stage.positives == "clean" else match_noise(nvae(nvae.as_input(images), noise=noise).pixels, x, noise)
 
 
-@torch.no_grad()
-def negatives(nvae: NVAE, eps_z: Sequence[Tensor], eps_x: Tensor, kind: Literal["sample", "mean"]) -> Tensor:
+def negatives(pixels: Pixels, eps_x: Tensor, kind: Literal["sample", "mean"]) -> Tensor:
     """Images of the chains (B, C, H, W): decoder samples in [0, 1], or decoder means, which may leave it."""
-    pixels = cast(PixelNormal, nvae.decode(eps_z)[0])
     return pixels.mean if kind == "mean" else pixels.sample(eps_x)
 
 

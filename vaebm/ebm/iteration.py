@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,10 +79,10 @@ class EBMTrainer:
         self.energy, self.stage, self.seed = energy, stage, seed
         self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives)
         self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
-        self.nvae = self.vaebm.nvae
-        training, like = stage.training, nvae.prior_constant
+        self.nvae = nvae
+        training = stage.training
         self.spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(
-            like.device, like.dtype
+            nvae.device, nvae.dtype
         )
         self.parameters = list(energy.parameters())
         self.optimizer = torch.optim.Adam(
@@ -109,12 +109,12 @@ class EBMTrainer:
         self.buffer = None
         if replay is not None:
             self.buffer = ReplayBuffer(
-                self.nvae.latent_shapes,
+                self.vaebm.latent_shapes,
                 replay.capacity,
                 seed=self.noise_seed,
                 probability=replay.probability,
                 anneal_steps=replay.anneal_iterations,
-                dtype=self.nvae.prior_constant.dtype,
+                dtype=self.nvae.dtype,
             )
 
     def batch(self, step: int, images: Tensor) -> Tensor:
@@ -146,7 +146,8 @@ class EBMTrainer:
 
         # 3. energies of the data and of the chains' images
         positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
-        negative = negatives(cast(NVAE, self.vaebm.decoder), self.ends, eps_x, stage.negatives)
+        with torch.no_grad():
+            negative = negatives(self.vaebm.decoder.decode(self.ends)[0], eps_x, stage.negatives)
         parts = contrastive_divergence(energy, positive, negative, stage.training.energy_penalty)
 
         # 4. gradient of the loss and the spectral penalty, over the global batch

@@ -13,7 +13,7 @@ from vaebm import plots
 from vaebm.chain.diagnostics import diagnose
 from vaebm.config import EBMSettings
 from vaebm.data import ImageSet
-from vaebm.ebm.contrastive_divergence import negatives, positives
+from vaebm.ebm.contrastive_divergence import positives
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, batches
 from vaebm.system.errors import UserError
@@ -52,7 +52,7 @@ def save_ebm_plots(
         return torch.cat([energy(positives(vaebm.nvae, part, stage, source)) for part, source in pairs])
 
     def observe(eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        images = negatives(vaebm.nvae, eps[:-1], eps[-1], "sample")
+        images = vaebm.decode(eps[:-1])[0].sample(eps[-1])
         along.append(energy(images))
         return along[-1], images
 

@@ -63,9 +63,7 @@ def select(
     for iteration in iterations:
         vaebm.energy.load_state_dict(weights(iteration))
         sources = (NoiseSource(seed, "selection", part) for part in batches(range(count), batch))
-        found = features(
-            vaebm.nvae, (vaebm.sample_batch(noise, steps=chain.steps, step_size=chain.step_size) for noise in sources)
-        )
+        found = features(vaebm.nvae, (vaebm.sample_batch(noise, chain) for noise in sources))
         distance = frechet_distance(Statistics.of(found / unit), reference) if np.isfinite(found).all() else None
         candidates[iteration] = distance
     rule = (

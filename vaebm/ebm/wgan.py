@@ -82,9 +82,8 @@ class WGANTrainer:
     def generate(self, first: int, purpose: str) -> Tensor:
         """Decoder means (batch, C, H, W) of noise with the global indices from `first`."""
         index = range(first, first + self.settings.batch)
-        constant = self.nvae.prior_constant
         eps = NoiseSource(self.seed, purpose, index).normal(
-            self.nvae.latent_shapes, device=constant.device, dtype=constant.dtype
+            self.nvae.latent_shapes, device=self.nvae.device, dtype=self.nvae.dtype
         )
         return self.nvae.decode(eps)[0].mean
 

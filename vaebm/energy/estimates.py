@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vaebm.config.ebm import Positives
-from vaebm.noise import NoiseSource
+from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import match_noise
+
+BATCH = 250
+"""Images per batch up to 32×32 pixels, fewer for larger images; fixed, because the last digits may depend on it."""
 
 
 class Estimates(NamedTuple):
@@ -55,3 +59,14 @@ def estimate(
         energies = [energy(x).double()]
     importance = torch.stack(weights).logsumexp(dim=0) - math.log(draws)
     return Estimates(elbo, importance, torch.stack(energies).mean(dim=0) if energies else None)
+
+
+def estimate_in_batches(
+    nvae: NVAE, images: Tensor, seed: int, of_batch: Callable[[Tensor, NoiseSource], Estimates]
+) -> Estimates:
+    """`of_batch` for each batch of images (N, C, H, W), converted by `NVAE.as_input`; the estimates are on the CPU."""
+    found, size = [], max(min(BATCH, BATCH * 32 * 32 // (images.shape[2] * images.shape[3])), 1)
+    for index, batch in zip(batches(range(len(images)), size), images.split(size), strict=True):
+        x = nvae.as_input(batch, NoiseSource(seed, "score input", index))
+        found.append(of_batch(x, NoiseSource(seed, "score", index)))
+    return Estimates(*(None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)))

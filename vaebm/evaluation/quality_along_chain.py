@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from vaebm.config import SamplesSettings
 from vaebm.config.evaluation import StepsSettings
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource, batches
-from vaebm.nvae.pixel_distributions import PixelNormal
 from vaebm.samples import grey_levels
 
 
@@ -37,7 +36,7 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: fl
 
     def look(eps: Sequence[Tensor]) -> None:
         if next(taken) in counts:
-            pixels = cast(PixelNormal, model.decoder.decode(eps[:-1])[0])
+            pixels = model.decoder.decode(eps[:-1])[0]
             found.append(Stop(pixels.mean.cpu(), energy(pixels.sample(eps[-1])).cpu()))
 
     start = [*eps_z, eps_x]

@@ -14,7 +14,6 @@ from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
 from vaebm.evaluation.inputs import Files, Inputs, load
-from vaebm.evaluation.likelihood import estimate_in_batches
 from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_likelihood
 from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
@@ -64,7 +63,7 @@ def measure(inputs: Inputs) -> Results:
     def estimated(pixels: Tensor) -> Estimates:
         if "wgan" in inputs.trained:
             return Estimates(None, None, None)
-        return estimate_in_batches(model, pixels, seed, chosen.elbo_samples)
+        return model.estimate(pixels, seed, chosen.elbo_samples)
 
     held_out, train = images.split("heldout")[0], images.split("train", TRAIN)[0]
     of_held_out, of_train = estimated(held_out), estimated(train)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,13 @@ class NVAEOutput(NamedTuple):
     def kl(self) -> Tensor:
         """KL(q(z_j | x, z_<j) ‖ p(z_j | z_<j)) of each group, (B, groups)."""
         return torch.stack([draw.kl.sum(dim=(1, 2, 3)) for draw in self.draws], dim=1)
+
+
+class LatentDecoder(Protocol):
+    """What a chain moves through: noise → distribution of images."""
+
+    def decode(self, eps: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
+        """p(x|z) for the noise of each latent group, and log p(z), (B,)."""
 
 
 class NVAE(nn.Module):
@@ -162,7 +169,7 @@ class NVAE(nn.Module):
         return [parameter for name, parameter in self.named_parameters() if not ENCODER & set(name.split("."))]
 
     def as_input(self, images: Tensor, noise: NoiseSource | None = None) -> Tensor:
-        """Convert grey levels (B, C, H, W) uint8 to the network's input, (B, C, H, W) in [0, 1].
+        """Convert images (B, C, H, W), grey levels uint8 or values in [0, 1], to the network's input in [0, 1].
 
         The depth is reduced to `bits`. For the Bernoulli decoder a pixel is drawn white with probability x.
 
@@ -172,7 +179,8 @@ class NVAE(nn.Module):
         Raises:
             ValueError: a Bernoulli decoder without `noise`.
         """
-        x = quantize(images.to(self.device, self.dtype) / 255.0, self.settings.bits)
+        x = images.to(self.device, self.dtype)
+        x = quantize(x if images.is_floating_point() else x / 255.0, self.settings.bits)
         if self.settings.decoder == "bernoulli":
             if noise is None:
                 raise ValueError("the Bernoulli decoder's input is drawn: expected a NoiseSource, found None")

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class Pixels(ABC):
     @abstractmethod
     def mean(self) -> Tensor:
         """Mean image (B, C, H, W)."""
+
+    @abstractmethod
+    def sample(self, eps: Any, temperature: float = 1.0) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] from the noise that the distribution needs."""
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -202,4 +206,5 @@ def match_noise(pixels: Pixels, x: Tensor, noise: NoiseSource, step: int = 0) ->
         step: number of the draw.
     """
     (eps,) = replace(noise, purpose=f"{noise.purpose}/pixels").like([x], step)
-    return cast(PixelNormal, pixels).add_noise(x, eps)
+    assert isinstance(pixels, PixelNormal)
+    return pixels.add_noise(x, eps)

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
-from vaebm.nvae.model import NVAE
+from vaebm.nvae.pixel_distributions import Pixels
+
+
+class PointImage(Pixels):
+    """An image (B, C, H, W) as a distribution of pixels without noise; it may leave [0, 1], and has no density."""
+
+    def __init__(self, image: Tensor):
+        super().__init__()
+        self.image = image
+
+    @property
+    def mean(self) -> Tensor:
+        """The image."""
+        return self.image
+
+    def sample(self, eps: Tensor, temperature: float = 1.0) -> Tensor:
+        """The image; `eps` and `temperature` are not used."""
+        return self.image
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Not defined."""
+        raise NotImplementedError("an image without noise has no density")
 
 
 class PixelSpace:
-    """An NVAE-like decoder whose only latent group is the image itself; `nvae` gives everything else."""
+    """A decoder whose only latent group is the image itself."""
 
-    def __init__(self, nvae: NVAE):
-        self.nvae = nvae
-        self.shape, self.settings, self.prior_constant = nvae.shape, nvae.settings, nvae.prior_constant
-        self.device, self.dtype = nvae.device, nvae.dtype
-        self.latent_shapes = [nvae.shape]
-        self.encode, self.as_input = nvae.encode, nvae.as_input
-
-    class Image(NamedTuple):
-        """An image as a distribution of pixels without noise."""
-
-        mean: Tensor
-        """(B, C, H, W); may leave [0, 1]."""
-
-        def sample(self, eps: Tensor) -> Tensor:
-            """The image, (B, C, H, W); `eps` is not used."""
-            return self.mean
-
-    def decode(self, eps: Sequence[Tensor]) -> tuple[PixelSpace.Image, Tensor]:
+    def decode(self, eps: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
         """The images eps[0] (B, C, H, W), and zeros (B,) in place of log p(z)."""
-        return PixelSpace.Image(eps[0]), eps[0].new_zeros(len(eps[0]))
+        return PointImage(eps[0]), eps[0].new_zeros(len(eps[0]))

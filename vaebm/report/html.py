@@ -131,7 +131,7 @@ def _training(record: Record) -> dict[str, Any]:
     facts |= {"steps": "iterations", "skipped_steps": "skipped"}
     rows, events = [], []
     for run in record["runs"]:
-        stage = list(run["training"])[-1]  # an energy's own training comes after its NVAE's
+        stage = next((stage for stage in run["training"] if stage != BASELINE), BASELINE)
         training = run["training"][stage]
         known = {name: f"{training[key]}" for key, name in facts.items() if training.get(key) is not None}
         rows.append({"seed": str(run["seed"]), **known})

@@ -41,18 +41,22 @@ def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str
         torch.save({"kind": kind, "network": network, "weights": state, "hash": hash_tensors(state), **more}, stream)
 
 
-def load_model(path: Path | str, kind: str) -> dict[str, Any]:
+def load_model(path: Path | str, kind: str | None = None) -> dict[str, Any]:
     """Content of a file of `save_model`, on the CPU.
+
+    Args:
+        kind: the expected kind; None: any.
 
     Raises:
         UserError: the file does not exist, is not a model of this project, or of another kind.
     """
     path = Path(path)
-    content = load_plain(path, f"a model of kind {kind!r}")
+    expected = f"a model of kind {kind!r}" if kind else "a model"
+    content = load_plain(path, expected)
     if not isinstance(content, dict) or "kind" not in content:
-        raise UserError(f"{path}: expected a model of kind {kind!r}, found another kind of file")
-    if content["kind"] != kind:
-        raise UserError(f"{path}: expected a model of kind {kind!r}, found one of kind {content['kind']!r}")
+        raise UserError(f"{path}: expected {expected}, found another kind of file")
+    if kind is not None and content["kind"] != kind:
+        raise UserError(f"{path}: expected {expected}, found one of kind {content['kind']!r}")
     return content
 
 

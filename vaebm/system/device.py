@@ -35,10 +35,15 @@ RESERVE = 90.0
 
 
 class Interrupted(Exception):
-    """A training stopped early with its state saved; the same command resumes it."""
+    """A training stopped early; the same command resumes it.
 
-    def __init__(self, reason: str, status: int = RESUME):
-        super().__init__(f"{reason}: state saved; run the same command again to go on")
+    Args:
+        saved: False if the state is not finite, so that the checkpoint before it was kept.
+    """
+
+    def __init__(self, reason: str, status: int = RESUME, saved: bool = True):
+        state = "state saved" if saved else "its state is not finite and was not saved, the checkpoint before is kept"
+        super().__init__(f"{reason}: {state}; run the same command again to go on")
         self.status = status
 
 

@@ -140,27 +140,30 @@ class Training:
         Raises:
             Interrupted: a signal or the time limit, in all processes after the same step, with the state saved.
         """
-        began = saved = time.monotonic()
-        before = self.seconds
-        self._progress = Progress(self.stage, self.total, self.step)
+        saved = time.monotonic()
+        began = saved - self.seconds
+        progress = Progress(self.stage, self.total, self.step)
         with StopSignals() as signals:
-            while self.step < self.total:
-                yield self.step
-                self.step += 1
-                self._progress.advance(self._shown)
-                now = time.monotonic()
-                self.seconds = before + now - began
-                decision = distributed.all_reduce_max(self._vote(signals.received, now, now - saved))
-                if decision:
-                    self.save()
-                    saved = now
-                if decision > SAVE:
-                    distributed.all_reduce_max(0)  # wait until process 0 has saved
-                    reason = "by a signal"
-                    if decision == RESUME:
-                        reason = f"before its time limit of {self.limits.minutes:g} minutes"
-                    raise Interrupted(f"{self.stage} stopped at step {self.step} {reason}", decision)
-        self._progress.close()
+            try:
+                while self.step < self.total:
+                    yield self.step
+                    self.step += 1
+                    progress.advance(self._shown)
+                    now = time.monotonic()
+                    self.seconds = now - began
+                    decision = distributed.all_reduce_max(self._vote(signals.received, now, now - saved))
+                    if decision:
+                        kept = self.save()
+                        saved = now
+                    if decision > SAVE:
+                        distributed.all_reduce_max(0)  # wait until process 0 has saved
+                        reason = "by a signal"
+                        if decision == RESUME:
+                            reason = f"before its time limit of {self.limits.minutes:g} minutes"
+                        raise Interrupted(f"{self.stage} stopped at step {self.step} {reason}", decision, kept)
+            finally:  # also after a `break` of the caller
+                self.seconds = time.monotonic() - began
+                progress.close()
 
     def _vote(self, signal: int | None, now: float, unsaved: float) -> int:
         """Vote of this process after a step; the largest vote of all processes decides."""
@@ -179,17 +182,19 @@ class Training:
         self._records.append(json.dumps({"step": self.step, **values}))
         self.show(**dict(list(values.items())[:3]))
 
-    def save(self) -> None:
-        """Save state and history.jsonl, in process 0; a state that is not finite is not saved."""
-        state = {
-            name: part.state_dict() for name, part in self.state.items()
-        }  # in all processes: some states are sharded
-        if distributed.rank() > 0 or not _finite(state):
-            return
+    def save(self) -> bool:
+        """Save state and history.jsonl, in process 0; False: the state is not finite, and nothing was saved."""
+        # in all processes: some states are sharded
+        state = {name: part.state_dict() for name, part in self.state.items()}
+        if not _finite(state):
+            return False
+        if distributed.rank() > 0:
+            return True
         content = {"step": self.step, "seconds": self.seconds, "extra": self.extra, "records": self._records}
         content |= {"fingerprint": self.fingerprint, "depends_on": json.dumps(self.depends_on), "state": state}
         self.checkpoints.save(self.step, content)
         self.write_history()
+        return True
 
     def write_history(self) -> None:
         """Write history.jsonl, in process 0."""

@@ -42,11 +42,17 @@ class SpectralPenalty(nn.Module):
                 vectors = torch.randn(len(group), length, generator=generator)
                 self.register_buffer(f"{name}{number}", F.normalize(vectors, dim=1))
         self.register_buffer("started", torch.tensor(False))
+        self._first = True  # `not started`, which a GPU's buffer would tell only after a synchronisation
+        self.register_load_state_dict_post_hook(SpectralPenalty._loaded)  # type: ignore[no-untyped-call]
+
+    def _loaded(self, _: object) -> None:
+        self._first = not bool(self.started)
 
     def forward(self) -> Tensor:
         """Penalty of the present weights, a scalar, after a few power iterations."""
-        iterations = ITERATIONS if self.started else FIRST_ITERATIONS
+        iterations = FIRST_ITERATIONS if self._first else ITERATIONS
         self.started.fill_(True)
+        self._first = False
         total = []
         for number, group in enumerate(self.groups.values()):
             matrices = torch.stack([weight().flatten(1) for weight in group])
