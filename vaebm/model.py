@@ -22,6 +22,7 @@ from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
 from vaebm.nvae.pixel_space import PixelSpace
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
+from vaebm.system.files import model_of
 from vaebm.system.precision import chain_dtype
 
 NO_CHAIN = ChainSettings(steps=0, step_size=1.0)
@@ -82,16 +83,16 @@ class VAEBM(nn.Module):
         """
         folder = Path(folder)
         if not folder.name.startswith("seed"):
-            seeds = [path.parent for path in folder.glob("seed*/model.pt")]
+            seeds = [path for path in folder.glob("seed*") if model_of(path).is_file()]
             if not seeds:
                 raise UserError(
                     f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it"
                 )
             folder = min(seeds, key=lambda path: (len(path.name), path.name))
-        own = folder / "model.pt"
+        own = model_of(folder)
         if load_model(own)["kind"] == "nvae":  # the NVAE, or a GAN's generator
             return cls.load(own, None, device)
-        model = cls.load(folder.parent.parent / BASELINE / folder.name / "model.pt", own, device)
+        model = cls.load(model_of(folder.parent.parent / BASELINE / folder.name), own, device)
         model.configure_sampling(read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1])
         return model
 

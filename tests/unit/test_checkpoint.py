@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
+from vaebm.cli.convert_results import convert_results
 from vaebm.system.checkpoint import Checkpoints, hash_tensors, load_model, save_model
 from vaebm.system.device import RESUME, Interrupted, Progress
 from vaebm.system.errors import UserError
-from vaebm.system.files import write_json, writing
+from vaebm.system.files import model_of, write_json, writing
 from vaebm.training.loop import Limits, Training, batch_indices, training_batch
 
 
@@ -199,3 +201,62 @@ def test_half_of_the_training_images_are_turned_and_no_other_thing_changes() -> 
         "five standard deviations of a binomial of 4,000 fair draws, which is √1000"
     )
     assert len(set(map(int, each))) > 1
+
+
+def weights() -> dict[str, torch.Tensor]:
+    """Every kind of tensor that a model has: no elements, none of one dimension, double precision, channels last."""
+    generator = torch.Generator().manual_seed(0)
+    last = torch.rand(4, 3, 3, 3, generator=generator).to(memory_format=torch.channels_last)
+    double = torch.rand(5, generator=generator, dtype=torch.float64)
+    return {"empty": torch.zeros(0, 4, 4), "count": torch.tensor(7), "kernel": last, "double": double}
+
+
+def earlier_model(path: Path) -> None:
+    """A model file as earlier versions wrote it."""
+    content = {"kind": "energy", "network": {"channels": 4}, "weights": weights(), "hash": hash_tensors(weights())}
+    torch.save({**content, "potential": "noise"}, path)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_model_is_read_as_it_was_written(earlier: bool, tmp_path: Path) -> None:
+    """Also by the library alone, which knows nothing of the project."""
+    path = tmp_path / "model"
+    if earlier:
+        earlier_model(path)
+    else:
+        save_model(path, "energy", {"channels": 4}, weights(), potential="noise")
+        assert all(torch.equal(found, weights()[name]) for name, found in safetensors.torch.load_file(path).items())
+    content = load_model(path, "energy")
+    assert (content["kind"], content["network"], content["potential"]) == ("energy", {"channels": 4}, "noise")
+    assert content["weights"].keys() == weights().keys() and content["hash"] == hash_tensors(weights())
+    for name, tensor in weights().items():
+        assert content["weights"][name].dtype == tensor.dtype and torch.equal(content["weights"][name], tensor)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_flipped_bit_of_a_weight_is_found(earlier: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    if earlier:
+        earlier_model(path)
+    else:
+        save_model(path, "energy", {"channels": 4}, weights())
+    content = bytearray(path.read_bytes())
+    content[content.index(weights()["double"].numpy().tobytes()) + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model: expected .* damaged"):
+        load_model(path, "energy")
+
+
+def test_conversion_of_earlier_results_keeps_weights_times_and_the_earlier_file(tmp_path: Path) -> None:
+    run = tmp_path / "results" / "digits" / "vaebm" / "seed0"
+    run.mkdir(parents=True)
+    earlier_model(run / "model.pt")
+    os.utime(run / "model.pt", ns=(10**18, 10**18))
+    before = (run / "model.pt").read_bytes()
+    convert_results(tmp_path / "results")
+    model = model_of(run)
+    assert model.name == "model.safetensors" and model.stat().st_mtime_ns == 10**18
+    assert load_model(model, "energy")["hash"] == hash_tensors(weights()) and (run / "model.pt").read_bytes() == before
+    written = model.read_bytes()
+    convert_results(tmp_path / "results")
+    assert model.read_bytes() == written

@@ -64,7 +64,7 @@ COMPLETED = {
     "data dig": {"digits"},
     "nvae res": set(),
     "ebm --time": {"--time-limit"},
-    "convert ": {"nvae", "energy"},
+    "convert ": {"nvae", "energy", "results"},
     "eval": {"evaluation"},
 }
 """What was typed after `vaebm` when the tabulator key was pressed → candidates."""

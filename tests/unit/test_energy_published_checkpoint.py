@@ -15,6 +15,7 @@ from vaebm.energy.published_checkpoint import (
     published_name,
     read_published_energy,
 )
+from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 
 
@@ -73,7 +74,7 @@ def test_conversion_keeps_the_function(name: str, tmp_path: Path, capsys: pytest
     torch.testing.assert_close(
         load_energy(tmp_path / "model.pt").double()(x), energy.double()(x), rtol=1e-12, atol=0
     )  # layouts differ, and so the rounding
-    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    content = load_model(tmp_path / "model.pt")
     assert (
         content["shape"] == [3, PUBLISHED_ENERGIES[name].side, PUBLISHED_ENERGIES[name].side]
         and content["potential"] == "density"

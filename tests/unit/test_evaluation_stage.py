@@ -166,7 +166,7 @@ def test_the_model_belongs_to_the_run(tmp_path):
     ):
         with pytest.raises(
             UserError,
-            match="expected the model of this run, seed0/model.pt of the variant vaebm, found .*seed[01]/model.pt",
+            match="the model of this run, seed0/model.safetensors of the variant vaebm, found .*seed[01]/model.pt",
         ):
             stage.run(inputs.Files(nothing, nothing, nvae, energy, nothing, nothing, nothing, [], metrics))
 

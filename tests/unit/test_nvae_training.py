@@ -19,6 +19,7 @@ from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.train import NVAETrainer
+from vaebm.system.checkpoint import load_model
 from vaebm.system.device import seeded
 
 NETWORK = {
@@ -87,7 +88,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             check=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         )
-    one, two = (torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"] for name in ("one", "two"))
+    one, two = (load_model(tmp_path / name / "model.pt")["weights"] for name in ("one", "two"))
     assert one["prior_constant"].dtype == torch.float64
     for name, value in one.items():
         torch.testing.assert_close(

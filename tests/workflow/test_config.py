@@ -69,7 +69,7 @@ def test_experiments_are_a_list_of_different_names(clone, found):
 
 def test_damaged_data_stops_before_any_training(finished):
     """The comparison with the pin names the set; models stay as they were, and data.dvc too."""
-    pins, model = (finished.folder / name for name in ("data.dvc", "results/tiny/nvae/seed0/model.pt"))
+    pins, model = (finished.folder / name for name in ("data.dvc", "results/tiny/nvae/seed0/model.safetensors"))
     before = pins.read_bytes(), model.stat().st_mtime_ns
     images = finished.folder / "data" / "digits" / "images.npy"
     images.write_bytes(images.read_bytes()[:-1] + b"\x07")
@@ -82,7 +82,7 @@ def test_damaged_data_stops_before_any_training(finished):
 def test_job_names_a_missing_data_file(finished, python):
     """Without Snakemake: the last line is the message, without a trace."""
     (finished.folder / "data" / "digits" / "images.npy").unlink()
-    command = "nvae results/tiny/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model again/model.pt"
+    command = "nvae results/tiny/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model again/model.safetensors"
     printed = finished.run(*python(*command.split()), fails=True)
     assert printed.splitlines()[-1].startswith("data/digits/images.npy: expected (1797, 8, 8, 1) uint8, found no file")
     assert "Traceback" not in printed

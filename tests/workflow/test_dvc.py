@@ -54,7 +54,7 @@ def test_one_changed_setting_is_an_experiment_with_figures_and_a_difference(fini
     finished.run("git", "add", "dvc.lock")
     finished.run("git", "commit", "--quiet", "--message", "figures")
     before = json.loads((finished.folder / "results" / "benchmarks.json").read_text())["tiny"]
-    model = finished.folder / "results" / "tiny" / "vaebm" / "seed0" / "model.pt"
+    model = finished.folder / "results" / "tiny" / "vaebm" / "seed0" / "model.safetensors"
     trained = model.stat().st_mtime_ns
     printed = finished.run(
         "dvc", "exp", "run", "--name", "longer", "--set-param", "config/experiments/tiny.yaml:samples.chain.steps=3"
@@ -91,7 +91,7 @@ def test_data_and_figures_go_to_a_remote_and_come_back(finished, tmp_path):
 
 def test_repro_after_a_change_keeps_results(finished):
     """Outputs persist: Snakemake finds them, and runs what reads the change."""
-    model = finished.folder / "results" / "tiny" / "vaebm" / "seed0" / "model.pt"
+    model = finished.folder / "results" / "tiny" / "vaebm" / "seed0" / "model.safetensors"
     before = model.stat().st_mtime_ns
     with (finished.folder / "config" / "experiments" / "tiny.yaml").open("a") as file:
         file.write("# a remark\n")

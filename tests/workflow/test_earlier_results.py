@@ -23,6 +23,11 @@ def earlier(clone):
     with tarfile.open(Path(__file__).parent / "data" / "tiny.tar.xz") as archive:
         archive.extractall(clone.folder, filter="data")
     clone.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
+    before = {path: path.stat().st_mtime_ns for path in (clone.folder / "results").rglob("*")}
+    refused = clone.snakemake("--dry-run", fails=True)
+    assert "found the model of an earlier version; `vaebm convert results` writes it" in refused
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is changed, nothing retrained"
+    assert clone.run("python", "-m", "vaebm", "convert", "results").count("converted from model.pt") == 3
     return clone
 
 

@@ -159,12 +159,12 @@ def test_pictures_models_and_report_are_files(mirrored):
     stages = mirrored.stages
     assert mirrored.artifacts(mirrored.parent) >= {"benchmarks.csv", "benchmarks.md", "benchmarks.json", "report.html"}
     assert mirrored.artifacts(stages["nvae seed0"]) >= {
-        "model/model.pt",
+        "model/model.safetensors",
         "pictures/curves.png",
         "pictures/samples.png",
         "training.json",
     }
-    assert mirrored.artifacts(stages["ebm vaebm seed0"]) >= {"model/model.pt", "pictures/curves.png"}
+    assert mirrored.artifacts(stages["ebm vaebm seed0"]) >= {"model/model.safetensors", "pictures/curves.png"}
     assert any(path.startswith("pictures/") for path in mirrored.artifacts(stages["evaluation vaebm seed0"]))
 
 
@@ -298,9 +298,9 @@ def test_a_gan_the_guard_and_whatever_is_measured(finished, python):
         "--data",
         "data/digits/manifest.json",
         "--nvae",
-        "results/tiny/nvae/seed0/model.pt",
+        "results/tiny/nvae/seed0/model.safetensors",
     )
-    finished.run(*python(*gan, "--model", "results/tiny/gan/seed0/model.pt"))
+    finished.run(*python(*gan, "--model", "results/tiny/gan/seed0/model.safetensors"))
     events = [
         {
             "iteration": 7,

@@ -17,7 +17,7 @@ COMMANDS = {
         "--data",
         "data/digits/manifest.json",
         "--nvae",
-        "results/tiny/nvae/seed0/model.pt",
+        "results/tiny/nvae/seed0/model.safetensors",
     ],
 }
 UNCUT = {"nvae": "results/tiny/nvae/seed0", "ebm": "results/tiny/vaebm/seed0"}
@@ -32,7 +32,7 @@ def saved_step(folder):
 @pytest.mark.parametrize(("stage", "step"), [("nvae", 1), ("nvae", 40), ("ebm", 1), ("ebm", 16)])
 def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, python, stage, step):
     """Killed with -9 once it has saved its state at that step or later; the shared run was never interrupted."""
-    command = python(*COMMANDS[stage], "--model", str(tmp_path / "model.pt"), "--checkpoint-every", "0")
+    command = python(*COMMANDS[stage], "--model", str(tmp_path / "model.safetensors"), "--checkpoint-every", "0")
     with subprocess.Popen(
         command, cwd=tiny_run.folder, env=tiny_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -41,7 +41,7 @@ def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, python, stage
             time.sleep(0.001)
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "model.pt").exists()
+    assert not (tmp_path / "model.safetensors").exists()
 
     assert f"{stage}: going on at step " in tiny_run.run(*command)
     uncut = tiny_run.folder / UNCUT[stage]
@@ -56,8 +56,8 @@ def test_snakemake_killed_in_the_middle_takes_nothing_half_written(finished):
     """
     run = finished.folder / "results" / "tiny" / "vaebm" / "seed0"
     expected = json.loads((run / "training.json").read_text())["model"]
-    (run / "model.pt").unlink()
-    target, curves = "results/tiny/vaebm/seed0/model.pt", run / "pictures" / "curves.png"
+    (run / "model.safetensors").unlink()
+    target, curves = "results/tiny/vaebm/seed0/model.safetensors", run / "pictures" / "curves.png"
     curves.unlink()
     command = ["snakemake", "--cores", "1", target]
     with subprocess.Popen(
@@ -72,7 +72,7 @@ def test_snakemake_killed_in_the_middle_takes_nothing_half_written(finished):
             assert process.poll() is None, "the job ended before its curves were seen"
             time.sleep(0.002)
         subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
-    assert not (run / "model.pt").exists()
+    assert not (run / "model.safetensors").exists()
     finished.snakemake("--unlock")
     finished.snakemake(target)
     assert json.loads((run / "training.json").read_text())["model"] == expected

@@ -55,7 +55,7 @@ def test_chain_setting_resamples_and_reevaluates_its_variant_alone(finished):
     """Really run: the models and the baseline's samples keep their bytes, the chain's samples change."""
     finished.edit(TINY, "  precision: float32\n  chain:\n    steps: 2", "  precision: float32\n  chain:\n    steps: 3")
     assert finished.planned() == {"samples": 2, "evaluation": 1, "benchmarks": 1, "track": 1}
-    models, baseline = "results/tiny/*/seed0/model.pt", "results/tiny/nvae/seed0/**/*.*"
+    models, baseline = "results/tiny/*/seed0/model.safetensors", "results/tiny/nvae/seed0/**/*.*"
     kept = hashes(finished.folder, models) | hashes(finished.folder, baseline)
     moved = hashes(finished.folder, "results/tiny/vaebm/seed0/samples/*.npy")
     finished.snakemake()

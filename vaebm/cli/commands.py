@@ -101,7 +101,7 @@ def classifier(settings: SettingsFile, data: Data, model: OutputModel, threads: 
 
 @command(
     "reference results/digits/reference/classifier.yaml --data data/digits/manifest.json "
-    "--classifier results/digits/classifier/model.pt --output reference.npz"
+    "--classifier results/digits/classifier/model.safetensors --output reference.npz"
 )
 def reference(
     settings: SettingsFile,
@@ -119,7 +119,7 @@ def reference(
     write_reference(settings, data, classifier, output, setup_device(threads, gpus))
 
 
-@command("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.pt")
+@command("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.safetensors")
 def nvae(
     settings: SettingsFile,
     data: Data,
@@ -138,8 +138,8 @@ def nvae(
 
 
 @command(
-    f"ebm {EXAMPLE_RUN}/ebm.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.pt "
-    "--model model.pt"
+    f"ebm {EXAMPLE_RUN}/ebm.yaml --data data/digits/manifest.json --nvae results/digits/nvae/seed0/model.safetensors "
+    "--model model.safetensors"
 )
 def ebm(
     settings: SettingsFile,
@@ -160,7 +160,8 @@ def ebm(
 
 
 @command(
-    "wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json --nvae nvae.pt --model model.pt"
+    "wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json "
+    "--nvae nvae.safetensors --model model.safetensors"
 )
 def wgan(
     settings: SettingsFile,
@@ -180,8 +181,8 @@ def wgan(
 
 
 @command(
-    f"samples {EXAMPLE_RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.pt "
-    f"--energy {EXAMPLE_RUN}/model.pt --shard 0 --output shard.npy"
+    f"samples {EXAMPLE_RUN}/samples/samples.yaml --nvae results/digits/nvae/seed0/model.safetensors "
+    f"--energy {EXAMPLE_RUN}/model.safetensors --shard 0 --output shard.npy"
 )
 def samples(
     settings: SettingsFile,
@@ -200,8 +201,8 @@ def samples(
 
 @command(
     f"evaluation {EXAMPLE_RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json "
-    f"--nvae results/digits/nvae/seed0/model.pt --energy {EXAMPLE_RUN}/model.pt "
-    "--extractor results/digits/reference/classifier.yaml --classifier results/digits/classifier/model.pt "
+    f"--nvae results/digits/nvae/seed0/model.safetensors --energy {EXAMPLE_RUN}/model.safetensors "
+    "--extractor results/digits/reference/classifier.yaml --classifier results/digits/classifier/model.safetensors "
     f"--reference results/digits/reference/classifier.npz --metrics {EXAMPLE_RUN}/evaluation/metrics.json "
     f"{EXAMPLE_RUN}/samples/shard-000.npy {EXAMPLE_RUN}/samples/shard-001.npy"
 )
@@ -273,8 +274,8 @@ def describe(
 
 
 convert_commands = typer.Typer(
-    help="Convert a published checkpoint to a model of this project.",
-    epilog="Example: `vaebm convert nvae checkpoint.pt model.pt`",
+    help="Convert a published checkpoint, or results of an earlier version, to models of this project.",
+    epilog="Example: `vaebm convert nvae checkpoint.pt model.safetensors`",
     no_args_is_help=True,
 )
 app.add_typer(convert_commands, name="convert")
@@ -283,7 +284,7 @@ PublishedCheckpoint = Annotated[Path, typer.Argument(help="The published checkpo
 ConvertedModel = Annotated[Path, typer.Argument(help="Output file.", metavar="MODEL")]
 
 
-@command("convert nvae checkpoint.pt model.pt", "nvae", convert_commands)
+@command("convert nvae checkpoint.pt model.safetensors", "nvae", convert_commands)
 def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel) -> None:
     """Convert an NVAE with its settings; every key and shape is checked."""
     with imports():
@@ -291,12 +292,22 @@ def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel) -> None:
     convert_published_nvae(official, model)
 
 
-@command("convert energy EBM_25000.pth model.pt", "energy", convert_commands)
+@command("convert energy EBM_25000.pth model.safetensors", "energy", convert_commands)
 def convert_energy(official: PublishedCheckpoint, model: ConvertedModel) -> None:
     """Convert an energy network, identified by its shapes."""
     with imports():
         from vaebm.energy.published_checkpoint import convert_published_energy
     convert_published_energy(official, model)
+
+
+@command("convert results", "results", convert_commands)
+def convert_earlier_results(
+    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+) -> None:
+    """Convert the models of an earlier version's results (model.pt); nothing is trained again, nothing removed."""
+    with imports():
+        from vaebm.cli.convert_results import convert_results
+    convert_results(results)
 
 
 @command("track results/digits")

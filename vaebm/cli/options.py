@@ -11,12 +11,12 @@ from vaebm.config import DATASETS
 
 SettingsFile = Annotated[Path, typer.Argument(help="The stage's settings file.")]
 Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
-NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.pt of the NVAE.")]
+NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.safetensors of the NVAE.")]
 EnergyModel = Annotated[
-    Path | None, typer.Option("--energy", help="model.pt of the energy network; none: the NVAE alone.")
+    Path | None, typer.Option("--energy", help="model.safetensors of the energy network; none: the NVAE alone.")
 ]
 ClassifierModel = Annotated[
-    Path | None, typer.Option("--classifier", help="model.pt of the classifier, if the experiment trains one.")
+    Path | None, typer.Option("--classifier", help="model.safetensors of the classifier, if the experiment trains one.")
 ]
 OutputModel = Annotated[Path, typer.Option(help="Output file.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]

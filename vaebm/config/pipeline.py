@@ -15,6 +15,7 @@ from vaebm.config.datasets import missing_files
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
 from vaebm.system.errors import UserError
+from vaebm.system.files import EARLIER_MODEL, MODEL, model_of
 
 CONFIG = Path("config/config.yaml")
 
@@ -40,6 +41,8 @@ def resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
     """
     names, seeds = choose(read_yaml(CONFIG), overrides)
     experiments = {name: read_experiment(_path(name)) for name in names}
+    if write:
+        check_models(experiments)
     for name, experiment in experiments.items() if write else ():
         write_settings(experiment, Path("results", name), seeds)
     check_complete(experiments)  # after writing: an incomplete experiment's stages run by hand with these files
@@ -78,6 +81,20 @@ def check_complete(experiments: Mapping[str, Experiment]) -> None:
                 f"{_path(name)}: expected an experiment that Snakemake can run, found one without "
                 f"{' and without '.join(experiment.missing)}; `vaebm describe {name}` says what it takes, and its "
                 f"stages run by hand with the settings files under results/{name}/ (`vaebm nvae --help`)"
+            )
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def check_models(experiments: Mapping[str, Experiment]) -> None:
+    """Raise `UserError`, one line per experiment, where a model has the name of an earlier version."""
+    lines = []
+    for name in experiments:
+        folders = [Path("results", name, "classifier"), *Path("results", name).glob("*/seed*")]
+        if earlier := [path for path in map(model_of, folders) if path.name == EARLIER_MODEL]:
+            lines.append(
+                f"{earlier[0]}: expected {MODEL}, found the model of an earlier version; `vaebm convert results` "
+                "writes it from this one, without training"
             )
     if lines:
         raise UserError("\n".join(lines))

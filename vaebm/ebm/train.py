@@ -40,7 +40,7 @@ def energy_learning_rate(step: int, training: EBMTrainingSettings) -> float:
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train the energy and write model.pt, training.json, history.jsonl and pictures.
+    """Train the energy and write model.safetensors, training.json, history.jsonl and pictures.
 
     A diverged training restarts from its last good snapshot, up to the number of restarts, then stops. The model is one
     of the last good snapshots; training.json records the events and the selection.

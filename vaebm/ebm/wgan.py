@@ -112,7 +112,7 @@ class WGANTrainer:
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train the GAN and write model.pt (an NVAE with the generator as decoder), training.json, history.jsonl, pictures.
+    """Train the GAN; write the NVAE with the generator as decoder, training.json, history.jsonl and pictures.
 
     Args:
         settings: wgan.yaml.

@@ -180,7 +180,7 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     if own.absolute().parent != where.folder:
         raise UserError(
             f"{files.metrics}: expected the model of this run, "
-            f"{where.folder.name}/model.pt of the variant {where.variant}, found {own}"
+            f"{where.folder.name}/model.safetensors of the variant {where.variant}, found {own}"
         )
     seed, chosen = read_settings(files.settings, EvaluationSettings)
     sampling_seed, sampling = read_settings(files.shards[0].with_name("samples.yaml"), SamplesSettings)

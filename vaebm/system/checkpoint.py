@@ -11,11 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
+
+HEADER = "vaebm"
+"""Key of the header's metadata with the model's configuration, as JSON."""
 
 
 def hash_tensors(state: dict[str, Tensor]) -> str:
@@ -29,35 +34,50 @@ def hash_tensors(state: dict[str, Tensor]) -> str:
 
 
 def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str, Tensor], **more: Any) -> None:
-    """Write a model file: weights and configuration.
+    """Write a model file: weights as safetensors, and in its header the configuration and the weights' hash.
 
     Args:
         kind: "nvae", "energy" or "classifier".
         network: settings from which the module is built.
         more: further plain values, for example the shape of the images.
     """
-    state = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    state = {name: w.detach().cpu().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+    header = {"kind": kind, "network": network, "hash": hash_tensors(state), **more}
     with writing(path) as stream:
-        torch.save({"kind": kind, "network": network, "weights": state, "hash": hash_tensors(state), **more}, stream)
+        stream.write(safetensors.torch.save(state, {HEADER: json.dumps(header)}))
 
 
 def load_model(path: Path | str, kind: str | None = None) -> dict[str, Any]:
-    """Content of a file of `save_model`, on the CPU.
+    """Content of a model file, on the CPU: the header's values, and "weights". Files of `torch.save` load too.
 
     Args:
         kind: the expected kind; None: any.
 
     Raises:
-        UserError: the file does not exist, is not a model of this project, or of another kind.
+        UserError: the file does not exist, is damaged, is not a model of this project, or of another kind.
     """
-    path = Path(path)
     expected = f"a model of kind {kind!r}" if kind else "a model"
-    content = load_plain(path, expected)
-    if not isinstance(content, dict) or "kind" not in content:
+    content = _read_safetensors(path) or load_plain(path, expected)
+    if not isinstance(content, dict) or not {"kind", "network", "weights", "hash"} <= content.keys():
         raise UserError(f"{path}: expected {expected}, found another kind of file")
     if kind is not None and content["kind"] != kind:
         raise UserError(f"{path}: expected {expected}, found one of kind {content['kind']!r}")
+    if (found := hash_tensors(content["weights"])) != content["hash"]:
+        raise UserError(
+            f"{path}: expected weights with the hash {content['hash'][:12]} of its header, found {found[:12]}: "
+            "the file is damaged; make it anew or restore it"
+        )
     return content
+
+
+def _read_safetensors(path: Path | str) -> dict[str, Any] | None:
+    """Content of a safetensors file with a header of this project; None: another kind of file, or none."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            return {**header, "weights": safetensors.torch.load_file(path)}
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        return None
 
 
 def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) -> Any:

@@ -11,6 +11,15 @@ from typing import IO, Any
 
 from vaebm.system.errors import UserError
 
+MODEL, EARLIER_MODEL = "model.safetensors", "model.pt"
+"""Name of the model in the folder of a training, now and in earlier versions."""
+
+
+def model_of(folder: Path) -> Path:
+    """Model file in the folder of a training, under its earlier name if there is no other."""
+    earlier = folder / EARLIER_MODEL
+    return earlier if earlier.is_file() and not (folder / MODEL).is_file() else folder / MODEL
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from vaebm.config import BASELINE, SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_experiment, read_yaml, validate
+from vaebm.system.files import model_of
 
 TABLE = ("benchmarks.csv", "benchmarks.md", "benchmarks.tex", "benchmarks.json", "report.html")
 
@@ -130,7 +131,7 @@ def _training(folder: Path) -> StageRun:
         _tags(name, variant, settings, facts),
         (folder / "history.jsonl").read_text().splitlines(),
         files={
-            "model": sorted(folder.glob("model.pt")),
+            "model": sorted(folder.glob(model_of(folder).name)),
             "pictures": sorted(folder.glob("pictures/*.png")),
             "": sorted(folder.glob("training.json")),
         },

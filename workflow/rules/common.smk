@@ -101,7 +101,7 @@ def classifier_of(wildcards):
     """Classifier of an experiment, as the extractor or for the modes of stacks; the reference of another extractor needs none."""
     evaluation = EXPERIMENTS[wildcards.experiment].evaluation
     needed = evaluation.classifier is not None and wildcards.get("extractor", "classifier") == "classifier"
-    return {"classifier": f"results/{wildcards.experiment}/classifier/model.pt"} if needed else {}
+    return {"classifier": f"results/{wildcards.experiment}/classifier/model.safetensors"} if needed else {}
 
 
 def classifier_option(wildcards, input):
@@ -140,7 +140,7 @@ def together(wildcards):
 
 def models_of(wildcards):
     """Models from which a variant's samples come; a GAN's generator is an NVAE."""
-    model = f"results/{{}}/{{}}/seed{wildcards.seed}/model.pt"
+    model = f"results/{{}}/{{}}/seed{wildcards.seed}/model.safetensors"
     own, nvae = (model.format(wildcards.experiment, name) for name in (wildcards.variant, BASELINE))
     if EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name == "ebm":
         return {"nvae": nvae, "energy": own}

@@ -2,9 +2,9 @@ rule ebm:
     input:
         unpack(data_of),
         settings="results/{experiment}/{variant}/seed{seed}/ebm.yaml",
-        nvae="results/{experiment}/nvae/seed{seed}/model.pt",
+        nvae="results/{experiment}/nvae/seed{seed}/model.safetensors",
     output:
-        model="results/{experiment}/{variant}/seed{seed}/model.pt",
+        model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
         history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
         curves=report(
@@ -35,9 +35,9 @@ rule wgan:
     input:
         unpack(data_of),
         settings="results/{experiment}/{variant}/seed{seed}/wgan.yaml",
-        nvae="results/{experiment}/nvae/seed{seed}/model.pt",
+        nvae="results/{experiment}/nvae/seed{seed}/model.safetensors",
     output:
-        model="results/{experiment}/{variant}/seed{seed}/model.pt",
+        model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
         history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
         curves=report(

@@ -3,7 +3,7 @@ rule classifier:
         unpack(classifier_data_of),
         settings="results/{experiment}/classifier/classifier.yaml",
     output:
-        "results/{experiment}/classifier/model.pt",
+        "results/{experiment}/classifier/model.safetensors",
     log:
         "results/{experiment}/classifier/classifier.log",
     conda:

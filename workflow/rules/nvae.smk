@@ -3,7 +3,7 @@ rule nvae:
         unpack(data_of),
         settings="results/{experiment}/nvae/seed{seed}/nvae.yaml",
     output:
-        model="results/{experiment}/nvae/seed{seed}/model.pt",
+        model="results/{experiment}/nvae/seed{seed}/model.safetensors",
         training="results/{experiment}/nvae/seed{seed}/training.json",
         history="results/{experiment}/nvae/seed{seed}/history.jsonl",
         curves=report(

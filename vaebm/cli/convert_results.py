@@ -1,0 +1,47 @@
+"""Conversion of results of earlier versions, whose models are model.pt: nothing is trained again, nothing removed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+
+from vaebm.system.checkpoint import load_model, save_model
+from vaebm.system.files import EARLIER_MODEL, MODEL, write_json
+
+
+def convert_results(results: Path) -> None:
+    """Write model.safetensors next to every model.pt under `results`, with its time, and rename it in .snakemake.
+
+    Args:
+        results: folder of the results; Snakemake's records are in .snakemake next to it.
+
+    Raises:
+        UserError: a model is damaged.
+    """
+    earlier = sorted(results.rglob(EARLIER_MODEL))
+    for path in earlier:
+        if not (model := path.with_name(MODEL)).is_file():
+            content = load_model(path)
+            plain = {key: value for key, value in content.items() if key not in ("weights", "hash")}
+            save_model(model, weights=content["weights"], **plain)
+            os.utime(model, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+            print(f"{model}: converted from {path.name}")
+    names = {path.relative_to(results.parent).as_posix() for path in earlier}
+    for record in [path for path in (results.parent / ".snakemake" / "metadata").rglob("*") if path.is_file()]:
+        _rename_models(record, names)
+
+
+def _rename_models(record: Path, names: set[str]) -> None:
+    """Rename the models `names` in a record of Snakemake: among its inputs, and as the output that names it."""
+    content, output = json.loads(record.read_text()), base64.b64decode(record.name).decode()
+    inputs = [_later(name) if name in names else name for name in content["input"]]
+    if inputs != content["input"] or output in names:
+        checksums = {name: value for name, value in content["input_checksums"].items() if name not in names}
+        name = base64.b64encode((_later(output) if output in names else output).encode()).decode()
+        write_json(record.with_name(name), {**content, "input": inputs, "input_checksums": checksums})
+
+
+def _later(name: str) -> str:
+    return name.removesuffix(EARLIER_MODEL) + MODEL
