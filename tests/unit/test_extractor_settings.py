@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from vaebm.config import Experiment
 from vaebm.config.evaluation import EvaluationSettings, ExtractorSettings
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import read_experiment, read_settings, write_settings
 from vaebm.records.metrics import distance_of, lower_is_better, metric_name
+from vaebm.report.paper import read_paper
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
@@ -166,13 +166,8 @@ def test_papers_experiments_are_measured_as_it_did() -> None:
 
 def test_metrics_of_the_papers_rows_are_those_that_an_evaluation_writes() -> None:
     """The names in config/paper.yaml of rows that the Inception experiments answer."""
-    paper = yaml.safe_load((EXPERIMENTS.parent / "paper.yaml").read_text())
-    rows = [
-        row
-        for table in paper["tables"]
-        for row in table["rows"]
-        if "answer" in row and row["answer"]["experiment"] != "stacked_mnist"
-    ]
-    asked = {metric for row in rows for metric in row["figures"]}
+    tables = read_paper(EXPERIMENTS.parent / "paper.yaml").tables
+    rows = [row for table in tables for row in table.rows if row.answer and row.answer.experiment != "stacked_mnist"]
+    asked = {metric for row in rows for metric in row.figures}
     written = {metric_name(figure, "inception") for figure in ("FD", "IS", "recall")}
     assert {metric for metric in asked if re.match("FID|IS|recall", metric)} == written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -12,21 +12,33 @@ from vaebm.config.yaml_files import read_yaml, validate
 
 
 class PublishedValue(Settings):
-    """A value of the paper."""
+    """A value of the paper, written [value, mark]."""
 
     value: float
     """As printed there."""
     mark: Literal["A", "B", "M"]
     """A: two independent sources or the authors' repository; B: one source; M: from memory, unverified."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_pair(cls, content: Any) -> Any:
+        pair = isinstance(content, list) and len(content) == 2
+        return dict(zip(("value", "mark"), content, strict=True)) if pair else content
+
 
 class Answer(Settings):
-    """The variant of ours that measures the same."""
+    """The variant of ours that measures the same, written EXPERIMENT/VARIANT."""
 
     experiment: str
     """Name of an experiment file, which may not exist yet."""
     variant: str
     """Variant of that experiment."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_path(cls, content: Any) -> Any:
+        path = isinstance(content, str) and content.count("/") == 1
+        return dict(zip(("experiment", "variant"), content.split("/"), strict=True)) if path else content
 
 
 class PaperRow(Settings):
