@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vaebm.chain.langevin import PotentialFunction, langevin
 from vaebm.config import BASELINE, SamplesSettings
@@ -24,6 +24,7 @@ from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 from vaebm.system.files import model_of
 from vaebm.system.precision import chain_dtype
+from vaebm.system.shapes import GreyImages, Images, Latents, PerImage
 
 NO_CHAIN = ChainSettings(steps=0, step_size=1.0)
 
@@ -130,7 +131,7 @@ class VAEBM(nn.Module):
         """Floating-point type of the weights."""
         return self.nvae.dtype
 
-    def potential(self, eps_z: Sequence[Tensor], eps_x: Tensor) -> Tensor:
+    def potential(self, eps_z: Sequence[Latents], eps_x: Images) -> PerImage:
         """U(ε), (B,), differentiable in both arguments (VAEBM section 3.2).
 
         `noise`: U = E(x) + ½‖ε_z‖² + ½‖ε_x‖². `density`: U = E(x) − log p(z) − log p(x|z).
@@ -152,22 +153,22 @@ class VAEBM(nn.Module):
         """Shape of each part of ε_z, in decoding order."""
         return self.nvae.latent_shapes
 
-    def decode(self, eps_z: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
+    def decode(self, eps_z: Sequence[Latents]) -> tuple[Pixels, PerImage]:
         """p(x|z) for z = T(ε_z), and log p(z) (B,), by the modules."""
         return self.nvae.decode(eps_z)
 
-    def _energy(self, x: Tensor) -> Tensor:
+    def _energy(self, x: Images) -> PerImage:
         return x.new_zeros(len(x)) if self.energy is None else self.energy(x)
 
-    def initial_noise(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
+    def initial_noise(self, noise: NoiseSource) -> tuple[list[Latents], Images]:
         """Standard normal start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W)."""
         shapes = [*self.nvae.latent_shapes, self.nvae.shape]
         *eps_z, eps_x = noise.normal(shapes, device=self.device, dtype=self.dtype)
         return eps_z, eps_x
 
     def refine(
-        self, eps_z: Sequence[Tensor], eps_x: Tensor, *, steps: int, step_size: float, noise: NoiseSource
-    ) -> tuple[list[Tensor], Tensor]:
+        self, eps_z: Sequence[Latents], eps_x: Images, *, steps: int, step_size: float, noise: NoiseSource
+    ) -> tuple[list[Latents], Images]:
         """Move (eps_z, eps_x) by `steps` Langevin steps (VAEBM algorithm 1); the arguments are not modified."""
         if steps == 0:
             return [part.detach() for part in eps_z], eps_x.detach()
@@ -197,20 +198,20 @@ class VAEBM(nn.Module):
         return self._cache.decoder(self.nvae, None) if self._prepares else self.nvae
 
     @torch.no_grad()
-    def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Tensor:
+    def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Images:
         """Decoder means after `chain`, or the test chain: (B, C, H, W), one per index of `noise`; may leave [0, 1]."""
         chain = chain or self.test_chain
         start = self.initial_noise(noise)
         eps_z, _ = self.refine(*start, steps=chain.steps, step_size=chain.step_size, noise=noise)
         return self.decoder.decode(eps_z)[0].mean
 
-    def sample_batch(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Tensor:
+    def sample_batch(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Images:
         """`sample_means`, clamped to [0, 1]."""
         return self.sample_means(noise, chain).clamp(0.0, 1.0)
 
     def sample(
         self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500
-    ) -> Tensor:
+    ) -> Images:
         """Draw images (count, C, H, W) in [0, 1], float32, or float64 after `.double()`.
 
         Args:
@@ -225,7 +226,7 @@ class VAEBM(nn.Module):
     @torch.no_grad()
     def chain(
         self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None
-    ) -> list[Tensor]:
+    ) -> list[Images]:
         """Decoder means (count, C, H, W) in [0, 1] at the start and after each step, with the noise of `sample`."""
         noise, settings = sample_noise(seed, range(count)), self._chain(steps, step_size)
         eps_z, eps_x = self.initial_noise(noise)
@@ -245,17 +246,17 @@ class VAEBM(nn.Module):
         return self.test_chain.model_copy(update={name: value for name, value in given.items() if value is not None})
 
     @torch.no_grad()
-    def estimate(self, images: Tensor, seed: int, draws: int) -> Estimates:
+    def estimate(self, images: Images | GreyImages, seed: int, draws: int) -> Estimates:
         """Estimate log p(x) and E(x) of images (N, C, H, W), uint8 or in [0, 1], from `draws` draws z ~ q(z|x) each.
 
         The estimates are (N,), in double precision, on the CPU. The draws of image k depend only on `seed` and k.
         """
         return estimate_in_batches(self.nvae, images, seed, lambda x, noise: self._estimate(x, noise, draws))
 
-    def _estimate(self, x: Tensor, noise: NoiseSource, draws: int) -> Estimates:
+    def _estimate(self, x: Images, noise: NoiseSource, draws: int) -> Estimates:
         return estimate(self.nvae, self.energy, self.positives, x, noise, draws)
 
-    def log_likelihood(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
+    def log_likelihood(self, images: Images, seed: int = 0, importance_samples: int = 1) -> PerImage:
         """Importance-weighted bound on the NVAE's log p(x), (N,), from the draws of `score`; of one draw an ELBO.
 
         Raises:
@@ -266,7 +267,7 @@ class VAEBM(nn.Module):
             raise UserError(f"log_likelihood: {self.no_likelihood_reason}")
         return found.to(images)
 
-    def score(self, images: Tensor, seed: int = 0, importance_samples: int = 1) -> Tensor:
+    def score(self, images: Images, seed: int = 0, importance_samples: int = 1) -> PerImage:
         """Estimate of log p(x) − E(x), (N,): the log-likelihood up to log Z; higher is more in-distribution.
 
         Args:
@@ -277,7 +278,7 @@ class VAEBM(nn.Module):
         """
         return self.estimate(images, seed, importance_samples).score.to(images)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Images) -> PerImage:
         """`score` with its defaults: images (B, C, H, W) in [0, 1] → (B,), higher is more in-distribution."""
         return self.score(images)
 
@@ -309,11 +310,11 @@ class PixelEBM(VAEBM):
         """One shape, that of the images."""
         return [self.nvae.shape]
 
-    def decode(self, eps_z: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
+    def decode(self, eps_z: Sequence[Latents]) -> tuple[Pixels, PerImage]:
         """The images x = eps_z[0], and zeros (B,)."""
         return self.decoder.decode(eps_z)
 
-    def potential(self, eps_z: Sequence[Tensor], eps_x: Tensor) -> Tensor:
+    def potential(self, eps_z: Sequence[Latents], eps_x: Images) -> PerImage:
         """U = E(x) + ½‖ε_x‖² for the images x = eps_z[0], (B,); nothing else depends on `eps_x`."""
         return self._energy(eps_z[0]) + 0.5 * eps_x.square().flatten(1).sum(1)
 
@@ -323,14 +324,14 @@ class PixelEBM(VAEBM):
         energy = self.energy if self.dtype == torch.float64 else prepare_energy(self.energy, self.chain_dtype)
         return lambda eps: energy(eps[0]) + half_square(eps[-1])
 
-    def initial_noise(self, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
+    def initial_noise(self, noise: NoiseSource) -> tuple[list[Latents], Images]:
         """Start of chains: a list of one tensor, the images (B, C, H, W), and standard normal noise of their shape."""
         eps_z, eps_x = super().initial_noise(noise)
         if self.start == "prior":
             return [self.nvae.decode(eps_z)[0].mean], eps_x
         return noise.uniform([self.nvae.shape], device=self.device, dtype=eps_x.dtype), eps_x
 
-    def _estimate(self, x: Tensor, noise: NoiseSource, draws: int) -> Estimates:
+    def _estimate(self, x: Images, noise: NoiseSource, draws: int) -> Estimates:
         return Estimates(None, None, self._energy(x).double())
 
 

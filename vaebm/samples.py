@@ -8,7 +8,6 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vaebm.config import SamplesSettings
 from vaebm.config.yaml_files import read_settings
@@ -18,14 +17,15 @@ from vaebm.system.device import Progress, device_name, setup_device
 from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 from vaebm.system.precision import set_precision
+from vaebm.system.shapes import GreyPixels, Images
 
 
-def quantize_to_uint8(images: Tensor) -> Tensor:
+def quantize_to_uint8(images: Images) -> GreyPixels:
     """Round images (B, C, H, W) in [0, 1] to grey levels (B, H, W, C) uint8."""
     return images.mul(255.0).round_().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def stretched(images: Tensor) -> Tensor:
+def stretched(images: Images) -> Images:
     """Map each of the images (B, C, H, W) linearly from its range over all colours to [0, 1].
 
     The published program writes its samples this way, which changes the contrast of each image differently.
@@ -34,7 +34,7 @@ def stretched(images: Tensor) -> Tensor:
     return (images - low) / (high - low).clamp_min(1e-5)  # a constant image becomes black
 
 
-def grey_levels(means: Tensor, stretch: bool) -> Tensor:
+def grey_levels(means: Images, stretch: bool) -> GreyPixels:
     """Convert decoder means (B, C, H, W) of any range to uint8 (B, H, W, C), clamped or `stretched`."""
     return quantize_to_uint8(stretched(means) if stretch else means.clamp(0.0, 1.0))
 

@@ -47,17 +47,17 @@ def random_pair(network: dict[str, object]) -> tuple[NVAE, EnergyNetwork]:
     return nvae, energy
 
 
-class LinearVAE(nn.Module):
+class LinearVAE(NVAE):
     """x = ½ + ½ (A z + s ε_x) with z = ε_z: a decoder whose chain has a stationary law in closed form.
 
     The mean may be anything and no pixel saturates: soft clamps are inverted, and A and s are small.
     """
 
     def __init__(self, matrix: Tensor, sigma: float = 0.02):
-        super().__init__()
+        nn.Module.__init__(self)  # none of an NVAE's networks
         self.sigma = sigma
         self.matrix = nn.Parameter(matrix, requires_grad=False)
-        self.device, self.dtype = matrix.device, matrix.dtype
+        self.prior_constant, self.settings = self.matrix, NETWORK
         self.latent_shapes = [(matrix.shape[1], 1, 1)]
         self.shape = (1, matrix.shape[0], 1)
 

@@ -41,11 +41,11 @@ class Output(NamedTuple):
     kl: torch.Tensor
 
 
-class LinearGaussian(nn.Module):
+class LinearGaussian(NVAE):
     """z ~ N(0, 1), y | z ~ N(z, SIGMA²), one latent a pixel; its posterior, and its posterior moved by `error`."""
 
     def __init__(self, error=0.0):
-        super().__init__()
+        nn.Module.__init__(self)
         self.error = error
 
     def as_input(self, images, noise):

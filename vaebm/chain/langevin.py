@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vaebm.noise import NoiseSource
+from vaebm.system.shapes import PerImage
 
-PotentialFunction = Callable[[Sequence[Tensor]], Tensor]
+PotentialFunction = Callable[[Sequence[Tensor]], PerImage]
 """U of a list of noise tensors (B, …), one value per chain: (B,)."""
 
 
@@ -20,7 +21,7 @@ class State(NamedTuple):
 
     eps: list[Tensor]
     """One tensor (B, …) per latent group, the pixels' last."""
-    potential: Tensor
+    potential: PerImage
     """U(ε), (B,)."""
     gradient: list[Tensor]
     """∇U(ε) of each chain, the shapes of `eps`."""
@@ -31,7 +32,7 @@ class Transition(NamedTuple):
 
     state: State
     """State after the step."""
-    acceptance: Tensor
+    acceptance: PerImage
     """Probability that a Metropolis correction would accept the step, (B,) in double precision."""
 
 
@@ -99,7 +100,7 @@ def propose(state: State, step_size: float, omega: Sequence[Tensor]) -> list[Ten
 
 
 @torch.no_grad()
-def acceptance(before: State, after: State, step_size: float) -> Tensor:
+def acceptance(before: State, after: State, step_size: float) -> PerImage:
     """Metropolis–Hastings acceptance probability of a Langevin step from x to y, (B,) in double precision.
 
     min(1, π(y) q(x|y) / (π(x) q(y|x))), π = exp(−U), q(y|x) = N(y; x − η/2 ∇U(x), η) (Roberts and Tweedie, 1996).

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaebm.config import EBMSettings
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import Pixels, match_noise
+from vaebm.system.shapes import GreyImages, Images, PerImage
 
 
 @torch.no_grad()
-def positives(nvae: NVAE, images: Tensor, stage: EBMSettings, noise: NoiseSource) -> Tensor:
+def positives(nvae: NVAE, images: GreyImages, stage: EBMSettings, noise: NoiseSource) -> Images:
     """Convert training images (B, C, H, W) uint8 to the energy's input, in [0, 1].
 
     Args:
@@ -27,7 +28,7 @@ def positives(nvae: NVAE, images: Tensor, stage: EBMSettings, noise: NoiseSource
     return x if stage.positives == "clean" else match_noise(nvae(nvae.as_input(images), noise=noise).pixels, x, noise)
 
 
-def negatives(pixels: Pixels, eps_x: Tensor, kind: Literal["sample", "mean"]) -> Tensor:
+def negatives(pixels: Pixels, eps_x: Images, kind: Literal["sample", "mean"]) -> Images:
     """Images of the chains (B, C, H, W): decoder samples in [0, 1], or decoder means, which may leave it."""
     return pixels.mean if kind == "mean" else pixels.sample(eps_x)
 
@@ -37,9 +38,9 @@ class ContrastiveDivergence(NamedTuple):
 
     loss: Tensor
     """mean E(x⁺) − mean E(x⁻) + penalty, scalar, with gradient."""
-    positive: Tensor
+    positive: PerImage
     """Energies of the data, (B,)."""
-    negative: Tensor
+    negative: PerImage
     """Energies of the chains' images, (B,)."""
 
     @property
@@ -54,7 +55,7 @@ class ContrastiveDivergence(NamedTuple):
 
 
 def contrastive_divergence(
-    energy: nn.Module, positive: Tensor, negative: Tensor, energy_penalty: float = 0.0
+    energy: Callable[[Tensor], Tensor], positive: Images, negative: Images, energy_penalty: float = 0.0
 ) -> ContrastiveDivergence:
     """Contrastive divergence (VAEBM eq. 5), with a penalty on the energies' magnitude.
 

@@ -13,6 +13,7 @@ from vaebm.config.ebm import Positives
 from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import match_noise
+from vaebm.system.shapes import GreyImages, Images, PerImage
 
 BATCH = 250
 """Images per batch up to 32×32 pixels, fewer for larger images; fixed, because the last digits may depend on it."""
@@ -21,22 +22,22 @@ BATCH = 250
 class Estimates(NamedTuple):
     """Estimates for images, in nats per image, each (B,) in double precision; None where a model has none."""
 
-    elbo: Tensor | None
+    elbo: PerImage | None
     """E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)), averaged over the draws (NVAE eq. 1)."""
-    importance: Tensor | None
+    importance: PerImage | None
     """ln of the mean over the draws of p(x|z) p(z) / q(z|x) (Burda et al., 2016)."""
-    energy: Tensor | None
+    energy: PerImage | None
     """E(x) for x as in the energy's training."""
 
     @property
-    def score(self) -> Tensor:
+    def score(self) -> PerImage:
         """log p(x) − E(x), (B,); a part that is None is left out."""
         parts = [part for part in (self.importance, None if self.energy is None else -self.energy) if part is not None]
         return torch.stack(parts).sum(dim=0)
 
 
 def estimate(
-    nvae: NVAE, energy: nn.Module | None, positives: Positives, x: Tensor, noise: NoiseSource, draws: int
+    nvae: NVAE, energy: nn.Module | None, positives: Positives, x: Images, noise: NoiseSource, draws: int
 ) -> Estimates:
     """Estimate log p(x) and E(x) from the same draws z ~ q(z|x).
 
@@ -62,11 +63,11 @@ def estimate(
 
 
 def estimate_in_batches(
-    nvae: NVAE, images: Tensor, seed: int, of_batch: Callable[[Tensor, NoiseSource], Estimates]
+    nvae: NVAE, images: Images | GreyImages, seed: int, of_batch: Callable[[Tensor, NoiseSource], Estimates]
 ) -> Estimates:
     """`of_batch` for each batch of images (N, C, H, W), converted by `NVAE.as_input`; the estimates are on the CPU."""
     found, size = [], max(min(BATCH, BATCH * 32 * 32 // (images.shape[2] * images.shape[3])), 1)
-    for index, batch in zip(batches(range(len(images)), size), images.split(size), strict=True):
+    for index, batch in zip(batches(range(len(images)), size), torch.split(images, size), strict=True):
         x = nvae.as_input(batch, NoiseSource(seed, "score input", index))
         found.append(of_batch(x, NoiseSource(seed, "score", index)))
     return Estimates(*(None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)))

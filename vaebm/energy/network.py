@@ -14,6 +14,7 @@ from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.system.checkpoint import load_model
 from vaebm.system.device import to_device_channels_last
 from vaebm.system.errors import UserError
+from vaebm.system.shapes import Images, Latents, PerImage
 
 LIPSWISH = 1.1
 """Divisor of the swish."""
@@ -35,7 +36,7 @@ class EnergyBlock(nn.Module):
         self.skip = DataInitializedConv2d(channels_in, channels_out, 1, bias=False) if changes else None
         self.down = down
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Latents) -> Latents:
         """(B, in, H, W) → (B, out, H', W')."""
         hidden = self.second(lipswish(self.first(x)))
         out = hidden + (x if self.skip is None else self.skip(x))
@@ -58,7 +59,7 @@ class EnergyNetwork(nn.Module):
         )
         self.head = nn.Linear(widths[-1], 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Images) -> PerImage:
         """Energies (B,) of images (B, C, H, W) in [0, 1]."""
         x = lipswish(self.stem(x))
         for block in self.blocks:
@@ -66,7 +67,7 @@ class EnergyNetwork(nn.Module):
         return self.head(x.sum(dim=(2, 3)))[:, 0]
 
     @torch.no_grad()
-    def initialize(self, images: Tensor) -> Tensor:
+    def initialize(self, images: Images) -> PerImage:
         """Initialise by a batch of images (B, C, H, W) in [0, 1], and return their energies (B,)."""
         with data_initialization(self):
             return self(images)

@@ -24,7 +24,7 @@ from vaebm.data import ImageSet, open_images
 from vaebm.data.digits import INK_LEVELS, counts_to_grey, grey_to_counts, reduce_to_digits
 from vaebm.system.errors import UserError
 
-Images = NDArray[np.uint8]
+UInt8Images = NDArray[np.uint8]
 """(N, H, W, C)."""
 
 CROP = 32
@@ -59,7 +59,7 @@ def rounded(totals: NDArray[np.int64], divisor: int, purpose: str, first: int = 
     return (totals + (divisor - 1) // 2 + chances) // divisor
 
 
-def interpolation(images: Images, name: str) -> Images:
+def interpolation(images: UInt8Images, name: str) -> UInt8Images:
     """Average each held-out image with the one a third of the set later, to the nearest level."""
     few, partners = name in FEW_LEVELS, np.roll(np.arange(len(images)), -max(len(images) // 3, 1))
     made = np.empty_like(images)
@@ -71,12 +71,12 @@ def interpolation(images: Images, name: str) -> Images:
     return made
 
 
-def turned(images: Images, name: str) -> Images:
+def turned(images: UInt8Images, name: str) -> UInt8Images:
     """Rotate each held-out image by 180°."""
     return np.ascontiguousarray(images[:, ::-1, ::-1])
 
 
-def photographs(images: Images, name: str) -> Images:
+def photographs(images: UInt8Images, name: str) -> UInt8Images:
     """Distinct grey patches of scikit-learn's photographs at hashed positions, as many as `images`.
 
     Raises:
@@ -87,7 +87,7 @@ def photographs(images: Images, name: str) -> Images:
     if name != "digits":
         raise UserError(f"evaluation.ood: photographs: it is made for digits alone, found {name}; leave it out")
     photos = [photo.astype(np.int64) @ (299, 587, 114) // 1000 for photo in load_sample_images().images]
-    found: dict[bytes, Images] = {}
+    found: dict[bytes, UInt8Images] = {}
     for index in count():
         if len(found) == len(images):
             break
@@ -99,7 +99,7 @@ def photographs(images: Images, name: str) -> Images:
     return np.stack(list(found.values()))[..., None]
 
 
-SETS: dict[str, Callable[[Images, str], Images]] = {
+SETS: dict[str, Callable[[UInt8Images, str], UInt8Images]] = {
     "interpolation": interpolation,
     "turned": turned,
     "photographs": photographs,
@@ -107,10 +107,10 @@ SETS: dict[str, Callable[[Images, str], Images]] = {
 """Name → function from the held-out images and their set's name to as many images of the same form."""
 
 
-def area_resample(images: Images, side: int, name: str) -> Images:
+def area_resample(images: UInt8Images, side: int, name: str) -> UInt8Images:
     """Resize images (N, T, T, C) to `side`×`side` by area means, to the nearest level of the set `name`.
 
-    An output pixel is the mean of the input under it; pixels cut by its border count in proportion. Images of the
+    An output pixel is the mean of the input under it; pixels cut by its border count in proportion. UInt8Images of the
     right size stay as they are, and so do images enlarged by repeated pixels.
 
     Args:
@@ -134,13 +134,13 @@ def area_resample(images: Images, side: int, name: str) -> Images:
     return made
 
 
-def _blocks(images: Images) -> list[slice]:
+def _blocks(images: UInt8Images) -> list[slice]:
     """Slices of at most VALUES_PER_BLOCK values each."""
     step = max(VALUES_PER_BLOCK // images[0].size, 1)
     return [slice(first, min(first + step, len(images))) for first in range(0, len(images), step)]
 
 
-def chosen(images: Images, most: int) -> Images:
+def chosen(images: UInt8Images, most: int) -> UInt8Images:
     """The `most` images whose bytes have the smallest SHA-256, in their order."""
     if len(images) <= most:
         return np.asarray(images)
@@ -197,5 +197,5 @@ def make_ood_set(name: str, data: DataSettings | None, own: ImageSet, manifests:
     return OODImages(_as_tensor(area_resample(chosen(found, len(held_out)), side, own.name)), source)
 
 
-def _as_tensor(pictures: Images) -> Tensor:
+def _as_tensor(pictures: UInt8Images) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))

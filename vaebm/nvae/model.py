@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from vaebm.nvae.pixel_distributions import Pixels, logit_channels, pixels_of, qu
 from vaebm.system.checkpoint import load_model
 from vaebm.system.device import to_device_channels_last
 from vaebm.system.errors import UserError
+from vaebm.system.shapes import GreyImages, Images, Latents, PerGroup, PerImage
 
 ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
 """Submodules used only by the encoder."""
@@ -39,25 +40,26 @@ class NVAEOutput(NamedTuple):
     """The latent groups in decoding order."""
 
     @property
-    def log_q(self) -> Tensor:
+    def log_q(self) -> PerImage:
         """log q(z|x), (B,)."""
         return torch.stack([draw.log_q.sum(dim=(1, 2, 3)) for draw in self.draws]).sum(0)
 
     @property
-    def log_p(self) -> Tensor:
+    def log_p(self) -> PerImage:
         """log p(z), (B,)."""
         return torch.stack([draw.log_p.sum(dim=(1, 2, 3)) for draw in self.draws]).sum(0)
 
     @property
-    def kl(self) -> Tensor:
+    def kl(self) -> PerGroup:
         """KL(q(z_j | x, z_<j) ‖ p(z_j | z_<j)) of each group, (B, groups)."""
         return torch.stack([draw.kl.sum(dim=(1, 2, 3)) for draw in self.draws], dim=1)
 
 
+@runtime_checkable
 class LatentDecoder(Protocol):
     """What a chain moves through: noise → distribution of images."""
 
-    def decode(self, eps: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
+    def decode(self, eps: Sequence[Latents]) -> tuple[Pixels, PerImage]:
         """p(x|z) for the noise of each latent group, and log p(z), (B,)."""
 
 
@@ -168,7 +170,7 @@ class NVAE(nn.Module):
         """Parameters used by `decode`."""
         return [parameter for name, parameter in self.named_parameters() if not ENCODER & set(name.split("."))]
 
-    def as_input(self, images: Tensor, noise: NoiseSource | None = None) -> Tensor:
+    def as_input(self, images: Images | GreyImages, noise: NoiseSource | None = None) -> Images:
         """Convert images (B, C, H, W), grey levels uint8 or values in [0, 1], to the network's input in [0, 1].
 
         The depth is reduced to `bits`. For the Bernoulli decoder a pixel is drawn white with probability x.
@@ -188,7 +190,7 @@ class NVAE(nn.Module):
             return (threshold < x).to(x.dtype)
         return x
 
-    def encode(self, x: Tensor) -> list[Tensor]:
+    def encode(self, x: Images) -> list[Latents]:
         """Encoder features of images (B, C, H, W) in [0, 1], one tensor per group in decoding order."""
         state = self.preprocess(self.stem(2.0 * x - 1.0))
         features = []
@@ -199,7 +201,7 @@ class NVAE(nn.Module):
         return features[::-1]
 
     def forward(
-        self, x: Tensor, eps: Sequence[Tensor] | None = None, noise: NoiseSource | None = None, step: int = 0
+        self, x: Images, eps: Sequence[Latents] | None = None, noise: NoiseSource | None = None, step: int = 0
     ) -> NVAEOutput:
         """Reconstruct images through a draw of the posterior (NVAE eq. 1 and 2).
 
@@ -227,7 +229,7 @@ class NVAE(nn.Module):
             state = group.combine(state, draw.z)
         return NVAEOutput(self._pixels(state), draws)
 
-    def decode(self, eps: Sequence[Tensor], temperature: float = 1.0) -> tuple[Pixels, Tensor]:
+    def decode(self, eps: Sequence[Latents], temperature: float = 1.0) -> tuple[Pixels, PerImage]:
         """Map noise to latents, z = T(ε), and to the pixels' distribution (VAEBM section 3.2).
 
         Args:

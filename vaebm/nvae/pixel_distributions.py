@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from vaebm.config.nvae import NVAENetworkSettings
 from vaebm.noise import NoiseSource
 from vaebm.nvae.distributions import Normal
+from vaebm.system.shapes import Images, PerImage
 
 CHAIN_LOG_SIGMA_FLOOR = -2.0
 """Lower bound of the pixels' log σ in the published program's chain."""
@@ -40,18 +41,18 @@ class Pixels(ABC):
 
     @property
     @abstractmethod
-    def mean(self) -> Tensor:
+    def mean(self) -> Images:
         """Mean image (B, C, H, W)."""
 
     @abstractmethod
-    def sample(self, eps: Any, temperature: float = 1.0) -> Tensor:
+    def sample(self, eps: Any, temperature: float = 1.0) -> Images:
         """Images (B, C, H, W) in [0, 1] from the noise that the distribution needs."""
 
     @abstractmethod
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Images) -> Tensor:
         """Log probability or density of `x` (B, C, H, W) in [0, 1]: (B, C, H, W), or (B, H, W) over all colours."""
 
-    def log_likelihood(self, x: Tensor) -> Tensor:
+    def log_likelihood(self, x: Images) -> PerImage:
         """log p(x|z) of images `x` (B, C, H, W) in [0, 1], without the padding: (B,)."""
         each, crop = self.log_prob(x), self.crop
         if crop:
@@ -73,23 +74,23 @@ class PixelNormal(Pixels):
         self.normal = Normal(self.m, self.ell, log_sigma_floor=log_sigma_floor)
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Images:
         """Mean image ½μ + ½, (B, C, H, W); may leave [0, 1]."""
         return 0.5 * self.normal.mean + 0.5
 
-    def sample(self, eps: Tensor, temperature: float = 1.0) -> Tensor:
+    def sample(self, eps: Images, temperature: float = 1.0) -> Images:
         """Image ½ clamp(μ + σ ε) + ½, (B, C, H, W) in [0, 1]; no gradient where it saturates."""
         return 0.5 * self.normal.sample(temperature * eps).clamp(-1.0, 1.0) + 0.5
 
-    def add_noise(self, x: Tensor, eps: Tensor) -> Tensor:
+    def add_noise(self, x: Images, eps: Images) -> Images:
         """`sample` around images `x` (B, C, H, W) in [0, 1]: ½ clamp(2x − 1 + σ ε) + ½."""
         return 0.5 * torch.addcmul(2.0 * x - 1.0, self.normal.sigma, eps).clamp(-1.0, 1.0) + 0.5
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Images) -> Tensor:
         """Log density of y = 2x − 1 for images `x`, elementwise (B, C, H, W)."""
         return self.normal.log_prob(2.0 * x - 1.0)
 
-    def chain_log_prob(self, x: Tensor) -> Tensor:
+    def chain_log_prob(self, x: Images) -> Images:
         """`log_prob` with log σ ≥ −2, as in the published program's chain; for the potential `density` only."""
         return Normal(self.m, self.ell, log_sigma_floor=CHAIN_LOG_SIGMA_FLOOR).log_prob(2.0 * x - 1.0)
 
@@ -113,7 +114,7 @@ class PixelLogisticMixture(Pixels):
         self.log_scales = log_scales.clamp(min=LOG_SCALE_FLOOR)
         self.coefficients = coefficients.tanh()
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Images) -> Tensor:
         """Log probability of grey levels `x` (B, 3, H, W), jointly over the colours of a pixel: (B, H, W)."""
         y = (2.0 * x - 1.0)[:, :, None]  # (B, 3, 1, H, W)
         red, green = y[:, 0], y[:, 1]
@@ -130,7 +131,7 @@ class PixelLogisticMixture(Pixels):
         each = torch.where(y < -0.999, plus - F.softplus(plus), above)
         return torch.logsumexp(each.sum(1) + torch.log_softmax(self.mixture_logits, dim=1), dim=1)
 
-    def sample(self, uniforms: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+    def sample(self, uniforms: Sequence[Tensor], temperature: float = 1.0) -> Images:
         """Images (B, 3, H, W) in [0, 1], not rounded to grey levels.
 
         Args:
@@ -147,7 +148,7 @@ class PixelLogisticMixture(Pixels):
         return self._colours(means + log_scales.exp() / temperature * logistic, coefficients)
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Images:
         """Image (B, 3, H, W) from mean means and coefficients, as published; clamps make it differ from the mean."""
         weights = torch.softmax(self.mixture_logits, dim=1)[:, None]
         return self._colours((weights * self.means).sum(2), (weights * self.coefficients).sum(2))
@@ -169,15 +170,15 @@ class PixelBernoulli(Pixels):
         self.logits = logits
 
     @property
-    def mean(self) -> Tensor:
+    def mean(self) -> Images:
         """Probability of white, (B, C, H, W)."""
         return torch.sigmoid(self.logits)
 
-    def sample(self, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+    def sample(self, uniforms: Images, temperature: float = 1.0) -> Images:
         """Images (B, C, H, W) of zeros and ones for `uniforms` in (0, 1); the temperature divides the logits."""
         return (uniforms < torch.sigmoid(self.logits / temperature)).to(self.logits.dtype)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Images) -> Tensor:
         """Log probability of `x` in {0, 1} (B, C, H, W), elementwise."""
         return -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none")
 
@@ -196,7 +197,7 @@ def pixels_of(settings: NVAENetworkSettings, logits: Tensor) -> Pixels:
     return PixelNormal(logits, settings.pixel_log_sigma_floor, settings.crop)
 
 
-def match_noise(pixels: Pixels, x: Tensor, noise: NoiseSource, step: int = 0) -> Tensor:
+def match_noise(pixels: Pixels, x: Images, noise: NoiseSource, step: int = 0) -> Images:
     """Add the decoder's pixel noise to images: clamp(x + ½σ(z) ω) for z ~ q(z|x).
 
     Args:
