@@ -26,7 +26,7 @@ from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import seeded, setup_device, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
-from vaebm.training.loop import Limits, Stateful, Training
+from vaebm.training.loop import Limits, Stateful, Training, training_images
 
 RECORD_EVERY = 5
 """Iterations between two lines of the history."""
@@ -65,12 +65,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     if vae.shape != dataset.shape:
         raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
     check_decoder(vae, nvae)
-    images = dataset.split("train")[0].to(device)
-    if training.batch > len(images):
-        raise UserError(
-            f"{settings}: ebm.training.batch: expected at most the {len(images)} training images, "
-            f"found {training.batch}"
-        )
+    images = training_images(dataset, device, training.batch, f"{settings}: ebm.training.batch")
 
     with seeded(derive(seed, "energy")):
         energy = EnergyNetwork(stage.network, dataset.shape[0])

@@ -23,7 +23,7 @@ from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import seeded, setup_device, to_device_channels_last
 from vaebm.system.errors import UserError
-from vaebm.training.loop import Limits, Stateful, Training, training_batch
+from vaebm.training.loop import Limits, Stateful, Training, training_batch, training_images
 
 WGAN_CURVES = {
     "critic: data minus generated": ["gap"],
@@ -130,11 +130,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]
     if vae.shape != dataset.shape:
         raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
-    images = dataset.split("train")[0].to(device)
-    if stage.batch > len(images):
-        raise UserError(
-            f"{settings}: wgan.batch: expected at most the {len(images)} training images, found {stage.batch}"
-        )
+    images = training_images(dataset, device, stage.batch, f"{settings}: wgan.batch")
     with seeded(derive(seed, "critic")):
         critic = to_device_channels_last(EnergyNetwork(stage.network, dataset.shape[0]), device)
     trainer = WGANTrainer(vae, critic, stage, seed)

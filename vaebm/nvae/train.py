@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from vaebm.system.checkpoint import hash_tensors, save_model
 from vaebm.system.device import seeded, setup_device, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
-from vaebm.training.loop import Limits, Stateful, Training, training_batch
+from vaebm.training.loop import Limits, Stateful, Training, training_batch, training_images
 from vaebm.training.spectral import SpectralPenalty
 
 NVAE_CURVES = {
@@ -172,14 +173,8 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     key = "micro_batch" if training.micro_batch else "batch"
     distributed.check_share(training.micro_batch or training.batch, f"{settings}: nvae.training.{key}")
     dataset = open_images(data)
-    images = dataset.split("train")[0].to(device)
-    if training.batch > len(images):
-        raise UserError(
-            f"{settings}: nvae.training.batch: expected at most the {len(images)} training images, "
-            f"found {training.batch}"
-        )
-    steps_per_epoch = len(images) // training.batch
-    total = steps_per_epoch * training.epochs
+    images = training_images(dataset, device, training.batch, f"{settings}: nvae.training.batch")
+    total = len(images) // training.batch * training.epochs
 
     def batch_of(step: int) -> Tensor:
         return training_batch(images, step, training.batch, seed, training.flip)
@@ -198,9 +193,51 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     depends_on = {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash}
     state: dict[str, Stateful] = {"nvae": nvae, "spectral": trainer.spectral, "optimizer": trainer.optimizer}
     run_state = Training("nvae", model.parent, depends_on, total, state, limits)
-    skipped = run_state.extra.setdefault("skipped", {"in_a_row": 0, "in_all": 0})
-    heldout_every = max(training.epochs // 20, 1)
     batch = trainer.micro_batch // distributed.world_size()  # the images per process of a training step
+    skipped = run_steps(trainer, batch_of, run_state, settings, lambda: heldout_nelbo(nvae, dataset, seed, batch))
+
+    nvae.eval()
+    weights = nvae.state_dict()
+    heldout = heldout_nelbo(nvae, dataset, seed, batch)
+    if distributed.rank() != 0:
+        return
+    draw_pictures(nvae, dataset, run_state, seed, batch)
+    save_model(model, "nvae", stage.network.model_dump(), weights, shape=list(dataset.shape))
+    run_state.finish(
+        status="finished",
+        parameters=sum(p.numel() for p in nvae.parameters()),
+        skipped_steps=skipped,
+        heldout=heldout,
+        model=hash_tensors(weights),
+        device=str(device),
+        threads=threads,
+        processes=distributed.world_size(),
+    )
+
+
+def run_steps(
+    trainer: NVAETrainer,
+    batch_of: Callable[[int], Tensor],
+    run_state: Training,
+    settings: Path,
+    heldout: Callable[[], float],
+) -> int:
+    """Run the remaining steps, and record each epoch's first.
+
+    Args:
+        batch_of: step → global batch.
+        settings: settings file, for errors.
+        heldout: negative ELBO of the held-out images, in about every twentieth epoch.
+
+    Returns:
+        Number of skipped steps.
+
+    Raises:
+        Diverged: more steps in a row than `max_skipped` had a non-finite loss or gradient.
+    """
+    skipped = run_state.extra.setdefault("skipped", {"in_a_row": 0, "in_all": 0})
+    training, steps_per_epoch = trainer.training, trainer.total // trainer.training.epochs
+    heldout_every = max(training.epochs // 20, 1)
 
     for step in run_state.steps():
         epoch, position = divmod(step, steps_per_epoch)
@@ -221,29 +258,13 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
         run_state.show(**values)
         if position == 0:
             if epoch % heldout_every == 0:
-                values["heldout"] = heldout_nelbo(nvae, dataset, seed, batch)
+                values["heldout"] = heldout()
             values |= {"spectral": done.spectral, "batch_norm": done.batch_norm}
             values |= {"beta": trainer.beta(step), "learning_rate": rate}
             values |= {f"kl_{group}": value for group, value in enumerate(done.kl)}
             run_state.record(**values)
-
-    nvae.eval()
-    weights = nvae.state_dict()
-    heldout = heldout_nelbo(nvae, dataset, seed, batch)
-    if distributed.rank() != 0:
-        return
-    draw_pictures(nvae, dataset, run_state, seed, batch)
-    save_model(model, "nvae", stage.network.model_dump(), weights, shape=list(dataset.shape))
-    run_state.finish(
-        status="finished",
-        parameters=sum(p.numel() for p in nvae.parameters()),
-        skipped_steps=skipped["in_all"],
-        heldout=heldout,
-        model=hash_tensors(weights),
-        device=str(device),
-        threads=threads,
-        processes=distributed.world_size(),
-    )
+    in_all: int = skipped["in_all"]
+    return in_all
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vaebm.config import fingerprint
+from vaebm.data import ImageSet
 from vaebm.noise import derive
 from vaebm.system import distributed
 from vaebm.system.checkpoint import Checkpoints
@@ -47,6 +48,18 @@ def training_batch(images: Tensor, step: int, batch: int, seed: int, flip: bool)
         return chosen
     draws = np.random.Generator(np.random.Philox(key=derive(seed, "flip", step))).random(batch) < 0.5
     return torch.where(torch.from_numpy(draws).to(chosen.device)[:, None, None, None], chosen.flip(3), chosen)
+
+
+def training_images(dataset: ImageSet, device: torch.device, batch: int, key: str) -> Tensor:
+    """All training images (N, C, H, W) uint8, on the device.
+
+    Raises:
+        UserError: fewer images than `batch`, the value of the setting `key`.
+    """
+    images = dataset.split("train")[0].to(device)
+    if batch > len(images):
+        raise UserError(f"{key}: expected at most the {len(images)} training images, found {batch}")
+    return images
 
 
 def _finite(state: Any) -> bool:
