@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vaebm.evaluation import detection, stage
-from vaebm.evaluation.detection import METRICS, measure_ood, scores, with_typicality
+from vaebm.evaluation.detection import SEPARATIONS, measure_ood, scores, with_typicality
 from vaebm.measures import bootstrap
 from vaebm.model import Estimates
 from vaebm.system.errors import UserError
@@ -33,10 +33,14 @@ def test_measures_are_those_of_their_definitions(levels, sizes):
         for low, size in zip((levels // 4, 0), sizes, strict=True)
     )
     expected = by_hand(inside, outside)
-    assert {name: metric.of(inside, outside) for name, metric in METRICS.items()} == pytest.approx(expected, rel=1e-12)
+    assert {name: metric.of(inside, outside) for name, metric in SEPARATIONS.items()} == pytest.approx(
+        expected, rel=1e-12
+    )
     shift = 2 * levels
-    assert [metric.of(inside + shift, outside) for metric in METRICS.values()] == [1, 1, 0]
-    assert METRICS["AUROC"].of(inside - shift, outside) == 0 and METRICS["FPR95"].of(inside - shift, outside) == 1
+    assert [metric.of(inside + shift, outside) for metric in SEPARATIONS.values()] == [1, 1, 0]
+    assert (
+        SEPARATIONS["AUROC"].of(inside - shift, outside) == 0 and SEPARATIONS["FPR95"].of(inside - shift, outside) == 1
+    )
 
 
 @pytest.mark.parametrize("levels", [6, 10**6])
@@ -47,7 +51,7 @@ def test_replicates_are_the_measures_of_the_resampled_images(levels):
         generator.integers(0, levels + levels // 2, 23).astype(float),
     )
     counts = [bootstrap.resamples(size, 25, generator) for size in (40, 23)]
-    for name, metric in METRICS.items():
+    for name, metric in SEPARATIONS.items():
         expected = [by_hand(np.repeat(inside, a), np.repeat(outside, b))[name] for a, b in zip(*counts, strict=True)]
         assert metric.replicates(inside, outside, *counts) == pytest.approx(expected, rel=1e-12), name
 

@@ -19,7 +19,7 @@ from vaebm.evaluation.reference import Reference, read_reference
 from vaebm.measures.bootstrap import Features
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import VAEBM
-from vaebm.records.metrics import metric_name
+from vaebm.records.metrics import FD
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 
@@ -155,7 +155,7 @@ class Inputs(NamedTuple):
     @property
     def distance_name(self) -> str:
         """Name of the Fréchet distance."""
-        return metric_name("FD", self.extractor.kind)
+        return FD.named(self.extractor.kind)
 
     @property
     def no_likelihood_reason(self) -> str:

@@ -14,11 +14,12 @@ from torch import Tensor
 from vaebm import plots
 from vaebm.config import ChainSettings
 from vaebm.evaluation.classifier import to_float
-from vaebm.evaluation.detection import IN_THE_TABLE, Scores, ood_metric_name
+from vaebm.evaluation.detection import Scores
 from vaebm.evaluation.measurements import Measurements
 from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, generator
 from vaebm.measures.modes import Law
 from vaebm.model import VAEBM
+from vaebm.records.metrics import DETECTION
 
 GRID, CHAINS = 160, 10
 """Images in a grid of samples; chains shown step by step."""
@@ -33,8 +34,8 @@ def ood(inside: Scores, outside: dict[str, Scores], figures: Measurements, path:
     names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)"}
     panels = {}
     for name, found in outside.items():
-        for kind in filter(inside.__contains__, IN_THE_TABLE["AUROC"]):
-            area = figures[ood_metric_name("AUROC", name, kind)]["value"]
+        for kind in filter(inside.__contains__, names):
+            area = figures[DETECTION["AUROC", kind].named(name)]["value"]
             panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out images": inside[kind], name: found[kind]}
     plots.histograms(panels, path, "score")
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 from vaebm.evaluation.measurements import Measurements
+from vaebm.records.metrics import SECONDS_PER_50
 from vaebm.system.errors import UserError
 
-SECONDS_PER_50, IMAGES = "seconds-per-50", 50
-"""The metric, and its number of images, the one of the published times."""
+IMAGES = 50
+"""Number of images of the metric, the one of the published times."""
 
 
 def measure_sampling_time(shards: list[Path]) -> Measurements:
@@ -34,7 +35,9 @@ def measure_sampling_time(shards: list[Path]) -> Measurements:
             ) from None
     images, seconds = sum(record[0] for record in records), sum(record[1] for record in records)
     units = dict.fromkeys(unit for _, _, unit in records)
-    return {SECONDS_PER_50: {"value": IMAGES * seconds / images, "samples": images, "unit": " and ".join(units)}}
+    return {
+        SECONDS_PER_50.pattern: {"value": IMAGES * seconds / images, "samples": images, "unit": " and ".join(units)}
+    }
 
 
 def _unit(record: dict[str, int | str]) -> str:

@@ -21,6 +21,7 @@ from vaebm.measures.bootstrap import Features
 from vaebm.measures.modes import Law
 from vaebm.model import Estimates
 from vaebm.plots import image_grid
+from vaebm.records.metrics import ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, SECONDS_PER_50
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
 from vaebm.system.files import write_json
@@ -31,7 +32,7 @@ TRAIN = 3000
 
 def unavailable_metrics(ood_sets: list[str], reason: str) -> dict[str, str]:
     """Metrics that a model without log p(x) lacks → `reason`; none for an empty reason."""
-    names = ["ELBO", "ELBO-train", "log-likelihood", *detection.headline_names(ood_sets)]
+    names = [*(one.pattern for one in (ELBO, ELBO_TRAIN, LOG_LIKELIHOOD)), *detection.headline_names(ood_sets)]
     return dict.fromkeys(names, reason) if reason else {}
 
 
@@ -83,8 +84,8 @@ def measure(inputs: Inputs) -> Results:
         stretched = extractor.features(
             samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1)
         )
-        distance = inputs.distance(stretched)
-        metrics[f"{inputs.distance_name}-stretched"] = {"value": distance, "samples": len(samples)}
+        distance = {"value": inputs.distance(stretched), "samples": len(samples)}
+        metrics[FD_STRETCHED.named(extractor.kind)] = distance
     shown_modes = None
     if (depth := inputs.mode_extractor.depth(images.shape)) > 1:
         logits = (output if inputs.mode_extractor is extractor else inputs.mode_extractor.extract(samples)).logits
@@ -126,8 +127,8 @@ def record(inputs: Inputs, results: Results) -> dict[str, Any]:
     """The content of metrics.json."""
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
     unavailable = unavailable_metrics(list(inputs.settings.ood_sets), inputs.no_likelihood_reason)
-    if sampling_time.SECONDS_PER_50 not in results.metrics:
-        unavailable[sampling_time.SECONDS_PER_50] = "its samples have no record of the time they took"
+    if SECONDS_PER_50.pattern not in results.metrics:
+        unavailable[SECONDS_PER_50.pattern] = "its samples have no record of the time they took"
     kind = (model.potential_kind, model.positives) if model.energy is not None else (None, None)
     heldout = {"value": inputs.reference.real, "samples": len(images.view("heldout"))}
     separate = inputs.mode_extractor is not inputs.extractor

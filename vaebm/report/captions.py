@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vaebm.config import BASELINE
-from vaebm.records.metrics import Record, distance_of
+from vaebm.records.metrics import FD, MODES, Record, metric
 
 GRIDS = ("after", "before", "chain", "neighbours", "reconstructions", "samples", "sets")
 """Names of the plots that are grids of images."""
@@ -45,7 +45,7 @@ def gallery(record: Record) -> list[Picture]:
             "Distance to the training images and mean energy against the number of steps, for the first samples. "
             "The line marks the test chain."
         )
-        if first["steps"]["samples"] < record["metrics"][distance_of(record)]["samples"]:
+        if first["steps"]["samples"] < record["metrics"][FD.named(record["extractor"]["kind"])]["samples"]:
             caption += " The distances are higher than in the table, because they use fewer images."
         pictures.append(Picture("Quality against the number of steps", caption, measured / "steps.png", wide=True))
     caption = (
@@ -53,7 +53,7 @@ def gallery(record: Record) -> list[Picture]:
         "A sample equal to its neighbour is memorised."
     )
     pictures.append(Picture("Nearest training images", caption, measured / "neighbours.png"))
-    if "modes" in record["metrics"]:
+    if MODES.pattern in record["metrics"]:
         caption = (
             "Samples per mode, most frequent first, and as many draws from the data's law. A curve that reaches zero "
             "early misses modes. The classifier determines the modes, with its errors."
@@ -65,7 +65,7 @@ def gallery(record: Record) -> list[Picture]:
             "the images. A gap between held-out and training images would indicate overfitting."
         )
         pictures.append(Picture("Energies", caption, own / "energies.png"))
-    if any(metric.startswith("AUROC") for metric in record["metrics"]):
+    if any(metric(name).quantity == "AUROC" for name in record["metrics"]):
         sets = (
             "First row: held-out images. Below: the out-of-distribution sets, converted to the same size and levels by "
             "one rule, which leaves images of that size unchanged."

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from vaebm.records.metrics import (
-    FLOOR,
     MetricValue,
     Record,
     format_value,
+    metric,
     number,
-    uses_extractor,
     with_certainty,
     with_direction,
     z_score,
@@ -176,23 +175,23 @@ def pairs(here: Side, there: Side) -> list[Pair]:
         ours, theirs = here.numbers.get(experiment, {}), there.numbers.get(experiment, {})
         for variant in dict.fromkeys([*ours, *theirs]):
             records = [side.records.get((experiment, variant)) for side in (here, there)]
-            for metric in dict.fromkeys([*ours.get(variant, {}), *theirs.get(variant, {})]):
-                if metric.endswith(FLOOR):
+            for name in dict.fromkeys([*ours.get(variant, {}), *theirs.get(variant, {})]):
+                if metric(name).shown == "floor":
                     continue
-                values = [numbers.get(variant, {}).get(metric) for numbers in (ours, theirs)]
-                one, other = (record["metrics"].get(metric) if record else None for record in records)
-                why = obstacle(metric, *records)
-                found.append(Pair(experiment, variant, metric, values[0], values[1], (one, other), why))
+                values = [numbers.get(variant, {}).get(name) for numbers in (ours, theirs)]
+                one, other = (record["metrics"].get(name) if record else None for record in records)
+                why = obstacle(name, *records)
+                found.append(Pair(experiment, variant, name, values[0], values[1], (one, other), why))
     return found
 
 
-def obstacle(metric: str, one: Record | None, other: Record | None) -> str:
+def obstacle(name: str, one: Record | None, other: Record | None) -> str:
     """Why values of two records are not comparable; empty if they are."""
     if one is None or other is None:
         return ""
     if one["data"] != other["data"]:
         return "not comparable: other data"
-    if uses_extractor(metric) and one["extractor"] != other["extractor"]:
+    if metric(name).uses_extractor and one["extractor"] != other["extractor"]:
         return "not comparable: another extractor"
     return ""
 

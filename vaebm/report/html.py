@@ -18,7 +18,7 @@ from vaebm.records.metrics import (
     certainty,
     comparison_rows,
     format_value,
-    lower_is_better,
+    metric,
     non_baseline,
     number,
     ratio,
@@ -41,12 +41,6 @@ from vaebm.report.table import (
     remarks,
     snapshots,
 )
-
-HEADLINES = ("FID", "FD", "IS", "precision", "recall", "modes", "KL", "AUROC")
-"""Names of the metrics shown on cards above the table of an experiment."""
-
-BESIDE = ("-heldout", "-stretched", "-energy", "-likelihood")
-"""Suffixes of metrics that have no card."""
 
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
 """Kind of `metrics.Uncertainty` → units of a difference at about 95 %, and their description."""
@@ -79,7 +73,7 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
     elif abs(apart[0]) < BEYOND[apart[1]][0]:
         verdict = f"no difference beyond {BEYOND[apart[1]][1]}"
     else:
-        verdict = "better" if (difference < 0) == lower_is_better(row.metric) else "worse"
+        verdict = "better" if (difference < 0) == (metric(row.metric).better == "↓") else "worse"
     first, second = (format_value(row.metric, figure["value"], 3) for figure in (before, after))
     return Card(with_direction(row.metric), variant, first, second, change, verdict)
 
@@ -92,7 +86,7 @@ def cards(variants: dict[str, Record]) -> list[Card]:
         rows = []
         for row in (row for _, rows in comparison_rows(variants) for row in rows):
             before, after = row.figures[names.index(BASELINE)], row.figures[names.index(variant)]
-            if before and after and row.metric.split("-")[0] in HEADLINES and not row.metric.endswith(BESIDE):
+            if before and after and metric(row.metric).shown == "card":
                 rows.append(card(row, variant, before, after))
         found += rows if variant == others[0] else rows[:1]
     return found
@@ -179,12 +173,13 @@ def _detection(record: Record) -> dict[str, Any] | None:
     found = [run["ood"]["figures"] for run in record["runs"] if run.get("ood") and run["ood"]["figures"]]
     if not found:
         return None
-    names = list(dict.fromkeys(name.partition("-")[0] for name in found[0]))
-    scored = list(dict.fromkeys(name.partition("-")[2] for name in found[0]))
+    arrows = {metric(name).quantity: metric(name).better for name in found[0]}
+    scored = list(dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in found[0]))
     rows = [
-        [one, *(_mean([figures[f"{name}-{one}"]["value"] for figures in found]) for name in names)] for one in scored
+        [one, *(_mean([figures[f"{quantity}-{one}"]["value"] for figures in found]) for quantity in arrows)]
+        for one in scored
     ]
-    return {"header": ["set, score", *map(with_direction, names)], "rows": rows}
+    return {"header": ["set, score", *(f"{quantity} {arrow}" for quantity, arrow in arrows.items())], "rows": rows}
 
 
 def _mean(values: list[float | None]) -> str:
@@ -208,8 +203,8 @@ def _facts(variants: dict[str, Record]) -> str:
 def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict[str, Any]:
     """Content of one experiment, with the NVAE as the last variant."""
 
-    def cell(metric: str, figure: MetricValue | None) -> tuple[str, str]:
-        return (format_value(metric, figure["value"]), certainty(metric, figure)) if figure else ("", "")
+    def cell(name: str, figure: MetricValue | None) -> tuple[str, str]:
+        return (format_value(name, figure["value"]), certainty(name, figure)) if figure else ("", "")
 
     families = [
         (title, [(row, [cell(row.metric, one) for one in row.figures]) for row in rows])
@@ -246,7 +241,7 @@ def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
     return {
         "title": table.title,
         "note": table.note,
-        "metrics": [with_direction(metric) for metric in table.metrics],
+        "metrics": [with_direction(name) for name in table.metrics],
         "rows": rows,
     }
 
