@@ -83,7 +83,7 @@ KID = Metric(
 )  # fmt: skip
 IS = Metric(
     "IS", "IS-{extractor}", "Sample quality", "extractor", "↑", has_ratio=True, shown="card", standard="IS",
-    sentence="exp of the mean KL divergence of a sample's class probabilities from their mean; from 1 to the classes' number.",
+    sentence="exp of the mean KL divergence of predicted classes from their average; from 1 to the number of classes.",
 )  # fmt: skip
 PRECISION = Metric(
     "precision", "precision-{extractor}", "Sample quality", "extractor", "↑", shown="card", standard="precision",
