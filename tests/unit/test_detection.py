@@ -73,7 +73,7 @@ def test_scores_are_higher_for_what_looks_in_distribution():
         and np.array_equal(inside["likelihood-elbo"], -values)
     )
     found = measure_ood(inside, {"dark": outside}, 20, 0)
-    areas = {name: figure["value"] for name, figure in found.items() if name.startswith("AUROC")}
+    areas = {name: figure.value for name, figure in found.items() if name.startswith("AUROC")}
     assert areas == {
         "AUROC-dark": 1,
         "AUROC-dark-elbo": 1,
@@ -100,8 +100,8 @@ def test_the_table_has_some_of_the_figures_and_the_record_all():
     figures = measure_ood(inside, {"svhn": outside, "celeba": outside}, 50, 0)
     assert len(figures) == 2 * 6 * 3
     for figure in figures.values():
-        low, high = figure["interval"]
-        assert figure["samples"] == 30 and 0 <= low < figure["value"] < high <= 1
+        low, high = figure.interval
+        assert figure.samples == 30 and 0 <= low < figure.value < high <= 1
     shown = detection.in_the_table(figures, ["svhn", "celeba"])
     wanted = ["AUROC-{}", "AUROC-{}-energy", "AUROC-{}-likelihood", "AUPR-{}", "FPR95-{}"]
     assert set(shown) == {name.format(one) for name in wanted for one in ("svhn", "celeba")}
@@ -120,10 +120,7 @@ def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
     shown = detection.in_the_table(measure_ood(found, {"turned": found}, 50, 0), ["turned"])
     (name, area), *others = shown.items()
     assert (
-        not others
-        and name == "AUROC-turned-energy"
-        and area["value"] == 0.5
-        and area["interval"][0] < 0.5 < area["interval"][1]
+        not others and name == "AUROC-turned-energy" and area.value == 0.5 and area.interval[0] < 0.5 < area.interval[1]
     )
     assert scores(Estimates(None, None, None)) == {}
     names = ["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned", "AUPR-turned", "FPR95-turned"]

@@ -16,6 +16,7 @@ from vaebm.measures import bootstrap
 from vaebm.measures.bootstrap import Counts, Values
 from vaebm.model import Estimates
 from vaebm.records.metrics import DETECTION
+from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
 
 Scores = dict[str, NDArray[np.float64]]
@@ -157,7 +158,7 @@ def measure_ood(inside: Scores, outside: dict[str, Scores], resamples: int, seed
                 value = separation.of(own, found[score])
                 interval = bootstrap.interval(value, separation.replicates(own, found[score], *counts), 0.0, 1.0)
                 key = DETECTION[quantity, score].named(name)
-                metrics[key] = {"value": value, "samples": len(own), "interval": interval}
+                metrics[key] = Measurement(value=value, samples=len(own), interval=interval)
     return metrics
 
 

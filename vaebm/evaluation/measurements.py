@@ -16,9 +16,10 @@ from vaebm.model import Estimates
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
 from vaebm.records import metrics as registry
+from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
 
-Measurements = dict[str, dict[str, Any]]
+Measurements = dict[str, Measurement]
 
 
 def measure_fidelity(
@@ -46,7 +47,7 @@ def measure_fidelity(
     metrics: Measurements = {}
 
     def add(metric: registry.Metric, value: float, interval: list[float], images: int = number, **facts: Any) -> None:
-        metrics[metric.named(extractor)] = {"value": value, "samples": images, "interval": interval, **facts}
+        metrics[metric.named(extractor)] = Measurement(value=value, samples=images, interval=interval, **facts)
 
     references = reference.train, reference.heldout
     for metric, real, replicates in zip((registry.FD, registry.FD_HELDOUT), references, distances.T, strict=True):
@@ -91,11 +92,11 @@ def measure_likelihood(network: NVAE, held_out: Estimates, train: Estimates, dra
     values = {registry.ELBO: held_out.elbo, registry.ELBO_TRAIN: train.elbo}
     values |= {registry.LOG_LIKELIHOOD: held_out.importance}
     metrics: Measurements = {
-        metric.pattern: {"value": float(each.mean()) / size, "samples": len(each), "draws": draws, "unit": unit}
+        metric.pattern: Measurement(value=float(each.mean()) / size, samples=len(each), draws=draws, unit=unit)
         for metric, each in values.items()
         if each is not None
     }
     if discrete and (nats := metrics.get(registry.LOG_LIKELIHOOD.pattern)):
-        bits = {**nats, "value": -nats["value"] / math.log(2), "unit": "bits per dimension"}
-        metrics[registry.BITS_PER_DIMENSION.pattern] = bits
+        bits = {"value": -nats.value / math.log(2), "unit": "bits per dimension"}
+        metrics[registry.BITS_PER_DIMENSION.pattern] = nats.model_copy(update=bits)
     return metrics
