@@ -75,9 +75,9 @@ def test_earlier_files_are_written_as_they_were_read(tmp_path: Path) -> None:
             lambda run: run["metrics"].update(FID2=run["metrics"]["FD-classifier"]),
             "metrics.FID2: expected a metric of docs/metrics.md, found 'FID2'",
         ),
-        (lambda run: run.update(experiment="../digits"), "experiment: expected the name of a folder"),
-        (lambda run: run.update(variant=".."), "variant: expected the name of a folder, found '..'"),
-        (lambda run: run.update(variant="a/b"), "variant: expected the name of a folder, found 'a/b'"),
+        (lambda run: run.update(experiment="../digits"), "experiment: String should match pattern '^["),
+        (lambda run: run.update(variant=".."), "variant: String should match pattern '^["),
+        (lambda run: run.update(variant="a/b"), "variant: String should match pattern '^["),
         (lambda run: run.update(metrics=[]), "metrics: Input should be an object"),
         (
             lambda run: run.update(steps={"counts": [0], "FD-x": [1.0], "energy": [0.0], "samples": 9}),
@@ -111,5 +111,5 @@ def test_numbers_of_other_places_are_refused(tmp_path: Path) -> None:
     """They become paths of records."""
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps({"digits": {"../other": {"FID": 1.0}}}))
-    with pytest.raises(UserError, match=r"benchmarks.json: digits\.\.\./other: expected the name of a folder"):
+    with pytest.raises(UserError, match=r"benchmarks.json: digits\.\.\./other: String .* found '\.\./other'"):
         read_record(Numbers, path, "numbers", "no")

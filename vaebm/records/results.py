@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -18,20 +17,10 @@ from vaebm.config import ChainSettings, Settings
 from vaebm.config.base import later
 from vaebm.records.metrics import metric
 
-
-def _checked_name(name: str) -> str:
-    if name in ("", "..") or name != Path(name).name or "\\" in name:
-        raise ValueError(f"expected the name of a folder, found {name!r}")
-    return name
-
-
-def _checked_metric(name: str) -> str:
-    metric(name)
-    return name
-
-
-FolderName = Annotated[str, AfterValidator(_checked_name)]
-MetricName = Annotated[str, AfterValidator(_checked_metric)]
+FolderName = Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")]
+"""No path."""
+MetricName = Annotated[str, AfterValidator(lambda name: metric(name) and name)]
+"""Name in the registry."""
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 """95 % bounds over images: [low, high]."""
 Changed = bool | Literal["unknown"]

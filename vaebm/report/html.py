@@ -152,14 +152,10 @@ def _steps(record: VariantRecord) -> dict[str, Any] | None:
     found = [run.steps for run in record.runs if run.steps]
     if not found:
         return None
+    columns = [[steps.distances for steps in found], [steps.energy for steps in found]]
     rows = [
-        [str(count), *(_mean(list(curve)) for curve in curves)]
-        for count, *curves in zip(
-            found[0].counts,
-            zip(*(steps.distances for steps in found), strict=True),
-            zip(*(steps.energy for steps in found), strict=True),
-            strict=True,
-        )
+        [str(count), *(_mean([curve[index] for curve in curves]) for curves in columns)]
+        for index, count in enumerate(found[0].counts)
     ]
     return {"header": ["steps", found[0].metric, "energy"], "rows": rows}
 
