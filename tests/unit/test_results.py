@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 from records import RECORD
 
-from vaebm.records.files import METRICS_RECORD, AnotherVersion, read_record, write_record
+from vaebm.evaluation.inputs import _training
+from vaebm.records.files import METRICS_RECORD, AnotherVersion, dump, read_record, write_record
 from vaebm.records.results import (
     ClassifierRecord,
     Numbers,
@@ -52,6 +53,9 @@ def test_earlier_files_are_written_as_they_were_read(tmp_path: Path) -> None:
         assert paths, pattern
         seen |= set(paths)
     assert seen == set((tmp_path / "results").rglob("*.json"))
+    (trained,) = _training(tmp_path / "results" / "tiny" / "vaebm" / "seed0" / "model.pt").values()
+    known = json.loads((tmp_path / "results" / "tiny" / "vaebm" / "seed0" / "training.json").read_text())
+    assert dump(trained) == {key: value for key, value in known.items() if key not in ("settings", "data")}
 
 
 @pytest.mark.parametrize(

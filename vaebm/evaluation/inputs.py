@@ -18,7 +18,7 @@ from vaebm.evaluation.reference import Reference, read_reference
 from vaebm.measures.bootstrap import Features
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import VAEBM
-from vaebm.records.files import TRAINING_RECORD, dump, read_record
+from vaebm.records.files import TRAINING_RECORD, read_record
 from vaebm.records.metrics import FD
 from vaebm.records.results import TrainingRecord
 from vaebm.system.checkpoint import load_model
@@ -96,7 +96,8 @@ def _training(model: Path) -> dict[str, TrainingRecord]:
             f"{model}: expected a model trained with {settings}, found one trained with other settings; "
             "remove it and run again"
         )
-    return {record.stage: TrainingRecord.model_validate(dump(record, exclude={"settings", "data"}))}
+    shown = record.model_dump(exclude={"settings", "data"}, exclude_unset=True)
+    return {record.stage: TrainingRecord.model_validate(shown)}
 
 
 class Files(NamedTuple):
