@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from vaebm.config import SamplesSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import batches
+from vaebm.records.files import write_record
+from vaebm.records.results import ShardRecord
 from vaebm.system.device import Progress, device_name, setup_device
 from vaebm.system.errors import UserError
-from vaebm.system.files import write_json, writing
+from vaebm.system.files import writing
 from vaebm.system.precision import set_precision
 from vaebm.system.shapes import GreyPixels, Images
 
@@ -82,6 +84,8 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
             progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
     seconds = time.monotonic() - began
     progress.close()
-    record: dict[str, Any] = {"images": len(index), "seconds": seconds, "steps": stage.chain.steps}
-    record |= {"batch": stage.batch, "precision": stage.precision, "device": device_name(device)}
-    write_json(output.with_suffix(".json"), record | {"threads": threads if device.type == "cpu" else None})
+    record = ShardRecord(
+        images=len(index), seconds=seconds, steps=stage.chain.steps, batch=stage.batch, precision=stage.precision,
+        device=device_name(device), threads=threads if device.type == "cpu" else None,
+    )  # fmt: skip
+    write_record(output.with_suffix(".json"), record)

@@ -1,5 +1,18 @@
 """The metrics.json of a run, as the tests of table, report and comparison change it."""
 
+TRAINED = {
+    "stage": "nvae",
+    "steps": 10,
+    "seconds": 1.5,
+    "fingerprint": "f" * 64,
+    "seed": 0,
+    "status": "finished",
+    "model": "n" * 64,
+    "commit": "c" * 40,
+    "changed": False,
+}
+"""The record of a training, without settings and data."""
+
 RECORD = {
     "experiment": "digits",
     "variant": "vaebm",
@@ -22,5 +35,5 @@ RECORD = {
     "changed": False,
     "versions": {"torch": "2.13.0"},
     "models": {"nvae": "n" * 64},
-    "training": {"nvae": {"status": "finished", "steps": 10}},
+    "training": {"nvae": TRAINED},
 }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vaebm.evaluation import detection, stage
-from vaebm.evaluation.detection import METRICS, measure_ood, scores, with_typicality
+from vaebm.evaluation.detection import SEPARATIONS, measure_ood, scores, with_typicality
 from vaebm.measures import bootstrap
 from vaebm.model import Estimates
 from vaebm.system.errors import UserError
@@ -33,10 +33,14 @@ def test_measures_are_those_of_their_definitions(levels, sizes):
         for low, size in zip((levels // 4, 0), sizes, strict=True)
     )
     expected = by_hand(inside, outside)
-    assert {name: metric.of(inside, outside) for name, metric in METRICS.items()} == pytest.approx(expected, rel=1e-12)
+    assert {name: metric.of(inside, outside) for name, metric in SEPARATIONS.items()} == pytest.approx(
+        expected, rel=1e-12
+    )
     shift = 2 * levels
-    assert [metric.of(inside + shift, outside) for metric in METRICS.values()] == [1, 1, 0]
-    assert METRICS["AUROC"].of(inside - shift, outside) == 0 and METRICS["FPR95"].of(inside - shift, outside) == 1
+    assert [metric.of(inside + shift, outside) for metric in SEPARATIONS.values()] == [1, 1, 0]
+    assert (
+        SEPARATIONS["AUROC"].of(inside - shift, outside) == 0 and SEPARATIONS["FPR95"].of(inside - shift, outside) == 1
+    )
 
 
 @pytest.mark.parametrize("levels", [6, 10**6])
@@ -47,7 +51,7 @@ def test_replicates_are_the_measures_of_the_resampled_images(levels):
         generator.integers(0, levels + levels // 2, 23).astype(float),
     )
     counts = [bootstrap.resamples(size, 25, generator) for size in (40, 23)]
-    for name, metric in METRICS.items():
+    for name, metric in SEPARATIONS.items():
         expected = [by_hand(np.repeat(inside, a), np.repeat(outside, b))[name] for a, b in zip(*counts, strict=True)]
         assert metric.replicates(inside, outside, *counts) == pytest.approx(expected, rel=1e-12), name
 
@@ -69,7 +73,7 @@ def test_scores_are_higher_for_what_looks_in_distribution():
         and np.array_equal(inside["likelihood-elbo"], -values)
     )
     found = measure_ood(inside, {"dark": outside}, 20, 0)
-    areas = {name: figure["value"] for name, figure in found.items() if name.startswith("AUROC")}
+    areas = {name: figure.value for name, figure in found.items() if name.startswith("AUROC")}
     assert areas == {
         "AUROC-dark": 1,
         "AUROC-dark-elbo": 1,
@@ -96,8 +100,8 @@ def test_the_table_has_some_of_the_figures_and_the_record_all():
     figures = measure_ood(inside, {"svhn": outside, "celeba": outside}, 50, 0)
     assert len(figures) == 2 * 6 * 3
     for figure in figures.values():
-        low, high = figure["interval"]
-        assert figure["samples"] == 30 and 0 <= low < figure["value"] < high <= 1
+        low, high = figure.interval
+        assert figure.samples == 30 and 0 <= low < figure.value < high <= 1
     shown = detection.in_the_table(figures, ["svhn", "celeba"])
     wanted = ["AUROC-{}", "AUROC-{}-energy", "AUROC-{}-likelihood", "AUPR-{}", "FPR95-{}"]
     assert set(shown) == {name.format(one) for name in wanted for one in ("svhn", "celeba")}
@@ -116,10 +120,7 @@ def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
     shown = detection.in_the_table(measure_ood(found, {"turned": found}, 50, 0), ["turned"])
     (name, area), *others = shown.items()
     assert (
-        not others
-        and name == "AUROC-turned-energy"
-        and area["value"] == 0.5
-        and area["interval"][0] < 0.5 < area["interval"][1]
+        not others and name == "AUROC-turned-energy" and area.value == 0.5 and area.interval[0] < 0.5 < area.interval[1]
     )
     assert scores(Estimates(None, None, None)) == {}
     names = ["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned", "AUPR-turned", "FPR95-turned"]

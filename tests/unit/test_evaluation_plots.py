@@ -6,6 +6,7 @@ from PIL import Image
 
 from vaebm.evaluation import plots
 from vaebm.plots import BACKGROUND, charts
+from vaebm.records.results import AlongChain
 
 
 def test_nearest_are_those_at_the_smallest_distance():
@@ -38,7 +39,7 @@ def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):
         lambda self, x, y, **keywords: drawn.append((list(x), y.tolist())) or original(self, x, y, **keywords),
     )
     found = {"counts": [0, 5, 10], "FD-classifier": [3.0, None, 1.0], "energy": [1.0, 2.0, 3.0], "samples": 10}
-    plots.steps(found, "FD-classifier", 5, tmp_path / "steps.png")
+    plots.steps(AlongChain.model_validate(found), 5, tmp_path / "steps.png")
     assert [x for x, _ in drawn] == [[0, 5, 10]] * 2
     assert np.array_equal(drawn[0][1], [3.0, float("nan"), 1.0], equal_nan=True) and drawn[1][1] == [1, 2, 3]
     assert Image.open(tmp_path / "steps.png").size[0] > 600

@@ -75,14 +75,14 @@ def test_figures_are_about_what_they_are_named_after():
     judged = ExtractorOutput(features, random.normal(size=(40, 1, 10)))
     found = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
     statistics = Statistics.of(features)
-    assert found["FD-classifier"]["value"] == frechet_distance(statistics, reference.train)
+    assert found["FD-classifier"].value == frechet_distance(statistics, reference.train)
     assert (
-        found["FD-classifier-heldout"]["value"]
+        found["FD-classifier-heldout"].value
         == frechet_distance(statistics, reference.heldout)
-        < found["FD-classifier"]["value"] / 5
+        < found["FD-classifier"].value / 5
     )
-    assert found["precision-classifier"]["value"] == precision_recall(features[:30], train, 3)[0] < 0.3
-    assert {name: figure["samples"] for name, figure in found.items()} == {
+    assert found["precision-classifier"].value == precision_recall(features[:30], train, 3)[0] < 0.3
+    assert {name: figure.samples for name, figure in found.items()} == {
         "FD-classifier": 40,
         "FD-classifier-heldout": 40,
         "KID-classifier": 40,
@@ -91,8 +91,8 @@ def test_figures_are_about_what_they_are_named_after():
         "IS-classifier": 40,
     }
     for figure in found.values():
-        low, high = figure["interval"]
-        assert low <= figure["value"] <= high
+        low, high = figure.interval
+        assert low <= figure.value <= high
     assert found == measurements.measure_fidelity(judged, reference, SETTINGS, seed=0), "a function of the seed"
     stacks = measurements.measure_fidelity(
         judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0
@@ -192,9 +192,9 @@ def test_bits_per_dimension_are_those_of_a_probability(decoder, crop):
     held_out = Estimates(elbo=torch.tensor([-30.0, -10.0]), importance=torch.tensor([-20.0, -10.0]), energy=None)
     found = measurements.measure_likelihood(nvae, held_out, held_out, draws=5)
     size = 3 * (8 - 2 * crop) ** 2
-    assert found["ELBO"]["value"] == pytest.approx(-20 / size) and found["log-likelihood"]["value"] == pytest.approx(
+    assert found["ELBO"].value == pytest.approx(-20 / size) and found["log-likelihood"].value == pytest.approx(
         -15 / size
     )
     bits = found.get("bits-per-dimension")
     assert (bits is None) == (decoder == "normal")
-    assert bits is None or bits["value"] == pytest.approx(15 / size / np.log(2))
+    assert bits is None or bits.value == pytest.approx(15 / size / np.log(2))

@@ -9,7 +9,7 @@ from vaebm.config import Experiment
 from vaebm.config.evaluation import EvaluationSettings, ExtractorSettings
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import read_experiment, read_settings, write_settings
-from vaebm.records.metrics import distance_of, lower_is_better, metric_name
+from vaebm.records.metrics import FD, FD_HELDOUT, FD_STRETCHED, IS, KID, PRECISION, RECALL
 from vaebm.report.paper import read_paper
 from vaebm.system.errors import UserError
 
@@ -127,22 +127,17 @@ def test_weights_are_known_by_their_bytes(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_only_inception_makes_an_fid() -> None:
-    figures = ("FD", "KID", "IS", "precision", "recall")
-    assert [metric_name(figure, "inception") for figure in figures] == ["FID", "KID", "IS", "precision", "recall"]
-    assert [metric_name(figure, "resnet56") for figure in figures] == [
+    figures = (FD, KID, IS, PRECISION, RECALL)
+    assert [figure.named("inception") for figure in figures] == ["FID", "KID", "IS", "precision", "recall"]
+    assert [figure.named("resnet56") for figure in figures] == [
         "FD-resnet56",
         "KID-resnet56",
         "IS-resnet56",
         "precision-resnet56",
         "recall-resnet56",
     ]
-    assert distance_of({"extractor": {"kind": "classifier"}}) == "FD-classifier"
-    assert all(
-        lower_is_better(metric_name("FD", extractor) + end)
-        for extractor in ("inception", "resnet56")
-        for end in ("", "-heldout", "-stretched")
-    )
-    assert not lower_is_better(metric_name("IS", "inception"))
+    names = [distance.named("inception") for distance in (FD_HELDOUT, FD_STRETCHED)]
+    assert names == ["FID-heldout", "FID-stretched"]
 
 
 def test_papers_experiments_are_measured_as_it_did() -> None:
@@ -169,5 +164,5 @@ def test_metrics_of_the_papers_rows_are_those_that_an_evaluation_writes() -> Non
     tables = read_paper(EXPERIMENTS.parent / "paper.yaml").tables
     rows = [row for table in tables for row in table.rows if row.answer and row.answer.experiment != "stacked_mnist"]
     asked = {metric for row in rows for metric in row.figures}
-    written = {metric_name(figure, "inception") for figure in ("FD", "IS", "recall")}
+    written = {figure.named("inception") for figure in (FD, IS, RECALL)}
     assert {metric for metric in asked if re.match("FID|IS|recall", metric)} == written

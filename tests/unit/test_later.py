@@ -8,12 +8,14 @@ from typing import Literal
 
 import pytest
 import yaml
+from records import TRAINED
 
 from vaebm.config import STAGES, EBMSettings, Experiment, SamplesSettings, Settings
 from vaebm.config.base import NonNegativeInt, later
 from vaebm.config.experiment import with_changes
 from vaebm.config.yaml_files import read_experiment, read_settings, read_yaml, write_settings
 from vaebm.evaluation import inputs
+from vaebm.records.results import TrainingRecord
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"
@@ -157,13 +159,15 @@ def test_a_settings_file_that_says_the_same_is_left_untouched(tmp_path: Path) ->
 
 def test_a_record_without_the_setting_is_that_of_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STAGES, "samples", Added)
-    record = {"stage": "samples", "settings": KNOWN, "seconds": 1.0}
+    record = TRAINED | {"stage": "samples", "settings": KNOWN, "data": "d" * 64}
     (tmp_path / "training.json").write_text(json.dumps(record))
     (tmp_path / "samples.yaml").write_text(yaml.safe_dump({"seed": 0, "samples": KNOWN | {"positives": "clean"}}))
-    assert inputs._training(tmp_path / "model.pt") == {"samples": {"stage": "samples", "seconds": 1.0}}
+    assert inputs._training(tmp_path / "model.pt") == {
+        "samples": TrainingRecord.model_validate(TRAINED | {"stage": "samples"})
+    }
     (tmp_path / "samples.yaml").write_text(yaml.safe_dump({"seed": 0, "samples": KNOWN | {"positives": "matched"}}))
     with pytest.raises(UserError, match="found one trained with other settings"):
         inputs._training(tmp_path / "model.pt")
     (tmp_path / "training.json").write_text(json.dumps(record | {"settings": {}}))
-    with pytest.raises(UserError, match="training.json: expected the record of the training"):
+    with pytest.raises(UserError, match="training.json: settings"):
         inputs._training(tmp_path / "model.pt")

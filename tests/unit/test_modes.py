@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vaebm.measures import modes
+from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
 
 UNIFORM = np.full(1000, 1 / 1000)
@@ -69,13 +70,13 @@ def test_floors_in_closed_form():
 
 def test_figures_of_a_perfect_and_of_a_collapsed_sampler():
     perfect = modes.measure_modes(np.random.default_rng(0).multinomial(10_000, UNIFORM), UNIFORM, 100, seed=0)
-    assert perfect["modes"]["value"] >= 999
-    low, high = perfect["KL"]["interval"]
-    assert low < perfect["KL-floor"]["value"] < high
+    assert perfect["modes"].value >= 999
+    low, high = perfect["KL"].interval
+    assert low < perfect["KL-floor"].value < high
     counts = np.zeros(1000, dtype=np.int64)
     counts[:3] = 4000, 3000, 3000
     collapsed = modes.measure_modes(counts, UNIFORM, 100, seed=0)
-    assert collapsed["modes"] == {"value": 3.0, "samples": 10_000, "of": 1000}
+    assert collapsed["modes"] == Measurement(value=3.0, samples=10_000, of=1000)
     entropy = -sum(share * math.log(share) for share in (0.4, 0.3, 0.3))
-    assert collapsed["KL"]["value"] == pytest.approx(math.log(1000) - entropy)
-    assert collapsed["KL-floor"] == perfect["KL-floor"] and "interval" not in collapsed["KL-floor"]
+    assert collapsed["KL"].value == pytest.approx(math.log(1000) - entropy)
+    assert collapsed["KL-floor"] == perfect["KL-floor"] and collapsed["KL-floor"].interval is None

@@ -14,6 +14,7 @@ from vaebm.data.digits import counts_to_grey, grey_to_counts, prepare_digits, re
 from vaebm.data.prepared import ImageSet
 from vaebm.evaluation import ood
 from vaebm.evaluation.detection import auroc
+from vaebm.records.results import OODSource
 from vaebm.system.errors import UserError
 
 INK_LEVELS = set(counts_to_grey(np.arange(17)))
@@ -54,7 +55,8 @@ def digits():
 @pytest.mark.parametrize("name", sorted(ood.SETS))
 def test_every_set_of_digits_has_their_count_form_and_levels(digits, name):
     made = ood.make_ood_set(name, None, digits, {})
-    assert pictures(made).shape == digits.view("heldout").shape and made.images.is_contiguous() and made.source == {}
+    assert pictures(made).shape == digits.view("heldout").shape and made.images.is_contiguous()
+    assert made.source == OODSource(images=297)
     assert set(np.unique(made.images)) <= INK_LEVELS, "the same 17 levels, or the levels would tell them apart"
     again = ood.make_ood_set(name, None, digits, {})
     assert np.array_equal(made.images, again.images), "a function of the digits alone"
@@ -214,7 +216,9 @@ def test_a_prepared_set_is_its_held_out_images_chosen_by_hash(tmp_path):
     made = ood.make_ood_set("other", own("other", 4), inside, {"other": manifest})
     smallest = sorted(range(10, 50), key=lambda index: sha256(images[index].tobytes()).digest())[:20]
     assert np.array_equal(pictures(made), images[sorted(smallest)])
-    assert made.source == {"data": open_images(manifest).hash, "heldout": 40, "side": 4, "users": False}
+    assert made.source == OODSource(
+        images=len(made.images), data=open_images(manifest).hash, heldout=40, side=4, users=False
+    )
     fewer = ood.make_ood_set("other", own("other", 4), image_set(noise(8, 90, 4, 4, 3)), {"other": manifest})
     assert np.array_equal(pictures(fewer), images[10:])
 

@@ -68,23 +68,23 @@ def test_after_the_test_chains_steps_the_samples_themselves_come_out(model):
 def test_curves_do_not_depend_on_the_batch_and_follow_the_energy(model):
     settings = StepsSettings(images=7, counts=[0, 5, 20])
     found = quality_along_chain(model, settings, sampling(3), 0, "FD-resnet56", brightness)
-    assert found["counts"] == [0, 5, 20] and found["samples"] == 7
+    assert found.counts == [0, 5, 20] and found.samples == 7
     other = quality_along_chain(model, settings, sampling(7), 0, "FD-resnet56", brightness)
     # batches of another size: float32 rounding, and an image may move to the next grey level
-    assert found["energy"] == pytest.approx(other["energy"], rel=1e-5) and found["FD-resnet56"] == pytest.approx(
-        other["FD-resnet56"], abs=0.1
+    assert found.energy == pytest.approx(other.energy, rel=1e-5) and found.distances == pytest.approx(
+        other.distances, abs=0.1
     )
-    assert (
-        found["energy"] == sorted(found["energy"], reverse=True) and found["FD-resnet56"][2] < found["FD-resnet56"][0]
-    ), "down the energy, to darker images"
+    assert found.energy == sorted(found.energy, reverse=True) and found.distances[2] < found.distances[0], (
+        "down the energy, to darker images"
+    )
 
 
 def test_chains_that_leave_the_finite_numbers_leave_a_gap(model):
     model.energy.weight = float("inf")
     steps = StepsSettings(images=4, counts=[0, 3])
     found = quality_along_chain(model, steps, sampling(4), 0, "FD-resnet56", brightness)
-    assert found["FD-resnet56"][0] is not None and found["FD-resnet56"][1] is None
-    assert found["energy"] == [None, None]
+    assert found.distances[0] is not None and found.distances[1] is None
+    assert found.energy == [None, None]
 
 
 def test_images_are_kept_as_the_samples_are(model):

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from records import RECORD
+from records import RECORD, TRAINED
 
 from vaebm import plots
-from vaebm.records.metrics import z_score
+from vaebm.records.results import MetricValue, RunRecord
 from vaebm.report.aggregate import over_seeds
 from vaebm.report.captions import gallery
 from vaebm.report.html import cards, page
 from vaebm.report.paper import read_paper
+from vaebm.report.rows import z_score
 from vaebm.report.table import Measured, commands
 
 ROOT = Path(__file__).parents[2]
@@ -33,10 +34,10 @@ def measured(variant="vaebm", seed=0, steps=None, chain_steps=10, **figures):
             "samples": 10000,
             **({"interval": interval} if interval else {}),
         }
-    trained = {"nvae": {"status": "finished", "steps": 10}}
+    trained = {"nvae": TRAINED}
     if chain_steps:
-        trained["ebm"] = {
-            "status": "finished",
+        trained["ebm"] = TRAINED | {
+            "stage": "ebm",
             "steps": 5,
             "snapshot": 4,
             "events": [{"iteration": 3, "reason": "gap 12", "action": "restarted"}],
@@ -53,7 +54,7 @@ def measured(variant="vaebm", seed=0, steps=None, chain_steps=10, **figures):
 
 def record(*runs):
     """The record over the seeds of these runs."""
-    return over_seeds(list(runs), "f" * 64, None)
+    return over_seeds([RunRecord.model_validate(run) for run in runs], "f" * 64, None)
 
 
 class Outline(HTMLParser):
@@ -82,7 +83,7 @@ class Outline(HTMLParser):
 
 def show(tmp_path, *records, experiment="digits"):
     """The page of the records, with nothing but the given folder beside."""
-    return page(Measured({experiment: {one["variant"]: one for one in records}}, []), PAPER, COMMANDS, tmp_path)
+    return page(Measured({experiment: {one.variant: one for one in records}}, []), PAPER, COMMANDS, tmp_path)
 
 
 def test_cards_say_how_much_better_as_far_as_it_can_be_told():
@@ -98,7 +99,7 @@ def test_cards_say_how_much_better_as_far_as_it_can_be_told():
         "recall-classifier ↑": ("0.800", "0.790", "−0.010", "no difference beyond the intervals"),
         "modes ↑": ("900", "1000", "+100", "how uncertain is not known"),
     }
-    turned = {"nvae": variants["vaebm"] | {"variant": "nvae"}, "vaebm": variants["nvae"] | {"variant": "vaebm"}}
+    turned = {"nvae": variants["vaebm"], "vaebm": variants["nvae"]}
     assert cards(turned)[0].verdict == "worse"
 
 
@@ -130,17 +131,19 @@ def test_better_means_beyond_two_spreads(after, verdict):
 
 def test_a_difference_in_units_of_its_uncertainty():
     """√(3² + 4²) = 5; no units where the uncertainties are of different kinds or unknown."""
-    one, other = ({"value": value, "spread": spread, "interval": None} for value, spread in ((10.0, 3.0), (25.0, 4.0)))
+    rest = {"samples": 9, "seeds": [0, 1], "by_seed": []}
+
+    def figure(value, spread, interval):
+        return MetricValue(value=value, spread=spread, interval=interval, **rest)
+
+    one, other = figure(10.0, 3.0, None), figure(25.0, 4.0, None)
     assert z_score(one, other) == (pytest.approx(3.0), "spread")
-    halves = [
-        {"value": value, "spread": None, "interval": [value - 2 * half, value]}
-        for value, half in ((10.0, 3.0), (25.0, 4.0))
-    ]
+    halves = [figure(value, None, [value - 2 * half, value]) for value, half in ((10.0, 3.0), (25.0, 4.0))]
     assert z_score(*halves) == (pytest.approx(3.0), "interval")
     assert (
         z_score(one, halves[0]) is None
-        and z_score(one, {**one, "spread": None}) is None
-        and z_score({**one, "spread": 0.0}, {**one, "spread": 0.0}) is None
+        and z_score(one, figure(10.0, None, None)) is None
+        and z_score(figure(10.0, 0.0, None), figure(10.0, 0.0, None)) is None
     )
 
 
@@ -168,9 +171,9 @@ def test_every_picture_that_a_run_should_have_is_shown_or_named(tmp_path):
 def test_an_energy_without_test_steps_is_shown_as_an_energy_and_a_gan_as_a_gan():
     """By what was trained, not by the length of the chain."""
     energy = measured(chain_steps=0)
-    energy["training"]["ebm"] = {"status": "finished", "steps": 5}
+    energy["training"]["ebm"] = TRAINED | {"stage": "ebm"}
     gan = measured("wgan", chain_steps=0)
-    gan["training"] = {"wgan": {"status": "finished", "steps": 5}}
+    gan["training"] = {"wgan": TRAINED | {"stage": "wgan"}}
     shown = [{picture.path.stem for picture in gallery(record(run))} for run in (energy, gan)]
     assert shown == [
         {"before", "after", "chain", "neighbours", "energies", "chains", "curves"},
@@ -227,7 +230,7 @@ def test_page_shows_every_score_of_detection_and_the_device_of_a_time(tmp_path):
     runs = []
     for seed in (0, 1):
         figures = {
-            f"{metric}-svhn{score}": {"value": seed / 2}
+            f"{metric}-svhn{score}": {"value": seed / 2, "samples": 9}
             for metric in ("AUROC", "AUPR", "FPR95")
             for score in ("", "-typicality")
         }

@@ -9,6 +9,7 @@ from networks import NETWORK
 
 from vaebm.evaluation import sampling_time
 from vaebm.nvae.model import NVAE
+from vaebm.records.results import Measurement
 from vaebm.samples import run
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded
@@ -40,21 +41,21 @@ def test_the_stage_keeps_its_time_beside_its_samples(tmp_path):
     shards[0].with_suffix(".json").unlink()
     run(tmp_path / "samples.yaml", tmp_path / "nvae.pt", None, 0, shards[0], threads=1, gpus=0)
     assert shards[0].read_bytes() == before
-    assert sampling_time.measure_sampling_time(shards)["seconds-per-50"]["samples"] == 7
+    assert sampling_time.measure_sampling_time(shards)["seconds-per-50"].samples == 7
 
 
 def test_seconds_are_for_50_images_on_the_device_that_is_named(tmp_path):
     shards = [record(tmp_path / "shard-000.npy"), record(tmp_path / "shard-001.npy", images=10, seconds=1.0)]
     assert sampling_time.measure_sampling_time(shards) == {
-        "seconds-per-50": {"value": 3.75, "samples": 40, "unit": "seconds on A, 2 thread(s), 10 images at once"}
+        "seconds-per-50": Measurement(value=3.75, samples=40, unit="seconds on A, 2 thread(s), 10 images at once")
     }
     record(shards[1], device="B", threads=None)
     assert (
-        sampling_time.measure_sampling_time(shards)["seconds-per-50"]["unit"]
+        sampling_time.measure_sampling_time(shards)["seconds-per-50"].unit
         == "seconds on A, 2 thread(s), 10 images at once and seconds on B, 10 images at once"
     )
     record(shards[1], precision="bfloat16")
-    assert sampling_time.measure_sampling_time(shards)["seconds-per-50"]["unit"].endswith(
+    assert sampling_time.measure_sampling_time(shards)["seconds-per-50"].unit.endswith(
         " and seconds on A, 2 thread(s), 10 images at once, bfloat16"
     )
 
@@ -62,9 +63,12 @@ def test_seconds_are_for_50_images_on_the_device_that_is_named(tmp_path):
 def test_samples_without_a_record_have_no_figure_and_a_damaged_one_is_refused(tmp_path):
     shards = [record(tmp_path / "shard-000.npy"), tmp_path / "shard-001.npy"]
     assert sampling_time.measure_sampling_time(shards) == {}
-    for damaged in ("{", '{"images": 3}', "[]"):
+    for damaged, found in (("{", "a damaged file"), ("[]", "a damaged file"), ('{"images": 3}', "none of its batch, ")):
         shards[1].with_suffix(".json").write_text(damaged)
         with pytest.raises(
-            UserError, match="shard-001.json: expected the record of how long a shard took, found a damaged file"
+            UserError, match=f"shard-001.json: expected the record of how long a shard took, found {found}"
         ):
             sampling_time.measure_sampling_time(shards)
+    record(shards[1], seconds="2.0")
+    with pytest.raises(UserError, match="shard-001.json: seconds: Input should be a valid number, found '2.0'; remove"):
+        sampling_time.measure_sampling_time(shards)

@@ -115,7 +115,7 @@ def test_own_experiment_data_set_and_energy_run_to_the_table(finished_mine):
 
 def test_own_metric_stands_in_the_table(finished_mine):
     """For every variant of the experiment, with what the recipe computes; marked as one where less is better."""
-    module, added = blocks("Add a metric", "python")
+    module, added, registered = blocks("Add a metric", "python")
     (again,) = blocks("Add a metric", "sh")
     (finished_mine.folder / "vaebm/evaluation/grey_levels.py").write_text(module)
     stage = "vaebm/evaluation/stage.py"
@@ -126,7 +126,7 @@ def test_own_metric_stands_in_the_table(finished_mine):
         "from vaebm.evaluation.grey_levels import grey_level_figures\n",
     )
     insert(finished_mine, stage, r" +metrics \|= detection", added)
-    finished_mine.edit("vaebm/records/metrics.py", "LOWER_IS_BETTER = (", 'LOWER_IS_BETTER = ("W1", ')
+    finished_mine.edit("vaebm/records/metrics.py", "METRICS = (", f"{registered}METRICS = (W1_GREY_LEVELS, ")
     shell(finished_mine, again)
     figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]
     shards = sorted((finished_mine.folder / "results/mine/narrow/seed0/samples").glob("shard-*.npy"))

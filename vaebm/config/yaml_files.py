@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
@@ -73,12 +73,12 @@ def validate(model: type[S], value: Any, where: str) -> S:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_line(model, problem)}" for problem in error.errors())) from None
+        raise UserError("\n".join(f"{where}: {problem_line(model, problem)}" for problem in error.errors())) from None
 
 
-def _line(model: type[Settings], problem: Any) -> str:
+def problem_line(model: type[BaseModel], problem: Any) -> str:
     """One validation error as text: key, expected, found."""
-    internal = ("function-", "(")  # parts that pydantic adds to the keys
+    internal = ("function-", "(", "[key]")  # parts that pydantic adds to the keys
     location = [part for part in problem["loc"] if not str(part).startswith(internal)]
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
@@ -90,7 +90,7 @@ def _line(model: type[Settings], problem: Any) -> str:
     return f"{key}: {message}{found}" if key else message
 
 
-def _fields(model: type[Settings], location: list[Any]) -> list[str]:
+def _fields(model: type[BaseModel], location: list[Any]) -> list[str]:
     """Fields of the group of settings at `location`."""
     annotation: Any = model
     for part in location:

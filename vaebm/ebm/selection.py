@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,21 +14,8 @@ from vaebm.data import ImageSet
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, batches, derive
 from vaebm.nvae.model import NVAE
+from vaebm.records.results import Selection
 from vaebm.training.loop import batch_indices
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The selected snapshot, and the comparison."""
-
-    rule: str
-    """Description of the rule."""
-    candidates: dict[int, float | None]
-    """Iteration → distance; None if its images are not finite."""
-    chosen: int
-    """Iteration of the model."""
-    last: int
-    """Iteration of the last candidate."""
 
 
 def select(
@@ -72,7 +58,8 @@ def select(
         f"images: decoder means after {chain.steps} steps of {chain.step_size:g}; "
         "features: top of the NVAE's encoder, mean over positions, in units of their deviation over the training images"
     )
-    return Selection(rule, candidates, best_snapshot(candidates), max(candidates))
+    best = best_snapshot(candidates)
+    return Selection(rule=rule, candidates=candidates, chosen=best, last=max(candidates))
 
 
 def best_snapshot(candidates: dict[int, float | None]) -> int:

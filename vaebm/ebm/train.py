@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         status=status,
         snapshot=selection.chosen,
         events=events,
-        selection=asdict(selection),
+        selection=selection,
         diagnostics=diagnostics,
         parameters=sum(p.numel() for p in energy.parameters()),
         model=hash_tensors(weights),

@@ -20,10 +20,12 @@ from vaebm.config import ClassifierSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import derive
+from vaebm.records.files import write_record
+from vaebm.records.results import ClassifierRecord
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import Progress, seeded
 from vaebm.system.errors import UserError
-from vaebm.system.files import write_json, writing
+from vaebm.system.files import writing
 
 CLASSIFIER_FEATURES = 64
 
@@ -178,14 +180,9 @@ def run(settings: Path, data: Path, model: Path) -> None:
     plots.confusion(counts, pictures / "confusion.png")
     network = {"channels": chosen.channels, "shape": list(images.shape), "classes": classes}
     weights = trained.state_dict()
-    record = {
-        "status": "finished",
-        "seed": seed,
-        "data": images.hash,
-        "model": hash_tensors(weights),
-        "accuracy": history[-1]["accuracy"],
-        "heldout": len(labels),
-        "wrong": len(wrong),
-    }
-    write_json(model.with_name("training.json"), record)
+    record = ClassifierRecord(
+        status="finished", seed=seed, data=images.hash, model=hash_tensors(weights),
+        accuracy=history[-1]["accuracy"], heldout=len(labels), wrong=len(wrong),
+    )  # fmt: skip
+    write_record(model.with_name("training.json"), record)
     save_model(model, "classifier", network, weights)

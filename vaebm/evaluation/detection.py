@@ -15,6 +15,8 @@ from vaebm.evaluation.measurements import Measurements
 from vaebm.measures import bootstrap
 from vaebm.measures.bootstrap import Counts, Values
 from vaebm.model import Estimates
+from vaebm.records.metrics import DETECTION
+from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
 
 Scores = dict[str, NDArray[np.float64]]
@@ -23,9 +25,6 @@ Scores = dict[str, NDArray[np.float64]]
 TYPICALITY = "typicality"
 RATE = 95
 """Percentage of held-out images that pass the threshold of FPR95, at least."""
-
-IN_THE_TABLE = {"AUROC": ("", "energy", "likelihood"), "AUPR": ("",), "FPR95": ("",)}
-"""Metric → the scores that the table shows; metrics.json has all scores."""
 
 
 def scores(estimates: Estimates) -> Scores:
@@ -128,7 +127,7 @@ def _sums(counts: Counts) -> Counts:
     return np.pad(np.cumsum(counts, axis=1), ((0, 0), (1, 0)))
 
 
-class Metric(NamedTuple):
+class Separation(NamedTuple):
     """A measure of how well scores separate two sets."""
 
     of: Callable[[Values, Values], float]
@@ -137,16 +136,11 @@ class Metric(NamedTuple):
     """The same for resamples of both."""
 
 
-METRICS = {
-    "AUROC": Metric(auroc, auroc_replicates),
-    "AUPR": Metric(aupr, aupr_replicates),
-    "FPR95": Metric(fpr95, fpr95_replicates),
+SEPARATIONS = {
+    "AUROC": Separation(auroc, auroc_replicates),
+    "AUPR": Separation(aupr, aupr_replicates),
+    "FPR95": Separation(fpr95, fpr95_replicates),
 }
-
-
-def ood_metric_name(metric: str, name: str, score: str) -> str:
-    """The metric's name for one set and one score."""
-    return "-".join(filter(None, (metric, name, score)))
 
 
 def measure_ood(inside: Scores, outside: dict[str, Scores], resamples: int, seed: int) -> Measurements:
@@ -160,25 +154,26 @@ def measure_ood(inside: Scores, outside: dict[str, Scores], resamples: int, seed
         sizes = (len(next(iter(scored.values()))) for scored in (inside, found))
         counts = [bootstrap.resamples(size, resamples, random) for size in sizes]
         for score, own in inside.items():
-            for title, metric in METRICS.items():
-                value = metric.of(own, found[score])
-                interval = bootstrap.interval(value, metric.replicates(own, found[score], *counts), 0.0, 1.0)
-                key = ood_metric_name(title, name, score)
-                metrics[key] = {"value": value, "samples": len(own), "interval": interval}
+            for quantity, separation in SEPARATIONS.items():
+                value = separation.of(own, found[score])
+                interval = bootstrap.interval(value, separation.replicates(own, found[score], *counts), 0.0, 1.0)
+                key = DETECTION[quantity, score].named(name)
+                metrics[key] = Measurement(value=value, samples=len(own), interval=interval)
     return metrics
 
 
 def in_the_table(figures: Measurements, sets: list[str]) -> Measurements:
     """The part of `measure_ood` that the table shows, metric by metric."""
     wanted = [
-        ood_metric_name(metric, name, score)
-        for metric, kinds in IN_THE_TABLE.items()
+        metric.named(name)
+        for quantity in SEPARATIONS
         for name in sets
-        for score in kinds
+        for metric in DETECTION.values()
+        if metric.quantity == quantity and metric.shown != "run"
     ]
     return {name: figures[name] for name in wanted if name in figures}
 
 
 def headline_names(sets: list[str]) -> list[str]:
     """Names of the metrics by the full score, which need log p(x)."""
-    return [ood_metric_name(metric, name, "") for metric in IN_THE_TABLE for name in sets]
+    return [DETECTION[quantity, ""].named(name) for quantity in SEPARATIONS for name in sets]

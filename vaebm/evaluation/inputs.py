@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vaebm.config import STAGES, EvaluationSettings, SamplesSettings
-from vaebm.config.yaml_files import read_settings
+from vaebm.config.yaml_files import read_settings, validate
 from vaebm.data import ImageSet, open_images
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.reference import Reference, read_reference
 from vaebm.measures.bootstrap import Features
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import VAEBM
-from vaebm.records.metrics import metric_name
+from vaebm.records.files import TRAINING_RECORD, read_record
+from vaebm.records.metrics import FD
+from vaebm.records.results import TrainingRecord
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 
@@ -79,28 +80,24 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) ->
     return torch.from_numpy(samples)
 
 
-def _training(model: Path) -> dict[str, dict[str, Any]]:
+def _training(model: Path) -> dict[str, TrainingRecord]:
     """Read the training record of `model`: its stage → the record without settings and data.
 
     Raises:
         UserError: the record is missing or damaged, or its settings differ from the stage's settings file.
     """
     path = model.with_name("training.json")
-    try:
-        content = json.loads(path.read_text())
-        stage = content["stage"]
-        trained = STAGES[stage].model_validate(content["settings"])
-    except (FileNotFoundError, ValueError, KeyError):
-        raise UserError(
-            f"{path}: expected the record of the training, found none or a damaged file; run the training again"
-        ) from None
-    settings = model.with_name(f"{stage}.yaml")
-    if trained != read_settings(settings, STAGES[stage])[1]:
+    record = read_record(TrainingRecord, path, *TRAINING_RECORD)
+    if record.stage not in STAGES:
+        raise UserError(f"{path}: stage: expected one of {', '.join(STAGES)}, found {record.stage}")
+    settings, kind = model.with_name(f"{record.stage}.yaml"), STAGES[record.stage]
+    if validate(kind, record.settings, f"{path}: settings") != read_settings(settings, kind)[1]:
         raise UserError(
             f"{model}: expected a model trained with {settings}, found one trained with other settings; "
             "remove it and run again"
         )
-    return {stage: {key: value for key, value in content.items() if key not in {"settings", "data"}}}
+    shown = record.model_dump(exclude={"settings", "data"}, exclude_unset=True)
+    return {record.stage: TrainingRecord.model_validate(shown)}
 
 
 class Files(NamedTuple):
@@ -147,7 +144,7 @@ class Inputs(NamedTuple):
     """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
     reference: Reference
     model: VAEBM
-    trained: dict[str, dict[str, Any]]
+    trained: dict[str, TrainingRecord]
     """Stage → its training record."""
     hashes: dict[str, str]
     """Network → hash of its weights."""
@@ -155,7 +152,7 @@ class Inputs(NamedTuple):
     @property
     def distance_name(self) -> str:
         """Name of the Fréchet distance."""
-        return metric_name("FD", self.extractor.kind)
+        return FD.named(self.extractor.kind)
 
     @property
     def no_likelihood_reason(self) -> str:

@@ -15,10 +15,11 @@ from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import Estimates
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
-from vaebm.records.metrics import metric_name
+from vaebm.records import metrics as registry
+from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
 
-Measurements = dict[str, dict[str, Any]]
+Measurements = dict[str, Measurement]
 
 
 def measure_fidelity(
@@ -45,19 +46,19 @@ def measure_fidelity(
     distances = bootstrap.frechet_replicates(features, counts, [reference.train, reference.heldout], device)
     metrics: Measurements = {}
 
-    def add(name: str, value: float, interval: list[float], images: int = number, **facts: Any) -> None:
-        metrics[name] = {"value": value, "samples": images, "interval": interval, **facts}
+    def add(metric: registry.Metric, value: float, interval: list[float], images: int = number, **facts: Any) -> None:
+        metrics[metric.named(extractor)] = Measurement(value=value, samples=images, interval=interval, **facts)
 
     references = reference.train, reference.heldout
-    for ending, real, replicates in zip(("", "-heldout"), references, distances.T, strict=True):
+    for metric, real, replicates in zip((registry.FD, registry.FD_HELDOUT), references, distances.T, strict=True):
         value = frechet_distance(statistics, real)
-        add(metric_name("FD", extractor) + ending, value, bootstrap.interval(value, replicates, 0.0))
+        add(metric, value, bootstrap.interval(value, replicates, 0.0))
 
     subsets, size = settings.kid_subsets, settings.kid_subset_size
     value, spread = fidelity.kid(features, real_features, subsets, size, derive(seed, "kid"))
     interval = bootstrap.interval(value, bootstrap.kid_replicates(features, real_features, counts, device))
     facts: dict[str, Any] = {"subsets": subsets, "subset_size": size, "spread_over_subsets": spread}
-    add(metric_name("KID", extractor), value, interval, **facts)
+    add(registry.KID, value, interval, **facts)
 
     images, neighbours = settings.precision_recall.images, settings.precision_recall.neighbours
     if images > (there := min(number, len(real_features))):
@@ -66,9 +67,9 @@ def measure_fidelity(
         )
     chosen = bootstrap.generator(seed, "training images").permutation(len(real_features))[:images]
     shares = fidelity.precision_recall(features[:images], real_features[chosen], neighbours)
-    for name, share in zip(("precision", "recall"), shares, strict=True):
+    for metric, share in zip((registry.PRECISION, registry.RECALL), shares, strict=True):
         interval = bootstrap.proportion(share, images)
-        add(metric_name(name, extractor), share, interval, images, neighbours=neighbours)
+        add(metric, share, interval, images, neighbours=neighbours)
 
     if output.logits.shape[1] == 1:
         logits, splits = output.logits[:, 0], settings.inception_splits
@@ -76,7 +77,7 @@ def measure_fidelity(
         random = bootstrap.generator(seed, "inception score")
         replicates = bootstrap.inception_replicates(logits, splits, settings.bootstrap, random)
         interval = bootstrap.interval(value, replicates, 1.0, logits.shape[1])
-        add(metric_name("IS", extractor), value, interval, splits=splits, spread_over_splits=spread)
+        add(registry.IS, value, interval, splits=splits, spread_over_splits=spread)
     return metrics
 
 
@@ -88,13 +89,14 @@ def measure_likelihood(network: NVAE, held_out: Estimates, train: Estimates, dra
     """
     size, discrete = network.dimensions, network.settings.decoder != "normal"
     unit = "nats per dimension" if discrete else "nats per dimension, density on [-1, 1]"
-    values = {"ELBO": held_out.elbo, "ELBO-train": train.elbo, "log-likelihood": held_out.importance}
+    values = {registry.ELBO: held_out.elbo, registry.ELBO_TRAIN: train.elbo}
+    values |= {registry.LOG_LIKELIHOOD: held_out.importance}
     metrics: Measurements = {
-        name: {"value": float(each.mean()) / size, "samples": len(each), "draws": draws, "unit": unit}
-        for name, each in values.items()
+        metric.pattern: Measurement(value=float(each.mean()) / size, samples=len(each), draws=draws, unit=unit)
+        for metric, each in values.items()
         if each is not None
     }
-    if discrete and "log-likelihood" in metrics:
-        nats = metrics["log-likelihood"]
-        metrics["bits-per-dimension"] = {**nats, "value": -nats["value"] / math.log(2), "unit": "bits per dimension"}
+    if discrete and (nats := metrics.get(registry.LOG_LIKELIHOOD.pattern)):
+        bits = {"value": -nats.value / math.log(2), "unit": "bits per dimension"}
+        metrics[registry.BITS_PER_DIMENSION.pattern] = nats.model_copy(update=bits)
     return metrics

@@ -12,7 +12,6 @@ from hashlib import sha256
 from itertools import count
 from math import gcd
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from vaebm.config import DataSettings
 from vaebm.data import ImageSet, open_images
 from vaebm.data.digits import INK_LEVELS, counts_to_grey, grey_to_counts, reduce_to_digits
+from vaebm.records.results import OODSource
 from vaebm.system.errors import UserError
 
 UInt8Images = NDArray[np.uint8]
@@ -154,12 +154,11 @@ class OODImages:
 
     Attributes:
         images: (N, C, H, W) uint8, in the form of the held-out ones.
-        source: `data` (hash of the prepared set), `heldout` (its number of held-out images), `side` and `users` (files
-            of the user); empty for a set made from the held-out images.
+        source: number of these images, and the origin of a prepared set.
     """
 
     images: Tensor
-    source: dict[str, Any]
+    source: OODSource
 
 
 def make_ood_set(name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping[str, Path]) -> OODImages:
@@ -179,7 +178,7 @@ def make_ood_set(name: str, data: DataSettings | None, own: ImageSet, manifests:
             f"evaluation.ood: expected at least 2 held-out images, found {len(held_out)}; leave the sets out"
         )
     if data is None:
-        return OODImages(_as_tensor(SETS[name](held_out, own.name)), {})
+        return OODImages(_as_tensor(SETS[name](held_out, own.name)), OODSource(images=len(held_out)))
     if data.prepared not in manifests:
         raise UserError(
             f"evaluation.ood: {name}: expected --ood data/{data.prepared}/manifest.json, "
@@ -193,8 +192,9 @@ def make_ood_set(name: str, data: DataSettings | None, own: ImageSet, manifests:
             f"{manifests[data.prepared]}: expected at least 2 held-out images of {side}×{side}×{channels} "
             f"or larger ones, found {form}"
         )
-    source = {"data": other.hash, "heldout": len(found), "side": size, "users": other.users}
-    return OODImages(_as_tensor(area_resample(chosen(found, len(held_out)), side, own.name)), source)
+    images = area_resample(chosen(found, len(held_out)), side, own.name)
+    source = OODSource(images=len(images), data=other.hash, heldout=len(found), side=size, users=other.users)
+    return OODImages(_as_tensor(images), source)
 
 
 def _as_tensor(pictures: UInt8Images) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +13,13 @@ from torch import Tensor
 from vaebm import plots
 from vaebm.config import ChainSettings
 from vaebm.evaluation.classifier import to_float
-from vaebm.evaluation.detection import IN_THE_TABLE, Scores, ood_metric_name
+from vaebm.evaluation.detection import Scores
 from vaebm.evaluation.measurements import Measurements
 from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, generator
 from vaebm.measures.modes import Law
 from vaebm.model import VAEBM
+from vaebm.records.metrics import DETECTION
+from vaebm.records.results import AlongChain
 
 GRID, CHAINS = 160, 10
 """Images in a grid of samples; chains shown step by step."""
@@ -33,8 +34,8 @@ def ood(inside: Scores, outside: dict[str, Scores], figures: Measurements, path:
     names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)"}
     panels = {}
     for name, found in outside.items():
-        for kind in filter(inside.__contains__, IN_THE_TABLE["AUROC"]):
-            area = figures[ood_metric_name("AUROC", name, kind)]["value"]
+        for kind in filter(inside.__contains__, names):
+            area = figures[DETECTION["AUROC", kind].named(name)].value
             panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out images": inside[kind], name: found[kind]}
     plots.histograms(panels, path, "score")
 
@@ -47,10 +48,12 @@ def chains(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
     plots.chain_strip([images[:CHAINS] for images in steps], folder / "chain.png")
 
 
-def steps(found: dict[str, Any], name: str, test_steps: int, path: Path) -> None:
-    """Write the result of `quality_along_chain`: distance `name` and energy, with a mark at the test chain."""
-    panels = {f"{name}, {found['samples']:,} images": found[name], "mean energy along the chain": found["energy"]}
-    plots.against_counts(found["counts"], panels, path, label="steps of the chain", mark=test_steps)
+def steps(found: AlongChain, test_steps: int, path: Path) -> None:
+    """Write the result of `quality_along_chain`: distance and energy, with a mark at the test chain."""
+    title = f"{found.metric}, {found.samples:,} images"
+    panels: dict[str, Sequence[float | None]]
+    panels = {title: found.distances, "mean energy along the chain": found.energy}
+    plots.against_counts(found.counts, panels, path, label="steps of the chain", mark=test_steps)
 
 
 def nearest_images(queries: Tensor, among: Iterable[Tensor], total: int, count: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from vaebm.config import SamplesSettings
 from vaebm.config.evaluation import StepsSettings
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource, batches
+from vaebm.records.results import AlongChain
 from vaebm.samples import grey_levels
 
 
@@ -52,7 +53,7 @@ def quality_along_chain(
     seed: int,
     name: str,
     distance: Callable[[Tensor], float],
-) -> dict[str, Any]:
+) -> AlongChain:
     """Compute distance and mean energy after each number of steps; None if a chain is not finite.
 
     The chains are those of the first samples.
@@ -63,9 +64,6 @@ def quality_along_chain(
         seed: of the samples.
         name: of the distance.
         distance: function from images (N, C, H, W) uint8 to their distance.
-
-    Returns:
-        The entry "steps" of metrics.json: counts, the distances under `name`, energy, samples.
     """
     parts = batches(range(settings.images), sampling.batch)
     chains = [stops(model, sample_noise(seed, part), settings.counts, sampling.chain.step_size) for part in parts]
@@ -77,4 +75,6 @@ def quality_along_chain(
         kept = grey_levels(images, sampling.stretch).permute(0, 3, 1, 2) if images.isfinite().all() else None
         distances.append(None if kept is None else distance(kept))
         energies.append(float(energy) if energy.isfinite() else None)
-    return {"counts": settings.counts, name: distances, "energy": energies, "samples": settings.images}
+    return AlongChain(
+        counts=settings.counts, metric=name, distances=distances, energy=energies, samples=settings.images
+    )

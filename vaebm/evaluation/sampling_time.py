@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vaebm.evaluation.measurements import Measurements
-from vaebm.system.errors import UserError
+from vaebm.records.files import read_record
+from vaebm.records.metrics import SECONDS_PER_50
+from vaebm.records.results import Measurement, ShardRecord
 
-SECONDS_PER_50, IMAGES = "seconds-per-50", 50
-"""The metric, and its number of images, the one of the published times."""
+IMAGES = 50
+"""Number of images of the metric, the one of the published times."""
 
 
 def measure_sampling_time(shards: list[Path]) -> Measurements:
@@ -20,25 +21,11 @@ def measure_sampling_time(shards: list[Path]) -> Measurements:
     Raises:
         UserError: a record is damaged.
     """
-    records = []
-    for path in (shard.with_suffix(".json") for shard in shards):
-        if not path.is_file():
-            return {}
-        try:
-            record = json.loads(path.read_text())
-            records.append((int(record["images"]), float(record["seconds"]), _unit(record)))
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}: expected the record of how long a shard took, found a damaged file; "
-                "remove it and its shard, and sample again"
-            ) from None
-    images, seconds = sum(record[0] for record in records), sum(record[1] for record in records)
-    units = dict.fromkeys(unit for _, _, unit in records)
-    return {SECONDS_PER_50: {"value": IMAGES * seconds / images, "samples": images, "unit": " and ".join(units)}}
-
-
-def _unit(record: dict[str, int | str]) -> str:
-    """The unit: seconds on which device, at which batch size and precision."""
-    threads = f", {record['threads']} thread(s)" if record["threads"] else ""
-    rounded = "" if record.get("precision", "float32") == "float32" else f", {record['precision']}"
-    return f"seconds on {record['device']}{threads}, {record['batch']} images at once{rounded}"
+    paths = [shard.with_suffix(".json") for shard in shards]
+    if not all(path.is_file() for path in paths):
+        return {}
+    expected = ("the record of how long a shard took", "remove it and its shard, and sample again")
+    records = [read_record(ShardRecord, path, *expected) for path in paths]
+    images, unit = sum(record.images for record in records), " and ".join(dict.fromkeys(one.unit for one in records))
+    value = IMAGES * sum(record.seconds for record in records) / images
+    return {SECONDS_PER_50.pattern: Measurement(value=value, samples=images, unit=unit)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from vaebm.measures.bootstrap import Features
 from vaebm.measures.modes import Law
 from vaebm.model import Estimates
 from vaebm.plots import image_grid
+from vaebm.records.files import write_record
+from vaebm.records.metrics import ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, SECONDS_PER_50
+from vaebm.records.results import AlongChain, ChainRecord, ExtractorRecord, Measurement, OODRecord, OODSource, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
-from vaebm.system.files import write_json
 
 TRAIN = 3000
 """Maximum number of training images for the ELBO: the first ones."""
@@ -31,7 +33,7 @@ TRAIN = 3000
 
 def unavailable_metrics(ood_sets: list[str], reason: str) -> dict[str, str]:
     """Metrics that a model without log p(x) lacks → `reason`; none for an empty reason."""
-    names = ["ELBO", "ELBO-train", "log-likelihood", *detection.headline_names(ood_sets)]
+    names = [*(one.pattern for one in (ELBO, ELBO_TRAIN, LOG_LIKELIHOOD)), *detection.headline_names(ood_sets)]
     return dict.fromkeys(names, reason) if reason else {}
 
 
@@ -49,9 +51,9 @@ class Results(NamedTuple):
     outside: dict[str, Scores]
     shown: list[Tensor]
     """The first held-out images, then the first images of each set."""
-    sources: dict[str, dict[str, Any]]
+    sources: dict[str, OODSource]
     """Out-of-distribution set → its size and origin."""
-    along_chain: dict[str, Any] | None
+    along_chain: AlongChain | None
     """Quality against the number of steps; None without an energy."""
 
 
@@ -75,7 +77,7 @@ def measure(inputs: Inputs) -> Results:
         there = ood.make_ood_set(name, other, images, inputs.manifests)
         outside[name] = detection.with_typicality(detection.scores(estimated(there.images)), training)
         shown.append(there.images[:16])
-        sources[name] = {"images": len(there.images), **there.source}
+        sources[name] = there.source
 
     output = extractor.extract(samples)
     metrics = measure_fidelity(output, inputs.reference, chosen, seed, extractor.device)
@@ -83,8 +85,8 @@ def measure(inputs: Inputs) -> Results:
         stretched = extractor.features(
             samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1)
         )
-        distance = inputs.distance(stretched)
-        metrics[f"{inputs.distance_name}-stretched"] = {"value": distance, "samples": len(samples)}
+        distance = Measurement(value=inputs.distance(stretched), samples=len(samples))
+        metrics[FD_STRETCHED.named(extractor.kind)] = distance
     shown_modes = None
     if (depth := inputs.mode_extractor.depth(images.shape)) > 1:
         logits = (output if inputs.mode_extractor is extractor else inputs.mode_extractor.extract(samples)).logits
@@ -119,41 +121,38 @@ def draw(inputs: Inputs, results: Results, folder: Path) -> None:
     if results.along_chain is not None:
         chain = inputs.sampling.chain
         plots.chains(inputs.model, inputs.sampling_seed, chain, folder)
-        plots.steps(results.along_chain, inputs.distance_name, chain.steps, folder / "steps.png")
+        plots.steps(results.along_chain, chain.steps, folder / "steps.png")
 
 
-def record(inputs: Inputs, results: Results) -> dict[str, Any]:
+def record(inputs: Inputs, results: Results) -> RunRecord:
     """The content of metrics.json."""
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
     unavailable = unavailable_metrics(list(inputs.settings.ood_sets), inputs.no_likelihood_reason)
-    if sampling_time.SECONDS_PER_50 not in results.metrics:
-        unavailable[sampling_time.SECONDS_PER_50] = "its samples have no record of the time they took"
-    kind = (model.potential_kind, model.positives) if model.energy is not None else (None, None)
-    heldout = {"value": inputs.reference.real, "samples": len(images.view("heldout"))}
+    if SECONDS_PER_50.pattern not in results.metrics:
+        unavailable[SECONDS_PER_50.pattern] = "its samples have no record of the time they took"
+    potential, positives = (model.potential_kind, model.positives) if model.energy is not None else (None, None)
+    heldout = Measurement(value=inputs.reference.real, samples=len(images.view("heldout")))
     separate = inputs.mode_extractor is not inputs.extractor
-    return {
-        "experiment": inputs.run.experiment,
-        "variant": inputs.run.variant,
-        "seed": inputs.seed,
-        "metrics": results.metrics,
-        **({} if results.along_chain is None else {"steps": results.along_chain}),
-        "ood": {"sets": results.sources, "figures": results.ood},
-        "without": unavailable,
-        "real": {inputs.distance_name: heldout},
-        "extractor": inputs.extractor.describe(images.shape),
-        "modes_by": inputs.mode_extractor.describe(images.shape) if separate else None,
-        "chain": {
-            **sampling.chain.model_dump(),
-            **dict(zip(("potential", "positives"), kind, strict=True)),
-            "stretch": sampling.stretch,
-        },
-        "data": images.hash,
-        "users": images.users,
-        **provenance.merged([*inputs.trained.values(), provenance.commit()]),
-        "versions": provenance.versions(),
-        "models": inputs.hashes,
-        "training": inputs.trained,
-    }
+    describe = inputs.mode_extractor.describe
+    return RunRecord(
+        experiment=inputs.run.experiment,
+        variant=inputs.run.variant,
+        seed=inputs.seed,
+        metrics=results.metrics,
+        steps=results.along_chain,
+        ood=OODRecord(sets=results.sources, figures=results.ood),
+        without=unavailable,
+        real={inputs.distance_name: heldout},
+        extractor=ExtractorRecord.model_validate(inputs.extractor.describe(images.shape)),
+        modes_by=ExtractorRecord.model_validate(describe(images.shape)) if separate else None,
+        chain=ChainRecord(**dict(sampling.chain), potential=potential, positives=positives, stretch=sampling.stretch),
+        data=images.hash,
+        users=images.users,
+        **provenance.merged([*map(dict, inputs.trained.values()), provenance.commit()]),
+        versions=provenance.versions(),
+        models=inputs.hashes,
+        training=inputs.trained,
+    )
 
 
 def run(files: Files, device: torch.device | str = "cpu") -> None:
@@ -165,4 +164,4 @@ def run(files: Files, device: torch.device | str = "cpu") -> None:
     inputs = load(files, device)
     results = measure(inputs)
     draw(inputs, results, files.metrics.parent / "pictures")
-    write_json(files.metrics, record(inputs, results))
+    write_record(files.metrics, record(inputs, results))

@@ -13,6 +13,8 @@ from scipy.special import xlogy
 from scipy.stats import binom
 
 from vaebm.measures.bootstrap import Logits, generator, interval
+from vaebm.records.metrics import KL, KL_FLOOR, MODES, MODES_FLOOR
+from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
 
 Law = NDArray[np.float64]
@@ -74,7 +76,7 @@ def expected_divergence(law: Law, images: int) -> float:
     return total
 
 
-def measure_modes(counts: NDArray[np.int64], law: Law, resamples: int, seed: int) -> dict[str, dict[str, object]]:
+def measure_modes(counts: NDArray[np.int64], law: Law, resamples: int, seed: int) -> dict[str, Measurement]:
     """Number of modes seen, KL divergence from the law, and the expectation of both for draws from the law.
 
     Args:
@@ -86,8 +88,8 @@ def measure_modes(counts: NDArray[np.int64], law: Law, resamples: int, seed: int
     drawn = generator(seed, "modes").multinomial(images, counts / images, size=resamples)
     apart = float(divergence(counts, law))
     return {
-        "modes": {"value": float(seen), "samples": images, "of": len(law)},
-        "modes-floor": {"value": expected_modes(law, images), "samples": images},
-        "KL": {"value": apart, "samples": images, "interval": interval(apart, divergence(drawn, law), 0.0)},
-        "KL-floor": {"value": expected_divergence(law, images), "samples": images},
+        MODES.pattern: Measurement(value=float(seen), samples=images, of=len(law)),
+        MODES_FLOOR.pattern: Measurement(value=expected_modes(law, images), samples=images),
+        KL.pattern: Measurement(value=apart, samples=images, interval=interval(apart, divergence(drawn, law), 0.0)),
+        KL_FLOOR.pattern: Measurement(value=expected_divergence(law, images), samples=images),
     }

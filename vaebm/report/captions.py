@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vaebm.config import BASELINE
-from vaebm.records.metrics import Record, distance_of
+from vaebm.records.metrics import MODES, metric
+from vaebm.records.results import VariantRecord
 
 GRIDS = ("after", "before", "chain", "neighbours", "reconstructions", "samples", "sets")
 """Names of the plots that are grids of images."""
@@ -28,24 +29,24 @@ class Picture(NamedTuple):
         return self.path.stem in GRIDS
 
 
-def gallery(record: Record) -> list[Picture]:
+def gallery(record: VariantRecord) -> list[Picture]:
     """The plots of the first seed of one variant."""
-    variant, first = record["variant"], record["runs"][0]
-    own = Path(variant, f"seed{first['seed']}", "pictures")
+    variant, first = record.variant, record.runs[0]
+    own = Path(variant, f"seed{first.seed}", "pictures")
     measured = own.parent / "evaluation" / "pictures"
     if variant == BASELINE:
         pictures = _nvae(own, measured)
-    elif "wgan" in first["training"]:
+    elif "wgan" in first.training:
         caption = "Decoder means of prior samples, after the training of the decoder in the GAN."
         pictures = [Picture("Samples of the generator", caption, measured / "samples.png")]
     else:
         pictures = _energy(measured, record)
-    if first["steps"]:
+    if steps := first.steps:
         caption = (
             "Distance to the training images and mean energy against the number of steps, for the first samples. "
             "The line marks the test chain."
         )
-        if first["steps"]["samples"] < record["metrics"][distance_of(record)]["samples"]:
+        if steps.samples < record.metrics[steps.metric].samples:
             caption += " The distances are higher than in the table, because they use fewer images."
         pictures.append(Picture("Quality against the number of steps", caption, measured / "steps.png", wide=True))
     caption = (
@@ -53,19 +54,19 @@ def gallery(record: Record) -> list[Picture]:
         "A sample equal to its neighbour is memorised."
     )
     pictures.append(Picture("Nearest training images", caption, measured / "neighbours.png"))
-    if "modes" in record["metrics"]:
+    if MODES.pattern in record.metrics:
         caption = (
             "Samples per mode, most frequent first, and as many draws from the data's law. A curve that reaches zero "
             "early misses modes. The classifier determines the modes, with its errors."
         )
         pictures.append(Picture("Modes", caption, measured / "modes.png"))
-    if "ebm" in first["training"]:
+    if "ebm" in first.training:
         caption = (
             "Energies of training images, held-out images, and chains at start and end. The end should overlap with "
             "the images. A gap between held-out and training images would indicate overfitting."
         )
         pictures.append(Picture("Energies", caption, own / "energies.png"))
-    if any(metric.startswith("AUROC") for metric in record["metrics"]):
+    if any(metric(name).quantity == "AUROC" for name in record.metrics):
         sets = (
             "First row: held-out images. Below: the out-of-distribution sets, converted to the same size and levels by "
             "one rule, which leaves images of that size unchanged."
@@ -91,10 +92,10 @@ def _nvae(own: Path, measured: Path) -> list[Picture]:
     ]
 
 
-def _energy(measured: Path, record: Record) -> list[Picture]:
+def _energy(measured: Path, record: VariantRecord) -> list[Picture]:
     """Samples before, after and along the chain."""
-    steps, start = record["chain"]["steps"], "Start of the chains, before the first step."
-    if record["chain"]["potential"] != "pixels":
+    steps, start = record.chain.steps, "Start of the chains, before the first step."
+    if record.chain.potential != "pixels":
         start = "Start of the chains: decoder means of prior samples at temperature 1."
     after = f"The same chains at the same places after {steps} Langevin steps, without selection."
     chain = f"One chain per row: before the first step, then after each of the {steps}."
@@ -105,12 +106,12 @@ def _energy(measured: Path, record: Record) -> list[Picture]:
     ]
 
 
-def _training(own: Path, record: Record) -> list[Picture]:
+def _training(own: Path, record: VariantRecord) -> list[Picture]:
     """Training curves, and diagnostics of the chains."""
-    if record["variant"] == BASELINE:
+    if record.variant == BASELINE:
         caption = "In nats per image, for training and held-out images. Long curves: values (faint) and moving mean."
         return [Picture("Training of the NVAE", caption, own / "curves.png", wide=True)]
-    if "wgan" in record["runs"][0]["training"]:
+    if "wgan" in record.runs[0].training:
         caption = "Critic outputs for real and generated images."
         return [Picture("Training of the GAN", caption, own / "curves.png", wide=True)]
     chains = (

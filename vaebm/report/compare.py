@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from vaebm.records.metrics import (
-    FLOOR,
-    MetricValue,
-    Record,
-    format_value,
-    number,
-    uses_extractor,
-    with_certainty,
-    with_direction,
-    z_score,
-)
+from vaebm.records.files import read_record
+from vaebm.records.metrics import format_value, metric, number, with_direction
+from vaebm.records.results import MetricValue, Numbers, VariantRecord
+from vaebm.report.rows import with_certainty, z_score
 from vaebm.report.table import chain_of, extractor_of, grid
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 
 BENCHMARKS = "benchmarks.json"
 """File of all values in a folder of results: experiment → variant → metric → number."""
-
-ORIGIN = ("data", "extractor", "chain", "configuration", "commit", "changed", "versions", "seeds")
-"""Facts in which two records may differ."""
 
 COMPARISON_COLUMNS = [
     "experiment", "variant", "metric", "here", "there", "difference", "unit", "in_units", "comparable", "remark",
@@ -42,7 +31,7 @@ class Side(NamedTuple):
 
     numbers: dict[str, dict[str, dict[str, float]]]
     """Experiment → variant → metric → number."""
-    records: dict[tuple[str, str], Record]
+    records: dict[tuple[str, str], VariantRecord]
     """(experiment, variant) → the record of the numbers, if available."""
 
 
@@ -74,7 +63,7 @@ class Pair:
 
     @property
     def units(self) -> tuple[float, str] | None:
-        """The difference in units of its uncertainty, and its kind (see `metrics.z_score`)."""
+        """The difference in units of its uncertainty, and its kind (see `rows.z_score`)."""
         one, other = self.figures
         return z_score(one, other) if one and other and self.difference is not None else None
 
@@ -84,8 +73,8 @@ class Pair:
         one, other = self.figures
         unknown = "origin unknown" if self.comparable == "unknown" else ""
         counts = ""
-        if one and other and one["samples"] != other["samples"]:
-            counts = f"{one['samples']:,} and {other['samples']:,} images"
+        if one and other and one.samples != other.samples:
+            counts = f"{one.samples:,} and {other.samples:,} images"
         return "; ".join(filter(None, (self.obstacle, unknown, counts)))
 
     def words(self) -> list[str]:
@@ -117,55 +106,39 @@ def read_side(path: Path) -> Side:
         UserError: there is no such folder or file, or it is damaged.
     """
     file = path / BENCHMARKS if path.is_dir() else path
-    try:
-        numbers = json.loads(file.read_text())
-        if not all(
-            isinstance(value, int | float)
-            for variants in numbers.values()
-            for metrics in variants.values()
-            for value in metrics.values()
-        ):
-            raise ValueError
-    except FileNotFoundError:
+    if not file.is_file():
         found = f"a folder without {BENCHMARKS}" if path.is_dir() else "nothing there"
-        raise UserError(f"{path}: expected results to compare, found {found}; {ADVICE}") from None
-    except (ValueError, AttributeError, OSError):
-        raise UserError(
-            f"{file}: expected experiment → variant → metric → number, "
-            f"found a damaged file or one of another kind; {ADVICE}"
-        ) from None
+        raise UserError(f"{path}: expected results to compare, found {found}; {ADVICE}")
+    numbers = read_record(Numbers, file, "experiment → variant → metric → number", ADVICE).root
     records = {}
     for experiment, variants in numbers.items():
-        for variant, metrics in variants.items():
+        for variant, values in variants.items():
             record = _record(file.parent / experiment / variant / "metrics.json")
-            if record and {metric: figure["value"] for metric, figure in record["metrics"].items()} == metrics:
+            if record and record.values == values:
                 records[experiment, variant] = record
     return Side(numbers, records)
 
 
-def _record(path: Path) -> Record | None:
+def _record(path: Path) -> VariantRecord | None:
     """A record over the seeds in the current format, or None."""
     try:
-        record: Record = json.loads(path.read_text())
-        keys = {*ORIGIN, "runs"} - {"seeds"}
-        whole = all("by_seed" in figure for figure in record["metrics"].values()) and keys <= record.keys()
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return read_record(VariantRecord, path, "", "")
+    except UserError:
         return None
-    return record if whole else None
 
 
-def origin(record: Record) -> dict[str, str]:
-    """The facts `ORIGIN` of a record, in words."""
-    commits = " ".join(name[:12] for name in record["commit"])
+def origin(record: VariantRecord) -> dict[str, str]:
+    """The facts in which two records may differ, in words."""
+    commits = " ".join(name[:12] for name in record.commit)
     return {
-        "data": record["data"][:12],
+        "data": record.data[:12],
         "extractor": extractor_of(record),
         "chain": chain_of(record),
-        "configuration": record["configuration"][:12],
+        "configuration": record.configuration[:12],
         "commit": commits,
-        "changed": str(record["changed"]).lower(),
-        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        "seeds": ", ".join(str(run["seed"]) for run in record["runs"]),
+        "changed": str(record.changed).lower(),
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+        "seeds": ", ".join(str(run.seed) for run in record.runs),
     }
 
 
@@ -176,23 +149,23 @@ def pairs(here: Side, there: Side) -> list[Pair]:
         ours, theirs = here.numbers.get(experiment, {}), there.numbers.get(experiment, {})
         for variant in dict.fromkeys([*ours, *theirs]):
             records = [side.records.get((experiment, variant)) for side in (here, there)]
-            for metric in dict.fromkeys([*ours.get(variant, {}), *theirs.get(variant, {})]):
-                if metric.endswith(FLOOR):
+            for name in dict.fromkeys([*ours.get(variant, {}), *theirs.get(variant, {})]):
+                if metric(name).shown == "floor":
                     continue
-                values = [numbers.get(variant, {}).get(metric) for numbers in (ours, theirs)]
-                one, other = (record["metrics"].get(metric) if record else None for record in records)
-                why = obstacle(metric, *records)
-                found.append(Pair(experiment, variant, metric, values[0], values[1], (one, other), why))
+                values = [numbers.get(variant, {}).get(name) for numbers in (ours, theirs)]
+                one, other = (record.metrics.get(name) if record else None for record in records)
+                why = obstacle(name, *records)
+                found.append(Pair(experiment, variant, name, values[0], values[1], (one, other), why))
     return found
 
 
-def obstacle(metric: str, one: Record | None, other: Record | None) -> str:
+def obstacle(name: str, one: VariantRecord | None, other: VariantRecord | None) -> str:
     """Why values of two records are not comparable; empty if they are."""
     if one is None or other is None:
         return ""
-    if one["data"] != other["data"]:
+    if one.data != other.data:
         return "not comparable: other data"
-    if uses_extractor(metric) and one["extractor"] != other["extractor"]:
+    if metric(name).uses_extractor and one.extractor != other.extractor:
         return "not comparable: another extractor"
     return ""
 
@@ -217,7 +190,7 @@ def differences(here: Side, there: Side) -> dict[str, list[str]]:
             ours, theirs = (origin(record) for record in records if record is not None)
             lines += [
                 f"{variant}, {name}: {ours[name]} here, {theirs[name]} there"
-                for name in ORIGIN
+                for name in ours
                 if ours[name] != theirs[name]
             ]
     return found

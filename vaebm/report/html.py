@@ -11,24 +11,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vaebm.config import BASELINE
-from vaebm.records.metrics import (
+from vaebm.records.metrics import format_value, metric, number, with_direction
+from vaebm.records.results import MetricValue, VariantRecord
+from vaebm.report.captions import gallery
+from vaebm.report.paper import Paper, Table
+from vaebm.report.rows import (
     ComparisonRow,
-    MetricValue,
-    Record,
     certainty,
     comparison_rows,
-    format_value,
-    lower_is_better,
     non_baseline,
-    number,
     ratio,
     ratio_name,
     with_certainty,
-    with_direction,
     z_score,
-)  # fmt: skip
-from vaebm.report.captions import gallery
-from vaebm.report.paper import Paper, Table
+)
 from vaebm.report.table import (
     LEGEND,
     ORIGIN_HEADER,
@@ -42,14 +38,8 @@ from vaebm.report.table import (
     snapshots,
 )
 
-HEADLINES = ("FID", "FD", "IS", "precision", "recall", "modes", "KL", "AUROC")
-"""Names of the metrics shown on cards above the table of an experiment."""
-
-BESIDE = ("-heldout", "-stretched", "-energy", "-likelihood")
-"""Suffixes of metrics that have no card."""
-
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
-"""Kind of `metrics.Uncertainty` → units of a difference at about 95 %, and their description."""
+"""Kind of `rows.Uncertainty` → units of a difference at about 95 %, and their description."""
 
 
 class Card(NamedTuple):
@@ -67,7 +57,7 @@ class Card(NamedTuple):
 
 def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricValue) -> Card:
     """Compare a variant with the NVAE in one metric."""
-    relative, difference = ratio(row.metric, before["value"], after["value"]), after["value"] - before["value"]
+    relative, difference = ratio(row.metric, before.value, after.value), after.value - before.value
     apart = z_score(before, after)
     change = f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
     if relative is not None:
@@ -79,12 +69,12 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
     elif abs(apart[0]) < BEYOND[apart[1]][0]:
         verdict = f"no difference beyond {BEYOND[apart[1]][1]}"
     else:
-        verdict = "better" if (difference < 0) == lower_is_better(row.metric) else "worse"
-    first, second = (format_value(row.metric, figure["value"], 3) for figure in (before, after))
+        verdict = "better" if (difference < 0) == (metric(row.metric).better == "↓") else "worse"
+    first, second = (format_value(row.metric, figure.value, 3) for figure in (before, after))
     return Card(with_direction(row.metric), variant, first, second, change, verdict)
 
 
-def cards(variants: dict[str, Record]) -> list[Card]:
+def cards(variants: dict[str, VariantRecord]) -> list[Card]:
     """The cards: all headline metrics of the first variant, the first one of each further variant."""
     others, names = non_baseline(variants), list(variants)
     found = []
@@ -92,7 +82,7 @@ def cards(variants: dict[str, Record]) -> list[Card]:
         rows = []
         for row in (row for _, rows in comparison_rows(variants) for row in rows):
             before, after = row.figures[names.index(BASELINE)], row.figures[names.index(variant)]
-            if before and after and row.metric.split("-")[0] in HEADLINES and not row.metric.endswith(BESIDE):
+            if before and after and metric(row.metric).shown == "card":
                 rows.append(card(row, variant, before, after))
         found += rows if variant == others[0] else rows[:1]
     return found
@@ -103,7 +93,7 @@ def _inline(path: Path) -> str | None:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() if path.is_file() else None
 
 
-def _pictures(record: Record, folder: Path) -> dict[str, Any]:
+def _pictures(record: VariantRecord, folder: Path) -> dict[str, Any]:
     """The plots of one variant's first seed, inlined, and the missing ones."""
     tables = {"steps.png": _steps(record), "ood.png": _detection(record)}
     shown: list[dict[str, Any]] = []
@@ -125,19 +115,18 @@ def _code(text: str) -> Markup:
     )
 
 
-def _training(record: Record) -> dict[str, Any]:
+def _training(record: VariantRecord) -> dict[str, Any]:
     """Facts of the variant's own training, one row per seed, its events, and its snapshots."""
     facts = {key: key for key in ("status", "steps", "snapshot", "skipped_steps", "seconds", "device")}
     facts |= {"steps": "iterations", "skipped_steps": "skipped"}
     rows, events = [], []
-    for run in record["runs"]:
-        stage = next((stage for stage in run["training"] if stage != BASELINE), BASELINE)
-        training = run["training"][stage]
-        known = {name: f"{training[key]}" for key, name in facts.items() if training.get(key) is not None}
-        rows.append({"seed": str(run["seed"]), **known})
+    for run in record.runs:
+        training = run.training[next((stage for stage in run.training if stage != BASELINE), BASELINE)]
+        known = {name: getattr(training, key) for key, name in facts.items()}
+        rows.append({"seed": str(run.seed), **{name: f"{fact}" for name, fact in known.items() if fact is not None}})
         events += [
-            f"Seed {run['seed']}, iteration {event['iteration']}: {event['reason']}: {event['action']}."
-            for event in training.get("events", [])
+            f"Seed {run.seed}, iteration {event.iteration}: {event.reason}: {event.action}."
+            for event in training.events
         ]
     header = list(dict.fromkeys(name for row in rows for name in row))
     return {
@@ -147,44 +136,42 @@ def _training(record: Record) -> dict[str, Any]:
     }
 
 
-def _seeds(record: Record) -> dict[str, Any] | None:
+def _seeds(record: VariantRecord) -> dict[str, Any] | None:
     """All metrics of each seed with their intervals; None for a single seed."""
-    if len(record["runs"]) < 2:
+    if len(record.runs) < 2:
         return None
-    rows = []
-    for _, found in comparison_rows({record["variant"]: record}):
-        for row in found:
-            of_seeds = record["metrics"][row.metric]["by_seed"]
-            rows.append(
-                [with_direction(row.metric), *(with_certainty(row.metric, {**one, "spread": None}) for one in of_seeds)]
-            )
-    return {"header": ["metric", *(f"seed {run['seed']}" for run in record["runs"])], "rows": rows}
+    names = [row.metric for _, found in comparison_rows({record.variant: record}) for row in found]
+    rows = [
+        [with_direction(name), *(with_certainty(name, one) for one in record.metrics[name].by_seed)] for name in names
+    ]
+    return {"header": ["metric", *(f"seed {run.seed}" for run in record.runs)], "rows": rows}
 
 
-def _steps(record: Record) -> dict[str, Any] | None:
+def _steps(record: VariantRecord) -> dict[str, Any] | None:
     """Quality and energy against the number of steps, over the seeds; None if not measured."""
-    found = [run["steps"] for run in record["runs"] if run["steps"]]
+    found = [run.steps for run in record.runs if run.steps]
     if not found:
         return None
-    names = [name for name in found[0] if name not in ("counts", "samples")]
+    columns = [[steps.distances for steps in found], [steps.energy for steps in found]]
     rows = [
-        [str(count), *(_mean([steps[name][index] for steps in found]) for name in names)]
-        for index, count in enumerate(found[0]["counts"])
+        [str(count), *(_mean([curve[index] for curve in curves]) for curves in columns)]
+        for index, count in enumerate(found[0].counts)
     ]
-    return {"header": ["steps", *names], "rows": rows}
+    return {"header": ["steps", found[0].metric, "energy"], "rows": rows}
 
 
-def _detection(record: Record) -> dict[str, Any] | None:
+def _detection(record: VariantRecord) -> dict[str, Any] | None:
     """Detection metrics of every score and set, over the seeds; None if not measured."""
-    found = [run["ood"]["figures"] for run in record["runs"] if run.get("ood") and run["ood"]["figures"]]
+    found = [run.ood.figures for run in record.runs if run.ood and run.ood.figures]
     if not found:
         return None
-    names = list(dict.fromkeys(name.partition("-")[0] for name in found[0]))
-    scored = list(dict.fromkeys(name.partition("-")[2] for name in found[0]))
+    arrows = {metric(name).quantity: metric(name).better for name in found[0]}
+    scored = list(dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in found[0]))
     rows = [
-        [one, *(_mean([figures[f"{name}-{one}"]["value"] for figures in found]) for name in names)] for one in scored
+        [one, *(_mean([figures[f"{quantity}-{one}"].value for figures in found]) for quantity in arrows)]
+        for one in scored
     ]
-    return {"header": ["set, score", *map(with_direction, names)], "rows": rows}
+    return {"header": ["set, score", *(f"{quantity} {arrow}" for quantity, arrow in arrows.items())], "rows": rows}
 
 
 def _mean(values: list[float | None]) -> str:
@@ -195,28 +182,26 @@ def _mean(values: list[float | None]) -> str:
     return number(statistics.mean(finite)) + (f" ± {number(statistics.stdev(finite), 2)}" if len(finite) > 1 else "")
 
 
-def _facts(variants: dict[str, Record]) -> str:
+def _facts(variants: dict[str, VariantRecord]) -> str:
     """Sentences with the seeds and the test chains."""
-    seeds = dict.fromkeys(run["seed"] for record in variants.values() for run in record["runs"])
-    sampled = {
-        name: record for name, record in variants.items() if record["chain"]["steps"] or record["chain"]["stretch"]
-    }
+    seeds = dict.fromkeys(run.seed for record in variants.values() for run in record.runs)
+    sampled = {name: record for name, record in variants.items() if record.chain.steps or record.chain.stretch}
     chains = [f"{name}: {chain_of(record)}." for name, record in sampled.items()]
     return " ".join([f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}.", *chains])
 
 
-def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict[str, Any]:
+def _section(experiment: str, variants: dict[str, VariantRecord], folder: Path) -> dict[str, Any]:
     """Content of one experiment, with the NVAE as the last variant."""
 
-    def cell(metric: str, figure: MetricValue | None) -> tuple[str, str]:
-        return (format_value(metric, figure["value"]), certainty(metric, figure)) if figure else ("", "")
+    def cell(name: str, figure: MetricValue | None) -> tuple[str, str]:
+        return (format_value(name, figure.value), certainty(name, figure)) if figure else ("", "")
 
     families = [
         (title, [(row, [cell(row.metric, one) for one in row.figures]) for row in rows])
         for title, rows in comparison_rows(variants)
     ]
     first = next(iter(variants.values()))
-    classified = first["modes_by"] or first["extractor"]["kind"] == "classifier"
+    classified = first.modes_by or first.extractor.kind == "classifier"
     return {
         "name": experiment,
         "facts": _facts(variants),
@@ -232,7 +217,7 @@ def _section(experiment: str, variants: dict[str, Record], folder: Path) -> dict
         ],
         "classifier": _inline(folder / "classifier" / "pictures" / "confusion.png") if classified else None,
         "origin": [origin_cells(record) for record in variants.values()],
-        "versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in first.versions.items()),
     }
 
 
@@ -246,7 +231,7 @@ def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
     return {
         "title": table.title,
         "note": table.note,
-        "metrics": [with_direction(metric) for metric in table.metrics],
+        "metrics": [with_direction(name) for name in table.metrics],
         "rows": rows,
     }
 

@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from vaebm.config import Settings
 from vaebm.config.yaml_files import read_yaml, validate
+from vaebm.records.metrics import metric
 
 
 class PublishedValue(Settings):
@@ -68,10 +69,12 @@ class Table(Settings):
 
     @model_validator(mode="after")
     def _figures_have_columns(self) -> Table:
+        for name in self.metrics:
+            metric(name)
         for row in self.rows:
-            for metric in row.figures:
-                if metric not in self.metrics:
-                    raise ValueError(f"{row.model}: figures: expected metrics among {self.metrics}, found {metric!r}")
+            for name in row.figures:
+                if name not in self.metrics:
+                    raise ValueError(f"{row.model}: figures: expected metrics among {self.metrics}, found {name!r}")
         return self
 
 

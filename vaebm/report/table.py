@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebm.config.yaml_files import read_experiment
-from vaebm.records.metrics import (
-    FLOOR,
-    Record,
-    comparison_rows,
-    family,
-    format_value,
-    number,
-    ratio_name,
-    uses_extractor,
-    with_certainty,
-    with_direction,
-)
+from vaebm.records.metrics import format_value, metric, number, with_direction
+from vaebm.records.results import VariantRecord
 from vaebm.report.paper import Paper, PaperRow, Table
+from vaebm.report.rows import comparison_rows, ratio_name, with_certainty
 
 TABLE_COLUMNS = [
     "table", "model", "experiment", "variant", "metric", "measured", "spread", "low", "high", "floor", "samples",
@@ -38,7 +29,7 @@ Commands = dict[tuple[str, str], str]
 class Measured(NamedTuple):
     """The records to show, and remarks."""
 
-    records: dict[str, dict[str, Record]]
+    records: dict[str, dict[str, VariantRecord]]
     """Experiment → variant → its record over the seeds."""
     notes: list[str]
     """Records left out, and why."""
@@ -51,7 +42,7 @@ class Line:
     table: str
     model: str
     metric: str
-    record: Record | None = None
+    record: VariantRecord | None = None
     paper: float | None = None
     mark: str = ""
     note: str = ""
@@ -62,31 +53,32 @@ class Line:
         cells |= {"table": self.table, "model": self.model, "metric": self.metric, "paper": self.paper}
         cells |= {"mark": self.mark or None, "note": self.note.replace("`", "") or None}
         if self.record is not None:
-            record, metrics = self.record, self.record["metrics"]
-            figure, floor = metrics[self.metric], metrics.get(self.metric + FLOOR)
-            cells["low"], cells["high"] = figure["interval"] or (None, None)
-            cells |= {key: record[key] for key in ("experiment", "variant", "configuration", "tracking")}
-            cells |= {"measured": figure["value"], "floor": floor and floor["value"], "unit": figure.get("unit")}
-            cells |= {"spread": figure["spread"], "samples": figure["samples"]}
-            cells |= {"seeds": " ".join(map(str, figure["seeds"])), "commit": " ".join(record["commit"])}
-            cells |= {"changed": str(record["changed"]).lower(), "data": data_of(record), "chain": chain_of(record)}
-            if uses_extractor(self.metric):
+            record, metrics = self.record, self.record.metrics
+            figure, floor = metrics[self.metric], metrics.get(metric(self.metric).floor)
+            cells["low"], cells["high"] = figure.interval or (None, None)
+            cells |= {"experiment": record.experiment, "variant": record.variant, "tracking": record.tracking}
+            cells |= {"measured": figure.value, "floor": floor and floor.value, "unit": figure.unit}
+            cells |= {"spread": figure.spread, "samples": figure.samples, "configuration": record.configuration}
+            cells |= {"seeds": " ".join(map(str, figure.seeds)), "commit": " ".join(record.commit)}
+            cells |= {"changed": str(record.changed).lower(), "data": data_of(record), "chain": chain_of(record)}
+            if metric(self.metric).uses_extractor:
                 cells["extractor"] = extractor_of(record, self.metric)
         return cells
 
 
-def extractor_of(record: Record, metric: str = "") -> str:
+def extractor_of(record: VariantRecord, name: str = "") -> str:
     """Extractor of a metric (of the distances without one), and torch-fidelity's version."""
-    found = (family(metric) == "Modes" and record["modes_by"]) or record["extractor"]
-    return f"{found['name']}, torch-fidelity {found['torch-fidelity']}"
+    of_modes = name and metric(name).measured_with == "classifier of modes"
+    found = (of_modes and record.modes_by) or record.extractor
+    return f"{found.name}, torch-fidelity {found.torch_fidelity}"
 
 
-def chain_of(record: Record) -> str:
+def chain_of(record: VariantRecord) -> str:
     """The test chain in words, and whether images were stretched."""
-    chain, steps = record["chain"], "no chain"
-    if chain["steps"]:
-        steps = f"{chain['steps']} steps of {chain['step_size']:g}, potential {chain['potential']}"
-    return steps + ", each image stretched" * chain["stretch"]
+    chain, steps = record.chain, "no chain"
+    if chain.steps:
+        steps = f"{chain.steps} steps of {chain.step_size:g}, potential {chain.potential}"
+    return steps + ", each image stretched" * chain.stretch
 
 
 def commands(paper: Paper, experiments: Path) -> Commands:
@@ -113,7 +105,7 @@ def commands(paper: Paper, experiments: Path) -> Commands:
     return found
 
 
-def how_to_run(row: PaperRow, metric: str, measured: Measured, runs: Commands) -> str:
+def how_to_run(row: PaperRow, name: str, measured: Measured, runs: Commands) -> str:
     """How to fill the measured cell of a paper's row; empty if it is filled."""
     if row.answer is None:
         return "not trained here"
@@ -121,15 +113,15 @@ def how_to_run(row: PaperRow, metric: str, measured: Measured, runs: Commands) -
     record = measured.records.get(experiment, {}).get(variant)
     if record is None:
         return runs[experiment, variant]
-    return "" if metric in record["metrics"] else f"{experiment}/{variant} was measured, without {metric}"
+    return "" if name in record.metrics else f"{experiment}/{variant} was measured, without {name}"
 
 
-def answer_of(row: PaperRow, metric: str, measured: Measured) -> Record | None:
-    """Our record with `metric` for a row of the paper."""
+def answer_of(row: PaperRow, name: str, measured: Measured) -> VariantRecord | None:
+    """Our record with the metric `name` for a row of the paper."""
     if row.answer is None:
         return None
     record = measured.records.get(row.answer.experiment, {}).get(row.answer.variant)
-    return record if record is not None and metric in record["metrics"] else None
+    return record if record is not None and name in record.metrics else None
 
 
 def lines(measured: Measured, paper: Paper, runs: Commands) -> list[Line]:
@@ -139,25 +131,25 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[Line]:
     for experiment, variants in measured.records.items():
         title = f"measured: {experiment}"
         for variant, record in variants.items():
-            metrics = [metric for metric in record["metrics"] if not metric.endswith(FLOOR)]
-            measurements += [Line(title, variant, metric, record) for metric in metrics]
-            unavailable += [Line(title, variant, metric, note=why) for metric, why in record["without"].items()]
+            names = [name for name in record.metrics if metric(name).shown != "floor"]
+            measurements += [Line(title, variant, name, record) for name in names]
+            unavailable += [Line(title, variant, name, note=why) for name, why in record.without.items()]
     found = measurements + unavailable
     for table in paper.tables:
         for row in table.rows:
-            for metric, figure in row.figures.items():
-                note = "; ".join(filter(None, (row.note, how_to_run(row, metric, measured, runs))))
-                ours = answer_of(row, metric, measured)
-                found.append(Line(table.title, row.model, metric, ours, figure.value, figure.mark, note))
+            for name, figure in row.figures.items():
+                note = "; ".join(filter(None, (row.note, how_to_run(row, name, measured, runs))))
+                ours = answer_of(row, name, measured)
+                found.append(Line(table.title, row.model, name, ours, figure.value, figure.mark, note))
     return found
 
 
 def paper_figures(table: Table, row: PaperRow, measured: Measured) -> list[tuple[str, str, str]]:
     """The paper's value, its mark, and our value, for each metric of a table; empty if missing."""
     found: list[tuple[str, str, str]] = []
-    for metric in table.metrics:
-        figure, record = row.figures.get(metric), answer_of(row, metric, measured)
-        ours = with_certainty(metric, record["metrics"][metric]) if record and figure else ""
+    for name in table.metrics:
+        figure, record = row.figures.get(name), answer_of(row, name, measured)
+        ours = with_certainty(name, record.metrics[name]) if record and figure else ""
         found.append((f"{figure.value:g}" if figure else "", figure.mark if figure else "", ours))
     return found
 
@@ -172,17 +164,15 @@ def paper_cells(table: Table, row: PaperRow, measured: Measured) -> list[str]:
 
 def paper_header(table: Table) -> list[str]:
     """Column names of `paper_cells`."""
-    pairs = [(f"{with_direction(metric)}, paper", f"{metric}, measured") for metric in table.metrics]
-    return ["model", *(name for pair in pairs for name in pair)]
+    pairs = [(f"{with_direction(name)}, paper", f"{name}, measured") for name in table.metrics]
+    return ["model", *(cell for pair in pairs for cell in pair)]
 
 
 def remark_of(row: PaperRow, measured: Measured, runs: Commands) -> str:
     """Remark on a row of the paper, and how to fill its measured cells, with commands in backticks."""
-    hows = dict.fromkeys(how_to_run(row, metric, measured, runs) for metric in row.figures)
-    answers = {
-        metric: record["metrics"][metric] for metric in row.figures if (record := answer_of(row, metric, measured))
-    }
-    units = [f"{metric} measured in {figure['unit']}" for metric, figure in answers.items() if "unit" in figure]
+    hows = dict.fromkeys(how_to_run(row, name, measured, runs) for name in row.figures)
+    answers = {name: record.metrics[name] for name in row.figures if (record := answer_of(row, name, measured))}
+    units = [f"{name} measured in {figure.unit}" for name, figure in answers.items() if figure.unit]
     return "; ".join(filter(None, (row.note, *hows, *units)))
 
 
@@ -197,7 +187,7 @@ LEGEND = (
 )
 
 
-def overview(variants: dict[str, Record], *, certain: bool = True) -> tuple[list[str], list[list[str]]]:
+def overview(variants: dict[str, VariantRecord], *, certain: bool = True) -> tuple[list[str], list[list[str]]]:
     """Header and rows of an experiment: metrics × variants, then ratio to the NVAE, floor and number of images.
 
     Args:
@@ -207,7 +197,7 @@ def overview(variants: dict[str, Record], *, certain: bool = True) -> tuple[list
     ratio, floors = ratio_name(variants), any(row.floor for row in shown)
     rows = []
     for row in shown:
-        shown_value = with_certainty if certain else lambda metric, figure: format_value(metric, figure["value"])
+        shown_value = with_certainty if certain else lambda name, figure: format_value(name, figure.value)
         cells = [shown_value(row.metric, figure) if figure else "" for figure in row.figures]
         extra = [*([row.ratio] if ratio else []), *([row.floor] if floors else [])]
         rows.append([with_direction(row.metric), *cells, *extra, row.samples])
@@ -217,65 +207,64 @@ def overview(variants: dict[str, Record], *, certain: bool = True) -> tuple[list
 ORIGIN_HEADER = ["variant", "seeds", "chain", "extractor", "commit", "data", "configuration", "MLflow run"]
 
 
-def data_of(record: Record, digits: int = 64) -> str:
+def data_of(record: VariantRecord, digits: int = 64) -> str:
     """Hash of the data, cut to `digits`, marked if the files are the user's."""
-    return ("user's files " if record["users"] else "") + str(record["data"][:digits])
+    return ("user's files " if record.users else "") + record.data[:digits]
 
 
-def origin_cells(record: Record) -> list[str]:
+def origin_cells(record: VariantRecord) -> list[str]:
     """Origin of a variant's values, hashes cut to twelve digits; columns `ORIGIN_HEADER`."""
-    seeds = ", ".join(str(run["seed"]) for run in record["runs"])
-    changed = {True: " + changes", "unknown": ""}.get(record["changed"], "")
-    commit = " ".join(name[:12] for name in record["commit"]) + changed
-    facts = [chain_of(record), extractor_of(record), commit, data_of(record, 12), record["configuration"][:12]]
-    return [record["variant"], seeds, *facts, record["tracking"] or ""]
+    seeds = ", ".join(str(run.seed) for run in record.runs)
+    changed = {True: " + changes", "unknown": ""}.get(record.changed, "")
+    commit = " ".join(name[:12] for name in record.commit) + changed
+    facts = [chain_of(record), extractor_of(record), commit, data_of(record, 12), record.configuration[:12]]
+    return [record.variant, seeds, *facts, record.tracking or ""]
 
 
-def remarks(variants: dict[str, Record]) -> list[str]:
+def remarks(variants: dict[str, VariantRecord]) -> list[str]:
     """Remarks on an experiment, one paragraph each."""
     return [_real_images(next(iter(variants.values()))), *_units(variants), *_without(variants)]
 
 
-def _real_images(record: Record) -> str:
+def _real_images(record: VariantRecord) -> str:
     """A sentence with the scores of real images."""
-    scores = (f"{name} {number(one['value'])} ({one['samples']} images)" for name, one in record["real"].items())
+    scores = (f"{name} {number(one.value)} ({one.samples} images)" for name, one in record.real.items())
     return f"Real images, held out, score {', '.join(scores)}."
 
 
-def _units(variants: dict[str, Record]) -> list[str]:
+def _units(variants: dict[str, VariantRecord]) -> list[str]:
     """The units of metrics, one line each."""
     units: dict[str, dict[str, None]] = {}
     for record in variants.values():
-        for metric, figure in record["metrics"].items():
-            if unit := figure.get("unit"):
-                units.setdefault(unit, {})[metric] = None
-    return [f"In {unit}: {', '.join(metrics)}." for unit, metrics in units.items()]
+        for name, figure in record.metrics.items():
+            if unit := figure.unit:
+                units.setdefault(unit, {})[name] = None
+    return [f"In {unit}: {', '.join(names)}." for unit, names in units.items()]
 
 
-def _without(variants: dict[str, Record]) -> list[str]:
+def _without(variants: dict[str, VariantRecord]) -> list[str]:
     """The reasons why metrics are unavailable, one line per variant and reason."""
     found = []
     for variant, record in variants.items():
-        for reason in dict.fromkeys(record["without"].values()):
-            metrics = ", ".join(metric for metric, why in record["without"].items() if why == reason)
-            found.append(f"{variant} has no {metrics}: {reason}.")
+        for reason in dict.fromkeys(record.without.values()):
+            names = ", ".join(name for name, why in record.without.items() if why == reason)
+            found.append(f"{variant} has no {names}: {reason}.")
     return found
 
 
-def snapshots(record: Record) -> list[str]:
+def snapshots(record: VariantRecord) -> list[str]:
     """The snapshot of a variant's energy, the last candidate and the rule, one line per seed."""
     found = []
-    for run in record["runs"]:
-        selection = run["training"].get("ebm", {}).get("selection")
-        if selection is None:
+    for run in record.runs:
+        if "ebm" not in run.training or (selection := run.training["ebm"].selection) is None:
             continue
-        chosen, last = (selection["candidates"][str(selection[which])] for which in ("chosen", "last"))
+        chosen, last = (selection.candidates[which] for which in (selection.chosen, selection.last))
         other = "the last one"
-        if selection["chosen"] != selection["last"]:
-            other += f", {selection['last']}, has {_distance(last)}"
+        if selection.chosen != selection.last:
+            other += f", {selection.last}, has {_distance(last)}"
         found.append(
-            f"{record['variant']}, seed {run['seed']}: the snapshot of iteration {selection['chosen']}, "
-            f"{_distance(chosen)}, {other}. Rule: {selection['rule']}."
+            f"{record.variant}, seed {run.seed}: the snapshot of iteration {selection.chosen}, "
+            f"{_distance(chosen)}, {other}. Rule: {selection.rule}."
         )
     return found
 

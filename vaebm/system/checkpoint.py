@@ -14,6 +14,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from vaebm.system.errors import UserError
@@ -107,6 +108,13 @@ def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) ->
             raise damaged from None
 
 
+class CheckpointRecord(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """a.json, b.json: step and checksum of a checkpoint."""
+
+    step: int
+    sha256: str
+
+
 class Checkpoints:
     """Training checkpoints in one folder: two slots, written in turn, each with a checksum.
 
@@ -125,7 +133,8 @@ class Checkpoints:
         torch.save(state, buffer)
         with writing(slot) as stream:
             stream.write(buffer.getbuffer())
-        write_json(slot.with_suffix(".json"), {"step": step, "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()})
+        record = CheckpointRecord(step=step, sha256=hashlib.sha256(buffer.getbuffer()).hexdigest())
+        write_json(slot.with_suffix(".json"), record.model_dump())
 
     def load(self) -> dict[str, Any] | None:
         """State of the newest intact checkpoint; None: there is none."""
@@ -136,8 +145,8 @@ class Checkpoints:
     def _step(path: Path) -> int | None:
         """Step of a checkpoint; None: it is absent or damaged."""
         try:
-            record = json.loads(path.with_suffix(".json").read_text())
-            intact = hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
-        except (OSError, ValueError, KeyError):
+            record = CheckpointRecord.model_validate_json(path.with_suffix(".json").read_bytes())
+            intact = hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256
+        except (OSError, ValueError):
             return None
-        return int(record["step"]) if intact else None
+        return record.step if intact else None

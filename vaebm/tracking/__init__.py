@@ -12,8 +12,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from vaebm.records.files import read_tracking, write_record
 from vaebm.system.errors import UserError
-from vaebm.tracking.mirror import DATABASE, Mirror, read_place, write_place
+from vaebm.tracking.mirror import DATABASE, Mirror
 from vaebm.tracking.stages import stages
 
 
@@ -38,13 +39,14 @@ def run(results: Path) -> None:
     except Exception as error:  # any failure: the results do not depend on MLflow
         reason = str(error).strip().splitlines()
         problem = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
-        write_place(results, {**read_place(results), "status": f"not mirrored: {problem}"})
+        failed = read_tracking(results).model_copy(update={"status": f"not mirrored: {problem}"})
+        write_record(results / "tracking.json", failed)
         print(
             f"warning: {results} was not mirrored to MLflow ({problem}); `vaebm track {results}` does it later",
             flush=True,
         )
     else:
-        print(f"{results}: {len(mirror.place['stages'])} stage runs mirrored to {uri}")
+        print(f"{results}: {len(mirror.place.stages)} stage runs mirrored to {uri}")
 
 
 @contextlib.contextmanager

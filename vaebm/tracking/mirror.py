@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vaebm.config import fingerprint
-from vaebm.system.files import write_json
+from vaebm.records.files import read_tracking, write_record
+from vaebm.records.results import MirroredRun, TrackingRecord
 from vaebm.system.startup import imports
 from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
 
@@ -29,9 +30,6 @@ METRICS_PER_CALL, PARAMETERS_PER_CALL = 900, 90
 
 NEEDS = ("torch", "numpy", "pydantic", "pyyaml", "tqdm")
 """Requirements of a registered model, without its own code."""
-
-Place = dict[str, Any]
-"""What MLflow already has of a run: id, lines of the history, metrics, tags, hashes of files."""
 
 
 class Mirror:
@@ -54,11 +52,10 @@ class Mirror:
         self.uri, self.results = uri, results
         self.client = MlflowClient(tracking_uri=uri)
         self.home = self._home()
-        kept = read_place(results)
-        facts = {"status": "mirrored", "uri": uri, "mlflow": importlib.metadata.version("mlflow")}
-        self.place: Place = {**facts, "run": None, "stages": {}, "models": {}}
-        if kept.get("uri") == uri:
-            self.place |= {name: kept[name] for name in ("run", "whole", "stages", "models") if name in kept}
+        version, kept = importlib.metadata.version("mlflow"), read_tracking(results)
+        self.place = TrackingRecord(status="mirrored", uri=uri, mlflow=version, run=None, stages={}, models={})
+        if kept.uri == uri and kept.whole is not None:
+            self.place = kept.model_copy(update={"status": "mirrored", "mlflow": version})
 
     def _home(self) -> str:
         """Id of the MLflow experiment; for the local database its files are in this folder.
@@ -80,33 +77,36 @@ class Mirror:
     def experiment(self) -> None:
         """Create or update the parent run."""
         stage = experiment_run(self.results)
-        if not self._exists(self.place["run"]):
-            self.place["run"] = self._create(stage, {})
-            self.place |= {"whole": _empty_place(self.place["run"], stage), "stages": {}, "models": {}}
+        whole = self.place.whole
+        if whole is None or not self._exists(self.place.run):
+            whole = _empty_place(self._create(stage, {}), stage)
+            self.place = self.place.model_copy(update={"run": whole.run, "stages": {}, "models": {}, "whole": whole})
             self._save()
-        self._bring_up_to_date(self.place["whole"], stage)
+        self._bring_up_to_date(whole, stage)
 
     def stage(self, stage: StageRun) -> None:
         """Create or update a child run; other settings or other numbers make a new run."""
-        place = self.place["stages"].get(stage.name)
-        exists = place is not None and self._exists(place["run"])
-        if exists and not stage.continues(place):
-            self.client.update_run(place["run"], name=f"{stage.name}, superseded")
-            self.client.set_tag(place["run"], "status", "superseded")
-        if not exists or not stage.continues(place):
-            tags = {"mlflow.parentRunId": self.place["run"], "experiment": self.results.name}
+        place = self.place.stages.get(stage.name)
+        if place is not None and not self._exists(place.run):
+            place = None
+        if place is not None and not stage.continues(place):
+            self.client.update_run(place.run, name=f"{stage.name}, superseded")
+            self.client.set_tag(place.run, "status", "superseded")
+            place = None
+        if place is None:
+            tags = {"mlflow.parentRunId": self.place.run or "", "experiment": self.results.name}
             place = _empty_place(self._create(stage, tags), stage)
-            self._log_parameters(place["run"], stage.parameters)
-            self.place["stages"][stage.name] = place
+            self._log_parameters(place.run, stage.parameters)
+            self.place.stages[stage.name] = place
             self._save()
         self._bring_up_to_date(place, stage)
 
     def model(self, stage: StageRun) -> None:
         """Register a new version of the stage's model if its networks or its chain changed."""
         model = stage.model
-        if model is not None and self.place["models"].get(model.name) != model.hash:
-            self._register(model, self.place["stages"][stage.name]["run"])
-            self.place["models"][model.name] = model.hash
+        if model is not None and self.place.models.get(model.name) != model.hash:
+            self._register(model, self.place.stages[stage.name].run)
+            self.place.models[model.name] = model.hash
             self._save()
 
     def _register(self, model: RegisteredModel, run: str) -> None:
@@ -144,52 +144,52 @@ class Mirror:
             model.name, f"models:/{logged.model_id}", run, tags=model.tags, model_id=logged.model_id
         )
 
-    def _bring_up_to_date(self, place: Place, stage: StageRun) -> None:
+    def _bring_up_to_date(self, place: MirroredRun, stage: StageRun) -> None:
         from mlflow.entities import Metric, RunTag
 
-        run, now = place["run"], int(time.time() * 1000)
+        run, now = place.run, int(time.time() * 1000)
         wanted = stage.tags | ({"mlflow.note.content": stage.note} if stage.note else {})
-        tags = {name: value for name, value in wanted.items() if place["tags"].get(name) != value}
+        tags = {name: value for name, value in wanted.items() if place.tags.get(name) != value}
         if tags:
             self.client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
-            place["tags"] = wanted
+            place.tags = wanted
         self._log_history(place, stage, now)
-        figures = {name: value for name, value in stage.figures.items() if place["figures"].get(name) != value}
+        figures = {name: value for name, value in stage.figures.items() if place.figures.get(name) != value}
         if figures:
             self._log_metrics(run, [Metric(_key(name), value, now, 0) for name, value in figures.items()])
-            place["figures"] = stage.figures
+            place.figures = stage.figures
             self._save()
-        if stage.curves and not place["curves"]:
+        if stage.curves and not place.curves:
             points = [(name, step, value) for name, curve in stage.curves.items() for step, value in curve]
             self._log_metrics(run, [Metric(_key(name), value, now, step) for name, step, value in points])
-            place["curves"] = fingerprint(stage.curves)
+            place.curves = fingerprint(stage.curves)
             self._save()
         for folder, files in stage.files.items():
             for file in files:
                 key, content = f"{folder}/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest()
-                if place["files"].get(key) != content:
+                if place.files.get(key) != content:
                     self.client.log_artifact(run, str(file), folder or None)
-                    place["files"][key] = content
-        if stage.tags.get("status") != "unfinished" and not place["ended"]:
+                    place.files[key] = content
+        if stage.tags.get("status") != "unfinished" and not place.ended:
             outcome = "FINISHED" if stage.tags.get("status") == "finished" else "FAILED"
             self.client.set_terminated(run, outcome, _milliseconds(stage.ended))
-            place["ended"] = True
+            place.ended = True
         self._save()
 
-    def _log_history(self, place: Place, stage: StageRun, now: int) -> None:
+    def _log_history(self, place: MirroredRun, stage: StageRun, now: int) -> None:
         from mlflow.entities import Metric
 
-        while place["lines"] < len(stage.history):
+        while place.lines < len(stage.history):
             batch: list[Any] = []
-            upto = place["lines"]
+            upto = place.lines
             while upto < len(stage.history) and len(batch) < METRICS_PER_CALL:
                 record = json.loads(stage.history[upto])
                 step = int(record.pop("step"))
                 numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
                 batch += [Metric(_key(name), float(value), now, step) for name, value in numbers.items()]
                 upto += 1
-            self._log_metrics(place["run"], batch)
-            place |= {"lines": upto, "history": fingerprint(stage.history[:upto])}
+            self._log_metrics(place.run, batch)
+            place.lines, place.history = upto, fingerprint(stage.history[:upto])
             self._save()
 
     def _log_metrics(self, run: str, metrics: list[Any]) -> None:
@@ -221,13 +221,15 @@ class Mirror:
         return info.lifecycle_stage == "active" and info.experiment_id == self.home
 
     def _save(self) -> None:
-        write_place(self.results, self.place)
+        write_record(self.results / "tracking.json", self.place)
 
 
-def _empty_place(run: str, stage: StageRun) -> Place:
+def _empty_place(run: str, stage: StageRun) -> MirroredRun:
     """State of a run that has only its parameters."""
-    place: Place = {"run": run, "parameters": fingerprint(stage.parameters), "lines": 0, "history": fingerprint([])}
-    return place | {"figures": {}, "curves": "", "tags": {}, "files": {}, "ended": False}
+    return MirroredRun(
+        run=run, parameters=fingerprint(stage.parameters), lines=0, history=fingerprint([]),
+        figures={}, curves="", tags={}, files={}, ended=False,
+    )  # fmt: skip
 
 
 def _key(name: str) -> str:
@@ -238,17 +240,3 @@ def _key(name: str) -> str:
 def _milliseconds(seconds: float | None) -> int | None:
     """Convert seconds to MLflow's milliseconds; None: now."""
     return None if seconds is None else int(seconds * 1000)
-
-
-def read_place(results: Path) -> Place:
-    """Read tracking.json; empty if it is missing or damaged, then everything is mirrored again."""
-    try:
-        content = json.loads((results / "tracking.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_place(results: Path, place: Place) -> None:
-    """Write tracking.json."""
-    write_json(results / "tracking.json", place)

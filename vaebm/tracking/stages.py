@@ -5,25 +5,20 @@ Names are those of the experiment file (`nvae.training.batch`) and of the table 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vaebm.config import BASELINE, SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_experiment, read_yaml, validate
+from vaebm.records.files import METRICS_RECORD, TRAINING_RECORD, dump, read_record
+from vaebm.records.results import ClassifierRecord, MirroredRun, Numbers, RunRecord, TrainingRecord, VariantRecord
 from vaebm.system.files import model_of
 
 TABLE = ("benchmarks.csv", "benchmarks.md", "benchmarks.tex", "benchmarks.json", "report.html")
 
 TRAININGS = ("classifier", "nvae", "ebm", "wgan")
 """Stages with a history; each has a settings file of the same name."""
-
-NO_FIGURES = (
-    "experiment", "variant", "seed", "metrics", "without", "extractor", "modes_by", "chain", "data", "users", "commit",
-    "changed", "versions", "models", "training",
-)  # fmt: skip
-"""Keys of metrics.json without values to mirror."""
 
 TEXT = 5000
 """MLflow's limit for the characters of a tag or a note."""
@@ -65,12 +60,12 @@ class StageRun:
     """Seconds since 1970; None: unknown."""
     model: RegisteredModel | None = None
 
-    def continues(self, place: dict[str, Any]) -> bool:
+    def continues(self, place: MirroredRun) -> bool:
         """True if MLflow has the beginning of this run, and not of one with other settings or numbers."""
-        lines = self.history[: place["lines"]]
-        same_inputs = place["parameters"] == fingerprint(self.parameters) and place["history"] == fingerprint(lines)
-        same_figures = not place["figures"] or place["figures"] == self.figures
-        return same_inputs and same_figures and place["curves"] in ("", fingerprint(self.curves))
+        lines = self.history[: place.lines]
+        same_inputs = place.parameters == fingerprint(self.parameters) and place.history == fingerprint(lines)
+        same_figures = not place.figures or place.figures == self.figures
+        return same_inputs and same_figures and place.curves in ("", fingerprint(self.curves))
 
     def add(self, name: str, value: Any) -> None:
         """Add all numbers in `value`, under names joined by slashes.
@@ -119,86 +114,87 @@ def stages(results: Path) -> list[StageRun]:
 def _training(folder: Path) -> StageRun:
     """A run of one of `TRAININGS`; without training.json it is unfinished."""
     record = folder / "training.json"
-    facts: dict[str, Any] = read_json(record) if record.is_file() else {"status": "unfinished"}
+    facts: ClassifierRecord | TrainingRecord | None = None
+    if record.is_file():
+        kind: type[ClassifierRecord | TrainingRecord]
+        kind = ClassifierRecord if folder.name == "classifier" else TrainingRecord
+        facts = read_record(kind, record, *TRAINING_RECORD)
     settings_files = [path for path in (folder / f"{stage}.yaml" for stage in TRAININGS) if path.is_file()]
     # a variant that changed its kind keeps its old settings file
-    name = facts.get("stage") or max(settings_files, key=lambda path: path.stat().st_mtime).stem
+    name = getattr(facts, "stage", None) or max(settings_files, key=lambda path: path.stat().st_mtime).stem
     settings = read_yaml(folder / f"{name}.yaml")
     variant = "" if name == "classifier" else folder.parent.name
     stage = StageRun(
         " ".join(filter(None, (name, variant if variant != BASELINE else "", f"seed{settings['seed']}"))),
         flatten_settings({name: settings[name]}),
-        _tags(name, variant, settings, facts),
+        _tags(name, variant, settings, facts, facts.status if facts else "unfinished"),
         (folder / "history.jsonl").read_text().splitlines(),
         files={
             "model": sorted(folder.glob(model_of(folder).name)),
             "pictures": sorted(folder.glob("pictures/*.png")),
             "": sorted(folder.glob("training.json")),
         },
-        note=_training_note(facts),
     )
-    for key, value in facts.items():
-        if key not in ("settings", "seed"):
+    if facts is not None:
+        for key, value in dump(facts, exclude={"settings", "seed"}).items():
             stage.add(key if isinstance(value, dict) else f"training/{key}", value)
-    if "events" in facts:
-        events = facts["events"]
-        seen = [f"iteration {event['iteration']}: {event['reason']}: {event['action']}" for event in events]
-        stage.tags["guard"] = ("; ".join(seen) or "quiet")[:TEXT]
-        stage.curves["guard/events"] = [(event["iteration"], number) for number, event in enumerate(events, 1)]
-    if "seconds" in facts:
-        stage.ended = (folder / "training.json").stat().st_mtime
-        stage.began = stage.ended - facts["seconds"]
+    if isinstance(facts, TrainingRecord):
+        stage.note = _training_note(facts)
+        if "events" in facts.model_fields_set:
+            seen = [f"iteration {event.iteration}: {event.reason}: {event.action}" for event in facts.events]
+            stage.tags["guard"] = ("; ".join(seen) or "quiet")[:TEXT]
+            stage.curves["guard/events"] = [(event.iteration, number) for number, event in enumerate(facts.events, 1)]
+        stage.ended = record.stat().st_mtime
+        stage.began = stage.ended - facts.seconds
     return stage
 
 
-def _training_note(facts: dict[str, Any]) -> str:
+def _training_note(facts: TrainingRecord) -> str:
     """Note on a training of the energy: end, events and selection; empty for other trainings."""
-    if "selection" not in facts:
+    if (selection := facts.selection) is None:
         return ""
-    selection, events = facts["selection"], facts.get("events", [])
-    lines = [f"**{facts['status']}**; the model is the snapshot of iteration {selection['chosen']}."]
-    if events:
+    lines = [f"**{facts.status}**; the model is the snapshot of iteration {selection.chosen}."]
+    if facts.events:
         lines += ["", "| iteration | what the guard saw | what was done |", "| --- | --- | --- |"]
-        lines += [f"| {event['iteration']} | {event['reason']} | {event['action']} |" for event in events]
+        lines += [f"| {event.iteration} | {event.reason} | {event.action} |" for event in facts.events]
     lines += ["", "| snapshot of iteration | distance | |", "| --- | --- | --- |"]
-    for iteration, distance in selection["candidates"].items():
-        marks = [mark for mark in ("chosen", "last") if selection[mark] == int(iteration)]
+    for iteration, distance in selection.candidates.items():
+        ends = {"chosen": selection.chosen, "last": selection.last}
+        marks = [mark for mark, end in ends.items() if end == iteration]
         shown = "images that are not finite" if distance is None else f"{distance:.6g}"
         lines.append(f"| {iteration} | {shown} | {', '.join(marks)} |")
-    return "\n".join([*lines, "", f"Rule: {selection['rule']}."])[:TEXT]
+    return "\n".join([*lines, "", f"Rule: {selection.rule}."])[:TEXT]
 
 
 def _evaluation(folder: Path) -> StageRun | None:
     """Metrics and settings of one variant with one seed; None if its models or its chain changed since."""
     run_folder = folder.parent
     experiment, variant, seed = run_folder.parts[-3:]
-    facts = read_json(folder / "metrics.json")
+    facts = read_record(RunRecord, folder / "metrics.json", *METRICS_RECORD)
     records = [run / "training.json" for run in (run_folder, run_folder.parent.parent / BASELINE / seed)]
     if not all(record.is_file() for record in records):  # a training is running again
         return None
-    own, nvae = map(read_json, records)
-    trained = {one["stage"]: one for one in ((nvae, own) if own["stage"] == "ebm" else (own,))}
+    own, nvae = (read_record(TrainingRecord, record, *TRAINING_RECORD) for record in records)
+    trained = {one.stage: one for one in ((nvae, own) if own.stage == "ebm" else (own,))}
     settings, sampling = read_yaml(folder / "evaluation.yaml"), read_yaml(run_folder / "samples" / "samples.yaml")
-    same_models = {one["model"] for one in trained.values()} <= set(facts["models"].values())
+    same_models = {one.model for one in trained.values()} <= set(facts.models.values())
     chosen = validate(SamplesSettings, sampling["samples"], f"{run_folder / 'samples' / 'samples.yaml'}: samples")
-    law = {name: facts["chain"].get(name) for name in ("potential", "positives") if name in facts["chain"]}
-    if not (same_models and {**chosen.chain.model_dump(), "stretch": chosen.stretch, **law} == facts["chain"]):
+    same_chain = facts.chain.model_copy(update={**dict(chosen.chain), "stretch": chosen.stretch}) == facts.chain
+    if not (same_models and same_chain):
         return None
-    sections = {name: one["settings"] for name, one in (("nvae", nvae), *trained.items())}
-    tags = _tags("evaluation", variant, {**settings, **sampling}, {"status": "finished", **facts})
+    sections = {name: one.settings for name, one in (("nvae", nvae), *trained.items())}
+    tags = _tags("evaluation", variant, {**settings, **sampling}, facts, "finished")
     stage = StageRun(
         f"evaluation {variant} {seed}",
         flatten_settings({**sections, "samples": sampling["samples"], "evaluation": settings["evaluation"]}),
         tags,
         files={"pictures": sorted(folder.glob("pictures/*.png")), "figures": [folder / "metrics.json"]},
-        note="\n\n".join(f"No {metric}: {reason}." for metric, reason in facts["without"].items())[:TEXT],
+        note="\n\n".join(f"No {metric}: {reason}." for metric, reason in facts.without.items())[:TEXT],
     )
-    for name, value in facts["metrics"].items():
+    numbers = dump(facts, include={"metrics", "steps", "ood", "real"})
+    for name, value in (numbers.pop("metrics") | numbers).items():
         stage.add(name, value)
-    for name, value in facts.items():
-        if name not in NO_FIGURES:
-            stage.add(name, value)
-    identity = {"networks": {name: one["model"] for name, one in trained.items()}, "chain": facts["chain"]}
+    identity = {"networks": {name: one.model for name, one in trained.items()}, "chain": dump(facts.chain)}
     kept = {name: tags[name] for name in ("variant", "seed", "data", "commit", "changed")}
     stage.model = RegisteredModel(
         f"vaebm-{experiment}-{variant}", run_folder, fingerprint(identity), {"experiment": experiment, **kept}
@@ -209,22 +205,16 @@ def _evaluation(folder: Path) -> StageRun | None:
 def experiment_run(results: Path) -> StageRun:
     """The experiment: the table's values, the table and the report."""
     name, table = results.name, results.parent / "benchmarks.json"
-    variants = read_json(table).get(name, {}) if table.is_file() else {}
+    variants = read_record(Numbers, table, "the table", "make it anew").root.get(name, {}) if table.is_file() else {}
     tags = {"stage": "experiment", "experiment": name, "status": "finished" if variants else "unfinished"}
     settings = Path("config", "experiments", f"{name}.yaml")
     if settings.is_file():
         tags["configuration"] = read_experiment(settings).hash()
     for path in sorted(results.glob("*/metrics.json")):
-        facts = read_json(path)
-        tags |= {"data": str(facts["data"]), "commit": " ".join(facts["commit"])}
-        tags["changed"] = str(facts["changed"]).lower()
-        tags["seeds"] = " ".join(str(one["seed"]) for one in facts["runs"])
-    figures = {
-        f"{variant}/{metric}": float(value)
-        for variant, metrics in variants.items()
-        for metric, value in metrics.items()
-        if value is not None
-    }
+        facts = read_record(VariantRecord, path, *METRICS_RECORD)
+        tags |= {"data": facts.data, "commit": " ".join(facts.commit), "changed": str(facts.changed).lower()}
+        tags["seeds"] = " ".join(str(one.seed) for one in facts.runs)
+    figures = {f"{variant}/{name}": value for variant, found in variants.items() for name, value in found.items()}
     files = [results.parent / file for file in TABLE if (results.parent / file).is_file()]
     return StageRun(name, tags=tags, figures=figures, files={"": files} if variants else {})
 
@@ -238,22 +228,22 @@ def flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, st
     return parameters
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object in a JSON file."""
-    return json.loads(path.read_text())
-
-
-def _tags(stage: str, variant: str, settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
+def _tags(
+    stage: str,
+    variant: str,
+    settings: dict[str, Any],
+    facts: ClassifierRecord | TrainingRecord | RunRecord | None,
+    status: str,
+) -> dict[str, str]:
     tags = {"stage": stage, "seed": str(settings["seed"]), "configuration": fingerprint(settings)}
     if variant:
         tags["variant"] = variant
-    # booleans as in JSON and in the table
-    commits = facts.get("commit")
-    facts = facts | {"commit": " ".join(commits)} if isinstance(commits, list) else facts
-    found = {name: facts[name] for name in ("status", "data", "commit", "changed") if name in facts}
-    return tags | {
-        name: str(value).lower() if isinstance(value, bool) else str(value)[:TEXT] for name, value in found.items()
-    }
+    found = {"status": status, **({} if facts is None else dump(facts, include={"data", "commit", "changed"}))}
+    for name, value in found.items():
+        # booleans as in JSON and in the table
+        text = " ".join(value) if isinstance(value, list) else str(value)
+        tags[name] = text.lower() if isinstance(value, bool) else text[:TEXT]
+    return tags
 
 
 def _is_curve(value: Any) -> bool:

@@ -17,11 +17,13 @@ from torch import Tensor
 from vaebm.config import fingerprint
 from vaebm.data import ImageSet
 from vaebm.noise import derive
+from vaebm.records.files import write_record
+from vaebm.records.results import TrainingRecord
 from vaebm.system import distributed
 from vaebm.system.checkpoint import Checkpoints
 from vaebm.system.device import RESUME, Interrupted, Progress, StopSignals, deadline
 from vaebm.system.errors import UserError
-from vaebm.system.files import write_json, writing
+from vaebm.system.files import writing
 from vaebm.system.provenance import commit
 
 CONTINUE, SAVE = 0, 1
@@ -226,5 +228,5 @@ class Training:
         self.write_history()
         record = {"stage": self.stage, "steps": self.step, "seconds": round(self.seconds, 1)}
         record |= {"fingerprint": self.fingerprint, **self.depends_on, **facts, **commit()}
-        write_json(self.folder / "training.json", record)
+        write_record(self.folder / "training.json", TrainingRecord.model_validate(record))
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -1,0 +1,70 @@
+"""Reading and writing of the JSON files of results; every error is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from vaebm.config.yaml_files import problem_line
+from vaebm.records.results import TrackingRecord
+from vaebm.system.errors import UserError
+from vaebm.system.files import write_json
+
+R = TypeVar("R", bound=BaseModel)
+
+METRICS_RECORD = ("the figures of a run", "remove the file and run again", "`vaebm evaluation` makes it")
+TRAINING_RECORD = ("the record of the training", "run the training again")
+"""Description and advice, for errors of `read_record`."""
+
+
+class AnotherVersion(UserError):
+    """A record lacks keys, or has unknown ones: another version of the program wrote it."""
+
+
+def read_record(model: type[R], path: Path, what: str, advice: str, absent: str = "") -> R:
+    """Read a JSON file as a record.
+
+    Args:
+        what: description of the record, for errors.
+        advice: what to do if the file is damaged.
+        absent: what to do if there is no file; default: `advice`.
+
+    Raises:
+        UserError: there is no such file, or it is another record; the line names the first key at fault.
+    """
+    expected = f"{path}: expected {what}, found"
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError:
+        raise UserError(f"{expected} no file; {absent or advice}") from None
+    except ValidationError as error:
+        problems = error.errors()
+    kinds = {problem["type"] for problem in problems}
+    lacking = sorted(".".join(map(str, problem["loc"])) for problem in problems if problem["type"] == "missing")
+    if any(not problem["loc"] for problem in problems):
+        raise UserError(f"{expected} a damaged file or one of another kind; {advice}")
+    kind = AnotherVersion if kinds <= {"missing", "extra_forbidden"} else UserError
+    if kinds == {"missing"}:
+        raise kind(f"{expected} none of its {', '.join(lacking)}: {advice}")
+    first = next(problem for problem in problems if kind is AnotherVersion or problem["type"] != "missing")
+    raise kind(f"{path}: {problem_line(model, first)}; {advice}")
+
+
+def write_record(path: Path, record: BaseModel) -> None:
+    """Write a record, without the fields that were never set."""
+    write_json(path, dump(record))
+
+
+def dump(record: BaseModel, **choice: Any) -> dict[str, Any]:
+    """Plain values of a record as in its file. `choice`: `include` or `exclude`, as in pydantic."""
+    return record.model_dump(mode="json", by_alias=True, exclude_unset=True, **choice)
+
+
+def read_tracking(results: Path) -> TrackingRecord:
+    """Read results/<experiment>/tracking.json; empty if it is missing or damaged."""
+    try:
+        return read_record(TrackingRecord, results / "tracking.json", "the state of the mirror", "remove the file")
+    except UserError:
+        return TrackingRecord()

@@ -1,0 +1,325 @@
+"""What the JSON files of results contain; `records.files` reads and writes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    RootModel,
+    model_serializer,
+    model_validator,
+)
+
+from vaebm.config import ChainSettings, Settings
+from vaebm.config.base import later
+from vaebm.records.metrics import metric
+
+FolderName = Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")]
+"""No path."""
+MetricName = Annotated[str, AfterValidator(lambda name: metric(name) and name)]
+"""Name in the registry."""
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+"""95 % bounds over images: [low, high]."""
+Changed = bool | Literal["unknown"]
+"""Whether the program had uncommitted changes."""
+
+
+class Measurement(Settings):
+    """One metric of one run."""
+
+    value: float
+    samples: int
+    """Number of images."""
+    interval: Interval | None = None
+    subsets: int | None = None
+    subset_size: int | None = None
+    spread_over_subsets: float | None = None
+    neighbours: int | None = None
+    splits: int | None = None
+    spread_over_splits: float | None = None
+    draws: int | None = None
+    """Posterior samples per image."""
+    unit: str | None = None
+    of: int | None = None
+    """Number of modes."""
+
+
+class SeedValue(Settings):
+    """One metric of one seed, within the record over the seeds."""
+
+    seed: int
+    value: float
+    interval: Interval | None
+    spread: ClassVar[None] = None
+
+
+class MetricValue(Settings):
+    """One metric over the seeds."""
+
+    value: float
+    """Mean."""
+    spread: float | None
+    """Standard deviation; None for one seed."""
+    interval: Interval | None
+    """None for several seeds: the seeds differ in training, which intervals over images do not cover."""
+    samples: int
+    seeds: list[int]
+    by_seed: list[SeedValue]
+    unit: str | None = later(None)
+
+
+class GuardEvent(Settings):
+    """A problem of a training, and the action taken."""
+
+    iteration: int
+    reason: str
+    action: str
+
+
+class Selection(Settings):
+    """The snapshot that became the model, and the comparison."""
+
+    rule: str
+    """Description of the rule."""
+    candidates: dict[int, float | None]
+    """Iteration → distance; None if its images are not finite."""
+    chosen: int
+    """Iteration of the model."""
+    last: int
+    """Iteration of the last candidate."""
+
+
+class TrainingRecord(Settings):
+    """training.json of an NVAE, an energy or a GAN; within metrics.json without settings and data."""
+
+    stage: FolderName
+    steps: int
+    seconds: float
+    fingerprint: str
+    seed: int
+    settings: dict[str, Any] | None = None
+    data: str | None = None
+    nvae: str | None = None
+    """Hash of the weights of the NVAE below."""
+    status: str
+    snapshot: int | None = None
+    events: list[GuardEvent] = []
+    selection: Selection | None = None
+    diagnostics: dict[str, int | float | str | list[float]] | None = None
+    """`ChainDiagnostics` of the training chain, or the `problem` with it."""
+    parameters: int | None = None
+    skipped_steps: int | None = None
+    heldout: float | None = None
+    model: str
+    """Hash of the weights."""
+    device: str | None = None
+    threads: int | None = None
+    processes: int | None = None
+    commit: str
+    changed: Changed
+
+
+class ClassifierRecord(Settings):
+    """training.json of a classifier."""
+
+    status: str
+    seed: int
+    data: str
+    model: str
+    accuracy: float
+    heldout: int
+    wrong: int
+
+
+class ShardRecord(Settings):
+    """shard-<k>.json: how long a shard of the samples took."""
+
+    images: int
+    seconds: float
+    steps: int
+    batch: int
+    precision: str = "float32"
+    device: str
+    threads: int | None
+
+    @property
+    def unit(self) -> str:
+        """Seconds on which device, at which batch size and precision."""
+        threads = f", {self.threads} thread(s)" if self.threads else ""
+        rounded = "" if self.precision == "float32" else f", {self.precision}"
+        return f"seconds on {self.device}{threads}, {self.batch} images at once{rounded}"
+
+
+class AlongChain(Settings):
+    """Distance and mean energy of the first `samples` samples after each of `counts` steps; None: not finite.
+
+    In the file, the key of the distances is the metric.
+    """
+
+    counts: list[int]
+    metric: MetricName
+    distances: list[float | None]
+    energy: list[float | None]
+    samples: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, content: Any) -> Any:
+        names = [name for name in content if name not in cls.model_fields] if isinstance(content, dict) else []
+        if len(names) != 1:
+            return content
+        rest = {name: value for name, value in content.items() if name != names[0]}
+        return rest | {"metric": names[0], "distances": content[names[0]]}
+
+    @model_serializer
+    def _to_file(self) -> dict[str, Any]:
+        return {"counts": self.counts, self.metric: self.distances, "energy": self.energy, "samples": self.samples}
+
+
+class OODSource(Settings):
+    """An out-of-distribution set; all but `images` belong to prepared sets."""
+
+    images: int
+    data: str | None = None
+    heldout: int | None = None
+    side: int | None = None
+    users: bool | None = None
+
+
+class OODRecord(Settings):
+    """Out-of-distribution detection of one run."""
+
+    sets: dict[FolderName, OODSource]
+    figures: dict[MetricName, Measurement]
+    """Every metric of every set and score."""
+
+
+class ExtractorRecord(Settings):
+    """A feature extractor."""
+
+    kind: str
+    name: str
+    weights: str
+    """Hash."""
+    features: int
+    torch_fidelity: str = Field(alias="torch-fidelity")
+
+
+class ChainRecord(ChainSettings):
+    """The test chain."""
+
+    potential: str | None = None
+    positives: str | None = None
+    """Setting of the energy's training; both are None without an energy."""
+    stretch: bool
+
+
+class RunRecord(Settings):
+    """metrics.json of one variant with one seed."""
+
+    experiment: FolderName
+    variant: FolderName
+    seed: int
+    metrics: dict[MetricName, Measurement]
+    steps: AlongChain | None = later(None)
+    ood: OODRecord | None = None
+    without: dict[MetricName, str]
+    """Metric → why it has no value."""
+    real: dict[MetricName, Measurement]
+    """Metrics of the held-out images."""
+    extractor: ExtractorRecord
+    modes_by: ExtractorRecord | None
+    """Classifier of modes; None: the extractor."""
+    chain: ChainRecord
+    data: str
+    users: bool
+    """True for files of the user."""
+    commit: list[str]
+    changed: Changed
+    versions: dict[str, str]
+    models: dict[str, str]
+    """Network → hash of its weights."""
+    training: dict[str, TrainingRecord]
+    """Stage → its record."""
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The fields in which all seeds of a variant have to agree."""
+        return {name: getattr(self, name) for name in ("data", "users", "extractor", "modes_by", "chain", "versions")}
+
+
+class SeedRecord(Settings):
+    """One seed, within the record over the seeds."""
+
+    seed: int
+    models: dict[str, str]
+    training: dict[str, TrainingRecord]
+    steps: AlongChain | None
+    ood: OODRecord | None = None
+
+
+class VariantRecord(Settings):
+    """metrics.json of one variant over its seeds."""
+
+    experiment: FolderName
+    variant: FolderName
+    configuration: str
+    """Hash of the experiment's settings."""
+    metrics: dict[MetricName, MetricValue]
+    without: dict[MetricName, str]
+    real: dict[MetricName, Measurement]
+    data: str
+    users: bool
+    extractor: ExtractorRecord
+    modes_by: ExtractorRecord | None
+    chain: ChainRecord
+    versions: dict[str, str]
+    commit: list[str]
+    changed: Changed
+    tracking: str | None
+    """Id of the MLflow run."""
+    runs: list[SeedRecord]
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Metric → its value."""
+        return {name: figure.value for name, figure in self.metrics.items()}
+
+
+class Numbers(RootModel[dict[FolderName, dict[FolderName, dict[MetricName, float]]]]):
+    """benchmarks.json: experiment → variant → metric → number."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class MirroredRun(Settings, frozen=False):
+    """What MLflow already has of a run: id, lines of the history, metrics, tags, hashes of files."""
+
+    run: str
+    parameters: str
+    """Fingerprint."""
+    lines: int
+    history: str
+    """Fingerprint of these lines."""
+    figures: dict[str, float]
+    curves: str
+    """Fingerprint; empty before they are mirrored."""
+    tags: dict[str, str]
+    files: dict[str, str]
+    ended: bool
+
+
+class TrackingRecord(Settings, frozen=False):
+    """tracking.json: what MLflow already has of an experiment."""
+
+    status: str = ""
+    uri: str | None = None
+    mlflow: str | None = None
+    run: str | None = None
+    stages: dict[str, MirroredRun] = {}
+    models: dict[str, str] = {}
+    """Name of a registered model → hash of networks and chain."""
+    whole: MirroredRun | None = None
