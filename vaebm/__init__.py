@@ -6,8 +6,6 @@ images = model.sample(64, seed=0)       # (64, C, H, W) in [0, 1]
 scores = model.score(images)            # (64,), higher is more in-distribution
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

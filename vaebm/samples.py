@@ -1,7 +1,5 @@
 """Stage `samples`: decoder means after the test chain, in shards (VAEBM section 3.2)."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import IO

@@ -1,7 +1,5 @@
 """Diagnostics of chains: acceptance probability, autocorrelation of the energy, distance from the start."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

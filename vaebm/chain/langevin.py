@@ -1,7 +1,5 @@
 """Unadjusted Langevin dynamics in the noise space of a VAE (VAEBM section 3.2)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple

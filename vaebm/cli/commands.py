@@ -1,7 +1,5 @@
 """The command line: one command per stage. Arguments are paths and resources; settings are in files."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

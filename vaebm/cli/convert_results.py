@@ -1,7 +1,5 @@
 """Conversion of results of earlier versions, whose models are model.pt: nothing is trained again, nothing removed."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

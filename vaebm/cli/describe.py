@@ -3,8 +3,6 @@
 The networks are on torch's meta device: tensors have shapes and no values.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import groupby, zip_longest
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Output of `vaebm` without a command: the stages in order, their folders, and the next step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 OVERVIEW = """\

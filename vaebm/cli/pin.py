@@ -3,8 +3,6 @@
 Equal bytes fill DVC's cache, for `dvc status` and `dvc push`; other bytes stop the run. Pins are never changed.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

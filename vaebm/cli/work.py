@@ -1,7 +1,5 @@
 """Counts floating-point operations and the memory of activations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple

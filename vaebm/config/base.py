@@ -1,7 +1,5 @@
 """Base class of all settings, types of numbers, fingerprints."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Annotated, Any, TypeVar

@@ -3,8 +3,6 @@
 Snakemake asks it for absent raw files before anything starts. So functions are named by text, and no image is opened.
 """
 
-from __future__ import annotations
-
 import os.path
 from pathlib import Path
 from typing import NamedTuple

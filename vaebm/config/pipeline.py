@@ -3,8 +3,6 @@
 The Snakefile calls `resolve` in every job. Paths are relative to the project.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path

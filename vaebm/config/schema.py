@@ -3,8 +3,6 @@
 python -m vaebm.config.schema > workflow/schemas/config.schema.json
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Check of the published weights of extractors, without torch, before anything starts."""
 
-from __future__ import annotations
-
 import hashlib
 import os.path
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Settings of stage `wgan`, the generative adversarial network of the ablation."""
 
-from __future__ import annotations
-
 from pydantic import PositiveFloat, PositiveInt
 
 from vaebm.config.base import Decay, Settings, Several

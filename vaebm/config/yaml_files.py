@@ -1,7 +1,5 @@
 """Experiment files and settings files: read, checked and written as YAML; every error is one line."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CelebA 64×64: aligned faces, cropped and resized as in the published experiments; training and validation split."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager

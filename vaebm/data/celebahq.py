@@ -1,7 +1,5 @@
 """CelebA-HQ 256×256: PNG or JPEG files, LMDB files of raw bytes, or TFRecord files; a folder or file per split."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100: colour images 32×32 in Python 2 pickles, from which only arrays are unpickled."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import tarfile

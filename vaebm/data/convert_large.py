@@ -3,8 +3,6 @@
 The workers are threads, which share open archives: Pillow and zlib release the GIL.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

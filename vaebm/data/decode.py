@@ -15,8 +15,6 @@
 Refused: damaged and truncated files, formats not in `FORMATS`, 32 bits per channel, and pictures smaller than `side`.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from typing import IO

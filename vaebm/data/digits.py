@@ -4,8 +4,6 @@ Each pixel counts the ink of a 4×4 block of a 32×32 bitmap, 0 to 16. `reduce_t
 the same way.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

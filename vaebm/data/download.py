@@ -1,7 +1,5 @@
 """Raw files with published checksums: downloaded by torchvision, or at a path of the user; verified in both cases."""
 
-from __future__ import annotations
-
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read-only LMDB files, opened without a lock file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 The published experiments crop training images at random; here every image is cropped to the centre, once.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """MNIST: handwritten digits 28×28 in IDX files, padded with zeros to 32×32."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from pathlib import Path

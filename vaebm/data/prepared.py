@@ -1,7 +1,5 @@
 """The prepared format: memory-mapped uint8 arrays described by a manifest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

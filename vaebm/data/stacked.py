@@ -1,7 +1,5 @@
 """Stacks: three random images of a greyscale set as colour channels; the modes are the triples of labels."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

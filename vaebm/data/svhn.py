@@ -1,7 +1,5 @@
 """SVHN (cropped digits): house numbers 32×32 in colour, in MATLAB files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -5,8 +5,6 @@ CRC-32C. The content is an `Example` in Protocol Buffers: a map from names to li
 has the features `shape`, three integers, and `data`, its bytes.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple

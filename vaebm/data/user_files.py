@@ -3,8 +3,6 @@
 The images with the smallest hashes are held out, so order and names do not matter, and equal images are in one split.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import zipfile

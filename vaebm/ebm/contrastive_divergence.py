@@ -1,7 +1,5 @@
 """Contrastive divergence: images, loss, gradient clipping, and average of the weights (VAEBM section 3.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """Detection of diverged trainings of the energy."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from statistics import median

@@ -1,7 +1,5 @@
 """One training iteration of the energy: contrastive divergence on a frozen NVAE (VAEBM section 3.1, algorithm 1)."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

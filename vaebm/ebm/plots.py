@@ -1,7 +1,5 @@
 """Plots of the trained energy: training curves, energies of data and chains, chain diagnostics."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """Replay buffer of chain ends for later iterations to start from (VAEBM with persistent chains)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Selection of the model's snapshot by Fréchet distances in features of the NVAE, without another network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Regular snapshots of the training as files, for restarts and for the selection of the model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple

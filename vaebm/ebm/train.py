@@ -1,7 +1,5 @@
 """Stage `ebm`: training of the energy network on a frozen NVAE (VAEBM section 3.1)."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Ablation: the decoder is trained against a critic (Gulrajani et al., 2017) inste
 critic is an energy network: low is data-like.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Estimates of log p(x) and E(x) from draws of the posterior."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

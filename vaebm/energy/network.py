@@ -1,7 +1,5 @@
 """The energy network: weight-normalised residual blocks without batch norm (VAEBM appendix E)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Published energy networks, and the reader of their checkpoints (`vaebm convert energy`; VAEBM appendix E)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import NamedTuple

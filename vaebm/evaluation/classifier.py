@@ -4,8 +4,6 @@ Distances in its features are named after it (`FD-classifier`), never FID. For s
 of their channels and applied to each channel.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -3,8 +3,6 @@
 In-distribution images are the positives; higher scores are more in-distribution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """All metrics of a run, as in metrics.json: value, number of images, and a 95 % interval where images are resampled."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ All sets are computed in integer arithmetic at the size and grey levels of the h
 artefacts, which would be easier to detect than the content.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256

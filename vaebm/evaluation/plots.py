@@ -1,7 +1,5 @@
 """Plots of a run: samples, chains, nearest training images, modes, out-of-distribution scores."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

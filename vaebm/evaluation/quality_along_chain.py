@@ -1,7 +1,5 @@
 """Sample quality and energy against the number of steps of the test chain."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

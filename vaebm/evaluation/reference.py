@@ -1,7 +1,5 @@
 """Reference statistics of a data set in an extractor's features."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple

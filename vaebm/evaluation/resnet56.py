@@ -4,8 +4,6 @@ Three stages of nine blocks at 32×32, 16×16 and 8×8 with 16, 32 and 64 channe
 stride 2 and zero-padded channels, without weights.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

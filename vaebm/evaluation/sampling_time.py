@@ -1,7 +1,5 @@
 """Sampling time, from the records that the stage `samples` writes next to its shards."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vaebm.evaluation.measurements import Measurements

@@ -1,7 +1,5 @@
 """Stage `evaluation`: all metrics and plots of one variant with one seed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A Langevin step as one CUDA graph: a step launches the graph and each chain's noise, not a thousand operations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The decoder of a frozen NVAE, prepared for chains (NVAE section 2, VAEBM section 3.2)."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Folding of a branch into as few layers as possible."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 

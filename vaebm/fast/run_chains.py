@@ -1,7 +1,5 @@
 """Execution of prepared chains: a recorded step on a GPU, threads with chains of their own on a CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 

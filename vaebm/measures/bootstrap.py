@@ -3,8 +3,6 @@
 A resample draws as many images as there are, with replacement, and is stored as the count of each image.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

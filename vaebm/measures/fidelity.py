@@ -1,7 +1,5 @@
 """Metrics that torch-fidelity computes from features."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -5,8 +5,6 @@ independent, so the law of the modes is the product of the channels' label frequ
 stacks would add their sampling noise to that law.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import xlogy

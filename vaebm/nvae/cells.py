@@ -1,7 +1,5 @@
 """Residual cells: skip connections, operations of the branches, and architectures (NVAE section 3.1, appendix A)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple

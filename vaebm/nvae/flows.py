@@ -1,7 +1,5 @@
 """Volume-preserving inverse autoregressive flows after the posterior (NVAE section 3.2; Kingma et al., 2016)."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """One group of latent variables: its prior, its residual normal posterior, and its draws (NVAE section 3.2)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Layers of the NVAE and the energy network (NVAE section 3.3 and appendix A)."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager

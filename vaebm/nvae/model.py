@@ -5,8 +5,6 @@ learned constant at the coarsest scale. At each group it computes the prior of z
 the posterior. z is then combined into the decoder's state. With a single latent group the decoder starts from z.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

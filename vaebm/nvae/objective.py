@@ -1,7 +1,5 @@
 """The NVAE's loss: negative ELBO with KL warm-up and balancing, and regularisers (NVAE sections 2.2, 3.3, app. A)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Images x are in [0, 1]; `normal` and `logistic_mixture` model y = 2x − 1. The 
 of grey levels, hence bits per dimension; `normal` gives a density of y.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

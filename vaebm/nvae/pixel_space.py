@@ -1,7 +1,5 @@
 """Images as latent variables, for the ablation's energy on pixels (VAEBM table 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -6,8 +6,6 @@ by number, since their names differ between architectures. Every key is used onc
 are checked.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Stage `nvae`: training of the hierarchical VAE (NVAE sections 3.3 and 4)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 The files contain no times and no paths: equal data give equal bytes.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Grids of images. The files contain no times and no paths: equal images give equal bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

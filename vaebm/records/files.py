@@ -1,7 +1,5 @@
 """Reading and writing of the JSON files of results; every error is one line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, TypeVar
 

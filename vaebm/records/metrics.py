@@ -3,8 +3,6 @@
 To regenerate its reference page: python -m vaebm.records.metrics > docs/metrics.md
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass, replace

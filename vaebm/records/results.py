@@ -1,7 +1,5 @@
 """What the JSON files of results contain; `records.files` reads and writes them."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (

@@ -1,7 +1,5 @@
 """Stage `benchmarks`: metrics over the seeds and the paper's values, as csv, Markdown, LaTeX, json and HTML."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Plots of a run and their captions, in the order of the paper's figures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Comparison of two folders of results: metrics, and their origins."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple

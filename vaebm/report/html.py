@@ -1,7 +1,5 @@
 """The report results/report.html: one self-contained file with inlined plots."""
 
-from __future__ import annotations
-
 import base64
 import statistics
 from pathlib import Path

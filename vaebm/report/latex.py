@@ -1,7 +1,5 @@
 r"""The results as LaTeX: one `table` per experiment and per table of the paper, for \input, with booktabs."""
 
-from __future__ import annotations
-
 import re
 
 from vaebm.records.metrics import with_direction

@@ -1,7 +1,5 @@
 """Rows that compare the variants of an experiment, and the uncertainty of their values."""
 
-from __future__ import annotations
-
 import math
 from itertools import groupby
 from typing import NamedTuple

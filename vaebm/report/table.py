@@ -3,8 +3,6 @@
 The measured column contains only values of runs; rows that were not run name the command.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple

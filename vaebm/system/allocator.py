@@ -1,7 +1,5 @@
 """Host memory: keep freed memory for the next large tensors."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 

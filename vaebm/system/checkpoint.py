@@ -1,7 +1,5 @@
 """Model files and training checkpoints, written atomically, with hashes of their contents."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

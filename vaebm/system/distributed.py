@@ -4,8 +4,6 @@ torchrun starts the processes and sets RANK, LOCAL_RANK and WORLD_SIZE. Without 
 group, and every function returns the values of this process.
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import logging

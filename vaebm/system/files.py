@@ -1,7 +1,5 @@
 """Atomic writing of files, without torch, which takes seconds to load."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

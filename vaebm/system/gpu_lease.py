@@ -4,8 +4,6 @@ By default all jobs would use the first GPU. So a job locks a file per GPU, and 
 its children. The kernel releases the locks when the process ends.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Copy of the output of a command in a log file."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Precision of the networks: float32, TF32 and bfloat16."""
 
-from __future__ import annotations
-
 import torch
 
 from vaebm.system.errors import UserError

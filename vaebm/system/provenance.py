@@ -1,7 +1,5 @@
 """Provenance of results: commit of the program, uncommitted changes, versions of libraries."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Shapes of tensors in signatures; the tests check them at every call (jaxtyping, beartype)."""
 
-from __future__ import annotations
-
 from jaxtyping import Float, UInt8
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Small stages mostly import: torch alone takes two seconds. Imports create a mill
 collector would scan during imports, work and exit.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc

@@ -5,8 +5,6 @@ The published torchvision wheels are built for CUDA. With a CPU-only torch their
 torch-fidelity; the box operators stay unavailable. Nothing is declared where the compiled library loads.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -4,8 +4,6 @@ It reads the stages' files and writes what is new. Its state is results/<experim
 repeated at any time. MLflow is never an input; if it is missing or fails, one line reports this.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

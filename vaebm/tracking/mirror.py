@@ -1,7 +1,5 @@
 """Writes runs and registered models to MLflow. The only module that imports MLflow."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

@@ -3,8 +3,6 @@
 Names are those of the experiment file (`nvae.training.batch`) and of the table (`FD-classifier`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

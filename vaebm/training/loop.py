@@ -1,7 +1,5 @@
 """The training loop: resume, history, progress, time limit, signals."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -3,8 +3,6 @@
 The singular vectors of the power iteration are buffers: checkpoints contain them, and a resumed training is exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
