@@ -77,7 +77,7 @@ def test_earlier_files_are_written_as_they_were_read(tmp_path: Path) -> None:
         ),
         (
             lambda run: run["metrics"].update(FID2=run["metrics"]["FD-classifier"]),
-            "metrics.FID2: expected a metric of docs/metrics.md, found 'FID2'",
+            "metrics.FID2.[key]: expected a metric of docs/metrics.md, found 'FID2'",
         ),
         (lambda run: run.update(experiment="../digits"), "experiment: String should match pattern '^["),
         (lambda run: run.update(variant=".."), "variant: String should match pattern '^["),
@@ -115,5 +115,5 @@ def test_numbers_of_other_places_are_refused(tmp_path: Path) -> None:
     """They become paths of records."""
     path = tmp_path / "benchmarks.json"
     path.write_text(json.dumps({"digits": {"../other": {"FID": 1.0}}}))
-    with pytest.raises(UserError, match=r"benchmarks.json: digits\.\.\./other: String .* found '\.\./other'"):
+    with pytest.raises(UserError, match=r"benchmarks.json: digits\.\.\./other\.\[key\]: String .* found '\.\./other'"):
         read_record(Numbers, path, "numbers", "no")

@@ -76,7 +76,7 @@ def validate(model: type[S], value: Any, where: str) -> S:
 
 def problem_line(model: type[BaseModel], problem: Any) -> str:
     """One validation error as text: key, expected, found."""
-    internal = ("function-", "(", "[key]")  # parts that pydantic adds to the keys
+    internal = ("function-", "(")  # parts that pydantic adds to the keys
     location = [part for part in problem["loc"] if not str(part).startswith(internal)]
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":

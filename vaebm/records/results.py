@@ -2,14 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    RootModel,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, RootModel, model_serializer, model_validator
 
 from vaebm.config import ChainSettings, Settings
 from vaebm.config.base import later
