@@ -1,12 +1,10 @@
 """Noise as a function of seed, purpose, step and global index of the sample, independent of rank, batch and shard."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -44,7 +42,7 @@ class NoiseSource:
     index: Sequence[int]
     """Global index of each sample of the batch."""
 
-    def at(self, index: Sequence[int]) -> NoiseSource:
+    def at(self, index: Sequence[int]) -> Self:
         """The same source for other samples."""
         return replace(self, index=index)
 

@@ -1,8 +1,6 @@
 """Section `data` of an experiment."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -36,7 +34,7 @@ class DataSettings(Settings):
         return name
 
     @model_validator(mode="after")
-    def _describes_user_files_only(self) -> DataSettings:
+    def _describes_user_files_only(self) -> Self:
         about = {"name": self.name, "side": self.side, "channels": self.channels, "heldout": self.heldout}
         if self.dataset not in USER_SETS:
             if given := [key for key, value in about.items() if value is not None]:

@@ -1,8 +1,6 @@
 """Settings of stage `ebm`."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -26,7 +24,7 @@ class EnergyNetworkSettings(Settings):
     """Indices, from 0, of the blocks that end with a 2×2 mean pool."""
 
     @model_validator(mode="after")
-    def _down_names_blocks(self) -> EnergyNetworkSettings:
+    def _down_names_blocks(self) -> Self:
         if any(block >= len(self.widths) for block in self.down):
             raise ValueError(f"down must name blocks 0 to {len(self.widths) - 1}, found {self.down}")
         return self
@@ -140,7 +138,7 @@ class EBMSettings(Settings):
     selection: SelectionSettings = SelectionSettings()
 
     @model_validator(mode="after")
-    def _pixels_have_their_own_starts(self) -> EBMSettings:
+    def _pixels_have_their_own_starts(self) -> Self:
         if self.start == "uniform" and self.potential != "pixels":
             raise ValueError(f"start uniform belongs to potential pixels, found potential {self.potential}")
         if self.encoded and self.potential == "pixels":
@@ -150,7 +148,7 @@ class EBMSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _matched_positives_have_noisy_negatives(self) -> EBMSettings:
+    def _matched_positives_have_noisy_negatives(self) -> Self:
         if self.positives == "matched" and (self.negatives == "mean" or self.potential == "pixels"):
             found = "potential pixels" if self.potential == "pixels" else "negatives mean"
             raise ValueError(
@@ -160,7 +158,7 @@ class EBMSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _buffer_holds_a_batch(self) -> EBMSettings:
+    def _buffer_holds_a_batch(self) -> Self:
         if self.replay is not None and self.replay.capacity < self.training.batch:
             raise ValueError(
                 f"replay.capacity must be at least training.batch ({self.training.batch}), found {self.replay.capacity}"

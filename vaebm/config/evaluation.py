@@ -1,8 +1,6 @@
 """Settings of the stages `samples` and `evaluation`, and of the feature extractors."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
@@ -30,7 +28,7 @@ class SamplesSettings(Settings):
     """Test chain; the variant `nvae` takes no steps."""
 
     @model_validator(mode="after")
-    def _every_shard_has_an_image(self) -> SamplesSettings:
+    def _every_shard_has_an_image(self) -> Self:
         if self.shards > self.batches:
             raise ValueError(
                 f"shards must be at most the {self.batches} batches that count and batch make, found {self.shards}"
@@ -88,7 +86,7 @@ class PrecisionRecallSettings(Settings):
     """k: the ball around each image reaches to its k-th neighbour."""
 
     @model_validator(mode="after")
-    def _every_image_has_neighbours(self) -> PrecisionRecallSettings:
+    def _every_image_has_neighbours(self) -> Self:
         if self.neighbours >= self.images:
             raise ValueError(f"neighbours must be below images, {self.images}, found {self.neighbours}")
         return self
@@ -207,7 +205,7 @@ class EvaluationSettings(Settings):
         return dict(map(_named_data, self.ood))
 
     @property
-    def without_paths(self) -> EvaluationSettings:
+    def without_paths(self) -> Self:
         """These settings without local paths, which change no metric."""
         sets = [
             one

@@ -1,8 +1,6 @@
 """The experiment: one section per stage, and how the sections have to fit."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
@@ -106,7 +104,7 @@ class Experiment(Settings):
         return with_changes(self.samples, self.variants[variant].samples, f"variants.{variant}.samples")
 
     @model_validator(mode="after")
-    def _variants_fit(self) -> Experiment:
+    def _variants_fit(self) -> Self:
         for name in self.variants:
             if name in TAKEN:
                 raise ValueError(f"variants.{name}: this name belongs to something else in the results; choose another")
@@ -120,7 +118,7 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _fits_the_images(self) -> Experiment:
+    def _fits_the_images(self) -> Self:
         """Find mistakes that would otherwise stop a run in the middle."""
         facts, network, evaluation = self.data.facts, self.nvae.network, self.evaluation
         size = f"{facts.side}×{facts.side} images"

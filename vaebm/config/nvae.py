@@ -1,8 +1,6 @@
 """Settings of stage `nvae`."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -65,7 +63,7 @@ class NVAENetworkSettings(Settings):
         return self.preprocess_blocks + len(self.groups) - 1
 
     @model_validator(mode="after")
-    def _channels_fit_the_architecture(self) -> NVAENetworkSettings:
+    def _channels_fit_the_architecture(self) -> Self:
         channels = {"channels_encoder": self.channels_encoder, "channels_decoder": self.channels_decoder}
         if self.single_group and self.channels_encoder != self.channels_decoder:
             raise ValueError(
@@ -119,7 +117,7 @@ class NVAETrainingSettings(Settings):
     """Consecutive skipped steps (non-finite loss or gradient) that stop the run."""
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> NVAETrainingSettings:
+    def _parts_fit(self) -> Self:
         if self.micro_batch is not None and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch must divide batch ({self.batch}), found {self.micro_batch}")
         if self.norm_weight_initial is not None and self.norm_weight == 0:
@@ -134,7 +132,7 @@ class NVAESettings(Settings):
     training: NVAETrainingSettings
 
     @model_validator(mode="after")
-    def _warmup_is_shorter_than_training(self) -> NVAESettings:
+    def _warmup_is_shorter_than_training(self) -> Self:
         warmup, epochs = self.training.warmup_epochs, self.training.epochs
         if warmup >= epochs:
             raise ValueError(f"training.warmup_epochs must be below training.epochs ({epochs}), found {warmup}")

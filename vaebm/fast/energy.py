@@ -1,9 +1,8 @@
 """The energy network, prepared for chains (VAEBM appendix E)."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ class PreparedEnergy:
             x = block(x)
         return F.linear(x.sum(dim=(2, 3), dtype=self.weight.dtype), self.weight, self.bias)[:, 0]
 
-    def load_weights_(self, other: PreparedEnergy) -> bool:
+    def load_weights_(self, other: Self) -> bool:
         """Copy the weights of `other` in place; False, with nothing copied, if architecture or type differ."""
         pairs = list(itertools.zip_longest(self.tensors(), other.tensors()))
         if any(

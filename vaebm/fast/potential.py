@@ -1,10 +1,8 @@
 """The chain's U(ε) from a prepared decoder and energy (VAEBM section 3.2)."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +45,7 @@ class PreparedPotential:
         """Whether a CUDA graph can record a step: only with an energy that this package prepared."""
         return isinstance(self.energy, PreparedEnergy)
 
-    def load_weights_(self, other: PreparedPotential) -> bool:
+    def load_weights_(self, other: Self) -> bool:
         """Copy the energy of `other` in place, so that a recorded step stays valid.
 
         Returns:

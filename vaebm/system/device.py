@@ -1,7 +1,5 @@
 """Device, threads and processes of a stage; module seeds, progress, time limits and signals."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
@@ -11,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -128,7 +126,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
