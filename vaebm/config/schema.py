@@ -6,6 +6,7 @@ python -m vaebm.config.schema > workflow/schemas/config.schema.json
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from vaebm.config import EBMSettings, Experiment, SamplesSettings, Settings
@@ -39,4 +40,4 @@ def _optional(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+    sys.stdout.buffer.write((json.dumps(schema(), indent=2, ensure_ascii=False) + "\n").encode())

@@ -79,7 +79,7 @@ def _partition(path: Path) -> dict[str, list[str]]:
     """Names of the files of each split, in list order."""
     names: dict[str, list[str]] = {split: [] for split in PARTITIONS}
     of_number = {str(number): split for split, number in PARTITIONS.items()}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         name, _, part = line.partition(" ")
         if PurePosixPath(name).name != name or part.strip() not in ("0", "1", "2"):
             expected = "expected the name of a file and 0, 1 or 2, as '000001.jpg 0'"

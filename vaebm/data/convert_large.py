@@ -74,7 +74,7 @@ def write_lazy_images(folder: Path, name: str, data: LazyImages, threads: int) -
         done = _finished(journal, key) if partial.is_file() else {}
         mode: Literal["r+", "w+"] = "r+" if done else "w+"
         start = np.lib.format.open_memmap(partial, mode, np.uint8, shape).offset
-        with partial.open("r+b") as file, journal.open("w") as notes:
+        with partial.open("r+b") as file, journal.open("w", encoding="utf-8") as notes:
             notes.writelines(json.dumps(line) + "\n" for line in (key, *done.items()))
             notes.flush()
             missing = [piece for piece in pieces if piece.start not in done]
@@ -95,7 +95,7 @@ def write_lazy_images(folder: Path, name: str, data: LazyImages, threads: int) -
 def _finished(journal: Path, key: str) -> dict[int, Counter[str]]:
     """First image of each finished piece → conversions in it; empty without a journal of this data set."""
     try:
-        first, *lines = journal.read_text().splitlines()
+        first, *lines = journal.read_text(encoding="utf-8").splitlines()
         if json.loads(first) != key:
             return {}
         done = {}

@@ -118,7 +118,7 @@ def open_images(manifest: Path) -> ImageSet:
             "for a set with settings of its own with --settings results/data/NAME.yaml"
         )
     try:
-        content = json.loads(manifest.read_text())
+        content = json.loads(manifest.read_text(encoding="utf-8"))
         shape, count = tuple(content["shape"]), content["images"]
         splits = {split: (int(first), int(last)) for split, (first, last) in content["splits"].items()}
         checksums, name, users = content["sha256"], content["dataset"], USERS in content["source"]
