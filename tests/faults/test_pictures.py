@@ -59,13 +59,15 @@ def colours(
 def test_tiff_of_every_kind_is_right_or_refused(photometric: int) -> None:
     """All combinations of bits, extra channels, byte order, planes, compression and predictor."""
     right = 0
-    for bits, extra, order, planar, compression, predictor in itertools.product(
-        (1, 2, 4, 8, 12, 16, 32), EXTRA, "<>", (1, 2), (NONE, DEFLATE), (1, 2)
+    for bits, extra, order, planar, compression, predictor, layout in itertools.product(
+        (1, 2, 4, 8, 12, 16, 32), EXTRA, "<>", (1, 2), (NONE, DEFLATE), (1, 2), ({}, {"rows": 4}, {"tile": 16})
     ):
-        if predictor == 2 and (compression == NONE or bits not in (8, 16)):
+        if layout and bits not in (8, 16):
+            continue
+        if predictor == 2 and (layout or compression == NONE or bits not in (8, 16)):
             continue
         count = CHANNELS[photometric]
-        samples = RANDOM.randint(0, 1 << bits, (6, 11, count + len(extra)))
+        samples = RANDOM.randint(0, 1 << bits, (19, 21, count + len(extra)))
         if extra == (1,):  # colours multiplied by alpha
             samples[..., :count] = samples[..., :count] * samples[..., [count]] // ((1 << bits) - 1)
         palette, tags = np.zeros((0, 3), int), {"t530": (1, 1)} if photometric == 6 else {}
@@ -76,14 +78,22 @@ def test_tiff_of_every_kind_is_right_or_refused(photometric: int) -> None:
         if predictor == 2:
             stored, tags["t317"] = np.diff(samples, axis=1, prepend=0) % (1 << bits), 2
         content = write_tiff(
-            stored, bits, photometric, order=order, planar=planar, compression=compression, extra=extra, **tags
+            stored,
+            bits,
+            photometric,
+            order=order,
+            planar=planar,
+            compression=compression,
+            extra=extra,
+            **layout,
+            **tags,
         )
         try:
             found, _ = become(content)
         except Unsuitable:
             continue
         expected = colours(samples, bits, photometric, extra, palette)
-        kind = (bits, extra, order, planar, compression, predictor)
+        kind = (bits, extra, order, planar, compression, predictor, layout)
         assert np.abs(found - expected).max() <= (3 if extra else 1), kind
         right += 1
     assert right >= 6

@@ -20,17 +20,30 @@ def write_tiff(
     planar: int = 1,
     compression: int = NONE,
     extra: tuple[int, ...] = (),
+    rows: int | None = None,
+    tile: int | None = None,
     **tags: int | tuple[int, ...],
 ) -> bytes:
-    """A TIFF of `samples` (H, W, S), each of `bits` bits, in one strip, or in one per plane.
+    """A TIFF of `samples` (H, W, S), each of `bits` bits.
 
     Args:
+        rows: of a strip; by default all.
+        tile: side of its tiles, a multiple of 16; by default it has strips.
         order: `<` for little-endian files, `>` for big-endian ones.
         tags: further tags, `t339=1`.
     """
     height, width, count = samples.shape
     planes = [samples] if planar == 1 else [samples[..., [number]] for number in range(count)]
-    strips = [b"".join(_row(row.reshape(-1), bits, order) for row in plane) for plane in planes]
+    tall, wide = tile or rows or height, tile or width
+    parts = [
+        plane[top : top + tall, left : left + wide]
+        for plane in planes
+        for top in range(0, height, tall)
+        for left in range(0, width, wide)
+    ]
+    if tile:
+        parts = [np.pad(part, ((0, tall - len(part)), (0, wide - part.shape[1]), (0, 0))) for part in parts]
+    strips = [b"".join(_row(row.reshape(-1), bits, order) for row in part) for part in parts]
     if compression == DEFLATE:
         strips = [zlib.compress(strip) for strip in strips]
     entries: dict[int, tuple[int, ...]] = {
@@ -40,7 +53,7 @@ def write_tiff(
         259: (compression,),
         262: (photometric,),
         277: (count,),
-        278: (height,),
+        **({322: (tile,), 323: (tile,)} if tile else {278: (tall,)}),
         284: (planar,),
     }
     if extra:
@@ -48,12 +61,13 @@ def write_tiff(
     entries |= {int(name[1:]): (value,) if isinstance(value, int) else value for name, value in tags.items()}
     start = 8
     offsets = [start + sum(map(len, strips[:number])) for number in range(len(strips))]
-    entries |= {273: tuple(offsets), 279: tuple(map(len, strips))}
+    places, sizes = (324, 325) if tile else (273, 279)
+    entries |= {places: tuple(offsets), sizes: tuple(map(len, strips))}
     data = b"".join(strips) + b"\0" * (sum(map(len, strips)) % 2)
     place = start + len(data)
     more, fields, after = b"", b"", place + 2 + 12 * len(entries) + 4
     for tag, values in sorted(entries.items()):
-        kind, form = (4, "I") if tag in (273, 279) else (3, "H")
+        kind, form = (4, "I") if tag in (places, sizes) else (3, "H")
         content = struct.pack(f"{order}{len(values)}{form}", *values)
         if len(content) > 4:
             more, content = more + content, struct.pack(f"{order}I", after + len(more))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,9 @@ from vaebm.config import fingerprint
 from vaebm.data.decode import Decoded, Unsuitable
 from vaebm.data.download import shown
 from vaebm.data.prepared import describe_images
+from vaebm.system.child import reading
 from vaebm.system.device import Progress
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 PIECE = 8 << 20
 """Bytes of images per piece, the unit of writing, syncing and resuming."""
@@ -119,13 +121,15 @@ def _convert(
         counts: Counter[str] = Counter()
         refused = []
         for row, number in enumerate(piece):
+            name = shown(data.name(number))
+            reading(name)
             try:
                 images[row], done = data.read(number)
                 counts.update(done)
             except Unsuitable as reason:
-                refused.append(f"{shown(data.name(number))}: {reason}")
-            except OSError as error:  # of the picture, not of the file that is written
-                refused.append(f"{shown(data.name(number))}: cannot be read: {error.strerror or error}")
+                refused.append(f"{name}: {reason}")
+            except Exception as error:  # of the picture or of its reader, not of the file that is written
+                refused.append(f"{name}: cannot be read: {brief(getattr(error, 'strerror', None) or error)}")
         if not refused:
             rest, at = memoryview(images.tobytes()), start + piece.start * size
             while rest:  # a call may write a part only
@@ -138,7 +142,8 @@ def _convert(
     problems: dict[int, list[str]] = {}
     left = sum(map(len, pieces))
     progress = Progress(f"data {name}", len(data.labels), start=len(data.labels) - left, unit="image")
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about metadata, do not name the file
         waiting = [pool.submit(convert, piece) for piece in pieces]
         try:
             for future in waiting:  # in order, so that the journal of a stopped run covers the first images

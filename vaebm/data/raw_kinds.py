@@ -11,10 +11,10 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-WHITE_IS_ZERO, GREY, COLOUR, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
+_WHITE_IS_ZERO, _GREY, _COLOUR, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 """Values of a TIFF's tag PhotometricInterpretation (262)."""
 
-UNCOMPRESSED_PLANES = {(GREY, 1), (GREY, 8), (COLOUR, 8), (PALETTE, 8), (CMYK, 8)}
+_UNCOMPRESSED_PLANES = {(_GREY, 1), (_GREY, 8), (_COLOUR, 8), (_PALETTE, 8), (_CMYK, 8)}
 """Photometric interpretations and bits for which Pillow reads uncompressed separate planes right."""
 
 
@@ -35,18 +35,18 @@ def check_tiff(tags: Mapping[int, Any]) -> None:
         raise Unsuitable("expected unsigned integers, found a TIFF of another sample format (tag 339)")
     photometric, planes, (depth,) = tags.get(262, 0), tags.get(284, 1), bits
     extra, raw = tags.get(338, ()), tags.get(259, 1) == 1
-    if photometric not in (WHITE_IS_ZERO, GREY, COLOUR, PALETTE, CMYK, YCBCR, LAB) or planes not in (1, 2):
+    if photometric not in (_WHITE_IS_ZERO, _GREY, _COLOUR, _PALETTE, _CMYK, _YCBCR, _LAB) or planes not in (1, 2):
         raise Unsuitable(f"expected grey, colours or CMYK, found a TIFF of kind {photometric} (tags 262 and 284)")
-    if photometric == WHITE_IS_ZERO and depth == 16:
+    if photometric == _WHITE_IS_ZERO and depth == 16:
         raise Unsuitable("expected 16 bits from black to white, found a TIFF from white to black (tag 262)")
-    if photometric == YCBCR and raw and tuple(tags.get(530, (1, 1))) != (1, 1):
+    if photometric == _YCBCR and raw and tuple(tags.get(530, (1, 1))) != (1, 1):
         raise Unsuitable(
             "expected whole or compressed colours, found an uncompressed TIFF with fewer of them (tag 530)"
         )
     known = (
-        (photometric, depth) in UNCOMPRESSED_PLANES and tags.get(266, 1) == 1
+        (photometric, depth) in _UNCOMPRESSED_PLANES and tags.get(266, 1) == 1
         if raw
-        else photometric != LAB and (photometric in (COLOUR, CMYK, YCBCR) or not any(extra))
+        else photometric != _LAB and (photometric in (_COLOUR, _CMYK, _YCBCR) or not any(extra))
     )
     if planes == 2 and not known:
         how = "uncompressed" if raw else "compressed"

@@ -42,15 +42,23 @@ class _Tee:
     """Text stream that writes to the terminal and to a log, without progress bars in the log."""
 
     def __init__(self, terminal: TextIO, log: _Log):
-        self._terminal, self._log = terminal, log
+        self._terminal, self.log = terminal, log
 
     def write(self, text: str) -> int:
         if "\r" not in text:
-            self._log.write(text)
+            self.log.write(text)
         return self._terminal.write(text)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._terminal, name)
+
+
+def replace_terminal(terminal: TextIO) -> None:
+    """Write stderr to another terminal, and to the log as before."""
+    if isinstance(sys.stderr, _Tee):
+        sys.stderr = _Tee(terminal, sys.stderr.log)
+    else:
+        sys.stderr = terminal
 
 
 @contextlib.contextmanager
