@@ -8,7 +8,8 @@ class UserError(ValueError):
     """Mistake of the user: one line with place, expected, found, and what to do."""
 
     def __init__(self, message: str):
-        super().__init__(shorten(message, MOST))
+        letters = [one if one.isprintable() else ascii(one)[1:-1] for one in shorten(message, MOST)]
+        super().__init__(shorten("".join(letters), MOST))
 
 
 def shorten(text: str, most: int = 160) -> str:
