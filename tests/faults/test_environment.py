@@ -172,6 +172,7 @@ def test_errors_are_short_and_printable() -> None:
     assert brief(ValueError("one\ntwo")) == "one" and brief(KeyError("a")) == "KeyError: 'a'"
     assert brief(ValueError()) == "ValueError" and brief("\x1b[31m") == "'\\x1b[31m'"
     assert listed([*"abcde"]) == "a, b, c and 2 more" and listed(["a"]) == "a"
+    assert listed(["new\nclass", " ", "x" * 10**6])[:24] == "'new\\nclass', ' ', xxxxx"
 
 
 def test_what_is_at_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

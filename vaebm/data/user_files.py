@@ -143,9 +143,8 @@ def prepare_folder(data: DataSettings, threads: int) -> LazyImages:
     labels = np.array([classes.index(parts[0]) if len(parts) > 1 else 0 for parts in inside], np.int64)
     if classes and any(len(parts) == 1 for parts in inside):
         lone = next(path for path, parts in zip(chosen, inside, strict=True) if len(parts) == 1)
-        names = ", ".join(map(brief, classes[:3]))
         raise UserError(
-            f"{shown(lone)}: expected every picture in the folder of its class ({names}, …), "
+            f"{shown(lone)}: expected every picture in the folder of its class ({listed(classes[:3])}, …), "
             "or all of them in none, found one beside"
         )
     whole = hashlib.sha256()

@@ -38,7 +38,7 @@ class Guard:
     bad: int = 0
     reason: str = ""
     history: list[tuple[float, float]] = field(default_factory=list)
-    last_reason: str = ""
+    last_reason: str = field(default="", compare=False)
 
     def watch(self, loss: float, gap: float, spread: float, gradient_norm: float) -> None:
         """Judge one iteration.

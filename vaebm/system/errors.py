@@ -25,6 +25,7 @@ def brief(found: object) -> str:
 
 
 def listed(names: list[str], most: int = 3) -> str:
-    """The first of some names, and how many more there are."""
+    """The first of some names, escaped where they are not printable or blank, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(brief, names[:most])) + more
+    first = [name if name.strip() and name.isprintable() else ascii(name) for name in names[:most]]
+    return ", ".join(map(shorten, first)) + more
