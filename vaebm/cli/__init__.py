@@ -1,6 +1,7 @@
 """The command line."""
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -24,27 +25,50 @@ def _tell(reason: str) -> None:
     print(reason, file=sys.stderr)
 
 
+def _clean_environment() -> None:
+    """Ignore what shells, notebooks and other programs leave in the environment and what ends commands here."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is absent outside it
+    given = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK")]
+    whole = all(number.isdecimal() for number in given) and int(given[0]) < int(given[1])
+    if not (whole and os.environ.get("MASTER_ADDR")):  # torchrun sets all of them; a cluster's shell may set some
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            os.environ.pop(name, None)
+    for stream in (sys.stdout, sys.stderr):  # names of files may have letters that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> Any:
     """Run the command line: `--log FILE`, which every command has, then the command.
 
     A failed command ends its log with its message; user errors have no traceback.
     """
-    if "RANK" not in os.environ:  # torchrun sets both; a cluster's shell may set WORLD_SIZE alone
-        os.environ.pop("WORLD_SIZE", None)
+    _clean_environment()
     before = argparse.ArgumentParser("vaebm", add_help=False, allow_abbrev=False)
     before.add_argument("--log", type=Path)
     options, arguments = before.parse_known_args()
-    with tee_output(options.log):
-        try:
-            app(arguments)
-        except UserError as error:
-            _tell(str(error))
-            sys.exit(1)
-        except Exception as error:
-            from vaebm.system.device import Interrupted
+    try:
+        with tee_output(options.log):
+            _run(arguments)
+    except UserError as error:  # of the log
+        _tell(str(error))
+        sys.exit(1)
 
-            if isinstance(error, Interrupted):
-                _tell(str(error))
-                sys.exit(error.status)
+
+def _run(arguments: list[str]) -> None:
+    """Run a command, and end with its status."""
+    try:
+        app(arguments)
+    except UserError as error:
+        _tell(str(error))
+    except Exception as error:
+        from vaebm.system.device import Interrupted
+
+        if isinstance(error, Interrupted):
+            _tell(str(error))
+            sys.exit(error.status)
+        if isinstance(error, OSError) and error.filename is not None:  # of the user's files and disks
+            _tell(f"{error.filename}: cannot be read or written: {error.strerror}")
+        else:
             _tell(traceback.format_exc().rstrip())
-            sys.exit(1)
+    sys.exit(1)

@@ -69,10 +69,11 @@ def data(
     with imports():
         from vaebm.config.yaml_files import read_settings
         from vaebm.data import prepare
+        from vaebm.system.child import contained
     chosen = None if settings is None else read_settings(settings, DataSettings)[1]
     if chosen is not None and chosen.prepared != dataset:
         raise UserError(f"{settings}: expected the settings of {dataset}, found those of {chosen.prepared}")
-    prepare(chosen or dataset, folder, threads)
+    contained(lambda: prepare(chosen or dataset, folder, threads))
 
 
 @command("pin data/digits --pins data.dvc")

@@ -3,16 +3,25 @@
 Equal bytes fill DVC's cache, for `dvc status` and `dvc push`; other bytes stop the run. Pins are never changed.
 """
 
-import fcntl
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from vaebm.config.yaml_files import read_yaml
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief, listed
+from vaebm.system.files import locked
+
+PREPARED = ("images.npy", "labels.npy", "manifest.json")
+"""Files of a prepared data set."""
+
+IGNORED = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
+"""Files of file managers, which .dvcignore lists too."""
 
 
 def run(folder: Path, pins: Path) -> None:
@@ -23,43 +32,63 @@ def run(folder: Path, pins: Path) -> None:
     Raises:
         UserError: the bytes are not those that were pinned.
     """
-    listed = _listed(pins)
-    name = folder.resolve().relative_to(pins.parent.resolve()).as_posix()
-    if name not in listed:
+    # `dvc commit` rewrites data.dvc, and refuses to run twice at once in one project
+    lock = pins.parent / ".dvc" / "tmp" / "vaebm-pin.lock"
+    if is_project := (pins.parent / ".dvc").is_dir():
+        lock.parent.mkdir(exist_ok=True)
+    with locked(lock) if is_project else nullcontext():
+        _run(folder, pins)
+
+
+def _run(folder: Path, pins: Path) -> None:
+    """`run`, in one process at a time."""
+    pinned = _pinned(pins)
+    names = [os.path.relpath(folder, pins.parent), os.path.relpath(folder.resolve(), pins.parent.resolve())]
+    name = next((name for name in map(Path.as_posix, map(Path, names)) if name in pinned), None)
+    if name is None:  # data/ may be a link to another disk, so the name as it is given counts first
         advice = f"`dvc add {folder}` pins it in a file of its own"
         print(f"{folder}: not listed in {pins}, so nothing to compare with; {advice}")
         return
     found = folder_hash(folder)
-    if found != listed[name]:
+    if found != pinned[name]:
+        more = [path.relative_to(folder).as_posix() for path in _files(folder) if path.name not in PREPARED]
+        advice = f"remove {listed(more)} from it" if more else "remove the folder and prepare it again"
         raise UserError(
-            f"{folder}: expected the bytes that {pins} pins ({listed[name]}), found others ({found}); "
-            "remove the folder and prepare it again"
+            f"{folder}: expected the bytes that {pins} pins ({brief(pinned[name])}), found others ({found}); {advice}"
         )
     print(f"{folder}: the bytes are those that {pins} pins")
-    absent = [other for other in listed if not (pins.parent / other).exists()]
+    absent = [other for other in pinned if not (pins.parent / other).exists()]
     if absent:
-        print(f"{folder}: DVC's cache was not filled: {pins} also lists {', '.join(absent)}, which is not here")
+        print(f"{folder}: DVC's cache was not filled: {pins} also lists {listed(absent)}, which is not here")
     elif problem := _commit(pins):
         print(f"{folder}: DVC's cache was not filled: {problem}")
 
 
-def _listed(pins: Path) -> dict[str, str]:
+def _pinned(pins: Path) -> dict[str, str]:
     """Path of every pinned set → its hash."""
     content: Any = read_yaml(pins)
     try:
-        return {out["path"]: out["md5"] for out in content["outs"]}
+        found = {out["path"]: out["md5"] for out in content["outs"]}
     except (KeyError, TypeError):
+        found = {"": None}
+    if not all(isinstance(part, str) and part for item in found.items() for part in item):
         raise UserError(
-            f"{pins}: expected a file of DVC with outs, each with a path and an md5, found something else"
-        ) from None
+            f"{pins}: expected a file of DVC with outs, each with a path and an md5, found something else; "
+            f"`git checkout {pins}` restores it"
+        )
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files of a data set, in the order of their paths."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not IGNORED.fullmatch(path.name))
 
 
 def folder_hash(folder: Path) -> str:
     """DVC's hash of a folder, computed from its files' names and hashes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = [
         {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
-        for path in files
+        for path in _files(folder)
     ]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
@@ -69,11 +98,19 @@ def _commit(pins: Path) -> str | None:
 
     Not `dvc add` and not `--force`, which would pin any bytes.
     """
-    with pins.open() as lock:  # DVC refuses to run twice at once in one project
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        command = [sys.executable, "-m", "dvc", "commit", "--quiet", "--no-relink", pins.name]
-        done = subprocess.run(command, cwd=pins.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    command = [sys.executable, "-m", "dvc", "commit", "--no-relink", pins.name]
+    done = subprocess.run(
+        command,
+        cwd=pins.parent,
+        env=os.environ | {"PYTHONUTF8": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if done.returncode == 0:
         return None
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].removeprefix("ERROR: ") if lines else f"dvc commit ended with status {done.returncode}"
+    lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")]  # what follows is advice
+    reason = brief((errors or lines or [""])[0].removeprefix("ERROR:"))
+    return f"{reason} (`dvc commit {pins.name}` ended with status {done.returncode})"

@@ -15,6 +15,11 @@ Several = Annotated[int, Field(ge=2)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
+"""Names of experiments, variants and data sets: they become parts of paths, shell lines and MLflow's names."""
+
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+
 
 def later(default: T) -> T:
     """Default of a setting added after the first results; dumps omit the setting while it has this value.

@@ -4,8 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from vaebm.config.base import Settings
+from vaebm.config.base import Name, Settings
 from vaebm.config.datasets import DATASETS, USER_SETS, DatasetFacts
+from vaebm.system.errors import brief
 
 KNOWN = [*DATASETS, *USER_SETS]
 
@@ -17,7 +18,7 @@ class DataSettings(Settings):
     """Name of a registered data set, `folder` for pictures of your own, or `arrays` for a .npz file of your own."""
     path: Annotated[str, Field(min_length=1)] | None = None
     """Path of the raw files, relative to the project; default: raw/<dataset>, the only place for downloads."""
-    name: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    name: Name | None = None
     """Name of your own files, prepared under data/<name>; default: the name of the data set."""
     side: PositiveInt | None = None
     """Height and width to which your pictures are resized, or those of your arrays."""
@@ -30,7 +31,7 @@ class DataSettings(Settings):
     @classmethod
     def _is_registered(cls, name: str) -> str:
         if name not in KNOWN:
-            raise ValueError(f"there is no data set {name!r}; data sets that exist: {', '.join(KNOWN)}")
+            raise ValueError(f"there is no data set {brief(name)!r}; data sets that exist: {', '.join(KNOWN)}")
         return name
 
     @model_validator(mode="after")

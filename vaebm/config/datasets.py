@@ -7,6 +7,8 @@ import os.path
 from pathlib import Path
 from typing import NamedTuple
 
+from vaebm.system.files import found_at
+
 
 class RawFiles(NamedTuple):
     """The raw files that the owners of a data set offer."""
@@ -48,7 +50,7 @@ _LAST_MNIST_FILE = "t10k-labels-idx1-ubyte.gz"
 _MNIST = RawFiles(
     [[*_MNIST_FILES, _LAST_MNIST_FILE]],
     f"the four files {', '.join(_MNIST_FILES)} and {_LAST_MNIST_FILE}",
-    "http://yann.lecun.com/exdb/mnist/",
+    "https://github.com/cvdfoundation/mnist",
     downloaded=True,
 )
 _SVHN = RawFiles(
@@ -122,15 +124,18 @@ def missing_files(dataset: str, path: str | None, key: str = "data.path") -> str
         key: key of the path in the experiment file.
     """
     where = raw_folder(dataset, path)
-    if dataset == "folder" and not where.is_dir():
-        return f"{where}: expected a folder of pictures, found {'a file' if where.exists() else 'none'}; {key} names it"
-    if dataset == "arrays" and not where.is_file():
-        return f"{where}: expected a file .npz, found {'a folder' if where.exists() else 'none'}; {key} names it"
+    found = found_at(where)
+    if dataset == "folder" and found != "a folder":
+        return f"{where}: expected a folder of pictures, found {found}; {key} names it"
+    if dataset == "arrays" and found != "a file":
+        return f"{where}: expected a file .npz, found {found}; {key} names it"
     raw = DATASETS[dataset].raw if dataset in DATASETS else None
     if raw is None or (raw.downloaded and path is None):
         return None
-    if any(all((where / name).exists() for name in names) for names in raw.alternatives):
+    inside = {name: found_at(where / name) for names in raw.alternatives for name in names}
+    if any(all(inside[name] in ("a file", "a folder") for name in names) for names in raw.alternatives):
         return None
-    found = "other files" if where.is_dir() else "no such folder"
+    closed = [f"{name}, {what}" for name, what in inside.items() if what not in ("a file", "a folder", "none")]
+    found = closed[0] if closed else {"a folder": "other files", "none": "no such folder"}.get(found, found)
     offer = f"its owners offer it at {raw.url}, and {key} names another place"
     return f"{where}: expected {raw.description}; found {found}; {offer}"

@@ -1,22 +1,23 @@
 """The experiment: one section per stage, and how the sections have to fit."""
 
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from vaebm.config.base import S, Settings, fingerprint
+from vaebm.config.base import Name, S, Settings, fingerprint
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import EBMSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
 from vaebm.config.nvae import NVAESettings
 from vaebm.config.wgan import WGANSettings
+from vaebm.system.errors import brief
 
 BASELINE = "nvae"
 """Variant of the NVAE alone: the same noise as the other variants, no chain."""
 
-TAKEN = (BASELINE, "classifier", "reference")
-"""Folders in an experiment's results, whose names no variant can have."""
+TAKEN = (BASELINE, "classifier", "reference", "mirrored")
+"""Folders and files in an experiment's results, whose names no variant can have, also not in capitals (macOS)."""
 
 
 class CPUResources(Settings):
@@ -77,7 +78,7 @@ class Experiment(Settings):
     ebm: EBMSettings | None = None
     samples: SamplesSettings | None = None
     evaluation: EvaluationSettings | None = None
-    variants: dict[Annotated[str, Field(pattern=r"^\w+$")], Variant] = {"vaebm": Variant()}
+    variants: dict[Name, Variant] = {"vaebm": Variant()}
     """Name of each model other than the NVAE → its changes."""
     resources: Resources = Resources()
 
@@ -106,7 +107,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _variants_fit(self) -> Self:
         for name in self.variants:
-            if name in TAKEN:
+            if name.lower() in TAKEN:
                 raise ValueError(f"variants.{name}: this name belongs to something else in the results; choose another")
             stage = self.stage_of(name)
             self.samples_of(name)
@@ -141,6 +142,8 @@ class Experiment(Settings):
             if facts.side < 2**halvings:
                 raise ValueError(f"{where}.network.down: {size} cannot be halved {halvings} times")
         if evaluation is not None:
+            if evaluation.classifier is not None and facts.side < 4:
+                raise ValueError(f"evaluation.classifier: expected images of at least 4×4, found {size}; leave it out")
             shape = (facts.channels, facts.side, facts.side)
             if problem := evaluation.extractor_problem(shape, bool(facts.stacks)):
                 raise ValueError(f"evaluation.{problem}")
@@ -267,7 +270,9 @@ def with_changes(settings: S, changes: dict[str, Any], where: str) -> S:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join([where, *(str(part) for part in problem["loc"])])
-        raise ValueError(f"{key}: {problem['msg'].removeprefix('Value error, ')}, found {problem['input']!r}") from None
+        raise ValueError(
+            f"{key}: {problem['msg'].removeprefix('Value error, ')}, found {brief(repr(problem['input']))}"
+        ) from None
 
 
 def _merged(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,10 @@ Architecture = Literal[
 ]  # fmt: skip
 
 
+MOST_CELLS = 2000
+"""Cells of an NVAE; the largest published one has about 300."""
+
+
 class NVAENetworkSettings(Settings):
     """Hierarchical VAE (NVAE section 3)."""
 
@@ -61,6 +65,14 @@ class NVAENetworkSettings(Settings):
     def halvings(self) -> int:
         """Halvings of the resolution from the images to the coarsest scale."""
         return self.preprocess_blocks + len(self.groups) - 1
+
+    @model_validator(mode="after")
+    def _network_can_be_built(self) -> Self:
+        outside = self.preprocess_blocks * (self.preprocess_cells + self.postprocess_cells)
+        cells = outside + sum(self.groups) * (self.cells_encoder + self.cells_decoder + 2 * self.flows)
+        if cells > MOST_CELLS:
+            raise ValueError(f"expected at most {MOST_CELLS:,} cells in all groups and blocks, found {cells:,}")
+        return self
 
     @model_validator(mode="after")
     def _channels_fit_the_architecture(self) -> Self:

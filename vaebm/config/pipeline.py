@@ -11,9 +11,16 @@ from typing import Any, NamedTuple
 from vaebm.config import DataSettings, Experiment
 from vaebm.config.datasets import missing_files
 from vaebm.config.weights import weights_hash
-from vaebm.config.yaml_files import check_prepared, read_experiment, read_yaml, write_data_settings, write_settings
-from vaebm.system.errors import UserError
-from vaebm.system.files import EARLIER_MODEL, MODEL, model_of
+from vaebm.config.yaml_files import (
+    check_name,
+    check_prepared,
+    read_experiment,
+    read_yaml,
+    write_data_settings,
+    write_settings,
+)
+from vaebm.system.errors import UserError, brief, listed
+from vaebm.system.files import EARLIER_MODEL, MODEL, found_at, model_of
 
 CONFIG = Path("config/config.yaml")
 
@@ -37,6 +44,14 @@ def resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
     Raises:
         UserError: a mistake in one of the files; absent raw files or weights; prepared data that does not fit.
     """
+    try:
+        return _resolve(overrides, write)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read or written: {error.strerror or error}") from None
+
+
+def _resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
+    """`resolve`, in which files and folders may be unreadable."""
     names, seeds = choose(read_yaml(CONFIG), overrides)
     experiments = {name: read_experiment(_path(name)) for name in names}
     if write:
@@ -54,34 +69,36 @@ def resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
 def choose(content: Any, overrides: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """Experiment names and seeds in the content of config/config.yaml and the command line's `overrides`, checked."""
     if not isinstance(content, dict):
-        raise UserError(f"{CONFIG}: expected the keys experiments and seeds, found {content!r}")
+        raise UserError(f"{CONFIG}: expected the keys experiments and seeds, found {brief(repr(content))}")
     config = {**content, **overrides}
-    if unknown := sorted(set(config) - {"experiments", "seeds"}):
-        raise UserError(f"{CONFIG}: {unknown[0]}: unknown key; keys that exist: experiments, seeds")
+    if unknown := sorted(map(str, set(config) - {"experiments", "seeds"})):
+        raise UserError(f"{CONFIG}: {listed(unknown)}: unknown key; keys that exist: experiments, seeds")
     names: Any = config.get("experiments")
     seeds: Any = config.get("seeds")
     if isinstance(overrides.get("seeds"), list):  # on the command line Snakemake reads the numbers in a list as text
         seeds = [int(seed) if isinstance(seed, str) and seed.isdecimal() else seed for seed in overrides["seeds"]]
     if not (_distinct(names) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{CONFIG}: experiments: expected a list of different names, as [digits], found {names!r}")
+        raise UserError(
+            f"{CONFIG}: experiments: expected a list of different names, as [digits], found {brief(repr(names))}"
+        )
+    for name in names:
+        check_name(name, f"{CONFIG}: experiments")
     if not (_distinct(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)):
         form = "a list of different integers from 0, as [0, 1, 2]"
-        raise UserError(f"{CONFIG}: seeds: expected {form}, found {seeds!r}")
+        raise UserError(f"{CONFIG}: seeds: expected {form}, found {brief(repr(seeds))}")
     return names, seeds
 
 
 def check_complete(experiments: Mapping[str, Experiment]) -> None:
-    """Raise `UserError`, one line per experiment, where sections are missing that the pipeline requires."""
-    lines = []
-    for name, experiment in experiments.items():
-        if experiment.missing:
-            lines.append(
-                f"{_path(name)}: expected an experiment that Snakemake can run, found one without "
-                f"{' and without '.join(experiment.missing)}; `vaebm describe {name}` says what it takes, and its "
-                f"stages run by hand with the settings files under results/{name}/ (`vaebm nvae --help`)"
-            )
-    if lines:
-        raise UserError("\n".join(lines))
+    """Raise `UserError` where sections are missing that the pipeline requires."""
+    lacking = [name for name, experiment in experiments.items() if experiment.missing]
+    for name in lacking[:1]:
+        more = f"; so are {listed(lacking[1:])}" if lacking[1:] else ""
+        raise UserError(
+            f"{_path(name)}: expected an experiment that Snakemake can run, found one without "
+            f"{' and without '.join(experiments[name].missing)}{more}; `vaebm describe {name}` says what it takes, and "
+            f"its stages run by hand with the settings files under results/{name}/ (`vaebm nvae --help`)"
+        )
 
 
 def check_models(experiments: Mapping[str, Experiment]) -> None:
@@ -113,7 +130,7 @@ def collect_datasets(experiments: Mapping[str, Experiment], write: bool) -> dict
                 continue
             write_data_settings(data, Path("results/data"))
             problem = missing_files(data.dataset, data.path, f"{prefix}path")
-            if problem and not (folder / "manifest.json").is_file():
+            if problem and found_at(folder / "manifest.json") != "a file":
                 raise UserError(f"{where}: {problem}")
             with _located(where):
                 check_prepared(experiment, data, folder)

@@ -4,6 +4,7 @@ python -m vaebm.config.schema > workflow/schemas/config.schema.json
 """
 
 import json
+import sys
 from typing import Any
 
 from vaebm.config import EBMSettings, Experiment, SamplesSettings, Settings
@@ -37,4 +38,4 @@ def _optional(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+    sys.stdout.buffer.write((json.dumps(schema(), indent=2, ensure_ascii=False) + "\n").encode())

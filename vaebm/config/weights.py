@@ -25,9 +25,9 @@ def weights_hash(extractor: str, path: Path | str) -> str:
     try:
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{file}: expected {expected}, found {error.strerror or error}; "
+            f"{file}: expected {expected}, found {getattr(error, 'strerror', None) or error}; "
             f"evaluation.{extractor}_weights names the file"
         ) from None
     if extractor == "inception" and not found.startswith(INCEPTION_SHA256):

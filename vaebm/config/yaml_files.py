@@ -12,8 +12,9 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from vaebm.config import STAGES, DataSettings, Experiment, S, Settings
-from vaebm.system.errors import UserError
-from vaebm.system.files import writing
+from vaebm.config.base import NAME
+from vaebm.system.errors import UserError, brief, listed
+from vaebm.system.files import found_at, writing
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""
@@ -37,55 +38,92 @@ _Dumper.add_implicit_resolver(  # numbers of YAML 1.2 only
 )
 
 
+LARGEST = 1 << 18
+"""Bytes of a YAML file, and values in it with its aliases expanded."""
+
+
 def read_yaml(path: Path) -> Any:
-    """Plain values of a YAML 1.2 file.
+    """Plain values of a YAML 1.2 file in UTF-8.
 
     Raises:
-        UserError: the file does not exist or is not YAML.
+        UserError: the file does not exist, is not YAML, or is larger than `LARGEST`.
     """
     reader = YAML(typ="safe", pure=True)
     reader.Constructor = _Constructor
     try:
-        return reader.load(path.read_text())
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: expected a YAML file, found none") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a YAML file, found something unreadable ({type(error).__name__})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected a YAML file in UTF-8, found something unreadable ({type(error).__name__})"
+        ) from None
+    large = UserError(f"{path}: expected a YAML file of at most {LARGEST:,} characters and values, found more")
+    if len(text) > LARGEST:
+        raise large
+    try:
+        content = reader.load(text)
+        if _count(content, {}) > LARGEST:
+            raise large
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         problem = str(getattr(error, "problem", None) or error).partition(" with value")[0]  # of a duplicate key
-        raise UserError(f"{where}: not YAML: {problem}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # a value like !!int x
+        raise UserError(f"{where}: not YAML: {brief(problem)}") from None
+    except UserError:
+        raise
+    except Exception as error:  # a value like !!int x, or lists in each other without end
         raise UserError(
-            f"{path}: not YAML: a value that is not what its tag says ({type(error).__name__}: {error})"
+            f"{path}: not YAML: a value that is not what its tag says ({type(error).__name__}: {brief(error)})"
         ) from None
+    return content
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """Number of values in `value`, each alias counted as often as it occurs.
+
+    Raises:
+        RecursionError: a value contains itself.
+    """
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if id(value) not in known:
+        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(value)]
 
 
 def validate(model: type[S], value: Any, where: str) -> S:
     """`value` as `model`.
 
     Raises:
-        UserError: unknown or missing keys, invalid values; one line per error, each starts with `where`.
+        UserError: unknown or missing keys, invalid values; one line on the first, with the keys of the others.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {problem_line(model, problem)}" for problem in error.errors())) from None
+        first, *others = error.errors(include_url=False)
+        keys = list(dict.fromkeys(".".join(_location(problem)) or "the whole" for problem in others))
+        more = f"; also not right: {listed(keys)}" if keys else ""
+        raise UserError(f"{where}: {problem_line(model, first)}{more}") from None
+
+
+def _location(problem: Any) -> list[str]:
+    """Keys and positions down to the place of a validation error."""
+    internal = ("function-", "(")  # parts that pydantic adds to the keys
+    return [brief(part) for part in problem["loc"] if not str(part).startswith(internal)]
 
 
 def problem_line(model: type[BaseModel], problem: Any) -> str:
     """One validation error as text: key, expected, found."""
-    internal = ("function-", "(")  # parts that pydantic adds to the keys
-    location = [part for part in problem["loc"] if not str(part).startswith(internal)]
-    key = ".".join(str(part) for part in location)
+    location = _location(problem)
+    key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; keys that exist: {', '.join(_fields(model, location[:-1]))}"
     if problem["type"] == "missing":
         return f"{key}: expected a value, found none"
     message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-    return f"{key}: {message}{found}" if key else message
+    found = "" if problem["type"] == "value_error" else f", found {brief(repr(problem['input']))}"
+    return f"{key}: {message}{found}" if key else f"{message}{found}"
 
 
 def _fields(model: type[BaseModel], location: list[Any]) -> list[str]:
@@ -107,20 +145,32 @@ def _group(annotation: Any) -> Any:
     return next(filter(None, map(_group, get_args(annotation))), None)
 
 
+def check_name(name: str, where: str) -> None:
+    """Check the name of an experiment.
+
+    Raises:
+        UserError: it cannot be a part of paths, shell lines and MLflow's names, or belongs to something else.
+    """
+    if not re.fullmatch(NAME, name):
+        expected = "a name of letters from a to z, digits, _ and -, which does not begin with -"
+        raise UserError(f"{where}: expected {expected}, found {brief(repr(name))}; rename the file")
+    if name.lower() in RESERVED:
+        raise UserError(
+            f"{where}: an experiment cannot be called {name!r}: results/{name}/ holds something else; rename the file"
+        )
+
+
 def read_experiment(path: Path) -> Experiment:
     """Read an experiment file.
 
     Raises:
         UserError: the file does not exist, is not YAML, or is not an experiment.
     """
-    if path.stem in RESERVED:
-        raise UserError(
-            f"{path}: an experiment cannot be called {path.stem!r}: results/{path.stem}/ holds something else; "
-            "rename the file"
-        )
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{path}: there is no experiment {path.stem!r}; experiments that exist: {known}")
+    check_name(path.stem, str(path))
+    if found_at(path) == "none":
+        known = sorted(file.stem for file in path.parent.glob("*.yaml") if re.fullmatch(NAME, file.stem))
+        exist = listed(known, 20) or "none"
+        raise UserError(f"{path}: there is no experiment {path.stem!r}; experiments that exist: {exist}")
     return validate(Experiment, read_yaml(path), str(path))
 
 
@@ -157,13 +207,13 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
         UserError: the manifest is damaged, the images have another shape, or there are too few.
     """
     manifest = folder / "manifest.json"
-    if not manifest.is_file():
+    if found_at(manifest) == "none":
         return
     try:
-        content = json.loads(manifest.read_text())
+        content = json.loads(manifest.read_text(encoding="utf-8"))
         shape, splits = content["shape"], {split: last - first for split, (first, last) in content["splits"].items()}
         train, heldout = splits["train"], splits["heldout"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{manifest}: expected the manifest of a prepared data set, found something else; remove {folder}"
         ) from None
@@ -171,7 +221,7 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
     expected = [facts.side, facts.side, facts.channels]
     if shape != expected:
         raise UserError(
-            f"{manifest}: expected images {expected}, as the section data says, found {shape}; "
+            f"{manifest}: expected images {expected}, as the section data says, found {brief(shape)}; "
             f"remove {folder} or choose another data.name"
         )
     if data == experiment.data and (problem := experiment.image_count_problem(train, heldout)):
@@ -202,7 +252,7 @@ def read_settings(path: Path, model: type[S]) -> tuple[int, S]:
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"seed", section}:
         found = sorted(map(str, content)) if isinstance(content, dict) else content
-        raise UserError(f"{path}: expected the keys 'seed' and {section!r}, found {found!r}")
+        raise UserError(f"{path}: expected the keys 'seed' and {section!r}, found {brief(repr(found))}")
     if type(seed := content["seed"]) is not int:
-        raise UserError(f"{path}: seed: expected an integer, found {seed!r}")
+        raise UserError(f"{path}: seed: expected an integer, found {brief(repr(seed))}")
     return seed, validate(model, content[section], f"{path}: {section}")

@@ -13,7 +13,7 @@ from vaebm.config import DataSettings
 from vaebm.data.convert_large import LazyImages
 from vaebm.data.decode import Decoded, Unsuitable, read_picture, to_array
 from vaebm.data.download import PublishedFile, Source, folder_of, torchvision_datasets, verified
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 ALIGNED = (178, 218)
 BOX = (15, 40, 163, 188)
@@ -77,11 +77,11 @@ def _partition(path: Path) -> dict[str, list[str]]:
     """Names of the files of each split, in list order."""
     names: dict[str, list[str]] = {split: [] for split in PARTITIONS}
     of_number = {str(number): split for split, number in PARTITIONS.items()}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         name, _, part = line.partition(" ")
         if PurePosixPath(name).name != name or part.strip() not in ("0", "1", "2"):
             expected = "expected the name of a file and 0, 1 or 2, as '000001.jpg 0'"
-            raise UserError(f"{path}:{number}: {expected}, found {line!r}; get the file anew")
+            raise UserError(f"{path}:{number}: {expected}, found {brief(repr(line))}; get the file anew")
         if split := of_number.get(part.strip()):
             names[split].append(name)
     return names

@@ -60,7 +60,13 @@ def _items(folder: Path, name: str, threads: int) -> tuple[list[Item], dict[str,
         opened = Database(database)
         keys = sorted((key for key in opened.keys if key.isdigit()), key=int)  # other keys are metadata
         return [_Raw(opened, key) for key in keys], {"lmdb": checksum(database / "data.mdb", "sha256")}
-    files = sorted(path for path in (folder / name).iterdir() if path.is_file())
+    try:  # hidden files are of file managers
+        files = sorted(path for path in (folder / name).iterdir() if path.is_file() and path.name[0] != ".")
+    except OSError as error:
+        raise UserError(
+            f"{folder / name}: expected a folder of pictures or TFRecords, or {name}.lmdb, "
+            f"found {'none' if isinstance(error, FileNotFoundError) else error.strerror}; complete {folder}"
+        ) from None
     of_size = [path for path in files if path.match("*-r08-*.tfrecords")]
     chosen = of_size or [path for path in files if path.suffix.lower() in _SUFFIXES]
     sums = "\n".join(checksums(chosen, threads))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vaebm.config import DataSettings
 from vaebm.data.download import PublishedFile, Source, folder_of, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
 
@@ -49,7 +49,7 @@ def read_batch(content: bytes, labels: bytes, where: str) -> tuple[NDArray[np.ui
             raise ValueError(f"images {images.shape} {images.dtype} and {len(numbers)} labels")
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(
-            f"{where}: expected a batch of CIFAR images and labels, found {error}; get the file anew"
+            f"{where}: expected a batch of CIFAR images and labels, found {brief(error)}; get the file anew"
         ) from None
     return np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), numbers
 

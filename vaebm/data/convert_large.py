@@ -6,6 +6,7 @@ The workers are threads, which share open archives: Pillow and zlib release the 
 import json
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,9 @@ from vaebm.config import fingerprint
 from vaebm.data.decode import Decoded, Unsuitable
 from vaebm.data.download import shown
 from vaebm.data.prepared import describe_images
+from vaebm.system.child import reading
 from vaebm.system.device import Progress
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 PIECE = 8 << 20
 """Bytes of images per piece, the unit of writing, syncing and resuming."""
@@ -72,7 +74,7 @@ def write_lazy_images(folder: Path, name: str, data: LazyImages, threads: int) -
         done = _finished(journal, key) if partial.is_file() else {}
         mode: Literal["r+", "w+"] = "r+" if done else "w+"
         start = np.lib.format.open_memmap(partial, mode, np.uint8, shape).offset
-        with partial.open("r+b") as file, journal.open("w") as notes:
+        with partial.open("r+b") as file, journal.open("w", encoding="utf-8") as notes:
             notes.writelines(json.dumps(line) + "\n" for line in (key, *done.items()))
             notes.flush()
             missing = [piece for piece in pieces if piece.start not in done]
@@ -93,7 +95,7 @@ def write_lazy_images(folder: Path, name: str, data: LazyImages, threads: int) -
 def _finished(journal: Path, key: str) -> dict[int, Counter[str]]:
     """First image of each finished piece → conversions in it; empty without a journal of this data set."""
     try:
-        first, *lines = journal.read_text().splitlines()
+        first, *lines = journal.read_text(encoding="utf-8").splitlines()
         if json.loads(first) != key:
             return {}
         done = {}
@@ -117,13 +119,15 @@ def _convert(
         counts: Counter[str] = Counter()
         refused = []
         for row, number in enumerate(piece):
+            name = shown(data.name(number))
+            reading(name)
             try:
                 images[row], done = data.read(number)
                 counts.update(done)
             except Unsuitable as reason:
-                refused.append(f"{shown(data.name(number))}: {reason}")
-            except OSError as error:  # of the picture, not of the file that is written
-                refused.append(f"{shown(data.name(number))}: cannot be read: {error.strerror or error}")
+                refused.append(f"{name}: {reason}")
+            except Exception as error:  # of the picture or of its reader, not of the file that is written
+                refused.append(f"{name}: cannot be read: {brief(getattr(error, 'strerror', None) or error)}")
         if not refused:
             rest, at = memoryview(images.tobytes()), start + piece.start * size
             while rest:  # a call may write a part only
@@ -136,7 +140,8 @@ def _convert(
     problems: dict[int, list[str]] = {}
     left = sum(map(len, pieces))
     progress = Progress(f"data {name}", len(data.labels), start=len(data.labels) - left, unit="image")
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about metadata, do not name the file
         waiting = [pool.submit(convert, piece) for piece in pieces]
         try:
             for future in waiting:  # in order, so that the journal of a stopped run covers the first images

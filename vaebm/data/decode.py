@@ -6,22 +6,24 @@
 | several frames | the first |
 | 16 bits per channel | their upper 8 (PPM in colour: to the nearest of 8, by Pillow) |
 | palette | its colours |
-| transparent | composited over white |
+| transparent, by a channel, a palette or a colour key | composited over white |
 | CMYK and other colour spaces | RGB, by Pillow, without colour profiles |
 | grey where colour is wanted | three equal channels |
 | colour where grey is wanted | (19595 R + 38470 G + 7471 B + 32768) / 65536, rounded down |
 | larger | shorter side resized to `side` by Pillow's bilinear filter (antialiased, in integers), centre cropped |
 
-Refused: damaged and truncated files, formats not in `FORMATS`, 32 bits per channel, and pictures smaller than `side`.
+Refused: damaged and truncated files, formats not in `FORMATS`, 32 bits per channel, pictures smaller than `side`, and
+kinds of TIFF that Pillow misreads (`vaebm.data.raw_kinds`).
 """
 
-import struct
-import zlib
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vaebm.data.raw_kinds import Unsuitable, check_png, check_tiff, key_to_alpha
+from vaebm.system.errors import brief
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that Pillow decodes by itself and identically everywhere; suffixes do not matter."""
@@ -29,9 +31,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 Decoded = tuple[NDArray[np.uint8], list[str]]
 """Image (H, W, C), and the conversions applied to the picture, in words."""
 
-
-class Unsuitable(ValueError):
-    """Refused picture: expected and found."""
+__all__ = ["FORMATS", "Decoded", "Unsuitable", "read_picture", "read_resized", "resize_and_crop", "to_array"]
 
 
 def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]]:
@@ -42,13 +42,21 @@ def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]
     """
     try:
         with Image.open(file, formats=FORMATS) as opened:
+            kind = opened.format
+            if kind == "TIFF":
+                check_tiff(opened.tag_v2)  # type: ignore[attr-defined]
             done = ["first of several frames"] if getattr(opened, "n_frames", 1) > 1 else []
-            done += ["16 bits to 8"] if any(_is_deep(opened.format, tile[3]) for tile in opened.tile) else []
+            done += ["16 bits to 8"] if any(_is_deep(kind, tile[3]) for tile in opened.tile) else []
+            turned = opened.getexif().get(0x0112)  # a TIFF loses it when it is loaded, a PNG may have it at its end
             opened.load()
-            upright = ImageOps.exif_transpose(opened)
-            if (opened.format, upright.mode) == ("PPM", "I"):  # 16 bits for any value of white
+            if kind == "PNG":
+                check_png(file)
+            key = opened.info.get("transparency") if kind == "PNG" and opened.mode not in ("P", "PA") else None
+            image = opened if key is None else key_to_alpha(file, opened, key)
+            done += ["turned upright"] if {turned, opened.getexif().get(0x0112)} & {*range(2, 9)} else []
+            upright = ImageOps.exif_transpose(image)
+            if (kind, upright.mode) == ("PPM", "I"):  # 16 bits for any value of white
                 upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
-            done += ["turned upright"] if opened.getexif().get(0x0112, 1) != 1 else []
             return _converted(upright, channels, done)
     except Unsuitable:
         raise
@@ -58,18 +66,10 @@ def read_picture(file: IO[bytes], channels: int) -> tuple[Image.Image, list[str]
         ) from None
     except Image.DecompressionBombError:
         raise Unsuitable(f"expected at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, found more") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        raise Unsuitable(f"expected a whole picture, found a damaged one ({error})") from None
+    except Exception as error:  # Pillow raises many classes for damaged files
+        if "MAX_TEXT" in str(error):
+            raise Unsuitable("expected at most 1 MiB of text in a PNG, found more; remove its metadata") from None
+        raise Unsuitable(f"expected a whole picture, found a damaged one ({brief(error)})") from None
 
 
 def _is_deep(kind: str | None, arguments: object) -> bool:
@@ -89,7 +89,7 @@ def _converted(image: Image.Image, channels: int, done: list[str]) -> tuple[Imag
     elif image.mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX"):
         done.append(f"{image.mode} to RGB")
     if image.has_transparency_data:
-        over = image.convert("RGBA")
+        over = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
         done.append("transparency over white")
     if not grey or image.mode not in ("1", "L"):

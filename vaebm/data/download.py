@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from vaebm.config import DataSettings
 from vaebm.config.datasets import missing_files, raw_folder
 from vaebm.system.device import Progress
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
+from vaebm.system.files import locked
 
 Source = dict[str, dict[str, str]]
 """Name of each raw file → kind of checksum → checksum, for the manifest."""
@@ -46,12 +47,9 @@ def verified(data: DataSettings, *files: PublishedFile) -> tuple[Path, Source]:
     url = data.facts.raw.url if data.facts.raw else ""
     fetched = [file for file in files if data.path is None and (file.urls or file.drive)]
     if fetched:
-        import fcntl  # not available on Windows
-
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".fetching").open("w") as lock:  # stacks and their images have the same raw files
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(folder / ".fetching"):  # stacks and their images have the same raw files
                 for file in fetched:
                     _fetch(file, folder, url)
         except OSError as error:
@@ -124,7 +122,7 @@ def _fetch(file: PublishedFile, folder: Path, owners: str) -> None:
                 utils.download_url(url, folder, file.name, file.md5)
             return
         except Exception as error:  # gdown and unexpected pages raise errors of many classes
-            problems.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            problems.append(brief(error))
     where = " or ".join(file.urls) or "Google Drive"
     raise UserError(
         f"{folder / file.name}: could not be fetched from {where} ({problems[-1]}); "

@@ -1,7 +1,6 @@
 """MNIST: handwritten digits 28×28 in IDX files, padded with zeros to 32×32."""
 
 import gzip
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error):
+    except Exception:  # gzip raises many classes for damaged files
         raise UserError(
             f"{path}: expected a gzipped IDX file, found a damaged file or one of another kind; get it anew"
         ) from None

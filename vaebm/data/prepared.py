@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaebm.data.download import checksum
-from vaebm.system.errors import UserError
-from vaebm.system.files import write_json, writing
+from vaebm.system.errors import UserError, brief, listed
+from vaebm.system.files import found_at, write_json, writing
 
 Prepared = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, tuple[int, int]], dict[str, Any]]
 """Data set before writing: images (N, H, W, C), labels (N,), name of a split → (first, last + 1), origin."""
@@ -100,6 +100,8 @@ def describe_images(
     parts = ", ".join(f"{split} {last - first:,}" for split, (first, last) in splits.items())
     counts = {**source.get(USERS, {}), **source.get("converted", {})}
     more = "".join(f"; {what}: {number:,}" for what, number in counts.items() if isinstance(number, int))
+    if classes := source.get(USERS, {}).get("classes"):
+        more += f"; {len(classes):,} classes: {listed(classes, 10)}"
     print(f"{folder}: {shape[0]:,} images ({parts}){more}")
 
 
@@ -109,20 +111,23 @@ def open_images(manifest: Path) -> ImageSet:
     Raises:
         UserError: a file is missing, has another shape or type, or other bytes.
     """
-    if not manifest.is_file():
+    if found_at(manifest) != "a file":
         raise UserError(
             f"{manifest}: expected the manifest of a prepared data set, found none; Snakemake makes it, or "
             f"`vaebm data NAME --folder {manifest.parent}`, "
             "for a set with settings of its own with --settings results/data/NAME.yaml"
         )
     try:
-        content = json.loads(manifest.read_text())
+        content = json.loads(manifest.read_text(encoding="utf-8"))
         shape, count = tuple(content["shape"]), content["images"]
         splits = {split: (int(first), int(last)) for split, (first, last) in content["splits"].items()}
-        checksums, name, users = content["sha256"], content["dataset"], USERS in content["source"]
-    except (ValueError, KeyError, TypeError) as error:
+        if not splits or any(not 0 <= a <= b <= count for a, b in splits.values()):
+            raise ValueError(f"splits {splits} of {count} images")
+        checksums = {file: str(content["sha256"][file]) for file in ("images.npy", "labels.npy")}
+        name, users = content["dataset"], USERS in content["source"]
+    except Exception as error:  # of any other content
         raise UserError(
-            f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {error}); {AGAIN}"
+            f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {brief(error)}); {AGAIN}"
         ) from None
     images = _open(manifest.parent / "images.npy", (count, *shape), np.uint8, checksums)
     labels = _open(manifest.parent / "labels.npy", (count,), np.int64, checksums)
@@ -131,15 +136,15 @@ def open_images(manifest: Path) -> ImageSet:
 
 def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, str]) -> NDArray[Any]:
     """Memory map of an array, checked against its shape, type and checksum."""
-    expected = f"({', '.join(map(str, shape))}) {np.dtype(dtype).name}"
+    expected = f"({brief(', '.join(map(str, shape)))}) {np.dtype(dtype).name}"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = f"({', '.join(map(str, array.shape))}) {brief(array.dtype.name)}"
     except FileNotFoundError:
         raise UserError(f"{path}: expected {expected}, found no file; {AGAIN}") from None
-    except (ValueError, EOFError, OSError):
+    except Exception:  # NumPy raises many classes for damaged files
         raise UserError(f"{path}: expected {expected}, found a file that is not a whole .npy array; {AGAIN}") from None
     if array.shape != shape or array.dtype != dtype:
-        found = f"({', '.join(map(str, array.shape))}) {array.dtype.name}"
         raise UserError(f"{path}: expected {expected}, found {found}; {AGAIN}")
     if checksum(path, "sha256") != checksums[path.name]:
         raise UserError(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from vaebm.config import DataSettings
 from vaebm.data.download import PublishedFile, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 
 def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -26,7 +26,7 @@ def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             raise ValueError(f"X {images.shape} {images.dtype} and {len(labels)} labels")
     except Exception as error:  # scipy raises many classes for damaged files
         raise UserError(
-            f"{path}: expected a MATLAB file with X (32, 32, 3, N) uint8 and y, found {error}; get it anew"
+            f"{path}: expected a MATLAB file with X (32, 32, 3, N) uint8 and y, found {brief(error)}; get it anew"
         ) from None
     return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels % 10
 

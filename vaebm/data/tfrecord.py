@@ -5,6 +5,7 @@ CRC-32C. The content is an `Example` in Protocol Buffers: a map from names to li
 has the features `shape`, three integers, and `data`, its bytes.
 """
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaebm.data.decode import Unsuitable
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 
 class TFRecord(NamedTuple):
@@ -41,6 +42,10 @@ def records(path: Path) -> list[TFRecord]:
             header = file.read(12)
             length = int.from_bytes(header[:8], "little")
             whole = len(header) == 12 and int.from_bytes(header[8:], "little") == masked_crc32c(header[:8])
+            if start == 0 and (header[:2] == b"\x1f\x8b" or header[:1] == b"\x78" and not whole):
+                raise UserError(
+                    f"{path}: expected plain TFRecords, found compressed ones; unpack the file (gzip, zlib)"
+                )
             if not whole or start + 16 + length > end:
                 damage = f"found damage at byte {start:,} (record {len(found)})"
                 raise UserError(f"{path}: expected whole TFRecords, {damage}; get the file anew")
@@ -55,7 +60,6 @@ def read_image(record: TFRecord) -> NDArray[np.uint8]:
     Raises:
         Unsuitable: the content is damaged, or not an image.
     """
-    from google.protobuf.message import DecodeError
     from tfrecord.example_pb2 import Example
 
     with record.path.open("rb") as file:
@@ -66,10 +70,10 @@ def read_image(record: TFRecord) -> NDArray[np.uint8]:
     try:
         features = Example.FromString(content).features.feature
         (data,), shape = features["data"].bytes_list.value, list(features["shape"].int64_list.value)
-    except (DecodeError, ValueError):
+    except Exception:  # of a damaged message, or one of other features
         raise Unsuitable("expected the features shape and data, found others") from None
-    if len(shape) != 3 or 3 not in (shape[0], shape[2]) or np.prod(shape) != len(data):
-        raise Unsuitable(f"expected a colour image, found {len(data):,} bytes of shape {shape}")
+    if len(shape) != 3 or 3 not in (shape[0], shape[2]) or min(shape) < 1 or math.prod(shape) != len(data):
+        raise Unsuitable(f"expected a colour image, found {len(data):,} bytes of shape {brief(shape)}")
     image = np.frombuffer(data, np.uint8).reshape(shape)
     return image if shape[2] == 3 else image.transpose(1, 2, 0)
 

@@ -28,6 +28,7 @@ class Guard:
         settings: limits and patience.
         bad: bad iterations in a row.
         reason: why the last iteration was bad; empty if it was good.
+        last_reason: why the last bad iteration was; empty if there was none in this process.
         history: max(|loss|, spread) and gradient norm of the last good iterations.
     """
 
@@ -35,6 +36,7 @@ class Guard:
     bad: int = 0
     reason: str = ""
     history: list[tuple[float, float]] = field(default_factory=list)
+    last_reason: str = field(default="", compare=False)
 
     def watch(self, loss: float, gap: float, spread: float, gradient_norm: float) -> None:
         """Judge one iteration.
@@ -47,6 +49,7 @@ class Guard:
         """
         self.reason = self._judge(loss, gap, spread, gradient_norm)
         if self.reason:
+            self.last_reason = self.reason
             self.bad += 1
         else:
             self.bad = 0

@@ -78,9 +78,10 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     events: list[dict[str, Any]] = run_state.extra.setdefault("events", [])
     run_iterations(trainer, images, run_state, guard, snapshots, events)
     if not snapshots.usable:
+        reason = guard.last_reason or "none was followed by good iterations (ebm.guard)"
         raise UserError(
             f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: "
-            f"{guard.reason}; choose a smaller ebm.training.learning_rate or snapshot_every, "
+            f"{reason}; choose a smaller ebm.training.learning_rate or snapshot_every, "
             "or a larger spectral_weight or energy_penalty"
         )
     if distributed.rank() != 0:

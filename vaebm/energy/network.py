@@ -81,7 +81,7 @@ def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyN
     try:
         energy = EnergyNetwork(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
         energy.load_state_dict(content["weights"])
-    except (KeyError, ValueError, RuntimeError):
+    except Exception:  # of any other content
         raise UserError(
             f"{path}: expected an energy network of this version, found one with other settings or weights; "
             "train or convert it again"

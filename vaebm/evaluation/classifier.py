@@ -27,6 +27,9 @@ from vaebm.system.files import writing
 
 CLASSIFIER_FEATURES = 64
 
+MOST_IN_CONFUSION = 100
+"""Classes up to which a confusion matrix can be read."""
+
 
 def to_float(images: Tensor) -> Tensor:
     """Convert 0 to 255 to float32 in [0, 1], any shape."""
@@ -173,9 +176,13 @@ def run(settings: Path, data: Path, model: Path) -> None:
         stream.write("".join(json.dumps(record) + "\n" for record in history).encode())
     panels = {"Cross-entropy, training": ["loss"], "Accuracy, held out": ["accuracy"]}
     plots.training_curves(history_file, pictures / "curves.png", panels)
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (labels.numpy(), predicted.numpy()), 1)
-    plots.confusion(counts, pictures / "confusion.png")
+    occurring = np.unique(np.concatenate([images.labels, predicted.numpy()]))
+    if len(occurring) <= MOST_IN_CONFUSION:
+        counts = np.zeros((len(occurring), len(occurring)), dtype=np.int64)
+        np.add.at(
+            counts, (np.searchsorted(occurring, labels.numpy()), np.searchsorted(occurring, predicted.numpy())), 1
+        )
+        plots.confusion(counts, pictures / "confusion.png", occurring)
     network = {"channels": chosen.channels, "shape": list(images.shape), "classes": classes}
     weights = trained.state_dict()
     record = ClassifierRecord(

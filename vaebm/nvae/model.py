@@ -272,7 +272,7 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
     try:
         nvae = NVAE(NVAENetworkSettings.model_validate(content["network"]), content["shape"])
         nvae.load_state_dict(content["weights"])
-    except (KeyError, ValueError, RuntimeError):
+    except Exception:  # of any other content
         raise UserError(
             f"{path}: expected an NVAE of this version, found one with other settings or weights; "
             "train or convert it again"

@@ -21,7 +21,7 @@ from vaebm.nvae.cells import ARCHITECTURES, ResidualCell
 from vaebm.nvae.layers import SqueezeExcitation
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import load_plain, save_model
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 DATASET_PADDING = {"mnist": 2, "omniglot": 2, "stacked_mnist": 2}
 """Data sets with 28×28 images padded to 32×32 → rows and columns of padding at each border."""
@@ -102,9 +102,9 @@ def read_published_nvae(path: Path) -> ConvertedNVAE:
     try:
         with torch.device("meta"):
             nvae = NVAE(settings, shape)
-    except (ValueError, RuntimeError, OverflowError) as error:
+    except Exception as error:  # of any other arguments
         raise UserError(
-            f"{path}: args: expected arguments that describe a network, found some that do not ({error})"
+            f"{path}: args: expected arguments that describe a network, found some that do not ({brief(error)})"
         ) from None
     known = dict(_Names(path, nvae, state))
     if idle := {"prior_ftr0"} & set(state) if settings.single_group else set():

@@ -144,7 +144,7 @@ class NVAETrainer:
         if finite:
             self.optimizer.param_groups[0]["lr"] = learning_rate
             self.optimizer.step()
-        else:
+        elif self.statistics:  # architectures without batch norms have none
             torch._foreach_copy_(self.statistics, before)  # undo the forward passes' updates of batch norms
         return Step(finite, reconstruction, kl, spectral_sum, batch_norm_sum)
 

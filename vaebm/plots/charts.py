@@ -209,8 +209,12 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
             axis.legend(fontsize=8)
 
 
-def confusion(counts: NDArray[np.int64], path: Path) -> None:
-    """Write a confusion matrix (labels, predictions) as PNG, its counts written in the cells."""
+def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64] | None = None) -> None:
+    """Write a confusion matrix (labels, predictions) as PNG, its counts written in the cells.
+
+    Args:
+        classes: labels of the rows; by default from 0.
+    """
     with _figure(path, 1, width=4.2, height=3.9) as (axis,):
         axis.imshow(counts, cmap="Blues", vmin=0)
         for row, column in zip(*counts.nonzero(), strict=True):
@@ -219,4 +223,6 @@ def confusion(counts: NDArray[np.int64], path: Path) -> None:
             axis.text(column, row, str(value), ha="center", va="center", fontsize=8, color=shade)
         ticks = range(len(counts))
         axis.set(title="Held-out images", xlabel="predicted", ylabel="label", xticks=ticks, yticks=ticks)
+        if classes is not None and not np.array_equal(classes, ticks):
+            axis.set(xticklabels=classes, yticklabels=classes)
         axis.grid(False)

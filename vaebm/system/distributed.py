@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 BUCKET = 2**24
 """Elements per all-reduce of gradients: 64 MiB of extra memory in float32."""
@@ -62,7 +62,13 @@ def join(backend: str) -> None:
         return
     if sys.platform == "linux" and dist.is_torchelastic_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"expected the other processes of torchrun at MASTER_ADDR and MASTER_PORT, found none ({brief(error)}); "
+            "unset RANK and WORLD_SIZE where no torchrun is meant"
+        ) from None
     atexit.register(dist.destroy_process_group)
 
 

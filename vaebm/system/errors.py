@@ -1,5 +1,31 @@
-"""The error of a user's mistake."""
+"""The error of a user's mistake, and short texts for errors."""
+
+MOST = 1000
+"""Characters of an error; the middle of a longer one is left out."""
 
 
 class UserError(ValueError):
     """Mistake of the user: one line with place, expected, found, and what to do."""
+
+    def __init__(self, message: str):
+        letters = [one if one.isprintable() else ascii(one)[1:-1] for one in shorten(message, MOST)]
+        super().__init__(shorten("".join(letters), MOST))
+
+
+def shorten(text: str, most: int = 160) -> str:
+    """`text`, without its middle if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: 2 * most // 3]} … {text[len(text) - most // 4 :]}"
+
+
+def brief(found: object) -> str:
+    """Short text of an error or a value of any kind, in one printable line."""
+    text = f"{type(found).__name__}: {found}" if isinstance(found, KeyError) else str(found)
+    line = next((line.strip() for line in text[: 2 * MOST].splitlines() if line.strip()), type(found).__name__)
+    return shorten(line if line.isprintable() else ascii(line))
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """The first of some names, escaped where they are not printable or blank, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    first = [name if name.strip() and name.isprintable() else ascii(name) for name in names[:most]]
+    return ", ".join(map(shorten, first)) + more

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vaebm.system.errors import UserError
+from vaebm.system.files import lockless
 
 FOLDER = Path(tempfile.gettempdir()) / f"vaebm-gpus-{os.getuid()}"
 """Folder of the locks, one file per GPU and one folder per user; other users' locks have no effect."""
@@ -82,12 +83,14 @@ def _attempt(devices: Mapping[str, str], count: int) -> dict[str, int]:
             FOLDER.mkdir(mode=0o700, exist_ok=True)
             one_at_a_time = os.open(FOLDER, os.O_RDONLY)
             at_the_end.callback(os.close, one_at_a_time)
-            fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+            with lockless(FOLDER):
+                fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
             for uuid in devices:
                 # not inherited by children (PEP 446), which may outlive this process
                 lock = os.open(FOLDER / uuid, os.O_RDWR | os.O_CREAT, 0o600)
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with lockless(FOLDER):
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     os.close(lock)
                     continue

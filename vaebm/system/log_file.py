@@ -1,29 +1,62 @@
 """Copy of the output of a command in a log file."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from vaebm.system.errors import UserError
 from vaebm.system.startup import time_taken
 
 
-class _Tee:
-    """Text stream that writes to the terminal and to a file, without progress bars in the file."""
+class _Log:
+    """The log file. If it cannot be written any more, for instance on a full disk, one line says so."""
 
-    def __init__(self, terminal: TextIO, file: TextIO):
-        self._terminal, self._file = terminal, file
+    def __init__(self, path: Path, first: bool):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # unbuffered: nothing is left to write when it is closed
+            self._file: io.FileIO | None = path.open("wb" if first else "ab", buffering=0)
+            self._path = path
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: the log cannot be written: {getattr(error, 'strerror', None) or error}; "
+                "--log names another place"
+            ) from None
+
+    def write(self, text: str) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(text.encode(errors="backslashreplace"))
+            except OSError as error:
+                self._file = None
+                print(f"{self._path}: the log ends here: {error.strerror or error}", file=sys.__stderr__)
+
+
+class _Tee:
+    """Text stream that writes to the terminal and to a log, without progress bars in the log."""
+
+    def __init__(self, terminal: TextIO, log: _Log):
+        self._terminal, self.log = terminal, log
 
     def write(self, text: str) -> int:
         if "\r" not in text:
-            self._file.write(text)
-            self._file.flush()
+            self.log.write(text)
         return self._terminal.write(text)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._terminal, name)
+
+
+def replace_terminal(terminal: TextIO) -> None:
+    """Write stderr to another terminal, and to the log as before."""
+    if isinstance(sys.stderr, _Tee):
+        sys.stderr = _Tee(terminal, sys.stderr.log)
+    else:
+        sys.stderr = terminal
 
 
 @contextlib.contextmanager
@@ -32,25 +65,25 @@ def tee_output(path: Path | None) -> Iterator[None]:
 
     After a success the last line of the file is the time taken. Of several processes (torchrun) the first starts the
     file; the others append their errors, and their stdout is discarded.
+
+    Raises:
+        UserError: `path` cannot be written.
     """
     first = int(os.environ.get("WORLD_SIZE", 1)) == 1 or os.environ["RANK"] == "0"
     out, err = sys.stdout, sys.stderr
     with contextlib.ExitStack() as files:
         if not first:
-            sys.stdout = files.enter_context(open(os.devnull, "w"))
+            sys.stdout = files.enter_context(open(os.devnull, "w", encoding="utf-8"))
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            log = _Log(path, first)
+            sys.stderr = _Tee(err, log)
             if first:
-                path.write_text("")
-            file = files.enter_context(path.open("a"))
-            sys.stderr = _Tee(err, file)
-            if first:
-                sys.stdout = _Tee(out, file)
+                sys.stdout = _Tee(out, log)
         try:
             yield
         except SystemExit as ended:
             if not ended.code and path is not None and first and (took := time_taken()):
-                file.write(f"{took}\n")
+                log.write(f"{took}\n")
             raise
         finally:
             sys.stdout, sys.stderr = out, err

@@ -20,7 +20,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Output of git; None without git, outside a repository, or after an error."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=True
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -37,8 +37,10 @@ def imports() -> Iterator[None]:
 def process_age(process: int | None = None) -> float:
     """Seconds since the start of a process, by default this one; without /proc, since the import of this module."""
     try:
-        ticks = float(Path(f"/proc/{process or os.getpid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
-        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+        ticks = float(
+            Path(f"/proc/{process or os.getpid()}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
+        )
+        return float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
     except OSError:
         return time.monotonic() - _loaded
 

@@ -5,13 +5,13 @@ repeated at any time. MLflow is never an input; if it is missing or fails, one l
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from vaebm.records.files import read_tracking, write_record
 from vaebm.system.errors import UserError
+from vaebm.system.files import locked
 from vaebm.tracking.mirror import DATABASE, Mirror
 from vaebm.tracking.stages import stages
 
@@ -50,6 +50,5 @@ def run(results: Path) -> None:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Lock the creation of the database: of two processes that create it, one would fail."""
-    with open(f"{DATABASE}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(Path(f"{DATABASE}.lock")):
         yield

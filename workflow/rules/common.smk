@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vaebm.config import BASELINE
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
+from vaebm.config.base import NAME
 from vaebm.config.pipeline import resolve
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import read_yaml
@@ -18,10 +19,10 @@ except UserError as error:
 
 
 wildcard_constraints:
-    dataset=r"\w+",
-    experiment=r"[^/]+",
-    extractor=r"\w+",
-    variant=r"\w+",
+    dataset=NAME,
+    experiment=NAME,
+    extractor=NAME,
+    variant=NAME,
     seed=r"\d+",
     shard=r"\d{3}",
 
