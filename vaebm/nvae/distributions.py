@@ -1,7 +1,6 @@
 """Normal distributions with softly clamped parameters, for latents and pixels (NVAE section 3, VAEBM section 3)."""
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ class Normal:
         """Log density of `x`, elementwise: −½ ((x − μ)/σ)² − ½ ln 2π − ln σ."""
         return -0.5 * ((x - self.mean) / self.sigma).square() - 0.5 * LOG_2PI - self.sigma.log()
 
-    def kl(self, prior: Self) -> Tensor:
+    def kl(self, prior: "Normal") -> Tensor:
         """KL(self ‖ prior) = ½ ((μ − μ₀)²/σ₀² + σ²/σ₀²) − ½ − ln(σ/σ₀), elementwise."""
         distance = (self.mean - prior.mean) / prior.sigma
         ratio = self.sigma / prior.sigma
