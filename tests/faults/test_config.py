@@ -6,7 +6,6 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -285,9 +284,13 @@ def test_reason_of_a_divergence_is_kept_after_a_good_iteration() -> None:
     assert "last_reason" in Path(vaebm.ebm.train.__file__).read_text(encoding="utf-8")
 
 
-def test_snakemake_refuses_a_name_in_one_line(project: Path) -> None:
+def test_snakemake_refuses_a_name_or_damaged_pins_in_one_line(project: Path) -> None:
     (project / "Snakefile").symlink_to(ROOT / "Snakefile")
     (project / "workflow").symlink_to(ROOT / "workflow")
+    (project / "data.dvc").write_text("outs:\n<<<<<<< HEAD\n")
+    done = run("-m", "snakemake", "-n", "--cores", "1", folder=project)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("data.dvc")
+    (project / "data.dvc").unlink()
     (project / "config" / "experiments" / "tiny.v2.yaml").write_text(TINY, encoding="utf-8")
     done = run("-m", "snakemake", "-n", "--cores", "1", "--config", "experiments=[tiny.v2]", folder=project)
-    assert done.returncode == 1 and np.char.count(done.stderr.strip(), "\n") == 0 and "found 'tiny.v2'" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "found 'tiny.v2'" in done.stderr

@@ -11,9 +11,8 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
-from vaebm.config.yaml_files import read_yaml
+from vaebm.config.pipeline import pinned_sets
 from vaebm.system.errors import UserError, brief, listed
 from vaebm.system.files import locked
 
@@ -42,7 +41,7 @@ def run(folder: Path, pins: Path) -> None:
 
 def _run(folder: Path, pins: Path) -> None:
     """`run`, in one process at a time."""
-    pinned = _pinned(pins)
+    pinned = pinned_sets(pins)
     names = [os.path.relpath(folder, pins.parent), os.path.relpath(folder.resolve(), pins.parent.resolve())]
     name = next((name for name in map(Path.as_posix, map(Path, names)) if name in pinned), None)
     if name is None:  # data/ may be a link to another disk, so the name as it is given counts first
@@ -62,21 +61,6 @@ def _run(folder: Path, pins: Path) -> None:
         print(f"{folder}: DVC's cache was not filled: {pins} also lists {listed(absent)}, which is not here")
     elif problem := _commit(pins):
         print(f"{folder}: DVC's cache was not filled: {problem}")
-
-
-def _pinned(pins: Path) -> dict[str, str]:
-    """Path of every pinned set → its hash."""
-    content: Any = read_yaml(pins)
-    try:
-        found = {out["path"]: out["md5"] for out in content["outs"]}
-    except (KeyError, TypeError):
-        found = {"": None}
-    if not all(isinstance(part, str) and part for item in found.items() for part in item):
-        raise UserError(
-            f"{pins}: expected a file of DVC with outs, each with a path and an md5, found something else; "
-            f"`git checkout {pins}` restores it"
-        )
-    return found
 
 
 def _files(folder: Path) -> list[Path]:

@@ -137,6 +137,25 @@ def collect_datasets(experiments: Mapping[str, Experiment], write: bool) -> dict
     return datasets
 
 
+def pinned_sets(pins: Path) -> dict[str, str]:
+    """Path of every set pinned in a file of DVC → its hash.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    content: Any = read_yaml(pins)
+    try:
+        found = {out["path"]: out["md5"] for out in content["outs"]}
+    except (KeyError, TypeError):
+        found = {"": None}
+    if not all(isinstance(part, str) and part for item in found.items() for part in item):
+        raise UserError(
+            f"{pins}: expected a file of DVC with outs, each with a path and an md5, found something else; "
+            f"`git checkout {pins}` restores it"
+        )
+    return found
+
+
 @contextlib.contextmanager
 def _located(where: str) -> Iterator[None]:
     """Prefix the message of a `UserError` with `where`."""

@@ -6,14 +6,14 @@ from pathlib import Path
 from vaebm.config import BASELINE
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
 from vaebm.config.base import NAME
-from vaebm.config.pipeline import resolve
+from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import weights_hash
-from vaebm.config.yaml_files import read_yaml
 from vaebm.system.errors import UserError
 
 # A mistake in any configuration file ends the run here in one line, so no `configfile:` reads the first one.
 try:
     EXPERIMENTS, SEEDS, DATASETS = resolve(config, write=workflow.is_main_process)
+    PINNED = [*pinned_sets(Path("data.dvc"))] if Path("data.dvc").exists() else []
 except UserError as error:
     sys.exit(str(error))
 
@@ -135,8 +135,7 @@ def ood_options(wildcards, input):
 
 def together(wildcards):
     """Manifests of all data sets in data.dvc, for a data set that is one of them."""
-    pinned = [out["path"] for out in read_yaml(Path("data.dvc"))["outs"]]
-    return [f"{folder}/manifest.json" for folder in pinned if f"data/{wildcards.dataset}" in pinned]
+    return [f"{folder}/manifest.json" for folder in PINNED if f"data/{wildcards.dataset}" in PINNED]
 
 
 def models_of(wildcards):
