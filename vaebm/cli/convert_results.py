@@ -33,7 +33,7 @@ def convert_results(results: Path) -> None:
 
 def _rename_models(record: Path, names: set[str]) -> None:
     """Rename the models `names` in a record of Snakemake: among its inputs, and as the output that names it."""
-    content, output = json.loads(record.read_text()), base64.b64decode(record.name).decode()
+    content, output = json.loads(record.read_text(encoding="utf-8")), base64.b64decode(record.name).decode()
     inputs = [_later(name) if name in names else name for name in content["input"]]
     if inputs != content["input"] or output in names:
         checksums = {name: value for name, value in content["input_checksums"].items() if name not in names}

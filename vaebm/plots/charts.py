@@ -58,7 +58,7 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
 def read_history(history: Path) -> list[dict[str, float]]:
     """Read the records of a history.jsonl, without a truncated last line."""
     records = []
-    for line in history.read_text().splitlines():
+    for line in history.read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:

@@ -126,7 +126,7 @@ def _training(folder: Path) -> StageRun:
         " ".join(filter(None, (name, variant if variant != BASELINE else "", f"seed{settings['seed']}"))),
         flatten_settings({name: settings[name]}),
         _tags(name, variant, settings, facts, facts.status if facts else "unfinished"),
-        (folder / "history.jsonl").read_text().splitlines(),
+        (folder / "history.jsonl").read_text(encoding="utf-8").splitlines(),
         files={
             "model": sorted(folder.glob(model_of(folder).name)),
             "pictures": sorted(folder.glob("pictures/*.png")),
