@@ -127,6 +127,7 @@ def test_own_metric_stands_in_the_table(finished_mine):
     )
     insert(finished_mine, stage, r" +metrics \|= detection", added)
     finished_mine.edit("vaebm/records/metrics.py", "METRICS = (", f"{registered}METRICS = (W1_GREY_LEVELS, ")
+    (finished_mine.folder / "docs").mkdir()
     shell(finished_mine, again)
     figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]
     shards = sorted((finished_mine.folder / "results/mine/narrow/seed0/samples").glob("shard-*.npy"))
