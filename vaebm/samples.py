@@ -7,10 +7,11 @@ from typing import IO
 import numpy as np
 import torch
 
+from vaebm.chain.langevin import langevin
 from vaebm.config import SamplesSettings
 from vaebm.config.yaml_files import read_settings
 from vaebm.model import VAEBM, sample_noise
-from vaebm.noise import batches
+from vaebm.noise import NoiseSource, batches
 from vaebm.records.files import write_record
 from vaebm.records.results import ShardRecord
 from vaebm.system.device import Progress, device_name, setup_device
@@ -59,7 +60,7 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
         output: .npy file; the record has its name and the suffix .json.
 
     Raises:
-        UserError: the shard does not exist, or a model is missing.
+        UserError: the shard does not exist, a model is missing, or a chain leaves the finite numbers.
     """
     device = setup_device(threads, gpus)
     seed, stage = read_settings(settings, SamplesSettings)
@@ -75,7 +76,7 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
     began = time.monotonic()
     with writing(output) as stream:
         for chunk in batches(index, stage.batch):
-            images = grey_levels(model.sample_means(sample_noise(seed, chunk)), stage.stretch)
+            images = grey_levels(_finite_means(model, seed, chunk, settings), stage.stretch)
             if chunk.start == index.start:
                 write_npy_header(stream, (len(index), *images.shape[1:]))
             stream.write(images.contiguous().cpu().numpy().tobytes())
@@ -87,3 +88,25 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
         device=device_name(device), threads=threads if device.type == "cpu" else None,
     )  # fmt: skip
     write_record(output.with_suffix(".json"), record)
+
+
+def _finite_means(model: VAEBM, seed: int, index: range, settings: Path) -> Images:
+    """`VAEBM.sample_means` of these samples; chains that leave the finite numbers are a UserError."""
+    means = model.sample_means(sample_noise(seed, index))
+    if diverged := int((~means.isfinite()).flatten(1).any(1).sum()):
+        raise UserError(
+            f"{settings}: samples.chain: expected finite chains, found {diverged} of {len(index)} that are not, the "
+            f"first after step {_first_divergence(model, sample_noise(seed, index))}; choose a smaller step_size"
+        )
+    return means
+
+
+def _first_divergence(model: VAEBM, noise: NoiseSource) -> int:
+    """Number of steps of the test chain after which the first of these chains is not finite; 0: none is."""
+    finite: list[bool] = []
+    chain, (eps_z, eps_x) = model.test_chain, model.initial_noise(noise)
+    langevin(
+        model.chain_potential(), [*eps_z, eps_x], steps=chain.steps, step_size=chain.step_size, noise=noise,
+        callback=lambda eps: finite.append(all(bool(part.isfinite().all()) for part in eps)),
+    )  # fmt: skip
+    return finite.index(False) + 1 if False in finite else 0

@@ -24,6 +24,7 @@ from vaebm.nvae.model import NVAE
 from vaebm.samples import grey_levels
 from vaebm.system.checkpoint import save_model
 from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 from vaebm.system.precision import float32_precision, set_tf32
 
 # isort: split
@@ -102,6 +103,14 @@ def test_file_is_what_numpy_writes_of_all_images_at_once(
     expected = io.BytesIO()
     np.save(expected, np.ascontiguousarray(images.numpy()))
     assert (tmp_path / "shard.npy").read_bytes() == expected.getvalue()
+
+
+def test_chains_that_leave_the_finite_numbers_stop_the_stage(stage: dict[str, Path], tmp_path: Path) -> None:
+    """ε is about 1e30 after the first step and overflows in the second; nothing is written in place of images."""
+    stage["settings"].write_text(SETTINGS.replace("step_size: 0.01", "step_size: 1.0e+30"))
+    with pytest.raises(UserError, match=r"samples.chain: .* 4 of 4 that are not, the first after step 2; .*step_size"):
+        samples.run(**stage, shard=0, output=tmp_path / "shard.npy", threads=1, gpus=0)
+    assert not list(tmp_path.glob("shard*"))
 
 
 def test_rounded_chains_are_asked_for_by_the_settings(stage: dict[str, Path], tmp_path: Path) -> None:
