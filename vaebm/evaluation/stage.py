@@ -20,7 +20,7 @@ from vaebm.measures.modes import Law
 from vaebm.model import Estimates
 from vaebm.plots import image_grid
 from vaebm.records.files import write_record
-from vaebm.records.metrics import ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, SECONDS_PER_50
+from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
 from vaebm.records.results import AlongChain, ChainRecord, ExtractorRecord, Measurement, OODRecord, OODSource, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
@@ -31,7 +31,8 @@ TRAIN = 3000
 
 def unavailable_metrics(ood_sets: list[str], reason: str) -> dict[str, str]:
     """Metrics that a model without log p(x) lacks → `reason`; none for an empty reason."""
-    names = [*(one.pattern for one in (ELBO, ELBO_TRAIN, LOG_LIKELIHOOD)), *detection.headline_names(ood_sets)]
+    names = [one.pattern for one in (ELBO, ELBO_TRAIN, LOG_LIKELIHOOD)]
+    names += [DETECTION[quantity, ""].named(name) for quantity in MEANINGS for name in ood_sets]
     return dict.fromkeys(names, reason) if reason else {}
 
 
@@ -94,7 +95,7 @@ def measure(inputs: Inputs) -> Results:
         shown_modes = counts, law
     metrics |= measure_likelihood(model.nvae, of_held_out, of_train, chosen.elbo_samples)
     of_sets = detection.measure_ood(inside, outside, chosen.bootstrap, seed)
-    metrics |= detection.in_the_table(of_sets, list(outside))
+    metrics |= detection.in_the_table(of_sets)
     metrics |= sampling_time.measure_sampling_time(inputs.shards)
     along_chain = None
     if model.energy is not None:
