@@ -173,8 +173,7 @@ def run(settings: Path, data: Path, model: Path) -> None:
         stream.write("".join(json.dumps(record) + "\n" for record in history).encode())
     panels = {"Cross-entropy, training": ["loss"], "Accuracy, held out": ["accuracy"]}
     plots.training_curves(history_file, pictures / "curves.png", panels)
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (labels.numpy(), predicted.numpy()), 1)
+    counts = np.bincount((labels * classes + predicted).numpy(), minlength=classes**2).reshape(classes, classes)
     plots.confusion(counts, pictures / "confusion.png")
     network = {"channels": chosen.channels, "shape": list(images.shape), "classes": classes}
     weights = trained.state_dict()
