@@ -61,10 +61,10 @@ def test_samples_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_a_run_is_known_by_the_place_of_its_figures(tmp_path):
-    run = inputs.Run.of(tmp_path / "results" / "digits" / "vaebm" / "seed3" / "evaluation" / "metrics.json")
-    assert (run.experiment, run.variant) == ("digits", "vaebm")
+    run = inputs.run_folder(tmp_path / "results" / "digits" / "vaebm" / "seed3" / "evaluation" / "metrics.json")
+    assert run.parts[-3:] == ("digits", "vaebm", "seed3")
     with pytest.raises(UserError, match="expected a path results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json"):
-        inputs.Run.of(tmp_path / "metrics.json")
+        inputs.run_folder(tmp_path / "metrics.json")
 
 
 def test_figures_are_about_what_they_are_named_after():

@@ -139,7 +139,7 @@ def test_a_stack_is_judged_channel_by_channel(tmp_path):
         # batches of another size: float32 rounding
         assert np.allclose(found.features[:, 64 * channel : 64 * (channel + 1)], alone.features, atol=1e-5)
         assert np.allclose(found.logits[:, channel], alone.logits[:, 0], atol=1e-5)
-    assert extractor.describe((3, 8, 8))["features"] == 192 and extractor.describe((1, 8, 8))["features"] == 64
+    assert extractor.describe((3, 8, 8)).features == 192 and extractor.describe((1, 8, 8)).features == 64
     with pytest.raises(
         UserError,
         match=r"expected a classifier of images \(1, 16, 16\) or of their channels, found one of images \(1, 8, 8\)",

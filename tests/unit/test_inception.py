@@ -93,7 +93,7 @@ def test_features_are_those_of_the_module_called_directly(random_file, extractor
     )
     assert np.allclose(judged.logits[:, 0], without_bias, rtol=1e-4, atol=1e-4 * np.abs(without_bias).max())
     assert (
-        extractor.describe((3, 8, 8))["features"] == 2048
+        extractor.describe((3, 8, 8)).features == 2048
         and extractor.name == f"inception-{hashlib.sha256(random_file.read_bytes()).hexdigest()[:12]}"
     )
 

@@ -158,6 +158,8 @@ def run(settings: Path, data: Path, model: Path) -> None:
     Raises:
         UserError: bad settings or data, images smaller than 4×4, or a training that ended without a finite loss.
     """
+    from sklearn.metrics import confusion_matrix
+
     seed, chosen = read_settings(settings, ClassifierSettings)
     images = open_images(data)
     if min(images.shape[1:]) < 4:
@@ -178,10 +180,7 @@ def run(settings: Path, data: Path, model: Path) -> None:
     plots.training_curves(history_file, pictures / "curves.png", panels)
     occurring = np.unique(np.concatenate([images.labels, predicted.numpy()]))
     if len(occurring) <= MOST_IN_CONFUSION:
-        counts = np.zeros((len(occurring), len(occurring)), dtype=np.int64)
-        np.add.at(
-            counts, (np.searchsorted(occurring, labels.numpy()), np.searchsorted(occurring, predicted.numpy())), 1
-        )
+        counts = confusion_matrix(labels.numpy(), predicted.numpy(), labels=occurring)
         plots.confusion(counts, pictures / "confusion.png", occurring)
     network = {"channels": chosen.channels, "shape": list(images.shape), "classes": classes}
     weights = trained.state_dict()

@@ -4,16 +4,13 @@
 checkpoint of the user.
 """
 
-from __future__ import annotations
-
 import os.path
 import sys
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,21 +23,14 @@ from vaebm.evaluation import classifier, resnet56
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.resnet56 import load_resnet56
 from vaebm.measures.bootstrap import Features, Logits
-from vaebm.measures.fidelity_backend import (
-    FEATURE_EXTRACTORS_REGISTRY,
-    TORCH_FIDELITY,
-    FeatureExtractorBase,
-    FeatureExtractorInceptionV3,
-    create_feature_extractor,
-    get_featuresdict_from_dataset,
-    register_feature_extractor,
-)
+from vaebm.measures.fidelity_backend import torch_fidelity
+from vaebm.records.results import ExtractorRecord
 from vaebm.system.checkpoint import load_model, load_plain
 from vaebm.system.device import Progress
 from vaebm.system.errors import UserError
 
 
-class _CustomExtractor(FeatureExtractorBase):  # type: ignore[misc]
+class _CustomExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
     """torch-fidelity's interface to a network of ours: uint8 images → features and logits."""
 
     LAYERS = ("features", "logits")
@@ -51,14 +41,15 @@ class _CustomExtractor(FeatureExtractorBase):  # type: ignore[misc]
         super().__init__(name, features_list)
         self.network = self.load(feature_extractor_weights_path)
 
-    @abstractmethod
-    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, …) and logits (B, …) of images (B, C, H, W)."""
+    def prepared(self, images: Tensor) -> Tensor:
+        """Input of the network for uint8 images (B, …)."""
+        return images
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the requested layers."""
-        found = dict(zip(self.LAYERS, self.both(images), strict=True))
-        return tuple(found[layer] for layer in self.features_list)
+        """Compute the requested layers, (B, …) each, of images (B, C, H, W)."""
+        features = self.network.features(self.prepared(images))
+        found = dict(zip(self.LAYERS, (features, self.network.logits(features)), strict=True))
+        return tuple(found[layer].reshape(len(images), -1) for layer in self.features_list)
 
     @classmethod
     def get_provided_features_list(cls) -> tuple[str, str]:
@@ -81,10 +72,9 @@ class ClassifierExtractor(_CustomExtractor):
 
     load = staticmethod(load_classifier)
 
-    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, depth · 64) and logits (B, depth · classes) of images (B, depth · C, H, W)."""
-        features = self.network.features(to_float(images).reshape(-1, *self.network.shape))
-        return features.reshape(len(images), -1), self.network.logits(features).reshape(len(images), -1)
+    def prepared(self, images: Tensor) -> Tensor:
+        """All channels of images (B, depth · C, H, W), in [0, 1]: (B · depth, C, H, W)."""
+        return to_float(images).reshape(-1, *self.network.shape)
 
 
 class ResNet56Extractor(_CustomExtractor):
@@ -92,16 +82,11 @@ class ResNet56Extractor(_CustomExtractor):
 
     load = staticmethod(load_resnet56)
 
-    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, 64) and logits (B, 10) of images (B, 3, 32, 32)."""
-        features = self.network.features(images)
-        return features, self.network.logits(features)
-
 
 class Kind(NamedTuple):
     """Facts about an extractor that do not depend on its weights."""
 
-    module: type[FeatureExtractorBase]
+    module: type[torch_fidelity.FeatureExtractorBase]
     layers: tuple[str, str]
     """torch-fidelity's names of the features and of the logits."""
     features: int
@@ -114,7 +99,7 @@ KINDS = {
     "classifier": Kind(ClassifierExtractor, _CustomExtractor.LAYERS, classifier.CLASSIFIER_FEATURES, 500),
     "resnet56": Kind(ResNet56Extractor, _CustomExtractor.LAYERS, resnet56.RESNET56_FEATURES, 500),
     # the layers that FID, KID and the inception score are defined on
-    "inception": Kind(FeatureExtractorInceptionV3, ("2048", "logits_unbiased"), 2048, 50),
+    "inception": Kind(torch_fidelity.FeatureExtractorInceptionV3, ("2048", "logits_unbiased"), 2048, 50),
 }
 
 
@@ -186,7 +171,7 @@ class Extractor:
     device: torch.device
 
     @classmethod
-    def of(cls, kind: str, path: Path, device: torch.device | str = "cpu") -> Extractor:
+    def of(cls, kind: str, path: Path, device: torch.device | str = "cpu") -> Self:
         """Load the extractor of a file of weights.
 
         Raises:
@@ -202,8 +187,8 @@ class Extractor:
             if kind == "inception":  # torch-fidelity unpickles the file without restrictions
                 load_plain(path, "the weights of inception")
         extractor = cls(kind, found, path, shape, torch.device(device))
-        if extractor.name not in FEATURE_EXTRACTORS_REGISTRY:
-            register_feature_extractor(extractor.name, KINDS[kind].module)
+        if extractor.name not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
+            torch_fidelity.register_feature_extractor(extractor.name, KINDS[kind].module)
         return extractor
 
     @property
@@ -252,24 +237,23 @@ class Extractor:
         """Layers of uint8 images (N, C, H, W), each (N, …)."""
         self.depth(tuple(images.shape[1:]))
         cuda, progress = self.device.type == "cuda", Progress(f"{self.kind}'s features", len(images), unit="image")
-        module = create_feature_extractor(
+        module = torch_fidelity.utils.create_feature_extractor(
             self.name, list(layers), cuda=cuda, verbose=False, feature_extractor_weights_path=str(self.path)
         )
         data, batch = _Images(images, change, progress), KINDS[self.kind].batch
-        found = get_featuresdict_from_dataset(data, module, batch, cuda=cuda, save_cpu_ram=True, verbose=False)
+        found = torch_fidelity.utils.get_featuresdict_from_dataset(
+            data, module, batch, cuda=cuda, save_cpu_ram=True, verbose=False
+        )
         progress.close()
         return [found[layer].numpy() for layer in layers]
 
-    def describe(self, shape: tuple[int, ...]) -> dict[str, Any]:
+    def describe(self, shape: tuple[int, ...]) -> ExtractorRecord:
         """Facts about the extractor for metrics of images of `shape`, (C, H, W)."""
+        facts = {"kind": self.kind, "name": self.name, "weights": self.weights}
         features = self.depth(shape) * KINDS[self.kind].features
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "weights": self.weights,
-            "features": features,
-            "torch-fidelity": TORCH_FIDELITY,
-        }
+        return ExtractorRecord.model_validate(
+            {**facts, "features": features, "torch-fidelity": torch_fidelity.__version__}
+        )
 
 
 def open_extractor(settings: Path, trained: Path | None, device: torch.device | str = "cpu") -> Extractor:

@@ -1,7 +1,5 @@
 """Inputs of the stage `evaluation`: files, samples, models and training records, read and checked."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,22 +23,18 @@ from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 
 
-class Run(NamedTuple):
-    """A run, identified by its folder results/<experiment>/<variant>/seed<k>."""
+def run_folder(metrics: Path) -> Path:
+    """The folder of a run, results/<experiment>/<variant>/seed<k>, from its evaluation/metrics.json.
 
-    experiment: str
-    variant: str
-    folder: Path
-
-    @classmethod
-    def of(cls, metrics: Path) -> Run:
-        """The run of the file results/<experiment>/<variant>/seed<k>/evaluation/metrics.json."""
-        folder = metrics.absolute().parent.parent
-        if not folder.name.startswith("seed") or metrics.parent.name != "evaluation":
-            raise UserError(
-                f"{metrics}: expected a path results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json, found another"
-            )
-        return cls(folder.parent.parent.name, folder.parent.name, folder)
+    Raises:
+        UserError: it is another path.
+    """
+    folder = metrics.absolute().parent.parent
+    if not folder.name.startswith("seed") or metrics.parent.name != "evaluation":
+        raise UserError(
+            f"{metrics}: expected a path results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json, found another"
+        )
+    return folder
 
 
 def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) -> Tensor:
@@ -128,7 +122,8 @@ class Files(NamedTuple):
 class Inputs(NamedTuple):
     """Everything that the evaluation of one run reads."""
 
-    run: Run
+    folder: Path
+    """results/<experiment>/<variant>/seed<k>."""
     seed: int
     settings: EvaluationSettings
     sampling_seed: int
@@ -172,12 +167,12 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     Raises:
         UserError: a file is missing, damaged, or does not belong to the others.
     """
-    where, nvae, energy, classifier = Run.of(files.metrics), files.nvae, files.energy, files.classifier
+    folder, nvae, energy, classifier = run_folder(files.metrics), files.nvae, files.energy, files.classifier
     own = energy or nvae
-    if own.absolute().parent != where.folder:
+    if own.absolute().parent != folder:
         raise UserError(
             f"{files.metrics}: expected the model of this run, "
-            f"{where.folder.name}/model.safetensors of the variant {where.variant}, found {own}"
+            f"{folder.name}/model.safetensors of the variant {folder.parent.name}, found {own}"
         )
     seed, chosen = read_settings(files.settings, EvaluationSettings)
     sampling_seed, sampling = read_settings(files.shards[0].with_name("samples.yaml"), SamplesSettings)
@@ -204,6 +199,6 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     if energy is not None:
         hashes["energy"] = load_model(energy, "energy")["hash"]
     return Inputs(
-        where, seed, chosen, sampling_seed, sampling, images, {path.parent.name: path for path in files.ood_data},
+        folder, seed, chosen, sampling_seed, sampling, images, {path.parent.name: path for path in files.ood_data},
         files.shards, samples, opened, mode_extractor, statistics, model, trained, hashes,
     )  # fmt: skip

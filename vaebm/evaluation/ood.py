@@ -5,7 +5,6 @@ artefacts, which would be easier to detect than the content.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
 from math import gcd
@@ -146,26 +145,18 @@ def chosen(images: UInt8Images, most: int) -> UInt8Images:
     return np.asarray(images[sorted(order[:most])])
 
 
-@dataclass(frozen=True)
-class OODImages:
-    """An out-of-distribution set.
-
-    Attributes:
-        images: (N, C, H, W) uint8, in the form of the held-out ones.
-        source: number of these images, and the origin of a prepared set.
-    """
-
-    images: Tensor
-    source: OODSource
-
-
-def make_ood_set(name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping[str, Path]) -> OODImages:
+def make_ood_set(
+    name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping[str, Path]
+) -> tuple[Tensor, OODSource]:
     """Make one out-of-distribution set for the held-out images of `own`.
 
     Args:
         name: name in the metrics.
         data: a prepared set; None: one of `SETS`.
         manifests: name of a prepared set → its manifest.
+
+    Returns:
+        Images (N, C, H, W) uint8 in the form of the held-out ones, and their number and origin.
 
     Raises:
         UserError: too few held-out images, or the prepared set is missing, damaged or of another form.
@@ -176,7 +167,7 @@ def make_ood_set(name: str, data: DataSettings | None, own: ImageSet, manifests:
             f"evaluation.ood: expected at least 2 held-out images, found {len(held_out)}; leave the sets out"
         )
     if data is None:
-        return OODImages(_as_tensor(SETS[name](held_out, own.name)), OODSource(images=len(held_out)))
+        return _as_tensor(SETS[name](held_out, own.name)), OODSource(images=len(held_out))
     if data.prepared not in manifests:
         raise UserError(
             f"evaluation.ood: {name}: expected --ood data/{data.prepared}/manifest.json, "
@@ -192,7 +183,7 @@ def make_ood_set(name: str, data: DataSettings | None, own: ImageSet, manifests:
         )
     images = area_resample(chosen(found, len(held_out)), side, own.name)
     source = OODSource(images=len(images), data=other.hash, heldout=len(found), side=size, users=other.users)
-    return OODImages(_as_tensor(images), source)
+    return _as_tensor(images), source
 
 
 def _as_tensor(pictures: UInt8Images) -> Tensor:

@@ -20,8 +20,8 @@ from vaebm.measures.modes import Law
 from vaebm.model import Estimates
 from vaebm.plots import image_grid
 from vaebm.records.files import write_record
-from vaebm.records.metrics import ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, SECONDS_PER_50
-from vaebm.records.results import AlongChain, ChainRecord, ExtractorRecord, Measurement, OODRecord, OODSource, RunRecord
+from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
+from vaebm.records.results import AlongChain, ChainRecord, Measurement, OODRecord, OODSource, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
 
@@ -31,7 +31,8 @@ TRAIN = 3000
 
 def unavailable_metrics(ood_sets: list[str], reason: str) -> dict[str, str]:
     """Metrics that a model without log p(x) lacks → `reason`; none for an empty reason."""
-    names = [*(one.pattern for one in (ELBO, ELBO_TRAIN, LOG_LIKELIHOOD)), *detection.headline_names(ood_sets)]
+    names = [one.pattern for one in (ELBO, ELBO_TRAIN, LOG_LIKELIHOOD)]
+    names += [DETECTION[quantity, ""].named(name) for quantity in MEANINGS for name in ood_sets]
     return dict.fromkeys(names, reason) if reason else {}
 
 
@@ -42,7 +43,7 @@ class Results(NamedTuple):
     ood: Measurements
     """Every metric of every score and out-of-distribution set."""
     features: Features
-    """Of the samples, (N, D)."""
+    """Features of the samples, (N, D)."""
     modes: tuple[NDArray[np.int64], Law] | None
     """Samples per mode and the data's law, for stacks."""
     inside: Scores
@@ -72,10 +73,9 @@ def measure(inputs: Inputs) -> Results:
     outside: dict[str, Scores] = {}
     shown, sources = [held_out[:16]], {}
     for name, other in chosen.ood_sets.items() if inside else []:
-        there = ood.make_ood_set(name, other, images, inputs.manifests)
-        outside[name] = detection.with_typicality(detection.scores(estimated(there.images)), training)
-        shown.append(there.images[:16])
-        sources[name] = there.source
+        others, sources[name] = ood.make_ood_set(name, other, images, inputs.manifests)
+        outside[name] = detection.with_typicality(detection.scores(estimated(others)), training)
+        shown.append(others[:16])
 
     output = extractor.extract(samples)
     metrics = measure_fidelity(output, inputs.reference, chosen, seed, extractor.device)
@@ -94,7 +94,7 @@ def measure(inputs: Inputs) -> Results:
         shown_modes = counts, law
     metrics |= measure_likelihood(model.nvae, of_held_out, of_train, chosen.elbo_samples)
     of_sets = detection.measure_ood(inside, outside, chosen.bootstrap, seed)
-    metrics |= detection.in_the_table(of_sets, list(outside))
+    metrics |= detection.in_the_table(of_sets)
     metrics |= sampling_time.measure_sampling_time(inputs.shards)
     along_chain = None
     if model.energy is not None:
@@ -131,18 +131,18 @@ def record(inputs: Inputs, results: Results) -> RunRecord:
     potential, positives = (model.potential_kind, model.positives) if model.energy is not None else (None, None)
     heldout = Measurement(value=inputs.reference.real, samples=len(images.view("heldout")))
     separate = inputs.mode_extractor is not inputs.extractor
-    describe = inputs.mode_extractor.describe
+    experiment, variant, _ = inputs.folder.parts[-3:]
     return RunRecord(
-        experiment=inputs.run.experiment,
-        variant=inputs.run.variant,
+        experiment=experiment,
+        variant=variant,
         seed=inputs.seed,
         metrics=results.metrics,
         steps=results.along_chain,
         ood=OODRecord(sets=results.sources, figures=results.ood),
         without=unavailable,
         real={inputs.distance_name: heldout},
-        extractor=ExtractorRecord.model_validate(inputs.extractor.describe(images.shape)),
-        modes_by=ExtractorRecord.model_validate(describe(images.shape)) if separate else None,
+        extractor=inputs.extractor.describe(images.shape),
+        modes_by=inputs.mode_extractor.describe(images.shape) if separate else None,
         chain=ChainRecord(**dict(sampling.chain), potential=potential, positives=positives, stretch=sampling.stretch),
         data=images.hash,
         users=images.users,

@@ -4,16 +4,7 @@ import numpy as np
 import torch
 
 from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, Logits
-from vaebm.measures.fidelity_backend import (
-    KEY_METRIC_ISC_MEAN,
-    KEY_METRIC_ISC_STD,
-    KEY_METRIC_KID_MEAN,
-    KEY_METRIC_PRECISION,
-    KEY_METRIC_RECALL,
-    isc_features_to_metric,
-    kid_features_to_metric,
-    prc_features_to_metric,
-)
+from vaebm.measures.fidelity_backend import torch_fidelity
 from vaebm.system.errors import UserError
 
 
@@ -32,15 +23,17 @@ def kid(a: Features, b: Features, subsets: int, size: int, seed: int) -> tuple[f
         # one subset per call: torch-fidelity sums in the features' precision, and all features in double take gigabytes
         drawn = (features[random.permutation(len(features))[:size]].astype(np.float64) for features in (a, b))
         pair = map(torch.from_numpy, drawn)
-        score = kid_features_to_metric(*pair, kid_subsets=1, kid_subset_size=size, verbose=False)
-        found.append(score[KEY_METRIC_KID_MEAN])
+        score = torch_fidelity.metric_kid.kid_features_to_metric(
+            *pair, kid_subsets=1, kid_subset_size=size, verbose=False
+        )
+        found.append(score[torch_fidelity.KEY_METRIC_KID_MEAN])
     return float(np.mean(found)), float(np.std(found))
 
 
 def inception_score(logits: Logits, splits: int) -> tuple[float, float]:
     """exp E KL(p(y|x) ‖ p(y)) of logits (N, classes): mean and deviation over parts (Salimans et al., 2016)."""
-    found = isc_features_to_metric(torch.from_numpy(logits), splits=splits, shuffle=False)
-    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD]
+    found = torch_fidelity.metric_isc.isc_features_to_metric(torch.from_numpy(logits), splits=splits, shuffle=False)
+    return found[torch_fidelity.KEY_METRIC_ISC_MEAN], found[torch_fidelity.KEY_METRIC_ISC_STD]
 
 
 def precision_recall(samples: Features, real: Features, neighbours: int) -> tuple[float, float]:
@@ -59,9 +52,9 @@ def precision_recall(samples: Features, real: Features, neighbours: int) -> tupl
         )
     # double precision: torch computes distances from products, which in single precision loses small distances
     pair = (torch.from_numpy(features.astype(np.float64)) for features in (samples, real))
-    found = prc_features_to_metric(
+    found = torch_fidelity.metric_prc.prc_features_to_metric(
         *pair, prc_neighborhood=neighbours, prc_batch_size=PAIRWISE_BATCH, save_cpu_ram=True, verbose=False
     )
-    hits = zip((KEY_METRIC_PRECISION, KEY_METRIC_RECALL), (len(samples), len(real)), strict=True)
-    precision, recall = (round(found[key] * count) / count for key, count in hits)  # its means are single precision
-    return precision, recall
+    # its means are single precision
+    shares = found[torch_fidelity.KEY_METRIC_PRECISION], found[torch_fidelity.KEY_METRIC_RECALL]
+    return round(shares[0] * len(samples)) / len(samples), round(shares[1] * len(real)) / len(real)

@@ -1,15 +1,13 @@
 """Fréchet distance of features, computed by torch-fidelity, and a faster form for many distances to one reference."""
 
-from __future__ import annotations
-
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaebm.measures.fidelity_backend import KEY_METRIC_FID, fid_statistics_to_metric
+from vaebm.measures.fidelity_backend import torch_fidelity
 
 COVARIANCE_BATCH = 8192
 """Number of images whose features are held in double precision at once."""
@@ -22,7 +20,7 @@ class Statistics(NamedTuple):
     covariance: NDArray[np.float64]
 
     @classmethod
-    def of(cls, features: NDArray[np.floating[Any]]) -> Statistics:
+    def of(cls, features: NDArray[np.floating[Any]]) -> Self:
         """Statistics of features (N, D), in double precision, block by block to limit memory."""
         mean = features.mean(axis=0, dtype=np.float64)
         products = np.zeros((features.shape[1],) * 2)
@@ -35,7 +33,8 @@ class Statistics(NamedTuple):
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½) of the normal distributions with these statistics."""
     first, second = ({"mu": s.mean, "sigma": s.covariance} for s in (a, b))
-    return float(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
+    found = torch_fidelity.metric_fid.fid_statistics_to_metric(first, second, verbose=False)
+    return float(found[torch_fidelity.KEY_METRIC_FID])
 
 
 class DistanceTo:

@@ -64,16 +64,14 @@ def _over_seeds(seeds: list[int], found: list[Measurement]) -> MetricValue:
     """One metric over the seeds."""
     values, several = [one.value for one in found], len(found) > 1
     units = dict.fromkeys(one.unit for one in found if one.unit)
-    by_seed = [
-        SeedValue(seed=seed, value=one.value, interval=one.interval) for seed, one in zip(seeds, found, strict=True)
-    ]
+    pairs = zip(seeds, found, strict=True)
     return MetricValue(
         value=float(np.mean(values)),
         spread=float(np.std(values, ddof=1)) if several else None,
         interval=None if several else found[0].interval,
         samples=found[0].samples,
         seeds=seeds,
-        by_seed=by_seed,
+        by_seed=[SeedValue(seed=seed, value=one.value, interval=one.interval) for seed, one in pairs],
         unit=" and ".join(units) or None,
     )
 
@@ -116,14 +114,10 @@ def collect_records(metrics: list[Path], experiments: Path, results: Path) -> Me
             notes.append(f"{where} is left out: it was measured with other settings than {experiment}.yaml has now.")
         else:
             records.setdefault(experiment, {})[variant] = earlier
-    ordered = {name: _in_order(variants, experiments / f"{name}.yaml") for name, variants in records.items()}
-    return Measured(ordered, notes)
-
-
-def _in_order(variants: dict[str, VariantRecord], settings: Path) -> dict[str, VariantRecord]:
-    """Sort the records in the order of the experiment file, the NVAE first."""
-    order = dict.fromkeys([*read_experiment(settings).models, *variants])
-    return {variant: variants[variant] for variant in order if variant in variants}
+    for experiment, found in records.items():
+        order = dict.fromkeys([*read_experiment(experiments / f"{experiment}.yaml").models, *found])
+        records[experiment] = {variant: found[variant] for variant in order if variant in found}
+    return Measured(records, notes)
 
 
 def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> None:
@@ -147,7 +141,7 @@ def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> N
             "`snakemake` measures them"
         )
     runs = commands(figures, experiments)
-    frame = pd.DataFrame([line.cells() for line in lines(measured, figures, runs)], columns=TABLE_COLUMNS)
+    frame = pd.DataFrame(lines(measured, figures, runs), columns=TABLE_COLUMNS)
     frame["samples"] = frame["samples"].astype("Int64")
     texts = {
         "benchmarks.csv": frame.to_csv(index=False, lineterminator="\n"),

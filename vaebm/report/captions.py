@@ -33,12 +33,43 @@ def gallery(record: VariantRecord) -> list[Picture]:
     own = Path(variant, f"seed{first.seed}", "pictures")
     measured = own.parent / "evaluation" / "pictures"
     if variant == BASELINE:
-        pictures = _nvae(own, measured)
+        samples = "Decoder means of prior samples at temperature 1, no chain."
+        pairs = (
+            "Odd rows: held-out images. Even rows: their reconstructions, which do not predict the quality of samples."
+        )
+        curves = "In nats per image, for training and held-out images. Long curves: values (faint) and moving mean."
+        pictures = [
+            Picture("Samples of the NVAE", samples, measured / "samples.png"),
+            Picture("Reconstructions", pairs, own / "reconstructions.png"),
+        ]
+        training = [Picture("Training of the NVAE", curves, own / "curves.png", wide=True)]
     elif "wgan" in first.training:
-        caption = "Decoder means of prior samples, after the training of the decoder in the GAN."
-        pictures = [Picture("Samples of the generator", caption, measured / "samples.png")]
+        samples = "Decoder means of prior samples, after the training of the decoder in the GAN."
+        curves = "Critic outputs for real and generated images."
+        pictures = [Picture("Samples of the generator", samples, measured / "samples.png")]
+        training = [Picture("Training of the GAN", curves, own / "curves.png", wide=True)]
     else:
-        pictures = _energy(measured, record)
+        start = "Start of the chains, before the first step."
+        if record.chain.potential != "pixels":
+            start = "Start of the chains: decoder means of prior samples at temperature 1."
+        after = f"The same chains at the same places after {record.chain.steps} Langevin steps, without selection."
+        chain = f"One chain per row: before the first step, then after each of the {record.chain.steps}."
+        chains = (
+            "Acceptance rate of a hypothetical Metropolis correction, autocorrelation of the energy, and distance from "
+            "the start. No correction is applied."
+        )
+        curves = (
+            "Contrastive divergence. Energies of data and chains should stay close. Only differences have a meaning."
+        )
+        pictures = [
+            Picture("Before the chain", start, measured / "before.png"),
+            Picture("After the chain", after, measured / "after.png"),
+            Picture("Chains, step by step", chain, measured / "chain.png", wide=True),
+        ]
+        training = [
+            Picture("Chains in figures", chains, own / "chains.png", wide=True),
+            Picture("Training of the energy", curves, own / "curves.png", wide=True),
+        ]
     if steps := first.steps:
         caption = (
             "Distance to the training images and mean energy against the number of steps, for the first samples. "
@@ -77,47 +108,4 @@ def gallery(record: VariantRecord) -> list[Picture]:
             Picture("What the scores tell apart", sets, measured / "sets.png", wide=True),
             Picture("Out-of-distribution detection", scores, measured / "ood.png", wide=True),
         ]
-    return [*pictures, *_training(own, record)]
-
-
-def _nvae(own: Path, measured: Path) -> list[Picture]:
-    """Samples and reconstructions of the NVAE."""
-    samples = "Decoder means of prior samples at temperature 1, no chain."
-    pairs = "Odd rows: held-out images. Even rows: their reconstructions, which do not predict the quality of samples."
-    return [
-        Picture("Samples of the NVAE", samples, measured / "samples.png"),
-        Picture("Reconstructions", pairs, own / "reconstructions.png"),
-    ]
-
-
-def _energy(measured: Path, record: VariantRecord) -> list[Picture]:
-    """Samples before, after and along the chain."""
-    steps, start = record.chain.steps, "Start of the chains, before the first step."
-    if record.chain.potential != "pixels":
-        start = "Start of the chains: decoder means of prior samples at temperature 1."
-    after = f"The same chains at the same places after {steps} Langevin steps, without selection."
-    chain = f"One chain per row: before the first step, then after each of the {steps}."
-    return [
-        Picture("Before the chain", start, measured / "before.png"),
-        Picture("After the chain", after, measured / "after.png"),
-        Picture("Chains, step by step", chain, measured / "chain.png", wide=True),
-    ]
-
-
-def _training(own: Path, record: VariantRecord) -> list[Picture]:
-    """Training curves, and diagnostics of the chains."""
-    if record.variant == BASELINE:
-        caption = "In nats per image, for training and held-out images. Long curves: values (faint) and moving mean."
-        return [Picture("Training of the NVAE", caption, own / "curves.png", wide=True)]
-    if "wgan" in record.runs[0].training:
-        caption = "Critic outputs for real and generated images."
-        return [Picture("Training of the GAN", caption, own / "curves.png", wide=True)]
-    chains = (
-        "Acceptance rate of a hypothetical Metropolis correction, autocorrelation of the energy, and distance from the "
-        "start. No correction is applied."
-    )
-    curves = "Contrastive divergence. Energies of data and chains should stay close. Only differences have a meaning."
-    return [
-        Picture("Chains in figures", chains, own / "chains.png", wide=True),
-        Picture("Training of the energy", curves, own / "curves.png", wide=True),
-    ]
+    return [*pictures, *training]

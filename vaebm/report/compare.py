@@ -1,5 +1,6 @@
 """Comparison of two folders of results: metrics, and their origins."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +28,10 @@ ADVICE = "name a folder of results that `vaebm benchmarks` wrote, or its benchma
 class Side(NamedTuple):
     """One of the two results."""
 
-    numbers: dict[str, dict[str, dict[str, float]]]
-    """Experiment → variant → metric → number."""
+    numbers: dict[tuple[str, str], dict[str, float]]
+    """(experiment, variant) → metric → number."""
     records: dict[tuple[str, str], VariantRecord]
-    """(experiment, variant) → the record of the numbers, if available."""
+    """The record of the numbers of an (experiment, variant), if available."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Pair:
         """Obstacle, unknown origin, and different numbers of images."""
         one, other = self.figures
         unknown = "origin unknown" if self.comparable == "unknown" else ""
-        counts = ""
-        if one and other and one.samples != other.samples:
-            counts = f"{one.samples:,} and {other.samples:,} images"
+        counts = (
+            f"{one.samples:,} and {other.samples:,} images" if one and other and one.samples != other.samples else ""
+        )
         return "; ".join(filter(None, (self.obstacle, unknown, counts)))
 
     def words(self) -> list[str]:
@@ -107,53 +108,49 @@ def read_side(path: Path) -> Side:
     if not file.is_file():
         found = f"a folder without {BENCHMARKS}" if path.is_dir() else "nothing there"
         raise UserError(f"{path}: expected results to compare, found {found}; {ADVICE}")
-    numbers = read_record(Numbers, file, "experiment → variant → metric → number", ADVICE).root
+    content = read_record(Numbers, file, "experiment → variant → metric → number", ADVICE).root
+    numbers = {(name, variant): values for name, variants in content.items() for variant, values in variants.items()}
     records = {}
-    for experiment, variants in numbers.items():
-        for variant, values in variants.items():
-            record = _record(file.parent / experiment / variant / "metrics.json")
-            if record and record.values == values:
+    for (experiment, variant), values in numbers.items():
+        with contextlib.suppress(UserError):  # no record, or one of another version
+            record = read_record(VariantRecord, file.parent / experiment / variant / "metrics.json", "", "")
+            if record.values == values:
                 records[experiment, variant] = record
     return Side(numbers, records)
 
 
-def _record(path: Path) -> VariantRecord | None:
-    """A record over the seeds in the current format, or None."""
-    try:
-        return read_record(VariantRecord, path, "", "")
-    except UserError:
-        return None
-
-
 def origin(record: VariantRecord) -> dict[str, str]:
     """The facts in which two records may differ, in words."""
-    commits = " ".join(name[:12] for name in record.commit)
     return {
         "data": record.data[:12],
         "extractor": extractor_of(record),
         "chain": chain_of(record),
         "configuration": record.configuration[:12],
-        "commit": commits,
+        "commit": " ".join(name[:12] for name in record.commit),
         "changed": str(record.changed).lower(),
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
         "seeds": ", ".join(str(run.seed) for run in record.runs),
     }
 
 
+def _variants(here: Side, there: Side) -> list[tuple[str, str]]:
+    """(experiment, variant) of either side, experiment by experiment."""
+    found = dict.fromkeys([*here.numbers, *there.numbers])
+    order = list(dict.fromkeys(experiment for experiment, _ in found))
+    return sorted(found, key=lambda key: order.index(key[0]))
+
+
 def pairs(here: Side, there: Side) -> list[Pair]:
     """All metrics of all variants of either side, without floors."""
     found = []
-    for experiment in dict.fromkeys([*here.numbers, *there.numbers]):
-        ours, theirs = here.numbers.get(experiment, {}), there.numbers.get(experiment, {})
-        for variant in dict.fromkeys([*ours, *theirs]):
-            records = [side.records.get((experiment, variant)) for side in (here, there)]
-            for name in dict.fromkeys([*ours.get(variant, {}), *theirs.get(variant, {})]):
-                if metric(name).shown == "floor":
-                    continue
-                values = [numbers.get(variant, {}).get(name) for numbers in (ours, theirs)]
+    for key in _variants(here, there):
+        ours, theirs = (side.numbers.get(key, {}) for side in (here, there))
+        records = here.records.get(key), there.records.get(key)
+        for name in dict.fromkeys([*ours, *theirs]):
+            if metric(name).shown != "floor":
                 one, other = (record.metrics.get(name) if record else None for record in records)
                 why = obstacle(name, *records)
-                found.append(Pair(experiment, variant, name, values[0], values[1], (one, other), why))
+                found.append(Pair(*key, name, ours.get(name), theirs.get(name), (one, other), why))
     return found
 
 
@@ -171,26 +168,22 @@ def obstacle(name: str, one: VariantRecord | None, other: VariantRecord | None) 
 def differences(here: Side, there: Side) -> dict[str, list[str]]:
     """Experiment → differences of its variants' origins, one line each."""
     found: dict[str, list[str]] = {}
-    for experiment in dict.fromkeys([*here.numbers, *there.numbers]):
-        lines = found.setdefault(experiment, [])
-        for variant in dict.fromkeys([*here.numbers.get(experiment, {}), *there.numbers.get(experiment, {})]):
-            sides = [side.numbers.get(experiment, {}).get(variant) for side in (here, there)]
-            if None in sides:
-                lines.append(f"{variant}: only {'there' if sides[0] is None else 'here'}")
-                continue
-            records = [side.records.get((experiment, variant)) for side in (here, there)]
-            if unknown := [place for place, record in zip(("here", "there"), records, strict=True) if record is None]:
-                where = f"origin unknown {' and '.join(unknown)}"
-                lines.append(
-                    f"{variant}: {where}, whether the figures are comparable too: no record of them beside {BENCHMARKS}"
-                )
-                continue
-            ours, theirs = (origin(record) for record in records if record is not None)
-            lines += [
-                f"{variant}, {name}: {ours[name]} here, {theirs[name]} there"
-                for name in ours
-                if ours[name] != theirs[name]
-            ]
+    for key in _variants(here, there):
+        lines, variant = found.setdefault(key[0], []), key[1]
+        sides = {"here": here, "there": there}
+        known = [place for place, side in sides.items() if key in side.numbers]
+        unknown = [place for place, side in sides.items() if key not in side.records]
+        if len(known) == 1:
+            lines.append(f"{variant}: only {known[0]}")
+        elif unknown:
+            where = f"origin unknown {' and '.join(unknown)}"
+            lines.append(
+                f"{variant}: {where}, whether the figures are comparable too: no record of them beside {BENCHMARKS}"
+            )
+        else:
+            ours, theirs = origin(here.records[key]), origin(there.records[key])
+            differing = [name for name in ours if ours[name] != theirs[name]]
+            lines += [f"{variant}, {name}: {ours[name]} here, {theirs[name]} there" for name in differing]
     return found
 
 

@@ -1,7 +1,9 @@
 """The report results/report.html: one self-contained file with inlined plots."""
 
 import base64
+import re
 import statistics
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +39,7 @@ from vaebm.report.table import (
 )
 
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
-"""Kind of `rows.Uncertainty` → units of a difference at about 95 %, and their description."""
+"""Kind of `rows.uncertainty` → units of a difference at about 95 %, and their description."""
 
 
 class Card(NamedTuple):
@@ -74,14 +76,16 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
 
 def cards(variants: dict[str, VariantRecord]) -> list[Card]:
     """The cards: all headline metrics of the first variant, the first one of each further variant."""
-    others, names = non_baseline(variants), list(variants)
+    others = non_baseline(variants)
     found = []
     for variant in others:
-        rows = []
-        for row in (row for _, rows in comparison_rows(variants) for row in rows):
-            before, after = row.figures[names.index(BASELINE)], row.figures[names.index(variant)]
-            if before and after and metric(row.metric).shown == "card":
-                rows.append(card(row, variant, before, after))
+        rows = [
+            card(row, variant, before, after)
+            for row in comparison_rows(variants)
+            if metric(row.metric).shown == "card"
+            and (before := row.figures[BASELINE])
+            and (after := row.figures[variant])
+        ]
         found += rows if variant == others[0] else rows[:1]
     return found
 
@@ -107,16 +111,13 @@ def _pictures(record: VariantRecord, folder: Path) -> dict[str, Any]:
 
 def _code(text: str) -> Markup:
     """Convert backticks to <code>."""
-    parts = str(text).split("`")
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
-    )
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _training(record: VariantRecord) -> dict[str, Any]:
     """Facts of the variant's own training, one row per seed, its events, and its snapshots."""
-    facts = {key: key for key in ("status", "steps", "snapshot", "skipped_steps", "seconds", "device")}
-    facts |= {"steps": "iterations", "skipped_steps": "skipped"}
+    facts = {"status": "status", "steps": "iterations", "snapshot": "snapshot", "skipped_steps": "skipped"}
+    facts |= {"seconds": "seconds", "device": "device"}
     rows, events = [], []
     for run in record.runs:
         training = run.training[next((stage for stage in run.training if stage != BASELINE), BASELINE)]
@@ -138,7 +139,7 @@ def _seeds(record: VariantRecord) -> dict[str, Any] | None:
     """All metrics of each seed with their intervals; None for a single seed."""
     if len(record.runs) < 2:
         return None
-    names = [row.metric for _, found in comparison_rows({record.variant: record}) for row in found]
+    names = [row.metric for row in comparison_rows({record.variant: record})]
     rows = [
         [with_direction(name), *(with_certainty(name, one) for one in record.metrics[name].by_seed)] for name in names
     ]
@@ -194,9 +195,10 @@ def _section(experiment: str, variants: dict[str, VariantRecord], folder: Path) 
     def cell(name: str, figure: MetricValue | None) -> tuple[str, str]:
         return (format_value(name, figure.value), certainty(name, figure)) if figure else ("", "")
 
+    shown = comparison_rows(variants)
     families = [
-        (title, [(row, [cell(row.metric, one) for one in row.figures]) for row in rows])
-        for title, rows in comparison_rows(variants)
+        (title, [(row, [cell(row.metric, one) for one in row.figures.values()]) for row in rows])
+        for title, rows in groupby(shown, key=lambda row: metric(row.metric).family)
     ]
     first = next(iter(variants.values()))
     classified = first.modes_by or first.extractor.kind == "classifier"
@@ -207,7 +209,7 @@ def _section(experiment: str, variants: dict[str, VariantRecord], folder: Path) 
         "variants": list(variants),
         "families": families,
         "ratio": ratio_name(variants),
-        "floors": any(row.floor for _, rows in comparison_rows(variants) for row in rows),
+        "floors": any(row.floor for row in shown),
         "remarks": remarks(variants),
         "models": [
             {"name": name, **_pictures(record, folder), "training": _training(record), "seeds": _seeds(record)}

@@ -1,18 +1,16 @@
 """The paper's tables, as in config/paper.yaml."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from vaebm.config import Settings
 from vaebm.config.yaml_files import read_yaml, validate
 from vaebm.records.metrics import metric
 
 
-class PublishedValue(Settings):
+class PublishedValue(NamedTuple):
     """A value of the paper, written [value, mark]."""
 
     value: float
@@ -20,14 +18,8 @@ class PublishedValue(Settings):
     mark: Literal["A", "B", "M"]
     """A: two independent sources or the authors' repository; B: one source; M: from memory, unverified."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_pair(cls, content: Any) -> Any:
-        pair = isinstance(content, list) and len(content) == 2
-        return dict(zip(("value", "mark"), content, strict=True)) if pair else content
 
-
-class Answer(Settings):
+class Answer(NamedTuple):
     """The variant of ours that measures the same, written EXPERIMENT/VARIANT."""
 
     experiment: str
@@ -35,11 +27,9 @@ class Answer(Settings):
     variant: str
     """Variant of that experiment."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_path(cls, content: Any) -> Any:
-        path = isinstance(content, str) and content.count("/") == 1
-        return dict(zip(("experiment", "variant"), content.split("/"), strict=True)) if path else content
+
+def _split(path: Any) -> Any:
+    return path.split("/") if isinstance(path, str) else path
 
 
 class PaperRow(Settings):
@@ -47,7 +37,7 @@ class PaperRow(Settings):
 
     model: str
     """As the table calls it."""
-    answer: Answer | None = None
+    answer: Annotated[Answer | None, BeforeValidator(_split)] = None
     """Our counterpart; none: a model of others."""
     note: str | None = None
     """Remark on the row."""
@@ -68,7 +58,7 @@ class Table(Settings):
     """In the paper's order."""
 
     @model_validator(mode="after")
-    def _figures_have_columns(self) -> Table:
+    def _figures_have_columns(self) -> Self:
         for name in self.metrics:
             metric(name)
         for row in self.rows:

@@ -1,20 +1,11 @@
 """Rows that compare the variants of an experiment, and the uncertainty of their values."""
 
 import math
-from itertools import groupby
 from typing import NamedTuple
 
 from vaebm.config import BASELINE
 from vaebm.records.metrics import QUANTITIES, format_value, metric, number
 from vaebm.records.results import MetricValue, SeedValue, VariantRecord
-
-
-class Uncertainty(NamedTuple):
-    """Uncertainty of a value."""
-
-    kind: str
-    """ "spread": standard deviation over the seeds; "interval": half the width of the 95 % interval of its one seed."""
-    size: float
 
 
 def certainty(name: str, figure: MetricValue | SeedValue) -> str:
@@ -30,14 +21,14 @@ def with_certainty(name: str, figure: MetricValue | SeedValue) -> str:
     return f"{format_value(name, figure.value)} {certainty(name, figure)}".rstrip()
 
 
-def uncertainty(figure: MetricValue) -> Uncertainty | None:
-    """Uncertainty of a value, if known."""
+def uncertainty(figure: MetricValue) -> tuple[str, float] | None:
+    """Kind and size of a value's uncertainty; None if it is unknown.
+
+    "spread": standard deviation over the seeds. "interval": half the width of the 95 % interval of the one seed.
+    """
     if figure.spread is not None:
-        return Uncertainty("spread", figure.spread)
-    if figure.interval:
-        low, high = figure.interval
-        return Uncertainty("interval", (high - low) / 2)
-    return None
+        return "spread", figure.spread
+    return ("interval", (figure.interval[1] - figure.interval[0]) / 2) if figure.interval else None
 
 
 def z_score(one: MetricValue, other: MetricValue) -> tuple[float, str] | None:
@@ -47,11 +38,10 @@ def z_score(one: MetricValue, other: MetricValue) -> tuple[float, str] | None:
     are zero.
     """
     first, second = uncertainty(one), uncertainty(other)
-    if first is None or second is None or first.kind != second.kind:
+    if first is None or second is None or first[0] != second[0]:
         return None
-    if not (together := math.hypot(first.size, second.size)):
-        return None
-    return (other.value - one.value) / together, first.kind
+    together = math.hypot(first[1], second[1])
+    return ((other.value - one.value) / together, first[0]) if together else None
 
 
 def ratio(name: str, before: float, after: float) -> float | None:
@@ -63,8 +53,8 @@ class ComparisonRow(NamedTuple):
     """One metric of an experiment, across its variants."""
 
     metric: str
-    figures: list[MetricValue | None]
-    """One per variant; None: not measured."""
+    figures: dict[str, MetricValue | None]
+    """Variant → value; None: not measured."""
     ratio: str
     """First variant relative to the NVAE; empty if a ratio has no meaning."""
     floor: str
@@ -73,7 +63,9 @@ class ComparisonRow(NamedTuple):
     @property
     def samples(self) -> str:
         """The distinct numbers of images."""
-        return ", ".join(f"{count:,}" for count in sorted({figure.samples for figure in self.figures if figure}))
+        return ", ".join(
+            f"{count:,}" for count in sorted({figure.samples for figure in self.figures.values() if figure})
+        )
 
 
 def non_baseline(variants: dict[str, VariantRecord]) -> list[str]:
@@ -81,8 +73,8 @@ def non_baseline(variants: dict[str, VariantRecord]) -> list[str]:
     return [variant for variant in variants if variant != BASELINE] if BASELINE in variants else []
 
 
-def comparison_rows(variants: dict[str, VariantRecord]) -> list[tuple[str, list[ComparisonRow]]]:
-    """All metrics of an experiment's variants, by family; floors join their metric."""
+def comparison_rows(variants: dict[str, VariantRecord]) -> list[ComparisonRow]:
+    """All metrics of an experiment's variants, in the registry's order; floors join their metric."""
     names = dict.fromkeys(name for record in variants.values() for name in record.metrics)
     shown = [name for name in names if metric(name).shown != "floor"]
     others = non_baseline(variants)
@@ -95,13 +87,11 @@ def comparison_rows(variants: dict[str, VariantRecord]) -> list[tuple[str, list[
         times = None
         if others and (before := figures[BASELINE]) and (after := figures[others[0]]):
             times = ratio(name, before.value, after.value)
-        text = "" if times is None else number(times, 3)
-        rows.append(ComparisonRow(name, list(figures.values()), text, ", ".join(perfect)))
-    return [(title, list(found)) for title, found in groupby(rows, key=lambda row: metric(row.metric).family)]
+        rows.append(ComparisonRow(name, figures, "" if times is None else number(times, 3), ", ".join(perfect)))
+    return rows
 
 
 def ratio_name(variants: dict[str, VariantRecord]) -> str | None:
     """Title of the ratio column; None without ratios."""
-    if not any(row.ratio for _, rows in comparison_rows(variants) for row in rows):
-        return None
-    return f"{non_baseline(variants)[0]} / {BASELINE}"
+    shown = any(row.ratio for row in comparison_rows(variants))
+    return f"{non_baseline(variants)[0]} / {BASELINE}" if shown else None

@@ -3,7 +3,6 @@
 The measured column contains only values of runs; rows that were not run name the command.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,35 +32,21 @@ class Measured(NamedTuple):
     """Records left out, and why."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the table: one metric of one model."""
-
-    table: str
-    model: str
-    metric: str
-    record: VariantRecord | None = None
-    paper: float | None = None
-    mark: str = ""
-    note: str = ""
-
-    def cells(self) -> dict[str, Any]:
-        """One value per column of `TABLE_COLUMNS`; None where there is none."""
-        cells: dict[str, Any] = dict.fromkeys(TABLE_COLUMNS)
-        cells |= {"table": self.table, "model": self.model, "metric": self.metric, "paper": self.paper}
-        cells |= {"mark": self.mark or None, "note": self.note.replace("`", "") or None}
-        if self.record is not None:
-            record, metrics = self.record, self.record.metrics
-            figure, floor = metrics[self.metric], metrics.get(metric(self.metric).floor)
-            cells["low"], cells["high"] = figure.interval or (None, None)
-            cells |= {"experiment": record.experiment, "variant": record.variant, "tracking": record.tracking}
-            cells |= {"measured": figure.value, "floor": floor and floor.value, "unit": figure.unit}
-            cells |= {"spread": figure.spread, "samples": figure.samples, "configuration": record.configuration}
-            cells |= {"seeds": " ".join(map(str, figure.seeds)), "commit": " ".join(record.commit)}
-            cells |= {"changed": str(record.changed).lower(), "data": data_of(record), "chain": chain_of(record)}
-            if metric(self.metric).uses_extractor:
-                cells["extractor"] = extractor_of(record, self.metric)
-        return cells
+def _line(
+    table: str, model: str, name: str, record: VariantRecord | None = None, note: str = "", **paper: Any
+) -> dict[str, Any]:
+    """One line of the table, one metric of one model: column of `TABLE_COLUMNS` → value; others are empty."""
+    line = {"table": table, "model": model, "metric": name, "note": note.replace("`", "") or None, **paper}
+    if record is None:
+        return line
+    figure, floor = record.metrics[name], record.metrics.get(metric(name).floor)
+    line["low"], line["high"] = figure.interval or (None, None)
+    line |= {"experiment": record.experiment, "variant": record.variant, "tracking": record.tracking}
+    line |= {"measured": figure.value, "floor": floor and floor.value, "unit": figure.unit}
+    line |= {"spread": figure.spread, "samples": figure.samples, "configuration": record.configuration}
+    line |= {"seeds": " ".join(map(str, figure.seeds)), "commit": " ".join(record.commit)}
+    line |= {"changed": str(record.changed).lower(), "data": data_of(record), "chain": chain_of(record)}
+    return line | ({"extractor": extractor_of(record, name)} if metric(name).uses_extractor else {})
 
 
 def extractor_of(record: VariantRecord, name: str = "") -> str:
@@ -103,42 +88,42 @@ def commands(paper: Paper, experiments: Path) -> Commands:
     return found
 
 
+def _counterpart(row: PaperRow, measured: Measured) -> VariantRecord | None:
+    """Our record for a row of the paper, if it was measured."""
+    return row.answer and measured.records.get(row.answer.experiment, {}).get(row.answer.variant)
+
+
 def how_to_run(row: PaperRow, name: str, measured: Measured, runs: Commands) -> str:
     """How to fill the measured cell of a paper's row; empty if it is filled."""
     if row.answer is None:
         return "not trained here"
-    experiment, variant = row.answer.experiment, row.answer.variant
-    record = measured.records.get(experiment, {}).get(variant)
-    if record is None:
-        return runs[experiment, variant]
-    return "" if name in record.metrics else f"{experiment}/{variant} was measured, without {name}"
+    if (record := _counterpart(row, measured)) is None:
+        return runs[row.answer]
+    return "" if name in record.metrics else f"{'/'.join(row.answer)} was measured, without {name}"
 
 
 def answer_of(row: PaperRow, name: str, measured: Measured) -> VariantRecord | None:
     """Our record with the metric `name` for a row of the paper."""
-    if row.answer is None:
-        return None
-    record = measured.records.get(row.answer.experiment, {}).get(row.answer.variant)
+    record = _counterpart(row, measured)
     return record if record is not None and name in record.metrics else None
 
 
-def lines(measured: Measured, paper: Paper, runs: Commands) -> list[Line]:
-    """All lines: all experiments, then all rows of the paper."""
-    measurements: list[Line] = []
-    unavailable: list[Line] = []
+def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, Any]]:
+    """All lines (column → value): all experiments, then all rows of the paper."""
+    found: list[dict[str, Any]] = []
+    unavailable: list[dict[str, Any]] = []
     for experiment, variants in measured.records.items():
         title = f"measured: {experiment}"
         for variant, record in variants.items():
-            names = [name for name in record.metrics if metric(name).shown != "floor"]
-            measurements += [Line(title, variant, name, record) for name in names]
-            unavailable += [Line(title, variant, name, note=why) for name, why in record.without.items()]
-    found = measurements + unavailable
+            found += [_line(title, variant, name, record) for name in record.metrics if metric(name).shown != "floor"]
+            unavailable += [_line(title, variant, name, note=why) for name, why in record.without.items()]
+    found += unavailable
     for table in paper.tables:
         for row in table.rows:
-            for name, figure in row.figures.items():
+            for name, (value, mark) in row.figures.items():
                 note = "; ".join(filter(None, (row.note, how_to_run(row, name, measured, runs))))
                 ours = answer_of(row, name, measured)
-                found.append(Line(table.title, row.model, name, ours, figure.value, figure.mark, note))
+                found.append(_line(table.title, row.model, name, ours, note, paper=value, mark=mark))
     return found
 
 
@@ -191,12 +176,12 @@ def overview(variants: dict[str, VariantRecord], *, certain: bool = True) -> tup
     Args:
         certain: show spreads or intervals.
     """
-    shown = [row for _, rows in comparison_rows(variants) for row in rows]
+    shown = comparison_rows(variants)
     ratio, floors = ratio_name(variants), any(row.floor for row in shown)
     rows = []
     for row in shown:
         shown_value = with_certainty if certain else lambda name, figure: format_value(name, figure.value)
-        cells = [shown_value(row.metric, figure) if figure else "" for figure in row.figures]
+        cells = [shown_value(row.metric, figure) if figure else "" for figure in row.figures.values()]
         extra = [*([row.ratio] if ratio else []), *([row.floor] if floors else [])]
         rows.append([with_direction(row.metric), *cells, *extra, row.samples])
     return ["metric", *variants, *([ratio] if ratio else []), *(["perfect sampler"] if floors else []), "images"], rows
@@ -220,34 +205,20 @@ def origin_cells(record: VariantRecord) -> list[str]:
 
 
 def remarks(variants: dict[str, VariantRecord]) -> list[str]:
-    """Remarks on an experiment, one paragraph each."""
-    return [_real_images(next(iter(variants.values()))), *_units(variants), *_without(variants)]
-
-
-def _real_images(record: VariantRecord) -> str:
-    """A sentence with the scores of real images."""
-    scores = (f"{name} {number(one.value)} ({one.samples} images)" for name, one in record.real.items())
-    return f"Real images, held out, score {', '.join(scores)}."
-
-
-def _units(variants: dict[str, VariantRecord]) -> list[str]:
-    """The units of metrics, one line each."""
+    """Remarks on an experiment, one paragraph each: scores of real images, units, unavailable metrics with reasons."""
+    real = next(iter(variants.values())).real
+    scores = (f"{name} {number(one.value)} ({one.samples} images)" for name, one in real.items())
     units: dict[str, dict[str, None]] = {}
-    for record in variants.values():
-        for name, figure in record.metrics.items():
-            if unit := figure.unit:
-                units.setdefault(unit, {})[name] = None
-    return [f"In {unit}: {', '.join(names)}." for unit, names in units.items()]
-
-
-def _without(variants: dict[str, VariantRecord]) -> list[str]:
-    """The reasons why metrics are unavailable, one line per variant and reason."""
-    found = []
+    unavailable = []
     for variant, record in variants.items():
+        for name, figure in record.metrics.items():
+            if figure.unit:
+                units.setdefault(figure.unit, {})[name] = None
         for reason in dict.fromkeys(record.without.values()):
             names = ", ".join(name for name, why in record.without.items() if why == reason)
-            found.append(f"{variant} has no {names}: {reason}.")
-    return found
+            unavailable.append(f"{variant} has no {names}: {reason}.")
+    by_unit = [f"In {unit}: {', '.join(names)}." for unit, names in units.items()]
+    return [f"Real images, held out, score {', '.join(scores)}.", *by_unit, *unavailable]
 
 
 def snapshots(record: VariantRecord) -> list[str]:

@@ -34,7 +34,7 @@ class RegisteredModel:
     folder: Path
     """results/<experiment>/<variant>/seed<k>."""
     hash: str
-    """Of networks and chain; a changed hash makes a new version."""
+    """Hash of networks and chain; a changed one makes a new version."""
     tags: dict[str, str]
 
 
