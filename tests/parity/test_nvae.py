@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vaebm.config import NVAETrainingSettings
+from vaebm.noise import NoiseSource
 from vaebm.nvae import published_checkpoint, train
 from vaebm.nvae.distributions import Normal
 from vaebm.nvae.flows import FlowCell
@@ -204,9 +204,14 @@ def set_vectors(trainer: NVAETrainer, converted: published_checkpoint.ConvertedN
 @pytest.fixture
 def replay(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the trainer's noise the recorded one."""
-    return lambda eps: monkeypatch.setattr(
-        train, "NoiseSource", lambda *_: SimpleNamespace(normal=lambda *_, **__: eps)
-    )
+
+    class Recorded(NoiseSource):
+        def normal(self, *_: object, **__: object) -> list[Tensor]:
+            return recorded_noise[0]
+
+    recorded_noise: list[list[Tensor]] = [[]]
+    monkeypatch.setattr(train, "NoiseSource", Recorded)
+    return lambda eps: recorded_noise.__setitem__(0, eps)
 
 
 def close(ours: Tensor, theirs: Tensor, rounding: float = 0.0) -> bool:
