@@ -4,8 +4,8 @@ precision.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from vaebm.ebm.iteration import EBMTrainer
 from vaebm.energy import published_checkpoint as energies
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
+from vaebm.noise import NoiseSource
 from vaebm.nvae import published_checkpoint as nvaes
 from vaebm.nvae.model import NVAE, load_nvae
 
@@ -143,5 +144,12 @@ def settings(options: dict[str, Any], adam: dict[str, Any], energy: EnergyNetwor
 
 def replay(monkeypatch: pytest.MonkeyPatch, states: list[list[Tensor]]) -> None:
     """Make the trainer's noise of one iteration the recorded one: where the chains start, then that of each step."""
-    source = SimpleNamespace(normal=lambda shapes, **_: states[0], like=lambda tensors, step: states[step])
-    monkeypatch.setattr(training, "NoiseSource", lambda *_: source)
+
+    class Recorded(NoiseSource):
+        def normal(self, *_: object, **__: object) -> list[Tensor]:
+            return states[0]
+
+        def like(self, tensors: Sequence[Tensor], step: int) -> list[Tensor]:
+            return states[step]
+
+    monkeypatch.setattr(training, "NoiseSource", Recorded)
