@@ -44,8 +44,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, shape: tuple[int, int, int], classes: int):
         super().__init__()
-        self.shape = shape
-        inputs, height, width = shape
+        self.shape = inputs, height, width = tuple(shape)
         layers: list[nn.Module] = []
         while True:
             for _ in range(2):
@@ -83,8 +82,7 @@ def load_classifier(path: Path | str) -> Classifier:
         UserError: no such file, or not a classifier.
     """
     content = load_model(path, "classifier")
-    network = content["network"]
-    model = Classifier(network["channels"], tuple(network["shape"]), network["classes"])
+    model = Classifier(**content["network"])
     model.load_state_dict(content["weights"])
     return model.eval().requires_grad_(False)
 

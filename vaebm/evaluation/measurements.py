@@ -40,14 +40,13 @@ def measure_fidelity(
     features, number, extractor = output.features, len(output.features), settings.extractor
     real_features = reference.train_features
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
-    statistics = Statistics.of(features)
-    distances = bootstrap.frechet_replicates(features, counts, [reference.train, reference.heldout], device)
+    statistics, references = Statistics.of(features), (reference.train, reference.heldout)
+    distances = bootstrap.frechet_replicates(features, counts, references, device)
     metrics: Measurements = {}
 
     def add(metric: registry.Metric, value: float, interval: list[float], images: int = number, **facts: Any) -> None:
         metrics[metric.named(extractor)] = Measurement(value=value, samples=images, interval=interval, **facts)
 
-    references = reference.train, reference.heldout
     for metric, real, replicates in zip((registry.FD, registry.FD_HELDOUT), references, distances.T, strict=True):
         value = frechet_distance(statistics, real)
         add(metric, value, bootstrap.interval(value, replicates, 0.0))

@@ -51,7 +51,7 @@ def steps(found: AlongChain, test_steps: int, path: Path) -> None:
     title = f"{found.metric}, {found.samples:,} images"
     panels: dict[str, Sequence[float | None]]
     panels = {title: found.distances, "mean energy along the chain": found.energy}
-    plots.against_counts(found.counts, panels, path, label="steps of the chain", mark=test_steps)
+    plots.against_counts(found.counts, panels, path, test_steps)
 
 
 def nearest_images(queries: Tensor, among: Iterable[Tensor], total: int, count: int) -> Tensor:
@@ -97,4 +97,4 @@ def neighbours(
 def modes(counts: NDArray[np.int64], law: Law, seed: int, path: Path) -> None:
     """Write the number of samples per mode (modes,), most frequent first, next to draws from the data's law."""
     drawn = generator(seed, "draws from the data's law").multinomial(counts.sum(), law)
-    plots.sorted_counts({"samples": counts, "draws from the data's law": drawn}, path, items="modes", unit="images")
+    plots.sorted_counts({"samples": counts, "draws from the data's law": drawn}, path)

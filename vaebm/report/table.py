@@ -18,7 +18,6 @@ TABLE_COLUMNS = [
     "note",
 ]  # fmt: skip
 
-
 Commands = dict[tuple[str, str], str]
 """(experiment, variant) → its command, in words."""
 
