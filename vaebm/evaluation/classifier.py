@@ -54,12 +54,8 @@ class Classifier(nn.Module):
                 break
             layers.append(nn.MaxPool2d(2))
             height, width, channels = height // 2, width // 2, channels * 2
-        self.body = nn.Sequential(
-            *layers,
-            nn.Flatten(),
-            nn.Linear(inputs * height * width, CLASSIFIER_FEATURES),
-            nn.BatchNorm1d(CLASSIFIER_FEATURES),
-        )
+        layers += [nn.Flatten(), nn.Linear(inputs * height * width, CLASSIFIER_FEATURES)]
+        self.body = nn.Sequential(*layers, nn.BatchNorm1d(CLASSIFIER_FEATURES))
         self.head = nn.Linear(CLASSIFIER_FEATURES, classes)
 
     def features(self, images: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def scores(estimates: Estimates) -> Scores:
         if not found:
             return {"": log_p, "elbo": elbo}
         whole = {"": log_p + found["energy"], "elbo": elbo + found["energy"]}
-        found = {**whole, **found, "likelihood": log_p, "likelihood-elbo": elbo}
+        return {**whole, **found, "likelihood": log_p, "likelihood-elbo": elbo}
     return found
 
 

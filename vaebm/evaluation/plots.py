@@ -1,6 +1,6 @@
 """Plots of a run: samples, chains, nearest training images, modes, out-of-distribution scores."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +48,7 @@ def chains(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
 
 def steps(found: AlongChain, test_steps: int, path: Path) -> None:
     """Write the result of `quality_along_chain`: distance and energy, with a mark at the test chain."""
-    title = f"{found.metric}, {found.samples:,} images"
-    panels: dict[str, Sequence[float | None]]
-    panels = {title: found.distances, "mean energy along the chain": found.energy}
+    panels = {f"{found.metric}, {found.samples:,} images": found.distances, "mean energy along the chain": found.energy}
     plots.against_counts(found.counts, panels, path, test_steps)
 
 

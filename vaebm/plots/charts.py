@@ -5,8 +5,8 @@ The files contain no times and no paths: equal data give equal bytes.
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,9 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
 def read_history(history: Path) -> list[dict[str, float]]:
     """Read the records of a history.jsonl, without a truncated last line."""
     records = []
-    for line in history.read_text().splitlines():
-        try:
+    with suppress(ValueError):
+        for line in history.read_text().splitlines():
             records.append(json.loads(line))
-        except ValueError:
-            break
     return records
 
 
@@ -108,8 +106,7 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
 
 def _label(axis: Axes, title: str, steps: str) -> None:
     """Set the title, and the name and integer ticks of an axis of steps."""
-    axis.set_title(title)
-    axis.set_xlabel(steps)
+    axis.set(title=title, xlabel=steps)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
@@ -141,7 +138,7 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
                 axis.legend(fontsize=8)
 
 
-def against_counts(counts: Sequence[int], panels: dict[str, Sequence[float | None]], path: Path, mark: int) -> None:
+def against_counts(counts: Sequence[int], panels: Mapping[str, Sequence[float | None]], path: Path, mark: int) -> None:
     """Write values against the number of steps of a chain as PNG, one panel per quantity.
 
     Args:
@@ -193,9 +190,7 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
                 style: dict[str, Any] = {"weights": weights, "color": colour}
                 axis.hist(clipped, edges, histtype="stepfilled", alpha=0.3, **style)
                 axis.hist(clipped, edges, histtype="step", linewidth=1.2, label=name, **style)
-            axis.set_title(title)
-            axis.set_xlabel(label)
-            axis.set_ylabel("part of the images")
+            axis.set(title=title, xlabel=label, ylabel="part of the images")
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.legend(fontsize=8)
 

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from vaebm.config import BASELINE
 from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import MetricValue, VariantRecord
-from vaebm.report.captions import gallery
+from vaebm.report.captions import GRIDS, gallery
 from vaebm.report.paper import Paper, Table
 from vaebm.report.rows import (
     ComparisonRow,
@@ -102,7 +102,7 @@ def _pictures(record: VariantRecord, folder: Path) -> dict[str, Any]:
     for picture in gallery(record):
         if url := _inline(folder / picture.path):
             table = tables.get(picture.path.name)
-            shown.append({**picture._asdict(), "grid": picture.grid, "url": url, "table": table})
+            shown.append({**picture._asdict(), "grid": picture.path.stem in GRIDS, "url": url, "table": table})
         else:
             missing.append(f"{picture.title} ({folder.name}/{picture.path.as_posix()})")
     return {"pictures": shown, "missing": missing}
@@ -242,9 +242,7 @@ def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str
     )
     environment.filters |= {"code": _code, "arrowed": with_direction, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("report.html.j2").render(
-        sections=[
-            _section(experiment, variants, results / experiment) for experiment, variants in measured.records.items()
-        ],
+        sections=[_section(name, variants, results / name) for name, variants in measured.records.items()],
         notes=measured.notes,
         tables=[_table(table, measured, runs) for table in paper.tables],
         legend=LEGEND,

@@ -19,7 +19,6 @@ from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
 DATABASE = "mlflow.db"
 """Default of `mlflow ui` in the same folder; MLFLOW_TRACKING_URI has precedence."""
 
-ARTIFACTS = "mlartifacts"
 EXPERIMENT_NAME = "vaebm"
 """Name of the MLflow experiment of all runs."""
 
@@ -65,7 +64,7 @@ class Mirror:
         renamed, and everything is mirrored again.
         """
         local = self.uri == f"sqlite:///{DATABASE}"
-        location = Path(ARTIFACTS).absolute().as_uri() if local else None
+        location = Path("mlartifacts").absolute().as_uri() if local else None
         found = self.client.get_experiment_by_name(EXPERIMENT_NAME)
         if found is not None and (location is None or found.artifact_location == location):
             return str(found.experiment_id)
@@ -89,9 +88,8 @@ class Mirror:
         """Create or update a child run; other settings or other numbers make a new run."""
         from mlflow.entities import Param
 
-        place = self.place.stages.get(stage.name)
-        if place is not None and not self._exists(place.run):
-            place = None
+        known = self.place.stages.get(stage.name)
+        place = known if known is not None and self._exists(known.run) else None
         if place is not None and not stage.continues(place):
             self.client.update_run(place.run, name=f"{stage.name}, superseded")
             self.client.set_tag(place.run, "status", "superseded")
@@ -175,7 +173,7 @@ class Mirror:
                     place.files[key] = content
         if stage.tags.get("status") != "unfinished" and not place.ended:
             outcome = "FINISHED" if stage.tags.get("status") == "finished" else "FAILED"
-            self.client.set_terminated(run, outcome, _milliseconds(stage.ended))
+            self.client.set_terminated(run, outcome, stage.ended)
             place.ended = True
         self._save()
 
@@ -200,7 +198,7 @@ class Mirror:
             self.client.log_batch(run, **batch)
 
     def _create(self, stage: StageRun, tags: dict[str, str]) -> str:
-        return str(self.client.create_run(self.home, _milliseconds(stage.began), tags, stage.name).info.run_id)
+        return str(self.client.create_run(self.home, stage.began, tags, stage.name).info.run_id)
 
     def _exists(self, run: str | None) -> bool:
         """True if a run exists in this experiment and is not deleted."""
@@ -221,8 +219,3 @@ def _empty_place(run: str, stage: StageRun) -> MirroredRun:
 def _key(name: str) -> str:
     """Replace characters that MLflow does not allow."""
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _milliseconds(seconds: float | None) -> int | None:
-    """Convert seconds to MLflow's milliseconds; None: now."""
-    return None if seconds is None else int(seconds * 1000)
