@@ -57,12 +57,12 @@ def test_after_the_test_chains_steps_the_samples_themselves_come_out(model):
     noise = sample_noise(3, range(5))
     found = stops(model, noise, [0, 4, 6], 1e-2)
     for stop, steps in zip(found, (0, 4, 6), strict=True):
-        assert torch.equal(stop.images, model.sample_means(noise, ChainSettings(steps=steps, step_size=1e-2)))
+        assert torch.equal(stop[0], model.sample_means(noise, ChainSettings(steps=steps, step_size=1e-2)))
         eps_z, eps_x = model.refine(*model.initial_noise(noise), steps=steps, step_size=1e-2, noise=noise)
         with torch.no_grad():
             expected = model.energy(model.decode(eps_z)[0].sample(eps_x))
         # the decoder prepared for the chains folds its weights: float32 rounding
-        assert torch.allclose(stop.energies, expected, rtol=1e-4)
+        assert torch.allclose(stop[1], expected, rtol=1e-4)
 
 
 def test_curves_do_not_depend_on_the_batch_and_follow_the_energy(model):

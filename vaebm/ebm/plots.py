@@ -83,5 +83,5 @@ def save_ebm_plots(
     except UserError as problem:  # the model is kept
         figures = {"problem": str(problem)}
     samples = {name: values.cpu().double().numpy() for name, values in shown.items()}
-    plots.histograms({"": samples}, folder / "energies.png", "energy E(x)", columns=1)
+    plots.histograms({"": samples}, folder / "energies.png", "energy E(x)")
     return figures

@@ -47,8 +47,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, shape: tuple[int, int, int], classes: int):
         super().__init__()
-        self.shape = shape
-        inputs, height, width = shape
+        self.shape = inputs, height, width = tuple(shape)
         layers: list[nn.Module] = []
         while True:
             for _ in range(2):
@@ -58,12 +57,8 @@ class Classifier(nn.Module):
                 break
             layers.append(nn.MaxPool2d(2))
             height, width, channels = height // 2, width // 2, channels * 2
-        self.body = nn.Sequential(
-            *layers,
-            nn.Flatten(),
-            nn.Linear(inputs * height * width, CLASSIFIER_FEATURES),
-            nn.BatchNorm1d(CLASSIFIER_FEATURES),
-        )
+        layers += [nn.Flatten(), nn.Linear(inputs * height * width, CLASSIFIER_FEATURES)]
+        self.body = nn.Sequential(*layers, nn.BatchNorm1d(CLASSIFIER_FEATURES))
         self.head = nn.Linear(CLASSIFIER_FEATURES, classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -86,8 +81,7 @@ def load_classifier(path: Path | str) -> Classifier:
         UserError: no such file, or not a classifier.
     """
     content = load_model(path, "classifier")
-    network = content["network"]
-    model = Classifier(network["channels"], tuple(network["shape"]), network["classes"])
+    model = Classifier(**content["network"])
     model.load_state_dict(content["weights"])
     return model.eval().requires_grad_(False)
 

@@ -45,7 +45,7 @@ def scores(estimates: Estimates) -> Scores:
         if not found:
             return {"": log_p, "elbo": elbo}
         whole = {"": log_p + found["energy"], "elbo": elbo + found["energy"]}
-        found = {**whole, **found, "likelihood": log_p, "likelihood-elbo": elbo}
+        return {**whole, **found, "likelihood": log_p, "likelihood-elbo": elbo}
     return found
 
 
@@ -76,11 +76,12 @@ def replicates(inside: Values, outside: Values, inside_counts: Counts, outside_c
     thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
     hits, others = _passing(inside, inside_counts, thresholds), _passing(outside, outside_counts, thresholds)
     rises, passed = np.diff(hits, prepend=0), np.diff(others, prepend=0)
-    lower = 2 * (len(outside) - others) + passed  # twice the images of the set below, and ties, which count half
+    below = len(outside) - others
     enough = (100 * hits >= RATE * len(inside)).argmax(axis=1)[:, None]
-    areas = (rises * lower).sum(axis=1) / (2 * len(inside) * len(outside))
+    # ties count half
+    areas = (rises * (2 * below + passed)).sum(axis=1) / (2 * len(inside) * len(outside))
     precisions = (rises * hits / np.maximum(hits + others, 1)).sum(axis=1) / len(inside)
-    shares = np.take_along_axis(others, enough, axis=1)[:, 0] / len(outside)
+    shares = 1 - np.take_along_axis(below, enough, axis=1)[:, 0] / len(outside)
     return dict(zip(MEANINGS, (areas, precisions, shares), strict=True))
 
 

@@ -49,21 +49,17 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) ->
         UserError: a missing or damaged file, images of another form, or another number of them.
     """
     channels, height, width = shape
-    expected, parts = f"(n, {height}, {width}, {channels}) uint8", []
+    parts = []
     for path in shards:
+        expected = f"{path}: expected samples (n, {height}, {width}, {channels}) uint8, found"
         try:
             part = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise UserError(f"{path}: expected samples {expected}, found no file; `vaebm samples` makes it") from None
+            raise UserError(f"{expected} no file; `vaebm samples` makes it") from None
         except (ValueError, EOFError, OSError):
-            raise UserError(
-                f"{path}: expected samples {expected}, found a file that is not a whole .npy array; "
-                "remove it and sample again"
-            ) from None
+            raise UserError(f"{expected} a file that is not a whole .npy array; remove it and sample again") from None
         if part.dtype != np.uint8 or part.shape[1:] != (height, width, channels):
-            raise UserError(
-                f"{path}: expected samples {expected}, found {part.shape} {part.dtype}; remove it and sample again"
-            )
+            raise UserError(f"{expected} {part.shape} {part.dtype}; remove it and sample again")
         parts.append(part)
     if (found := sum(map(len, parts))) != count:
         raise UserError(

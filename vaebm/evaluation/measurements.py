@@ -40,14 +40,13 @@ def measure_fidelity(
     features, number, extractor = output.features, len(output.features), settings.extractor
     real_features = reference.train_features
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
-    statistics = Statistics.of(features)
-    distances = bootstrap.frechet_replicates(features, counts, [reference.train, reference.heldout], device)
+    statistics, references = Statistics.of(features), (reference.train, reference.heldout)
+    distances = bootstrap.frechet_replicates(features, counts, references, device)
     metrics: Measurements = {}
 
     def add(metric: registry.Metric, value: float, interval: list[float], images: int = number, **facts: Any) -> None:
         metrics[metric.named(extractor)] = Measurement(value=value, samples=images, interval=interval, **facts)
 
-    references = reference.train, reference.heldout
     for metric, real, replicates in zip((registry.FD, registry.FD_HELDOUT), references, distances.T, strict=True):
         value = frechet_distance(statistics, real)
         add(metric, value, bootstrap.interval(value, replicates, 0.0))
@@ -55,8 +54,7 @@ def measure_fidelity(
     subsets, size = settings.kid_subsets, settings.kid_subset_size
     value, spread = fidelity.kid(features, real_features, subsets, size, derive(seed, "kid"))
     interval = bootstrap.interval(value, bootstrap.kid_replicates(features, real_features, counts, device))
-    facts: dict[str, Any] = {"subsets": subsets, "subset_size": size, "spread_over_subsets": spread}
-    add(registry.KID, value, interval, **facts)
+    add(registry.KID, value, interval, subsets=subsets, subset_size=size, spread_over_subsets=spread)
 
     images, neighbours = settings.precision_recall.images, settings.precision_recall.neighbours
     if images > (there := min(number, len(real_features))):
@@ -66,8 +64,7 @@ def measure_fidelity(
     chosen = bootstrap.generator(seed, "training images").permutation(len(real_features))[:images]
     shares = fidelity.precision_recall(features[:images], real_features[chosen], neighbours)
     for metric, share in zip((registry.PRECISION, registry.RECALL), shares, strict=True):
-        interval = bootstrap.proportion(share, images)
-        add(metric, share, interval, images, neighbours=neighbours)
+        add(metric, share, bootstrap.proportion(share, images), images, neighbours=neighbours)
 
     if output.logits.shape[1] == 1:
         logits, splits = output.logits[:, 0], settings.inception_splits

@@ -167,24 +167,20 @@ def make_ood_set(
             f"evaluation.ood: expected at least 2 held-out images, found {len(held_out)}; leave the sets out"
         )
     if data is None:
-        return _as_tensor(SETS[name](held_out, own.name)), OODSource(images=len(held_out))
-    if data.prepared not in manifests:
+        images, source = SETS[name](held_out, own.name), OODSource(images=len(held_out))
+    elif data.prepared not in manifests:
         raise UserError(
             f"evaluation.ood: {name}: expected --ood data/{data.prepared}/manifest.json, "
             f"found {', '.join(map(str, manifests.values())) or 'none'}"
         )
-    other = open_images(manifests[data.prepared])
-    (channels, side, _), (colours, size, _), found = own.shape, other.shape, other.view("heldout")
-    if colours != channels or size < side or len(found) < 2:
-        form = f"{len(found)} of {size}×{size}×{colours}"
-        raise UserError(
-            f"{manifests[data.prepared]}: expected at least 2 held-out images of {side}×{side}×{channels} "
-            f"or larger ones, found {form}"
-        )
-    images = area_resample(chosen(found, len(held_out)), side, own.name)
-    source = OODSource(images=len(images), data=other.hash, heldout=len(found), side=size, users=other.users)
-    return _as_tensor(images), source
-
-
-def _as_tensor(pictures: UInt8Images) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+    else:
+        other = open_images(manifests[data.prepared])
+        (channels, side, _), (colours, size, _), found = own.shape, other.shape, other.view("heldout")
+        if colours != channels or size < side or len(found) < 2:
+            raise UserError(
+                f"{manifests[data.prepared]}: expected at least 2 held-out images of {side}×{side}×{channels} "
+                f"or larger ones, found {len(found)} of {size}×{size}×{colours}"
+            )
+        images = area_resample(chosen(found, len(held_out)), side, own.name)
+        source = OODSource(images=len(images), data=other.hash, heldout=len(found), side=size, users=other.users)
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), source

@@ -1,6 +1,6 @@
 """Plots of a run: samples, chains, nearest training images, modes, out-of-distribution scores."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +48,8 @@ def chains(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
 
 def steps(found: AlongChain, test_steps: int, path: Path) -> None:
     """Write the result of `quality_along_chain`: distance and energy, with a mark at the test chain."""
-    title = f"{found.metric}, {found.samples:,} images"
-    panels: dict[str, Sequence[float | None]]
-    panels = {title: found.distances, "mean energy along the chain": found.energy}
-    plots.against_counts(found.counts, panels, path, label="steps of the chain", mark=test_steps)
+    panels = {f"{found.metric}, {found.samples:,} images": found.distances, "mean energy along the chain": found.energy}
+    plots.against_counts(found.counts, panels, path, test_steps)
 
 
 def nearest_images(queries: Tensor, among: Iterable[Tensor], total: int, count: int) -> Tensor:
@@ -97,4 +95,4 @@ def neighbours(
 def modes(counts: NDArray[np.int64], law: Law, seed: int, path: Path) -> None:
     """Write the number of samples per mode (modes,), most frequent first, next to draws from the data's law."""
     drawn = generator(seed, "draws from the data's law").multinomial(counts.sum(), law)
-    plots.sorted_counts({"samples": counts, "draws from the data's law": drawn}, path, items="modes", unit="images")
+    plots.sorted_counts({"samples": counts, "draws from the data's law": drawn}, path)

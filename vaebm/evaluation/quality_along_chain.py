@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,27 +15,23 @@ from vaebm.records.results import AlongChain
 from vaebm.samples import grey_levels
 
 
-class Stop(NamedTuple):
-    """State of a batch of chains after some number of steps."""
-
-    images: Tensor
-    """Decoder means (B, C, H, W); values may leave [0, 1]."""
-    energies: Tensor
-    """E(x), (B,), at the chain's x, which includes pixel noise."""
-
-
 @torch.no_grad()
-def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: float) -> list[Stop]:
-    """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`."""
+def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: float) -> list[tuple[Tensor, Tensor]]:
+    """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`.
+
+    Returns:
+        Decoder means (B, C, H, W), which may leave [0, 1], and energies E(x), (B,), at the chain's x, which includes
+        pixel noise.
+    """
     assert (energy := model.energy) is not None
     eps_z, eps_x = model.initial_noise(noise)
-    found: list[Stop] = []
+    found: list[tuple[Tensor, Tensor]] = []
     taken = itertools.count()
 
     def look(eps: Sequence[Tensor]) -> None:
         if next(taken) in counts:
             pixels = model.decoder.decode(eps[:-1])[0]
-            found.append(Stop(pixels.mean.cpu(), energy(pixels.sample(eps[-1])).cpu()))
+            found.append((pixels.mean.cpu(), energy(pixels.sample(eps[-1])).cpu()))
 
     start = [*eps_z, eps_x]
     look(start)
@@ -68,8 +63,8 @@ def quality_along_chain(
     distances: list[float | None] = []
     energies: list[float | None] = []
     for at in zip(*chains, strict=True):
-        images = torch.cat([stop.images for stop in at])
-        energy = torch.cat([stop.energies for stop in at]).double().mean()
+        images, each = map(torch.cat, zip(*at, strict=True))
+        energy = each.double().mean()
         kept = grey_levels(images, sampling.stretch).permute(0, 3, 1, 2) if images.isfinite().all() else None
         distances.append(None if kept is None else distance(kept))
         energies.append(float(energy) if energy.isfinite() else None)

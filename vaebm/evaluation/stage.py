@@ -114,7 +114,7 @@ def draw(inputs: Inputs, results: Results, folder: Path) -> None:
     if results.modes is not None:
         plots.modes(*results.modes, inputs.seed, folder / "modes.png")
     if results.outside:
-        image_grid(to_float(torch.cat(results.shown)), folder / "sets.png", columns=16)
+        image_grid(to_float(torch.cat(results.shown)), folder / "sets.png")
         plots.ood(results.inside, results.outside, results.metrics, folder / "ood.png")
     if results.along_chain is not None:
         chain = inputs.sampling.chain

@@ -10,4 +10,3 @@ from vaebm.plots.charts import training_curves as training_curves
 from vaebm.plots.images import BACKGROUND as BACKGROUND
 from vaebm.plots.images import chain_strip as chain_strip
 from vaebm.plots.images import image_grid as image_grid
-from vaebm.plots.images import tile as tile

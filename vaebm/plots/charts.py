@@ -5,15 +5,14 @@ The files contain no times and no paths: equal data give equal bytes.
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -48,7 +47,6 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
         columns = min(columns, panels)
         rows = -(-panels // columns)
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
         yield axes
         with writing(path) as stream:
@@ -58,22 +56,18 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
 def read_history(history: Path) -> list[dict[str, float]]:
     """Read the records of a history.jsonl, without a truncated last line."""
     records = []
-    for line in history.read_text(encoding="utf-8").splitlines():
-        try:
+    with suppress(ValueError):
+        for line in history.read_text(encoding="utf-8").splitlines():
             records.append(json.loads(line))
-        except ValueError:
-            break
     return records
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred moving mean over about 1/50 of the curve, shorter at the ends; NaN is ignored."""
-    half = len(values) // 100
-    sums, counts = np.cumsum([0.0, *np.nan_to_num(values)]), np.cumsum([0, *np.isfinite(values)])
-    places = np.arange(len(values))
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    seen = counts[last] - counts[first]
-    return np.divide(sums[last] - sums[first], seen, out=np.full(len(values), np.nan), where=seen > 0)
+    import pandas as pd
+
+    width = 2 * (len(values) // 100) + 1
+    return pd.Series(values).rolling(width, min_periods=1, center=True).mean().to_numpy()
 
 
 def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> None:
@@ -112,8 +106,7 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
 
 def _label(axis: Axes, title: str, steps: str) -> None:
     """Set the title, and the name and integer ticks of an axis of steps."""
-    axis.set_title(title)
-    axis.set_xlabel(steps)
+    axis.set(title=title, xlabel=steps)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
@@ -145,50 +138,45 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
                 axis.legend(fontsize=8)
 
 
-def against_counts(
-    counts: Sequence[int], panels: dict[str, Sequence[float | None]], path: Path, label: str, mark: int
-) -> None:
-    """Write values against numbers of steps as PNG, one panel per quantity.
+def against_counts(counts: Sequence[int], panels: Mapping[str, Sequence[float | None]], path: Path, mark: int) -> None:
+    """Write values against the number of steps of a chain as PNG, one panel per quantity.
 
     Args:
         counts: increasing numbers of steps.
         panels: title → value after each number of steps; None leaves a gap.
-        label: of the horizontal axes.
         mark: number of steps to mark by a vertical line.
     """
     with _figure(path, len(panels)) as axes:
         for axis, (title, values) in zip(axes, panels.items(), strict=True):
             axis.axvline(mark, color=GREY, linestyle="--", linewidth=1)
             axis.plot(counts, np.array(values, dtype=np.float64), color=BLUE, linewidth=1.5, marker="o", markersize=4)
-            _label(axis, title, label)
+            _label(axis, title, "steps of the chain")
 
 
-def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path, items: str, unit: str) -> None:
-    """Write the counts of items, most frequent first, as PNG.
+def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:
+    """Write the number of images of each mode, most frequent first, as PNG.
 
     Args:
-        samples: name of a sample → count of each item, (n,), in any order.
-        items, unit: labels of the axes.
+        samples: name of a sample → count of each mode, (modes,), in any order.
     """
     with _figure(path, 1, width=5.4, height=3.2) as (axis,):
         for (name, counts), colour in zip(samples.items(), COLOURS, strict=False):
-            found = f"{name}: {np.count_nonzero(counts):,} of {len(counts):,} {items}"
+            found = f"{name}: {np.count_nonzero(counts):,} of {len(counts):,} modes"
             places, falling = range(1, len(counts) + 1), np.sort(counts)[::-1]
             axis.step(places, falling, where="mid", color=colour, linewidth=1.5, label=found)
         axis.set_yscale("symlog", linthresh=1)  # a collapsed model has most images in one mode
-        axis.set(xlabel=f"{items}, the most frequent first", ylabel=unit, ylim=(0, None))
+        axis.set(xlabel="modes, the most frequent first", ylabel="images", ylim=(0, None))
         axis.legend(fontsize=8)
 
 
-def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str, columns: int = 3) -> None:
+def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str) -> None:
     """Write overlaid histograms as PNG; all samples of a panel share bins, chosen from the first sample.
 
     Args:
         panels: title → name of a sample → values (n,).
         label: of the horizontal axes.
-        columns: panels per row.
     """
-    with _figure(path, len(panels), columns) as axes:
+    with _figure(path, len(panels)) as axes:
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
             together, first = np.concatenate(list(samples.values())), next(iter(samples.values()))
             low, high = np.percentile(first, (0.5, 99.5))
@@ -202,9 +190,7 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
                 style: dict[str, Any] = {"weights": weights, "color": colour}
                 axis.hist(clipped, edges, histtype="stepfilled", alpha=0.3, **style)
                 axis.hist(clipped, edges, histtype="step", linewidth=1.2, label=name, **style)
-            axis.set_title(title)
-            axis.set_xlabel(label)
-            axis.set_ylabel("part of the images")
+            axis.set(title=title, xlabel=label, ylabel="part of the images")
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.legend(fontsize=8)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -18,37 +17,26 @@ BACKGROUND = 214
 """Grey level between the images of a grid."""
 
 
-def tile(images: Tensor, columns: int) -> NDArray[np.uint8]:
-    """Arrange images in a grid, row by row, enlarged by a whole factor (nearest neighbour).
+def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
+    """Write a grid of images as PNG, row by row, enlarged by a whole factor (nearest neighbour).
 
     Args:
         images: (N, C, H, W), clamped to [0, 1], one channel or three.
         columns: images per row.
-
-    Returns:
-        (height, width, 3) uint8.
     """
-    count, channels, height, width = images.shape
+    count, channels, *size = images.shape
     levels = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
     if channels == 1:
         levels = levels.repeat(3, axis=1)
-    factor = max(1, -(-TILE // max(height, width)))
+    factor, columns = max(1, -(-TILE // max(size))), min(columns, count)
     levels = levels.repeat(factor, axis=2).repeat(factor, axis=3)
     gap = max(2, factor // 2)
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    height, width = height * factor, width * factor
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), BACKGROUND, dtype=np.uint8)
-    for index, image in enumerate(levels):
-        top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    return canvas
-
-
-def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
-    """Write a grid of images (N, C, H, W) in [0, 1] as PNG (see `tile`)."""
+    cells = np.pad(levels, ((0, -count % columns), (0, 0), (0, gap), (0, gap)), constant_values=BACKGROUND)
+    _, _, height, width = cells.shape
+    canvas = cells.reshape(-1, columns, 3, height, width).transpose(0, 3, 1, 4, 2).reshape(-1, columns * width, 3)
+    framed = np.pad(canvas, ((gap, 0), (gap, 0), (0, 0)), constant_values=BACKGROUND)
     with writing(path) as stream:
-        Image.fromarray(tile(images, columns)).save(stream, format="png", optimize=True)
+        Image.fromarray(framed).save(stream, format="png", optimize=True)
 
 
 def chain_strip(steps: Sequence[Tensor], path: Path) -> None:
@@ -57,5 +45,4 @@ def chain_strip(steps: Sequence[Tensor], path: Path) -> None:
     Args:
         steps: images (N, C, H, W) in [0, 1] after each step, the start first.
     """
-    count, chains = len(steps), len(steps[0])
-    image_grid(torch.stack(list(steps), dim=1).reshape(chains * count, *steps[0].shape[1:]), path, columns=count)
+    image_grid(torch.stack(list(steps), dim=1).flatten(0, 1), path, columns=len(steps))

@@ -16,7 +16,6 @@ from vaebm.system.errors import UserError
 OTHER_EXTRACTORS = [name for name in get_args(ExtractorName) if name != "inception"]
 """Extractors that give their name to a metric; with the standard Inception weights a metric has its `standard` name."""
 
-
 Shown = Literal["card", "row", "floor", "run"]
 
 

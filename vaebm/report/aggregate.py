@@ -153,7 +153,6 @@ def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> N
         with writing(results / name) as stream:
             stream.write(text.encode())
     numbers = {
-        experiment: {variant: record.values for variant, record in variants.items()}
-        for experiment, variants in measured.records.items()
+        name: {variant: one.values for variant, one in found.items()} for name, found in measured.records.items()
     }
     write_record(results / "benchmarks.json", Numbers(numbers))

@@ -8,7 +8,7 @@ from vaebm.records.metrics import MODES, metric
 from vaebm.records.results import VariantRecord
 
 GRIDS = ("after", "before", "chain", "neighbours", "reconstructions", "samples", "sets")
-"""Names of the plots that are grids of images."""
+"""Names of the plots that are grids of images, which are shown without smoothing."""
 
 
 class Picture(NamedTuple):
@@ -20,11 +20,6 @@ class Picture(NamedTuple):
     """Relative to the folder of the experiment's results."""
     wide: bool = False
     """Spans the whole width."""
-
-    @property
-    def grid(self) -> bool:
-        """True for grids of images, which are shown without smoothing."""
-        return self.path.stem in GRIDS
 
 
 def gallery(record: VariantRecord) -> list[Picture]:

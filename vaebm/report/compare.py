@@ -160,9 +160,8 @@ def obstacle(name: str, one: VariantRecord | None, other: VariantRecord | None) 
         return ""
     if one.data != other.data:
         return "not comparable: other data"
-    if metric(name).uses_extractor and one.extractor != other.extractor:
-        return "not comparable: another extractor"
-    return ""
+    differs = metric(name).uses_extractor and one.extractor != other.extractor
+    return "not comparable: another extractor" if differs else ""
 
 
 def differences(here: Side, there: Side) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from vaebm.config import BASELINE
 from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import MetricValue, VariantRecord
-from vaebm.report.captions import gallery
+from vaebm.report.captions import GRIDS, gallery
 from vaebm.report.paper import Paper, Table
 from vaebm.report.rows import (
     ComparisonRow,
@@ -59,9 +59,8 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
     """Compare a variant with the NVAE in one metric."""
     relative, difference = ratio(row.metric, before.value, after.value), after.value - before.value
     apart = z_score(before, after)
-    change = f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
-    if relative is not None:
-        change = f"× {number(relative, 3)}"
+    signed = f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
+    change = signed if relative is None else f"× {number(relative, 3)}"
     if not difference:
         verdict = "as good"
     elif apart is None:
@@ -103,7 +102,7 @@ def _pictures(record: VariantRecord, folder: Path) -> dict[str, Any]:
     for picture in gallery(record):
         if url := _inline(folder / picture.path):
             table = tables.get(picture.path.name)
-            shown.append({**picture._asdict(), "grid": picture.grid, "url": url, "table": table})
+            shown.append({**picture._asdict(), "grid": picture.path.stem in GRIDS, "url": url, "table": table})
         else:
             missing.append(f"{picture.title} ({folder.name}/{picture.path.as_posix()})")
     return {"pictures": shown, "missing": missing}
@@ -181,14 +180,6 @@ def _mean(values: list[float | None]) -> str:
     return number(statistics.mean(finite)) + (f" ± {number(statistics.stdev(finite), 2)}" if len(finite) > 1 else "")
 
 
-def _facts(variants: dict[str, VariantRecord]) -> str:
-    """Sentences with the seeds and the test chains."""
-    seeds = dict.fromkeys(run.seed for record in variants.values() for run in record.runs)
-    sampled = {name: record for name, record in variants.items() if record.chain.steps or record.chain.stretch}
-    chains = [f"{name}: {chain_of(record)}." for name, record in sampled.items()]
-    return " ".join([f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}.", *chains])
-
-
 def _section(experiment: str, variants: dict[str, VariantRecord], folder: Path) -> dict[str, Any]:
     """Content of one experiment, with the NVAE as the last variant."""
 
@@ -201,10 +192,14 @@ def _section(experiment: str, variants: dict[str, VariantRecord], folder: Path) 
         for title, rows in groupby(shown, key=lambda row: metric(row.metric).family)
     ]
     first = next(iter(variants.values()))
+    seeds = dict.fromkeys(run.seed for record in variants.values() for run in record.runs)
+    sampled = {name: record for name, record in variants.items() if record.chain.steps or record.chain.stretch}
+    facts = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."]
+    facts += [f"{name}: {chain_of(record)}." for name, record in sampled.items()]
     classified = first.modes_by or first.extractor.kind == "classifier"
     return {
         "name": experiment,
-        "facts": _facts(variants),
+        "facts": " ".join(facts),
         "cards": cards(variants),
         "variants": list(variants),
         "families": families,
@@ -223,17 +218,17 @@ def _section(experiment: str, variants: dict[str, VariantRecord], folder: Path) 
 
 def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
     """One of the paper's tables, with our values."""
-    rows = []
-    for row in table.rows:
-        note = remark_of(row, measured, runs) if row.answer else row.note or ""
-        cells = paper_figures(table, row, measured)
-        rows.append({"model": row.model, "ours": row.answer is not None, "cells": cells, "note": note})
-    return {
-        "title": table.title,
-        "note": table.note,
-        "metrics": [with_direction(name) for name in table.metrics],
-        "rows": rows,
-    }
+    rows = [
+        {
+            "model": row.model,
+            "ours": row.answer is not None,
+            "cells": paper_figures(table, row, measured),
+            "note": remark_of(row, measured, runs) if row.answer else row.note or "",
+        }
+        for row in table.rows
+    ]
+    metrics = [with_direction(name) for name in table.metrics]
+    return {"title": table.title, "note": table.note, "metrics": metrics, "rows": rows}
 
 
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
@@ -247,9 +242,7 @@ def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str
     )
     environment.filters |= {"code": _code, "arrowed": with_direction, "minus": lambda text: text.replace("-", "−")}
     return environment.get_template("report.html.j2").render(
-        sections=[
-            _section(experiment, variants, results / experiment) for experiment, variants in measured.records.items()
-        ],
+        sections=[_section(name, variants, results / name) for name, variants in measured.records.items()],
         notes=measured.notes,
         tables=[_table(table, measured, runs) for table in paper.tables],
         legend=LEGEND,

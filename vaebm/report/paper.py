@@ -1,7 +1,7 @@
 """The paper's tables, as in config/paper.yaml."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, model_validator
 
@@ -28,16 +28,14 @@ class Answer(NamedTuple):
     """Variant of that experiment."""
 
 
-def _split(path: Any) -> Any:
-    return path.split("/") if isinstance(path, str) else path
-
-
 class PaperRow(Settings):
     """One row of a table: a model, or a benchmark's name."""
 
     model: str
     """As the table calls it."""
-    answer: Annotated[Answer | None, BeforeValidator(_split)] = None
+    answer: Annotated[
+        Answer | None, BeforeValidator(lambda path: path.split("/") if isinstance(path, str) else path)
+    ] = None
     """Our counterpart; none: a model of others."""
     note: str | None = None
     """Remark on the row."""

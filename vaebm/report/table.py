@@ -18,7 +18,6 @@ TABLE_COLUMNS = [
     "note",
 ]  # fmt: skip
 
-
 Commands = dict[tuple[str, str], str]
 """(experiment, variant) → its command, in words."""
 
@@ -73,18 +72,20 @@ def commands(paper: Paper, experiments: Path) -> Commands:
     Raises:
         UserError: one of them is no experiment.
     """
-    answers = {row.answer for table in paper.tables for row in table.rows if row.answer is not None}
-    found = {}
-    for name in {answer.experiment for answer in answers}:
-        path = experiments / f"{name}.yaml"
-        settings = read_experiment(path) if path.is_file() else None
-        for variant in {answer.variant for answer in answers if answer.experiment == name}:
-            words = f"`snakemake --config 'experiments=[{name}]'`"
-            if settings is None:
-                words += f", but {name} is not in config/experiments yet"
-            elif lacking := [*settings.missing, *([] if variant in settings.models else [f"a variant {variant}"])]:
+    found: Commands = {}
+    for answer in {row.answer for table in paper.tables for row in table.rows if row.answer is not None}:
+        words, path = (
+            f"`snakemake --config 'experiments=[{answer.experiment}]'`",
+            experiments / f"{answer.experiment}.yaml",
+        )
+        if not path.is_file():
+            words += f", but {answer.experiment} is not in config/experiments yet"
+        else:
+            settings = read_experiment(path)
+            own = [] if answer.variant in settings.models else [f"a variant {answer.variant}"]
+            if lacking := [*settings.missing, *own]:
                 words += f", once it has {' and '.join(lacking)}"
-            found[name, variant] = words
+        found[answer] = words
     return found
 
 

@@ -19,12 +19,14 @@ from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
 DATABASE = "mlflow.db"
 """Default of `mlflow ui` in the same folder; MLFLOW_TRACKING_URI has precedence."""
 
-ARTIFACTS = "mlartifacts"
 EXPERIMENT_NAME = "vaebm"
 """Name of the MLflow experiment of all runs."""
 
-METRICS_PER_CALL, PARAMETERS_PER_CALL = 900, 90
+PER_CALL = {"metrics": 900, "params": 90}
 """Batch sizes below MLflow's limits of 1000 and 100."""
+
+LINES_PER_SAVE = 100
+"""Lines of a history that are logged before the state is saved."""
 
 NEEDS = ("torch", "numpy", "pydantic", "pyyaml", "tqdm")
 """Requirements of a registered model, without its own code."""
@@ -62,7 +64,7 @@ class Mirror:
         renamed, and everything is mirrored again.
         """
         local = self.uri == f"sqlite:///{DATABASE}"
-        location = Path(ARTIFACTS).absolute().as_uri() if local else None
+        location = Path("mlartifacts").absolute().as_uri() if local else None
         found = self.client.get_experiment_by_name(EXPERIMENT_NAME)
         if found is not None and (location is None or found.artifact_location == location):
             return str(found.experiment_id)
@@ -84,9 +86,10 @@ class Mirror:
 
     def stage(self, stage: StageRun) -> None:
         """Create or update a child run; other settings or other numbers make a new run."""
-        place = self.place.stages.get(stage.name)
-        if place is not None and not self._exists(place.run):
-            place = None
+        from mlflow.entities import Param
+
+        known = self.place.stages.get(stage.name)
+        place = known if known is not None and self._exists(known.run) else None
         if place is not None and not stage.continues(place):
             self.client.update_run(place.run, name=f"{stage.name}, superseded")
             self.client.set_tag(place.run, "status", "superseded")
@@ -94,7 +97,7 @@ class Mirror:
         if place is None:
             tags = {"mlflow.parentRunId": self.place.run or "", "experiment": self.results.name}
             place = _empty_place(self._create(stage, tags), stage)
-            self._log_parameters(place.run, stage.parameters)
+            self._log(place.run, "params", [Param(name, value) for name, value in stage.parameters.items()])
             self.place.stages[stage.name] = place
             self._save()
         self._bring_up_to_date(place, stage)
@@ -154,12 +157,12 @@ class Mirror:
         self._log_history(place, stage, now)
         figures = {name: value for name, value in stage.figures.items() if place.figures.get(name) != value}
         if figures:
-            self._log_metrics(run, [Metric(_key(name), value, now, 0) for name, value in figures.items()])
+            self._log(run, "metrics", [Metric(_key(name), value, now, 0) for name, value in figures.items()])
             place.figures = stage.figures
             self._save()
         if stage.curves and not place.curves:
             points = [(name, step, value) for name, curve in stage.curves.items() for step, value in curve]
-            self._log_metrics(run, [Metric(_key(name), value, now, step) for name, step, value in points])
+            self._log(run, "metrics", [Metric(_key(name), value, now, step) for name, step, value in points])
             place.curves = fingerprint(stage.curves)
             self._save()
         for folder, files in stage.files.items():
@@ -170,53 +173,36 @@ class Mirror:
                     place.files[key] = content
         if stage.tags.get("status") != "unfinished" and not place.ended:
             outcome = "FINISHED" if stage.tags.get("status") == "finished" else "FAILED"
-            self.client.set_terminated(run, outcome, _milliseconds(stage.ended))
+            self.client.set_terminated(run, outcome, stage.ended)
             place.ended = True
         self._save()
 
     def _log_history(self, place: MirroredRun, stage: StageRun, now: int) -> None:
         from mlflow.entities import Metric
 
-        while place.lines < len(stage.history):
-            batch: list[Any] = []
-            upto = place.lines
-            while upto < len(stage.history) and len(batch) < METRICS_PER_CALL:
-                record = json.loads(stage.history[upto])
+        for first in range(place.lines, len(stage.history), LINES_PER_SAVE):
+            batch: list[Metric] = []
+            for record in map(json.loads, stage.history[first : first + LINES_PER_SAVE]):
                 step = int(record.pop("step"))
                 numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
                 batch += [Metric(_key(name), float(value), now, step) for name, value in numbers.items()]
-                upto += 1
-            self._log_metrics(place.run, batch)
-            place.lines, place.history = upto, fingerprint(stage.history[:upto])
+            self._log(place.run, "metrics", batch)
+            place.lines = min(first + LINES_PER_SAVE, len(stage.history))
+            place.history = fingerprint(stage.history[: place.lines])
             self._save()
 
-    def _log_metrics(self, run: str, metrics: list[Any]) -> None:
-        for first in range(0, len(metrics), METRICS_PER_CALL):
-            self.client.log_batch(run, metrics=metrics[first : first + METRICS_PER_CALL])
-
-    def _log_parameters(self, run: str, parameters: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        entities = [Param(name, value) for name, value in parameters.items()]
-        for first in range(0, len(entities), PARAMETERS_PER_CALL):
-            self.client.log_batch(run, params=entities[first : first + PARAMETERS_PER_CALL])
+    def _log(self, run: str, kind: str, entities: list[Any]) -> None:
+        """Log entities of a kind of `PER_CALL` in batches."""
+        for first in range(0, len(entities), PER_CALL[kind]):
+            batch: dict[str, Any] = {kind: entities[first : first + PER_CALL[kind]]}
+            self.client.log_batch(run, **batch)
 
     def _create(self, stage: StageRun, tags: dict[str, str]) -> str:
-        return str(self.client.create_run(self.home, _milliseconds(stage.began), tags, stage.name).info.run_id)
+        return str(self.client.create_run(self.home, stage.began, tags, stage.name).info.run_id)
 
     def _exists(self, run: str | None) -> bool:
         """True if a run exists in this experiment and is not deleted."""
-        from mlflow.exceptions import MlflowException
-
-        if run is None:
-            return False
-        try:
-            info = self.client.get_run(run).info
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
-        return info.lifecycle_stage == "active" and info.experiment_id == self.home
+        return run is not None and bool(self.client.search_runs([self.home], f"attributes.run_id = '{run}'"))
 
     def _save(self) -> None:
         write_record(self.results / "tracking.json", self.place)
@@ -233,8 +219,3 @@ def _empty_place(run: str, stage: StageRun) -> MirroredRun:
 def _key(name: str) -> str:
     """Replace characters that MLflow does not allow."""
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _milliseconds(seconds: float | None) -> int | None:
-    """Convert seconds to MLflow's milliseconds; None: now."""
-    return None if seconds is None else int(seconds * 1000)

@@ -21,9 +21,6 @@ TRAININGS = ("classifier", "nvae", "ebm", "wgan")
 TEXT = 5000
 """MLflow's limit for the characters of a tag or a note."""
 
-Curve = list[tuple[int, float]]
-"""Values against a step: an iteration, or the number of steps of a chain."""
-
 
 @dataclass(frozen=True)
 class RegisteredModel:
@@ -48,14 +45,14 @@ class StageRun:
     history: list[str] = field(default_factory=list)
     """Lines of history.jsonl, which grows."""
     figures: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
-    """Further metrics against a step, complete at the end of the stage."""
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Further metrics against an iteration or a number of steps of a chain, complete at the end of the stage."""
     files: dict[str, list[Path]] = field(default_factory=dict)
     note: str = ""
     """Markdown at the top of the run's page."""
-    began: float | None = None
-    ended: float | None = None
-    """Seconds since 1970; None: unknown."""
+    began: int | None = None
+    ended: int | None = None
+    """Milliseconds since 1970; None: unknown."""
     model: RegisteredModel | None = None
 
     def continues(self, place: MirroredRun) -> bool:
@@ -83,7 +80,11 @@ class StageRun:
         elif value and all(key.isdecimal() for key in value):
             self.curves[name] = [(int(step), float(one)) for step, one in value.items() if _is_number(one)]
         else:
-            lists = {key: one for key, one in value.items() if _is_curve(one)}
+            lists = {
+                key: one
+                for key, one in value.items()
+                if isinstance(one, list) and all(entry is None or _is_number(entry) for entry in one)
+            }
             counts = lists.pop("counts", None) or list(range(max(map(len, lists.values()), default=0)))
             for key, one in lists.items():
                 points = zip(counts[len(counts) - len(one) :], one, strict=True)
@@ -142,8 +143,8 @@ def _training(folder: Path) -> StageRun:
             seen = [f"iteration {event.iteration}: {event.reason}: {event.action}" for event in facts.events]
             stage.tags["guard"] = ("; ".join(seen) or "quiet")[:TEXT]
             stage.curves["guard/events"] = [(event.iteration, number) for number, event in enumerate(facts.events, 1)]
-        stage.ended = record.stat().st_mtime
-        stage.began = stage.ended - facts.seconds
+        ended = record.stat().st_mtime
+        stage.began, stage.ended = int((ended - facts.seconds) * 1000), int(ended * 1000)
     return stage
 
 
@@ -242,10 +243,6 @@ def _tags(
         text = " ".join(value) if isinstance(value, list) else str(value)
         tags[name] = text.lower() if isinstance(value, bool) else text[:TEXT]
     return tags
-
-
-def _is_curve(value: Any) -> bool:
-    return isinstance(value, list) and all(entry is None or _is_number(entry) for entry in value)
 
 
 def _is_number(value: Any) -> bool:
