@@ -25,7 +25,7 @@ from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.system.device import seeded
 from vaebm.system.errors import UserError
 
-inception_module = sys.modules[extractors.FeatureExtractorInceptionV3.__module__]
+inception_module = sys.modules[extractors.torch_fidelity.FeatureExtractorInceptionV3.__module__]
 RANDOM = np.random.default_rng(0)
 STANDARD = weights.INCEPTION_SHA256
 TRAIN, HELD_OUT = 10, 4
