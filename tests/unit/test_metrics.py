@@ -70,7 +70,7 @@ def test_every_entry_is_complete() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["FD", "FD-inception", "FD-dinov2", "FID-classifier", "KIDs", "AUROC", "AUROC-", "AUROC-svhn-other", "", "a\nb"],
+    ["FD", "FD-inception", "FD-dinov2", "FID-classifier", "KIDs", "AUROC", "AUROC-", "AUROC-svhn other", "", "a\nb"],
 )
 def test_unregistered_metric_is_refused_in_one_line(name: str) -> None:
     """Above all: a distance is an FID with the standard extractor only, and then has no other name."""
@@ -91,3 +91,8 @@ def test_better_direction_of_every_extractor() -> None:
     ]  # fmt: skip
     assert with_direction("AUROC-svhn-energy") == "AUROC-svhn-energy ↑"
     assert metric("FD-classifier-heldout").better == "↓" and metric("IS").better == "↑"
+
+
+@pytest.mark.parametrize("score", ["", "-energy", "-likelihood", "-elbo", "-likelihood-elbo", "-typicality"])
+def test_set_with_hyphens_in_its_name_has_its_metrics(score: str) -> None:
+    assert metric(f"AUROC-my-own-set{score}").pattern == f"AUROC-{{set}}{score}"

@@ -10,6 +10,7 @@ from functools import cache
 from itertools import groupby
 from typing import Literal, get_args
 
+from vaebm.config.base import NAME
 from vaebm.config.evaluation import ExtractorName
 from vaebm.system.errors import UserError
 
@@ -164,8 +165,8 @@ def metric(name: str) -> Metric:
     Raises:
         UserError: there is none.
     """
-    parts = {"{extractor}": f"({'|'.join(OTHER_EXTRACTORS)})", "{set}": r"\w+"}
-    for one in METRICS:
+    parts = {"{extractor}": f"({'|'.join(OTHER_EXTRACTORS)})", "{set}": NAME}
+    for one in sorted(METRICS, key=lambda one: -len(one.pattern)):  # a set's name may have hyphens too
         expression = re.sub(r"{\w+}", lambda part: parts[part[0]], one.pattern)
         if name and (name == one.standard or re.fullmatch(expression, name)):
             return one
