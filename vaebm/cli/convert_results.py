@@ -27,16 +27,17 @@ def convert_results(results: Path) -> None:
             os.utime(model, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
             print(f"{model}: converted from {path.name}")
     names = {path.relative_to(results.parent).as_posix() for path in earlier}
-    for record in [path for path in (results.parent / ".snakemake" / "metadata").rglob("*") if path.is_file()]:
+    for record in [path for path in (results.parent / ".snakemake" / "metadata").glob("*") if path.is_file()]:
         _rename_models(record, names)
 
 
 def _rename_models(record: Path, names: set[str]) -> None:
     """Rename the models `names` in a record of Snakemake: among its inputs, and as the output that names it."""
     content, output = json.loads(record.read_text(encoding="utf-8")), base64.b64decode(record.name).decode()
-    inputs = [_later(name) if name in names else name for name in content["input"]]
-    if inputs != content["input"] or output in names:
-        checksums = {name: value for name, value in content["input_checksums"].items() if name not in names}
+    before = content.get("input") or []
+    inputs = [_later(name) if name in names else name for name in before]
+    if inputs != before or output in names:
+        checksums = {key: value for key, value in (content.get("input_checksums") or {}).items() if key not in names}
         name = base64.b64encode((_later(output) if output in names else output).encode()).decode()
         write_json(record.with_name(name), {**content, "input": inputs, "input_checksums": checksums})
 

@@ -13,7 +13,7 @@ Architecture = Literal[
 
 
 MOST_CELLS = 2000
-"""Cells of an NVAE; the largest published one has about 300."""
+"""Most cells of an NVAE; the largest experiment file has 184."""
 
 
 class NVAENetworkSettings(Settings):

@@ -92,8 +92,9 @@ def choose(content: Any, overrides: Mapping[str, Any]) -> tuple[list[str], list[
 def check_complete(experiments: Mapping[str, Experiment]) -> None:
     """Raise `UserError` where sections are missing that the pipeline requires."""
     lacking = [name for name, experiment in experiments.items() if experiment.missing]
-    for name in lacking[:1]:
-        more = f"; so are {listed(lacking[1:])}" if lacking[1:] else ""
+    if lacking:
+        name, *others = lacking
+        more = f"; so are {listed(others)}" if others else ""
         raise UserError(
             f"{_path(name)}: expected an experiment that Snakemake can run, found one without "
             f"{' and without '.join(experiments[name].missing)}{more}; `vaebm describe {name}` says what it takes, and "

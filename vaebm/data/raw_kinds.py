@@ -3,8 +3,6 @@
 Pillow's mode does not say how the file stores its values; the file's header and tags do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import IO, Any
 

@@ -177,7 +177,7 @@ def differences(here: Side, there: Side) -> dict[str, list[str]]:
         elif unknown:
             where = f"origin unknown {' and '.join(unknown)}"
             lines.append(
-                f"{variant}: {where}, whether the figures are comparable too: no record of them beside {BENCHMARKS}"
+                f"{variant}: {where}, and whether the values are comparable: no record of them next to {BENCHMARKS}"
             )
         else:
             ours, theirs = origin(here.records[key]), origin(there.records[key])

@@ -130,7 +130,7 @@ def _training(record: VariantRecord) -> dict[str, Any]:
     return {
         "header": header,
         "rows": [[row.get(name, "") for name in header] for row in rows],
-        "told": [*events, *snapshots(record)],
+        "remarks": [*events, *snapshots(record)],
     }
 
 

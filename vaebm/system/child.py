@@ -1,7 +1,5 @@
 """Runs work in a child process, so that a crash of native code in it ends in one line that names the file."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import mmap
