@@ -3,8 +3,6 @@
 Equal bytes fill DVC's cache, for `dvc status` and `dvc push`; other bytes stop the run. Pins are never changed.
 """
 
-import hashlib
-import json
 import os
 import re
 import subprocess
@@ -69,12 +67,16 @@ def _files(folder: Path) -> list[Path]:
 
 
 def folder_hash(folder: Path) -> str:
-    """DVC's hash of a folder, computed from its files' names and hashes."""
-    entries = [
-        {"md5": hashlib.md5(path.read_bytes()).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
-        for path in _files(folder)
-    ]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+    """DVC's hash of a folder, as in data.dvc."""
+    from dvc_data.hashfile.hash import hash_file
+    from dvc_data.hashfile.tree import Tree
+    from dvc_objects.fs.local import LocalFileSystem
+
+    tree, disk = Tree(), LocalFileSystem()  # type: ignore[no-untyped-call]  # DVC declares no types here
+    for path in _files(folder):
+        tree.add(path.relative_to(folder).parts, *hash_file(str(path), disk, "md5"))
+    tree.digest()
+    return str(tree.hash_info.value)
 
 
 def _commit(pins: Path) -> str | None:
