@@ -90,6 +90,11 @@ def test_the_comparison_with_the_pin_is_no_reason_to_train(finished):
     assert finished.planned() == {"pin": 1}
 
 
+def test_a_run_of_one_experiment_leaves_the_data_of_others_alone(tiny_run):
+    for chosen in ("stacked_digits", "tiny, stacked_digits"):
+        assert "data" not in tiny_run.planned("--config", f"experiments=[{chosen}]")
+
+
 def test_lint(clone):
     """Snakemake's own advice."""
     assert "in a good condition" in clone.run("snakemake", "--lint")

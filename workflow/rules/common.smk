@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vaebm.config import BASELINE
+from vaebm.config import BASELINE, DataSettings
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
 from vaebm.config.base import NAME
 from vaebm.config.pipeline import pinned_sets, resolve
@@ -80,7 +80,14 @@ def data_settings_of(wildcards):
 
 def images_of(wildcards):
     """Settings of a data set without its path: other settings prepare it again, another path does not."""
-    return DATASETS[wildcards.dataset].model_dump_json(exclude={"path"}) if wildcards.dataset in DATASETS else ""
+    settings = DATASETS.get(wildcards.dataset) or DataSettings.model_construct(dataset=wildcards.dataset)
+    return settings.model_dump_json(exclude={"path"})
+
+
+def preparable():
+    """Pattern of the data sets that `data` prepares: not those of data.dvc that are there and that no chosen experiment uses."""
+    kept = [Path(folder).name for folder in PINNED if Path(folder).name not in DATASETS and Path(folder, "manifest.json").is_file()]
+    return f"(?!(?:{'|'.join(kept)})/){NAME}"
 
 
 def settings_option(wildcards, input):

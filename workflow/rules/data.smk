@@ -7,6 +7,8 @@ rule data:
         manifest="data/{dataset}/manifest.json",
     log:
         "results/data/{dataset}.log",
+    wildcard_constraints:
+        dataset=preparable(),
     conda:
         "../../environment.yml"
     threads: resource("data", "threads")
