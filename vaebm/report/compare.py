@@ -157,31 +157,22 @@ def differences(here: Side, there: Side) -> dict[str, list[str]]:
     return found
 
 
-def comparison_markdown(here: Side, there: Side, names: tuple[str, str]) -> str:
-    """The comparison as Markdown.
-
-    Args:
-        names: the two paths, as typed.
-    """
-    found = {
-        experiment: ([pair.words for pair in pairs(here, there) if pair.experiment == experiment], lines)
-        for experiment, lines in differences(here, there).items()
-    }
-    return render("comparison.md.j2", found=found, names=names, grid=grid)
-
-
 def run(results: Path, other: Path) -> None:
-    """Print the comparison, and write comparison.md and comparison.csv under `results`.
+    """Print the comparison of `results` with `other`, which may be a benchmarks.json; write comparison.md and .csv.
 
-    Args:
-        results, other: folders of results; `other` may be a benchmarks.json.
+    The files lie under `results`.
 
     Raises:
         UserError: one of them is missing or damaged.
     """
     here, there = read_side(results), read_side(other)
-    text = comparison_markdown(here, there, (str(results), str(other)))
-    frame = pd.DataFrame([pair.cells for pair in pairs(here, there)], columns=COMPARISON_COLUMNS)
+    found = pairs(here, there)
+    experiments = {
+        experiment: ([pair.words for pair in found if pair.experiment == experiment], lines)
+        for experiment, lines in differences(here, there).items()
+    }
+    text = render("report/comparison.md.j2", experiments=experiments, paths=(results, other), grid=grid)
+    frame = pd.DataFrame([pair.cells for pair in found], columns=COMPARISON_COLUMNS)
     csv = frame.to_csv(index=False, lineterminator="\n")
     for name, content in (("comparison.md", text), ("comparison.csv", csv)):
         with writing(results / name) as stream:

@@ -154,4 +154,4 @@ def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str
     content = {"measured": measured, "paper": paper, "runs": runs, "results": results, "baseline": BASELINE}
     functions = (by_seed, cards, families, format_value, inlined, pictures, training)
     named = {each.__name__: each for each in functions}
-    return render("report.html.j2", rows=rows, table=table, **content, **named)
+    return render("report/report.html.j2", rows=rows, table=table, **content, **named)

@@ -43,4 +43,4 @@ def latex(measured: Measured, paper: Paper) -> str:
         header = ["model", *["paper", "measured"] * len(table.metrics)]
         rows = [paper_cells(table, row, measured) for row in table.rows]
         tables.append((table.title, [with_direction(name) for name in table.metrics], header, rows))
-    return render("benchmarks.tex.j2", tables=tables, legend=LEGEND.replace("±", "+-"), escape=escape)
+    return render("report/benchmarks.tex.j2", tables=tables, legend=LEGEND.replace("±", "+-"), escape=escape)

@@ -73,9 +73,6 @@ def chain_of(record: VariantRecord) -> str:
 def commands(paper: Paper, experiments: Path) -> Commands:
     """The command of each experiment that answers rows of the paper, in words, with backticks.
 
-    Args:
-        experiments: folder of the experiment files.
-
     Raises:
         UserError: one of them is no experiment.
     """
@@ -170,11 +167,7 @@ LEGEND = (
 
 
 def overview(variants: dict[str, VariantRecord], *, certain: bool = True) -> Cells:
-    """Header and rows of an experiment: metrics × variants, then ratio to the NVAE, floor and number of images.
-
-    Args:
-        certain: show spreads or intervals.
-    """
+    """Metrics × variants of an experiment, `certain`: with spreads or intervals; then ratio, floor, count of images."""
     shown = comparison_rows(variants)
     ratio, floors = ratio_name(variants), any(row.floor for row in shown)
     rows = []
@@ -253,4 +246,4 @@ def grid(header: list[str], rows: list[list[str]]) -> str:
 def results_markdown(measured: Measured, paper: Paper, runs: Commands) -> str:
     """The results as Markdown: all experiments, then the paper's tables."""
     functions = {each.__name__: each for each in (grid, origin_table, overview, paper_table, remarks, snapshots)}
-    return render("benchmarks.md.j2", measured=measured, paper=paper, runs=runs, legend=LEGEND, **functions)
+    return render("report/benchmarks.md.j2", measured=measured, paper=paper, runs=runs, legend=LEGEND, **functions)

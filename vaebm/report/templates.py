@@ -1,4 +1,4 @@
-"""The templates of the outputs, next to this module."""
+"""The templates of texts and tables, files next to the modules that fill them."""
 
 import re
 from typing import Any
@@ -15,9 +15,9 @@ def _code(text: str) -> Markup:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill the template of this name; values are escaped in HTML only."""
+    """Fill the template of this path in the package; values are escaped in HTML only."""
     environment = Environment(
-        loader=PackageLoader("vaebm", "report"),
+        loader=PackageLoader("vaebm", ""),
         autoescape=".html." in template,
         undefined=StrictUndefined,
         trim_blocks=True,
