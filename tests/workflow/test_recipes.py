@@ -125,7 +125,7 @@ def test_own_metric_stands_in_the_table(finished_mine):
         "from vaebm.evaluation.measurements",
         "from vaebm.evaluation.grey_levels import grey_level_figures\n",
     )
-    insert(finished_mine, stage, r" +metrics \|= detection", added)
+    insert(finished_mine, stage, r" +metrics = measure_fidelity", added)
     finished_mine.edit("vaebm/records/metrics.py", "METRICS = (", f"{registered}METRICS = (W1_GREY_LEVELS, ")
     (finished_mine.folder / "docs").mkdir()
     shell(finished_mine, again)

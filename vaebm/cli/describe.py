@@ -4,14 +4,14 @@ The networks are on torch's meta device: tensors have shapes and no values.
 """
 
 import math
-from itertools import groupby, zip_longest
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vaebm.cli.work import Work, measured, quantity
-from vaebm.config import DatasetFacts, Experiment
+from vaebm.config import Experiment
 from vaebm.config.yaml_files import read_experiment
 from vaebm.ebm.contrastive_divergence import contrastive_divergence
 from vaebm.energy.network import EnergyNetwork
@@ -21,6 +21,7 @@ from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
 from vaebm.records.metrics import number
+from vaebm.report.templates import render
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path("config/experiments")
@@ -62,19 +63,14 @@ def nvae_training(nvae: NVAE, batch: int) -> tuple[Work, Work]:
     return forward, work()
 
 
-def decoding(nvae: NVAE, batch: int) -> Work:
-    """Work of decoding `batch` images."""
-    with measured(nvae) as work, torch.no_grad():
-        nvae.eval().decode(blank(nvae, batch)[1])
-    return work()
-
-
-def reconstruction(nvae: NVAE, batch: int) -> Work:
-    """Work of encoding and decoding `batch` images, for matched positives."""
-    x, eps = blank(nvae, batch)
-    with measured(nvae) as work, torch.no_grad():
-        nvae.eval()(x, eps=eps)
-    return work()
+def inference(nvae: NVAE, batch: int) -> tuple[Work, Work]:
+    """Work of decoding `batch` images, and of encoding and decoding them, for matched positives."""
+    x, eps = blank(nvae.eval(), batch)
+    with measured(nvae) as decoding, torch.no_grad():
+        nvae.decode(eps)
+    with measured(nvae) as reconstruction, torch.no_grad():
+        nvae(x, eps=eps)
+    return decoding(), reconstruction()
 
 
 def langevin_step(vaebm: VAEBM, chains: int) -> Work:
@@ -115,105 +111,48 @@ def duration(seconds: float) -> str:
     return f"{number(seconds, 3)} s" if seconds >= 1 else "below 1 s"
 
 
-DescriptionRow = tuple[str, str, str]
-"""What, how much, a remark."""
+Costs = dict[str, float]
+"""Numbers of the description: counts of parameters, FLOP, bytes."""
 
 
-def _flop(what: str, flop: float, remark: str) -> DescriptionRow:
-    return what, quantity(flop, "FLOP"), remark
-
-
-def _bytes(what: str, size: float, remark: str = "") -> DescriptionRow:
-    return what, quantity(size, "B"), remark
-
-
-def _time(what: str, flop: float, throughput: float, remark: str) -> DescriptionRow:
-    return what, duration(flop / (1e12 * throughput)), f"{remark}, {quantity(flop, 'FLOP')}"
-
-
-def _nvae_rows(nvae: NVAE, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[DescriptionRow]]:
-    """The NVAE's rows per section; `decoded`: FLOP of a decoded image."""
+def nvae_costs(nvae: NVAE, experiment: Experiment) -> Costs:
+    """Costs of the NVAE and of its training."""
     training, every = experiment.nvae.training, parameters(nvae)
-    decoder = sum(parameter.numel() for parameter in nvae.decoder_parameters())
     share = -(-(training.micro_batch or training.batch) // max(experiment.resources.nvae.gpu, 1))
     set_recompute(nvae, training.recompute)
     forward, part = nvae_training(nvae, share)
     set_recompute(nvae, False)  # chains never do
     step = training.batch * part.flop // share
-    train = experiment.data.facts.train
-    steps = (train or training.batch) // training.batch * training.epochs
-    count = f"{steps:,} steps" if train else f"for every {training.batch} images to train on"
-    length = f"{training.epochs} epochs, {count}"
-    weights = every * SINGLE
-    return {
-        "Parameters": [
-            ("NVAE, encoder side", f"{every - decoder:,}", ""),
-            ("NVAE, decoder side", f"{decoder:,}", "with the learned constant"),
-            ("NVAE", f"{every:,}", ""),
-        ],
-        "Work": [
-            _flop("NVAE, forward", forward.flop / share, "an image"),
-            _flop("NVAE, decoder alone", decoded, "an image"),
-            _flop("NVAE training step", step, f"{training.batch} images, forward and backward, without regularisers"),
-        ],
-        "Memory": [
-            _bytes("NVAE training", (2 + MOMENTS) * weights + part.activations, f"{share} images at once"),
-            _bytes("  weights", weights),
-            _bytes("  gradients", weights),
-            _bytes("  optimiser", MOMENTS * weights),
-            _bytes("  activations", part.activations),
-        ],
-        "Time": [_time("NVAE training", step * steps, throughput, length)],
-    }
+    steps = (experiment.data.facts.train or training.batch) // training.batch * training.epochs
+    decoder, weights = sum(parameter.numel() for parameter in nvae.decoder_parameters()), every * SINGLE
+    costs: Costs = {"parameters": every, "decoder": decoder, "decoding": inference(nvae, 1)[0].flop}
+    costs |= {"share": share, "forward": forward.flop / share, "step": step, "steps": steps, "total": step * steps}
+    costs |= {"weights": weights, "optimiser": MOMENTS * weights, "activations": part.activations}
+    return costs | {"memory": (2 + MOMENTS) * weights + part.activations}
 
 
-def _ebm_rows(vaebm: VAEBM, experiment: Experiment, decoded: int, throughput: float) -> dict[str, list[DescriptionRow]]:
-    """The rows of energy and chain per section; `decoded`: FLOP of a decoded image."""
+def ebm_costs(vaebm: VAEBM, experiment: Experiment, decoding: float) -> tuple[Costs, Costs | None]:
+    """Costs of the energy's training and of the stage `samples`; `decoding`: FLOP of a decoded image."""
     assert isinstance(vaebm.energy, EnergyNetwork) and experiment.ebm is not None
     training, steps, batch = experiment.ebm.training, experiment.ebm.chain.steps, experiment.ebm.training.batch
     share = -(-batch // max(experiment.resources.ebm.gpu, 1))
     energy, update = energy_update(vaebm.energy, blank(vaebm.nvae, share)[0])
     step = langevin_step(vaebm, share)
     a_step, an_update = step.flop // share, update.flop // share
-    match = reconstruction(vaebm.nvae, 1).flop if experiment.ebm.positives == "matched" else 0
-    both = parameters(vaebm.nvae) + parameters(vaebm.energy)
-    weights = both * SINGLE + (prepared := prepared_weights(vaebm))
+    match = inference(vaebm.nvae, 1)[1].flop if experiment.ebm.positives == "matched" else 0
+    own, prepared = parameters(vaebm.energy), prepared_weights(vaebm)
+    both = (parameters(vaebm.nvae) + own) * SINGLE
     # gradients, optimiser, activations
-    update_memory = (1 + MOMENTS) * SINGLE * parameters(vaebm.energy) + update.activations
-    total = training.iterations * batch * (steps * a_step + decoded + match + an_update)
-    length = f"{training.iterations:,} updates, {steps} Langevin steps before each"
-    rows = {
-        "Parameters": [("energy", f"{parameters(vaebm.energy):,}", ""), ("both", f"{both:,}", "")],
-        "Work": [
-            _flop("energy", energy.flop / share, "an image"),
-            _flop("Langevin step", batch * a_step, f"{batch} chains"),
-            _flop("energy update", batch * an_update, f"{batch} images and as many chains, forward and backward"),
-        ],
-        "Memory": [
-            _bytes("Langevin step", weights + step.activations, f"{share} chains at once"),
-            _bytes("  weights of both", both * SINGLE),
-            _bytes("  prepared weights", prepared, "normalised, folded, some of them turned for the gradient"),
-            _bytes("  activations", step.activations),
-            _bytes("energy update", update_memory, "on a GPU beside the Langevin step, whose record stays"),
-        ],
-        "Time": [_time("energy training", total, throughput, length)],
-    }
-    if experiment.samples is not None:
-        count, steps, chains = experiment.samples.count, experiment.samples.chain.steps, experiment.samples.batch
-        memory, length = weights + chains * step.activations // share, f"{count:,} images, {steps} Langevin steps each"
-        rows["Memory"].append(_bytes("samples", memory, f"{chains} chains at once"))
-        rows["Time"].append(_time("samples", count * (steps * a_step + decoded), throughput, length))
-    return rows
-
-
-def _counts(facts: DatasetFacts) -> str:
-    if facts.train is None:
-        return "as many as the files hold"
-    return f"{facts.train:,} to train on, {facts.heldout:,} held out"
-
-
-def _groups(count: int, shape: tuple[int, ...]) -> str:
-    return f"{count} group{'s' if count > 1 else ''} of {'×'.join(map(str, shape))}"
+    update_memory = (1 + MOMENTS) * SINGLE * own + update.activations
+    total = training.iterations * batch * (steps * a_step + decoding + match + an_update)
+    costs: Costs = {"parameters": own, "share": share, "forward": energy.flop / share, "total": total}
+    costs |= {"langevin": batch * a_step, "updating": batch * an_update, "update_memory": update_memory}
+    costs |= {"weights": both, "prepared": prepared, "activations": step.activations}
+    costs |= {"memory": both + prepared + step.activations}
+    if (samples := experiment.samples) is None:
+        return costs, None
+    memory = both + prepared + samples.batch * step.activations // share
+    return costs, {"memory": memory, "total": samples.count * (samples.chain.steps * a_step + decoding)}
 
 
 def describe_experiment(path: Path, throughput: float) -> str:
@@ -227,37 +166,29 @@ def describe_experiment(path: Path, throughput: float) -> str:
         UserError: no experiment there.
     """
     experiment = read_experiment(path)
-    facts = experiment.data.facts
-    nvae, energy = build(experiment)
-    sections = ("data", "nvae", "ebm", "samples", "evaluation")
-    stages = [name for name in sections if getattr(experiment, name) is not None]
-    head = {
-        "stages": [", ".join(stages)],
-        "models": [", ".join(experiment.models)],
-        "missing": experiment.missing
-        and [", ".join(experiment.missing), "so Snakemake cannot run it; its stages can be run by hand"],
-        "images": [f"{'×'.join(map(str, nvae.shape))}, {experiment.data.prepared}: {_counts(facts)}"],
-        "latents": [_groups(len(list(same)), shape) for shape, same in groupby(nvae.latent_shapes)],
-    }
-    head["latents"].append(f"{sum(math.prod(shape) for shape in nvae.latent_shapes):,} dimensions in all")
-    lines = [str(path)]
-    for name, texts in head.items():
-        lines += [f"{title:<10}{text}" for title, text in zip_longest([name], texts, fillvalue="") if text]
-
-    decoded = decoding(nvae, 1).flop
-    tables = _nvae_rows(nvae, experiment, decoded, throughput)
+    network, energy = build(experiment)
+    nvae, ebm, samples = nvae_costs(network, experiment), None, None
     if experiment.ebm is not None:
-        more = _ebm_rows(VAEBM(nvae, energy, experiment.ebm.potential), experiment, decoded, throughput)
-        tables = {title: rows + more[title] for title, rows in tables.items()}
-    remarks = {
-        "Work": ": floating-point operations of convolutions and matrix products, a multiply-add is two",
-        "Memory": " of each process in single precision, an estimate: without what the libraries take",
-        "Time": f" if all devices of a stage together sustain {throughput:g} TFLOP/s",
-    }
-    for title, rows in tables.items():
-        lines += ["", f"{title}{remarks.get(title, '')}"]
-        lines += [f"  {what:<20}{value:>14}  {remark}".rstrip() for what, value, remark in rows]
-    return "\n".join(lines)
+        model = VAEBM(network, energy, experiment.ebm.potential)
+        ebm, samples = ebm_costs(model, experiment, nvae["decoding"])
+    sections = ("data", "nvae", "ebm", "samples", "evaluation")
+    return render(
+        "cli/description.txt.j2",
+        path=path,
+        experiment=experiment,
+        facts=experiment.data.facts,
+        stages=[name for name in sections if getattr(experiment, name) is not None],
+        shape=network.shape,
+        latents=[(shape, len(list(same))) for shape, same in groupby(network.latent_shapes)],
+        dimensions=sum(map(math.prod, network.latent_shapes)),
+        nvae=nvae,
+        ebm=ebm,
+        samples=samples,
+        throughput=throughput,
+        flop=lambda value: quantity(value, "FLOP"),
+        size=lambda value: quantity(value, "B"),
+        time=lambda flop: duration(flop / (1e12 * throughput)),
+    ).rstrip("\n")
 
 
 def run(experiment: Path, throughput: float) -> None:

@@ -90,11 +90,8 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shift each image by −1, 0 or 1 pixel in each direction, padded with 0."""
     count, _, height, width = images.shape
     top, left = torch.randint(0, 3, (2, count), generator=generator)
-    rows = (top[:, None] + torch.arange(height))[:, None, :, None]
-    columns = (left[:, None] + torch.arange(width))[:, None, None, :]
-    padded = F.pad(images, (1, 1, 1, 1))
-    channels = torch.arange(images.shape[1])[None, :, None, None]
-    return padded[torch.arange(count)[:, None, None, None], channels, rows, columns]
+    windows = F.pad(images, (1, 1, 1, 1)).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(count), :, top, left]
 
 
 @torch.no_grad()
@@ -142,12 +139,7 @@ def train_classifier(
 
 
 def run(settings: Path, data: Path, model: Path) -> None:
-    """Train the classifier; write `model`, training.json, history.jsonl and pictures/ into one folder.
-
-    Args:
-        settings: classifier.yaml.
-        data: manifest of the labelled images.
-        model: file to write.
+    """Train the classifier on labelled images; write `model`, training.json, history.jsonl and pictures/ in one folder.
 
     Raises:
         UserError: bad settings or data, images smaller than 4×4, or a training that ended without a finite loss.

@@ -49,14 +49,8 @@ def quality_along_chain(
 ) -> AlongChain:
     """Compute distance and mean energy after each number of steps; None if a chain is not finite.
 
-    The chains are those of the first samples.
-
-    Args:
-        model: with an energy.
-        sampling: settings of the samples: step size, batch size, output of images.
-        seed: of the samples.
-        name: of the distance.
-        distance: function from images (N, C, H, W) uint8 to their distance.
+    The chains are those of the first samples, with their `sampling` and `seed`. `distance` maps images (N, C, H, W)
+    uint8 to their distance, which is called `name`.
     """
     parts = batches(range(settings.images), sampling.batch)
     chains = [stops(model, sample_noise(seed, part), settings.counts, sampling.chain.step_size) for part in parts]

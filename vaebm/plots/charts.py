@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,28 +22,11 @@ from vaebm.system.files import writing
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8F98"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
 
-STYLE: Any = {
-    "font.size": 9,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5b616b",
-    "axes.labelcolor": "#30343b",
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e8eb",
-    "xtick.color": "#5b616b",
-    "ytick.color": "#5b616b",
-    "legend.frameon": False,
-}
-
 
 @contextmanager
 def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, height: float = 2.7) -> Iterator[list[Axes]]:
     """Axes of `panels` panels; writes `path` as PNG if the block raises no error."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.style.context(Path(__file__).with_suffix(".mplstyle")):
         columns = min(columns, panels)
         rows = -(-panels // columns)
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

@@ -23,11 +23,6 @@ RECORDS = "*/*/metrics.json"
 def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) -> VariantRecord:
     """Combine the runs of a variant: mean of every metric, and standard deviation over the seeds.
 
-    Args:
-        runs: the record of each seed.
-        configuration: hash of the experiment's settings.
-        tracking: id of its MLflow run.
-
     Raises:
         UserError: the runs differ in data, extractor, chain, libraries or metrics, or two have the same seed.
     """
@@ -123,11 +118,7 @@ def collect_records(metrics: list[Path], experiments: Path, results: Path) -> Me
 def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> None:
     """Write results/<experiment>/<variant>/metrics.json, and benchmarks.csv, .md, .tex, .json and report.html.
 
-    Args:
-        metrics: metrics.json of each run; none: use the earlier records.
-        paper: config/paper.yaml.
-        experiments: folder of the experiment files.
-        results: folder of the results, and of the outputs.
+    The earlier records are used for the variants of which `metrics` has no metrics.json of a run.
 
     Raises:
         UserError: a file is missing or damaged, the seeds of a variant do not agree, or nothing was measured.

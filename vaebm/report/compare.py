@@ -1,17 +1,17 @@
 """Comparison of two folders of results: metrics, and their origins."""
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from vaebm.records.files import read_record
 from vaebm.records.metrics import format_value, metric, number, with_direction
-from vaebm.records.results import MetricValue, Numbers, VariantRecord
+from vaebm.records.results import Numbers, VariantRecord
 from vaebm.report.rows import with_certainty, z_score
 from vaebm.report.table import chain_of, extractor_of, grid
+from vaebm.report.templates import render
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 
@@ -34,66 +34,14 @@ class Side(NamedTuple):
     """The record of the numbers of an (experiment, variant), if available."""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One metric of one variant on both sides; None if a side lacks it."""
+class Pair(NamedTuple):
+    """One metric of one variant on both sides."""
 
     experiment: str
-    variant: str
-    metric: str
-    here: float | None
-    there: float | None
-    figures: tuple[MetricValue | None, MetricValue | None]
-    """With uncertainty, if known."""
-    obstacle: str
-    """Why the two are not comparable; empty if they are, or if it is unknown."""
-
-    @property
-    def comparable(self) -> str:
-        """ "true", "false", or "unknown" if an origin is unknown."""
-        if self.here is None or self.there is None or self.obstacle:
-            return "false"
-        return "unknown" if None in self.figures else "true"
-
-    @property
-    def difference(self) -> float | None:
-        """There minus here; None if not comparable."""
-        return None if self.here is None or self.there is None or self.obstacle else self.there - self.here
-
-    @property
-    def units(self) -> tuple[float, str] | None:
-        """The difference in units of its uncertainty, and its kind (see `rows.z_score`)."""
-        one, other = self.figures
-        return z_score(one, other) if one and other and self.difference is not None else None
-
-    @property
-    def remark(self) -> str:
-        """Obstacle, unknown origin, and different numbers of images."""
-        one, other = self.figures
-        unknown = "origin unknown" if self.comparable == "unknown" else ""
-        counts = (
-            f"{one.samples:,} and {other.samples:,} images" if one and other and one.samples != other.samples else ""
-        )
-        return "; ".join(filter(None, (self.obstacle, unknown, counts)))
-
-    def words(self) -> list[str]:
-        """Variant, metric, here, there, difference, how much that is, remark."""
-        sides = [
-            with_certainty(self.metric, figure) if figure else "" if value is None else format_value(self.metric, value)
-            for value, figure in zip((self.here, self.there), self.figures, strict=True)
-        ]
-        difference = "" if self.difference is None else number(self.difference, 3) if self.difference else "same"
-        units = ""
-        if self.units and self.difference:
-            units = f"{self.units[0]:+.1f} {'spreads' if self.units[1] == 'spread' else 'half-widths'}"
-        return [self.variant, with_direction(self.metric), *sides, difference, units, self.remark]
-
-    def cells(self) -> dict[str, Any]:
-        """One value per column of `COMPARISON_COLUMNS`."""
-        units, kind = self.units or (None, None)
-        names = (self.experiment, self.variant, self.metric)
-        values = (self.here, self.there, self.difference, kind, units, self.comparable, self.remark or None)
-        return dict(zip(COMPARISON_COLUMNS, (*names, *values), strict=True))
+    cells: tuple[str | float | None, ...]
+    """One value per column of `COMPARISON_COLUMNS`."""
+    words: list[str]
+    """Variant, metric, here, there, difference, how much that is, remark."""
 
 
 def read_side(path: Path) -> Side:
@@ -142,16 +90,36 @@ def _variants(here: Side, there: Side) -> list[tuple[str, str]]:
 
 def pairs(here: Side, there: Side) -> list[Pair]:
     """All metrics of all variants of either side, without floors."""
-    found = []
-    for key in _variants(here, there):
-        ours, theirs = (side.numbers.get(key, {}) for side in (here, there))
-        records = here.records.get(key), there.records.get(key)
-        for name in dict.fromkeys([*ours, *theirs]):
-            if metric(name).shown != "floor":
-                one, other = (record.metrics.get(name) if record else None for record in records)
-                why = obstacle(name, *records)
-                found.append(Pair(*key, name, ours.get(name), theirs.get(name), (one, other), why))
-    return found
+    return [
+        _pair(key, name, here, there)
+        for key in _variants(here, there)
+        for name in here.numbers.get(key, {}) | there.numbers.get(key, {})
+        if metric(name).shown != "floor"
+    ]
+
+
+def _pair(key: tuple[str, str], name: str, here: Side, there: Side) -> Pair:
+    """The metric `name` of an (experiment, variant) on both sides."""
+    ours, theirs = (side.numbers.get(key, {}).get(name) for side in (here, there))
+    records = here.records.get(key), there.records.get(key)
+    one, other = (record.metrics.get(name) if record else None for record in records)
+    difference, comparable, remark = None, "false", obstacle(name, *records)
+    if ours is not None and theirs is not None and not remark:
+        difference, comparable = theirs - ours, "true" if one and other else "unknown"
+    units, kind = (z_score(one, other) if one and other and not remark else None) or (None, None)
+    remarks = [remark, "origin unknown" if comparable == "unknown" else ""]
+    if one and other and one.samples != other.samples:
+        remarks.append(f"{one.samples:,} and {other.samples:,} images")
+    remark = "; ".join(filter(None, remarks))
+
+    shown = [
+        with_certainty(name, figure) if figure else "" if value is None else format_value(name, value)
+        for figure, value in ((one, ours), (other, theirs))
+    ]
+    apart = "" if difference is None else number(difference, 3) if difference else "same"
+    how_much = f"{units:+.1f} {'spreads' if kind == 'spread' else 'half-widths'}" if units else ""
+    cells = (*key, name, ours, theirs, difference, kind, units, comparable, remark or None)
+    return Pair(key[0], cells, [key[1], with_direction(name), *shown, apart, how_much, remark])
 
 
 def obstacle(name: str, one: VariantRecord | None, other: VariantRecord | None) -> str:
@@ -167,61 +135,44 @@ def obstacle(name: str, one: VariantRecord | None, other: VariantRecord | None) 
 def differences(here: Side, there: Side) -> dict[str, list[str]]:
     """Experiment → differences of its variants' origins, one line each."""
     found: dict[str, list[str]] = {}
+    sides = {"here": here, "there": there}
     for key in _variants(here, there):
         lines, variant = found.setdefault(key[0], []), key[1]
-        sides = {"here": here, "there": there}
         known = [place for place, side in sides.items() if key in side.numbers]
         unknown = [place for place, side in sides.items() if key not in side.records]
         if len(known) == 1:
             lines.append(f"{variant}: only {known[0]}")
         elif unknown:
-            where = f"origin unknown {' and '.join(unknown)}"
             lines.append(
-                f"{variant}: {where}, and whether the values are comparable: no record of them next to {BENCHMARKS}"
+                f"{variant}: origin unknown {' and '.join(unknown)}, and whether the values are comparable: "
+                f"no record of them next to {BENCHMARKS}"
             )
         else:
             ours, theirs = origin(here.records[key]), origin(there.records[key])
-            differing = [name for name in ours if ours[name] != theirs[name]]
-            lines += [f"{variant}, {name}: {ours[name]} here, {theirs[name]} there" for name in differing]
+            lines += [
+                f"{variant}, {name}: {ours[name]} here, {theirs[name]} there"
+                for name in ours
+                if ours[name] != theirs[name]
+            ]
     return found
 
 
-def comparison_markdown(here: Side, there: Side, names: tuple[str, str]) -> str:
-    """The comparison as Markdown.
-
-    Args:
-        names: the two paths, as typed.
-    """
-    legend = (
-        f"Here: {names[0]}. There: {names[1]}. Difference: there minus here, and in units of its uncertainty "
-        "√(a² + b²). a and b are the standard deviations over the seeds, or the half-widths of the 95 % intervals of "
-        "one seed each. Values on other data, or of another extractor, have no difference."
-    )
-    text = ["# Comparison", "", legend, ""]
-    found, origins = pairs(here, there), differences(here, there)
-    for experiment, lines in origins.items():
-        rows = [pair.words() for pair in found if pair.experiment == experiment]
-        header = ["variant", "metric", "here", "there", "difference", "that is", "remark"]
-        text += [f"## {experiment}", "", *grid(header, rows), ""]
-        if lines:
-            text += ["What differs in where they come from:", "", *(f"- {line}" for line in lines), ""]
-        else:
-            text += ["Both come from the same origin.", ""]
-    return "\n".join(text)
-
-
 def run(results: Path, other: Path) -> None:
-    """Print the comparison, and write comparison.md and comparison.csv under `results`.
+    """Print the comparison of `results` with `other`, which may be a benchmarks.json; write comparison.md and .csv.
 
-    Args:
-        results, other: folders of results; `other` may be a benchmarks.json.
+    The files lie under `results`.
 
     Raises:
         UserError: one of them is missing or damaged.
     """
     here, there = read_side(results), read_side(other)
-    text = comparison_markdown(here, there, (str(results), str(other)))
-    frame = pd.DataFrame([pair.cells() for pair in pairs(here, there)], columns=COMPARISON_COLUMNS)
+    found = pairs(here, there)
+    experiments = {
+        experiment: ([pair.words for pair in found if pair.experiment == experiment], lines)
+        for experiment, lines in differences(here, there).items()
+    }
+    text = render("report/comparison.md.j2", experiments=experiments, paths=(results, other), grid=grid)
+    frame = pd.DataFrame([pair.cells for pair in found], columns=COMPARISON_COLUMNS)
     csv = frame.to_csv(index=False, lineterminator="\n")
     for name, content in (("comparison.md", text), ("comparison.csv", csv)):
         with writing(results / name) as stream:

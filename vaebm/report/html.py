@@ -1,42 +1,23 @@
 """The report results/report.html: one self-contained file with inlined plots."""
 
 import base64
-import re
 import statistics
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+import pandas as pd
 
 from vaebm.config import BASELINE
 from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import MetricValue, VariantRecord
-from vaebm.report.captions import GRIDS, gallery
-from vaebm.report.paper import Paper, Table
-from vaebm.report.rows import (
-    ComparisonRow,
-    certainty,
-    comparison_rows,
-    non_baseline,
-    ratio,
-    ratio_name,
-    with_certainty,
-    z_score,
-)
-from vaebm.report.table import (
-    LEGEND,
-    ORIGIN_HEADER,
-    Commands,
-    Measured,
-    chain_of,
-    origin_cells,
-    paper_figures,
-    remark_of,
-    remarks,
-    snapshots,
-)
+from vaebm.report import rows, table
+from vaebm.report.captions import Picture, gallery
+from vaebm.report.paper import Paper
+from vaebm.report.rows import ComparisonRow, comparison_rows, non_baseline, ratio, with_certainty, z_score
+from vaebm.report.table import Cells, Commands, Measured, snapshots
+from vaebm.report.templates import render
 
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
 """Kind of `rows.uncertainty` → units of a difference at about 95 %, and their description."""
@@ -75,104 +56,92 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
 
 def cards(variants: dict[str, VariantRecord]) -> list[Card]:
     """The cards: all headline metrics of the first variant, the first one of each further variant."""
-    others = non_baseline(variants)
-    found = []
-    for variant in others:
-        rows = [
+    found: list[Card] = []
+    for variant in non_baseline(variants):
+        shown = [
             card(row, variant, before, after)
             for row in comparison_rows(variants)
             if metric(row.metric).shown == "card"
             and (before := row.figures[BASELINE])
             and (after := row.figures[variant])
         ]
-        found += rows if variant == others[0] else rows[:1]
+        found += shown[:1] if found else shown
     return found
 
 
-def _inline(path: Path) -> str | None:
+def families(shown: list[ComparisonRow]) -> list[tuple[str, list[ComparisonRow]]]:
+    """The rows of each family of metrics."""
+    return [(title, list(found)) for title, found in groupby(shown, key=lambda row: metric(row.metric).family)]
+
+
+def inlined(path: Path) -> str | None:
     """A PNG as a data URL; None if it is missing."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() if path.is_file() else None
 
 
-def _pictures(record: VariantRecord, folder: Path) -> dict[str, Any]:
-    """The plots of one variant's first seed, inlined, and the missing ones."""
+def pictures(record: VariantRecord, folder: Path) -> tuple[list[tuple[Picture, str, Cells | None]], list[str]]:
+    """The plots of one variant's first seed, inlined, with their tables; and the missing ones."""
     tables = {"steps.png": _steps(record), "ood.png": _detection(record)}
-    shown: list[dict[str, Any]] = []
-    missing: list[str] = []
+    shown, missing = [], []
     for picture in gallery(record):
-        if url := _inline(folder / picture.path):
-            table = tables.get(picture.path.name)
-            shown.append({**picture._asdict(), "grid": picture.path.stem in GRIDS, "url": url, "table": table})
+        if url := inlined(folder / picture.path):
+            shown.append((picture, url, tables.get(picture.path.name)))
         else:
             missing.append(f"{picture.title} ({folder.name}/{picture.path.as_posix()})")
-    return {"pictures": shown, "missing": missing}
+    return shown, missing
 
 
-def _code(text: str) -> Markup:
-    """Convert backticks to <code>."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _training(record: VariantRecord) -> dict[str, Any]:
-    """Facts of the variant's own training, one row per seed, its events, and its snapshots."""
+def training(record: VariantRecord) -> tuple[Cells, list[str]]:
+    """Facts of the variant's own training, one row per seed; its events, and its snapshots."""
     facts = {"status": "status", "steps": "iterations", "snapshot": "snapshot", "skipped_steps": "skipped"}
     facts |= {"seconds": "seconds", "device": "device"}
     rows, events = [], []
     for run in record.runs:
-        training = run.training[next((stage for stage in run.training if stage != BASELINE), BASELINE)]
-        known = {name: getattr(training, key) for key, name in facts.items()}
-        rows.append({"seed": str(run.seed), **{name: f"{fact}" for name, fact in known.items() if fact is not None}})
+        own = run.training[next((stage for stage in run.training if stage != BASELINE), BASELINE)]
+        known = {name: getattr(own, key) for key, name in facts.items()}
+        rows.append({"seed": str(run.seed), **{name: str(fact) for name, fact in known.items() if fact is not None}})
         events += [
-            f"Seed {run.seed}, iteration {event.iteration}: {event.reason}: {event.action}."
-            for event in training.events
+            f"Seed {run.seed}, iteration {event.iteration}: {event.reason}: {event.action}." for event in own.events
         ]
-    header = list(dict.fromkeys(name for row in rows for name in row))
-    return {
-        "header": header,
-        "rows": [[row.get(name, "") for name in header] for row in rows],
-        "remarks": [*events, *snapshots(record)],
-    }
+    frame = pd.DataFrame(rows).fillna("")
+    return (frame.columns.tolist(), frame.to_numpy().tolist()), [*events, *snapshots(record)]
 
 
-def _seeds(record: VariantRecord) -> dict[str, Any] | None:
-    """All metrics of each seed with their intervals; None for a single seed."""
-    if len(record.runs) < 2:
-        return None
+def by_seed(record: VariantRecord) -> Cells:
+    """All metrics of each seed with their intervals."""
     names = [row.metric for row in comparison_rows({record.variant: record})]
     rows = [
         [with_direction(name), *(with_certainty(name, one) for one in record.metrics[name].by_seed)] for name in names
     ]
-    return {"header": ["metric", *(f"seed {run.seed}" for run in record.runs)], "rows": rows}
+    return ["metric", *(f"seed {run.seed}" for run in record.runs)], rows
 
 
-def _steps(record: VariantRecord) -> dict[str, Any] | None:
+def _steps(record: VariantRecord) -> Cells | None:
     """Quality and energy against the number of steps, over the seeds; None if not measured."""
     found = [run.steps for run in record.runs if run.steps]
     if not found:
         return None
-    columns = [[steps.distances for steps in found], [steps.energy for steps in found]]
-    rows = [
-        [str(count), *(_mean([curve[index] for curve in curves]) for curves in columns)]
-        for index, count in enumerate(found[0].counts)
-    ]
-    return {"header": ["steps", found[0].metric, "energy"], "rows": rows}
+    distances = zip(*(steps.distances for steps in found), strict=True)
+    energies = zip(*(steps.energy for steps in found), strict=True)
+    columns = map(str, found[0].counts), map(_mean, distances), map(_mean, energies)
+    return ["steps", found[0].metric, "energy"], [list(row) for row in zip(*columns, strict=True)]
 
 
-def _detection(record: VariantRecord) -> dict[str, Any] | None:
+def _detection(record: VariantRecord) -> Cells | None:
     """Detection metrics of every score and set, over the seeds; None if not measured."""
     found = [run.ood.figures for run in record.runs if run.ood and run.ood.figures]
     if not found:
         return None
     arrows = {metric(name).quantity: metric(name).better for name in found[0]}
-    scored = list(dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in found[0]))
+    scored = dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in found[0])
     rows = [
         [one, *(_mean([figures[f"{quantity}-{one}"].value for figures in found]) for quantity in arrows)]
         for one in scored
     ]
-    return {"header": ["set, score", *(f"{quantity} {arrow}" for quantity, arrow in arrows.items())], "rows": rows}
+    return ["set, score", *(f"{quantity} {arrow}" for quantity, arrow in arrows.items())], rows
 
 
-def _mean(values: list[float | None]) -> str:
+def _mean(values: Sequence[float | None]) -> str:
     """Mean ± standard deviation (omitted for one value); `not finite` if a value is missing."""
     finite = [value for value in values if value is not None]
     if len(finite) < len(values):
@@ -180,71 +149,9 @@ def _mean(values: list[float | None]) -> str:
     return number(statistics.mean(finite)) + (f" ± {number(statistics.stdev(finite), 2)}" if len(finite) > 1 else "")
 
 
-def _section(experiment: str, variants: dict[str, VariantRecord], folder: Path) -> dict[str, Any]:
-    """Content of one experiment, with the NVAE as the last variant."""
-
-    def cell(name: str, figure: MetricValue | None) -> tuple[str, str]:
-        return (format_value(name, figure.value), certainty(name, figure)) if figure else ("", "")
-
-    shown = comparison_rows(variants)
-    families = [
-        (title, [(row, [cell(row.metric, one) for one in row.figures.values()]) for row in rows])
-        for title, rows in groupby(shown, key=lambda row: metric(row.metric).family)
-    ]
-    first = next(iter(variants.values()))
-    seeds = dict.fromkeys(run.seed for record in variants.values() for run in record.runs)
-    sampled = {name: record for name, record in variants.items() if record.chain.steps or record.chain.stretch}
-    facts = [f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}."]
-    facts += [f"{name}: {chain_of(record)}." for name, record in sampled.items()]
-    classified = first.modes_by or first.extractor.kind == "classifier"
-    return {
-        "name": experiment,
-        "facts": " ".join(facts),
-        "cards": cards(variants),
-        "variants": list(variants),
-        "families": families,
-        "ratio": ratio_name(variants),
-        "floors": any(row.floor for row in shown),
-        "remarks": remarks(variants),
-        "models": [
-            {"name": name, **_pictures(record, folder), "training": _training(record), "seeds": _seeds(record)}
-            for name, record in sorted(variants.items(), key=lambda item: item[0] == BASELINE)
-        ],
-        "classifier": _inline(folder / "classifier" / "pictures" / "confusion.png") if classified else None,
-        "origin": [origin_cells(record) for record in variants.values()],
-        "versions": ", ".join(f"{name} {version}" for name, version in first.versions.items()),
-    }
-
-
-def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
-    """One of the paper's tables, with our values."""
-    rows = [
-        {
-            "model": row.model,
-            "ours": row.answer is not None,
-            "cells": paper_figures(table, row, measured),
-            "note": remark_of(row, measured, runs) if row.answer else row.note or "",
-        }
-        for row in table.rows
-    ]
-    metrics = [with_direction(name) for name in table.metrics]
-    return {"title": table.title, "note": table.note, "metrics": metrics, "rows": rows}
-
-
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
     """The report: all experiments with metrics and plots, then the paper's tables."""
-    environment = Environment(
-        loader=PackageLoader("vaebm", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"code": _code, "arrowed": with_direction, "minus": lambda text: text.replace("-", "−")}
-    return environment.get_template("report.html.j2").render(
-        sections=[_section(name, variants, results / name) for name, variants in measured.records.items()],
-        notes=measured.notes,
-        tables=[_table(table, measured, runs) for table in paper.tables],
-        legend=LEGEND,
-        origin_header=ORIGIN_HEADER,
-    )
+    content = {"measured": measured, "paper": paper, "runs": runs, "results": results, "baseline": BASELINE}
+    functions = (by_seed, cards, families, format_value, inlined, pictures, training)
+    named = {each.__name__: each for each in functions}
+    return render("report/report.html.j2", rows=rows, table=table, **content, **named)

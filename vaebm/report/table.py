@@ -11,12 +11,16 @@ from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import VariantRecord
 from vaebm.report.paper import Paper, PaperRow, Table
 from vaebm.report.rows import comparison_rows, ratio_name, with_certainty
+from vaebm.report.templates import render
 
 TABLE_COLUMNS = [
     "table", "model", "experiment", "variant", "metric", "measured", "spread", "low", "high", "floor", "samples",
     "unit", "seeds", "paper", "mark", "extractor", "chain", "commit", "changed", "data", "configuration", "tracking",
     "note",
 ]  # fmt: skip
+
+Cells = tuple[list[str], list[list[str]]]
+"""Header and rows of a table."""
 
 Commands = dict[tuple[str, str], str]
 """(experiment, variant) → its command, in words."""
@@ -34,15 +38,18 @@ class Measured(NamedTuple):
 def _line(
     table: str, model: str, name: str, record: VariantRecord | None = None, note: str = "", **paper: Any
 ) -> dict[str, Any]:
-    """One line of the table, one metric of one model: column of `TABLE_COLUMNS` → value; others are empty."""
+    """One line of the table, one metric of one model: column of `TABLE_COLUMNS` → value; others are empty.
+
+    Without our value if `record` has none.
+    """
     line = {"table": table, "model": model, "metric": name, "note": note.replace("`", "") or None, **paper}
-    if record is None:
+    if record is None or name not in record.metrics:
         return line
     figure, floor = record.metrics[name], record.metrics.get(metric(name).floor)
+    line |= record.model_dump(include={"experiment", "variant", "configuration", "tracking"})
+    line |= figure.model_dump(include={"spread", "samples", "unit"})
+    line |= {"measured": figure.value, "floor": floor and floor.value}
     line["low"], line["high"] = figure.interval or (None, None)
-    line |= {"experiment": record.experiment, "variant": record.variant, "tracking": record.tracking}
-    line |= {"measured": figure.value, "floor": floor and floor.value, "unit": figure.unit}
-    line |= {"spread": figure.spread, "samples": figure.samples, "configuration": record.configuration}
     line |= {"seeds": " ".join(map(str, figure.seeds)), "commit": " ".join(record.commit)}
     line |= {"changed": str(record.changed).lower(), "data": data_of(record), "chain": chain_of(record)}
     return line | ({"extractor": extractor_of(record, name)} if metric(name).uses_extractor else {})
@@ -66,30 +73,24 @@ def chain_of(record: VariantRecord) -> str:
 def commands(paper: Paper, experiments: Path) -> Commands:
     """The command of each experiment that answers rows of the paper, in words, with backticks.
 
-    Args:
-        experiments: folder of the experiment files.
-
     Raises:
         UserError: one of them is no experiment.
     """
     found: Commands = {}
     for answer in {row.answer for table in paper.tables for row in table.rows if row.answer is not None}:
-        words, path = (
-            f"`snakemake --config 'experiments=[{answer.experiment}]'`",
-            experiments / f"{answer.experiment}.yaml",
-        )
+        found[answer] = f"`snakemake --config 'experiments=[{answer.experiment}]'`"
+        path = experiments / f"{answer.experiment}.yaml"
         if not path.is_file():
-            words += f", but {answer.experiment} is not in config/experiments yet"
-        else:
-            settings = read_experiment(path)
-            own = [] if answer.variant in settings.models else [f"a variant {answer.variant}"]
-            if lacking := [*settings.missing, *own]:
-                words += f", once it has {' and '.join(lacking)}"
-        found[answer] = words
+            found[answer] += f", but {answer.experiment} is not in config/experiments yet"
+            continue
+        settings = read_experiment(path)
+        own = [] if answer.variant in settings.models else [f"a variant {answer.variant}"]
+        if lacking := [*settings.missing, *own]:
+            found[answer] += f", once it has {' and '.join(lacking)}"
     return found
 
 
-def _counterpart(row: PaperRow, measured: Measured) -> VariantRecord | None:
+def answer_of(row: PaperRow, measured: Measured) -> VariantRecord | None:
     """Our record for a row of the paper, if it was measured."""
     return row.answer and measured.records.get(row.answer.experiment, {}).get(row.answer.variant)
 
@@ -98,15 +99,9 @@ def how_to_run(row: PaperRow, name: str, measured: Measured, runs: Commands) -> 
     """How to fill the measured cell of a paper's row; empty if it is filled."""
     if row.answer is None:
         return "not trained here"
-    if (record := _counterpart(row, measured)) is None:
+    if (record := answer_of(row, measured)) is None:
         return runs[row.answer]
     return "" if name in record.metrics else f"{'/'.join(row.answer)} was measured, without {name}"
-
-
-def answer_of(row: PaperRow, name: str, measured: Measured) -> VariantRecord | None:
-    """Our record with the metric `name` for a row of the paper."""
-    record = _counterpart(row, measured)
-    return record if record is not None and name in record.metrics else None
 
 
 def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, Any]]:
@@ -123,7 +118,7 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, An
         for row in table.rows:
             for name, (value, mark) in row.figures.items():
                 note = "; ".join(filter(None, (row.note, how_to_run(row, name, measured, runs))))
-                ours = answer_of(row, name, measured)
+                ours = answer_of(row, measured)
                 found.append(_line(table.title, row.model, name, ours, note, paper=value, mark=mark))
     return found
 
@@ -131,32 +126,32 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, An
 def paper_figures(table: Table, row: PaperRow, measured: Measured) -> list[tuple[str, str, str]]:
     """The paper's value, its mark, and our value, for each metric of a table; empty if missing."""
     found: list[tuple[str, str, str]] = []
+    record = answer_of(row, measured)
     for name in table.metrics:
-        figure, record = row.figures.get(name), answer_of(row, name, measured)
-        ours = with_certainty(name, record.metrics[name]) if record and figure else ""
-        found.append((f"{figure.value:g}" if figure else "", figure.mark if figure else "", ours))
+        figure, ours = row.figures.get(name), record.metrics.get(name) if record else None
+        shown = with_certainty(name, ours) if figure and ours else ""
+        found.append((f"{figure.value:g}" if figure else "", figure.mark if figure else "", shown))
     return found
 
 
 def paper_cells(table: Table, row: PaperRow, measured: Measured) -> list[str]:
     """A row of a paper's table: model, then per metric the paper's value with its mark, and ours."""
-    cells = [row.model]
-    for value, mark, ours in paper_figures(table, row, measured):
-        cells += [f"{value} ({mark})" if value else "", ours]
-    return cells
+    pairs = [(f"{value} ({mark})" if value else "", ours) for value, mark, ours in paper_figures(table, row, measured)]
+    return [row.model, *(cell for pair in pairs for cell in pair)]
 
 
-def paper_header(table: Table) -> list[str]:
-    """Column names of `paper_cells`."""
+def paper_table(table: Table, measured: Measured, runs: Commands) -> Cells:
+    """A paper's table, with our values and how to measure them."""
     pairs = [(f"{with_direction(name)}, paper", f"{name}, measured") for name in table.metrics]
-    return ["model", *(cell for pair in pairs for cell in pair)]
+    rows = [[*paper_cells(table, row, measured), remark_of(row, measured, runs)] for row in table.rows]
+    return ["model", *(cell for pair in pairs for cell in pair), "to measure it"], rows
 
 
 def remark_of(row: PaperRow, measured: Measured, runs: Commands) -> str:
     """Remark on a row of the paper, and how to fill its measured cells, with commands in backticks."""
     hows = dict.fromkeys(how_to_run(row, name, measured, runs) for name in row.figures)
-    answers = {name: record.metrics[name] for name in row.figures if (record := answer_of(row, name, measured))}
-    units = [f"{name} measured in {figure.unit}" for name, figure in answers.items() if figure.unit]
+    ours = record.metrics if (record := answer_of(row, measured)) else {}
+    units = [f"{name} measured in {ours[name].unit}" for name in row.figures if name in ours and ours[name].unit]
     return "; ".join(filter(None, (row.note, *hows, *units)))
 
 
@@ -171,12 +166,8 @@ LEGEND = (
 )
 
 
-def overview(variants: dict[str, VariantRecord], *, certain: bool = True) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of an experiment: metrics × variants, then ratio to the NVAE, floor and number of images.
-
-    Args:
-        certain: show spreads or intervals.
-    """
+def overview(variants: dict[str, VariantRecord], *, certain: bool = True) -> Cells:
+    """Metrics × variants of an experiment, `certain`: with spreads or intervals; then ratio, floor, count of images."""
     shown = comparison_rows(variants)
     ratio, floors = ratio_name(variants), any(row.floor for row in shown)
     rows = []
@@ -188,21 +179,21 @@ def overview(variants: dict[str, VariantRecord], *, certain: bool = True) -> tup
     return ["metric", *variants, *([ratio] if ratio else []), *(["perfect sampler"] if floors else []), "images"], rows
 
 
-ORIGIN_HEADER = ["variant", "seeds", "chain", "extractor", "commit", "data", "configuration", "MLflow run"]
-
-
 def data_of(record: VariantRecord, digits: int = 64) -> str:
     """Hash of the data, cut to `digits`, marked if the files are the user's."""
     return ("user's files " if record.users else "") + record.data[:digits]
 
 
-def origin_cells(record: VariantRecord) -> list[str]:
-    """Origin of a variant's values, hashes cut to twelve digits; columns `ORIGIN_HEADER`."""
-    seeds = ", ".join(str(run.seed) for run in record.runs)
-    changed = {True: " + changes", "unknown": ""}.get(record.changed, "")
-    commit = " ".join(name[:12] for name in record.commit) + changed
-    facts = [chain_of(record), extractor_of(record), commit, data_of(record, 12), record.configuration[:12]]
-    return [record.variant, seeds, *facts, record.tracking or ""]
+def origin_table(variants: dict[str, VariantRecord]) -> Cells:
+    """Origin of the variants' values, one row each, hashes cut to twelve digits."""
+    header, rows = ["variant", "seeds", "chain", "extractor", "commit", "data", "configuration", "MLflow run"], []
+    for record in variants.values():
+        seeds = ", ".join(str(run.seed) for run in record.runs)
+        changed = {True: " + changes", "unknown": ""}.get(record.changed, "")
+        commit = " ".join(name[:12] for name in record.commit) + changed
+        facts = [chain_of(record), extractor_of(record), commit, data_of(record, 12), record.configuration[:12]]
+        rows.append([record.variant, seeds, *facts, record.tracking or ""])
+    return header, rows
 
 
 def remarks(variants: dict[str, VariantRecord]) -> list[str]:
@@ -243,27 +234,16 @@ def _distance(value: float | None) -> str:
     return "no distance (images that are not finite)" if value is None else f"distance {number(value)}"
 
 
-def grid(header: list[str], rows: list[list[str]]) -> list[str]:
+def grid(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, its columns padded except the last one."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header) - 1)]
-    return [
+    return "\n".join(
         f"| {' | '.join([*(cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=True)), cells[-1]])} |"
         for cells in (header, [*("-" * max(width, 3) for width in widths), "---"], *rows)
-    ]
+    )
 
 
 def results_markdown(measured: Measured, paper: Paper, runs: Commands) -> str:
     """The results as Markdown: all experiments, then the paper's tables."""
-    text = ["# Results", "", LEGEND, ""]
-    for experiment, variants in measured.records.items():
-        chosen = [line for record in variants.values() for line in snapshots(record)]
-        text += [f"## Measured: {experiment}", "", *grid(*overview(variants)), ""]
-        text += [line for remark in (*remarks(variants), *chosen) for line in (remark, "")]
-        origin = [origin_cells(record) for record in variants.values()]
-        text += ["Origin of the values:", "", *grid(ORIGIN_HEADER, origin), ""]
-    text += [line for note in measured.notes for line in (note, "")]
-    for one in paper.tables:
-        text += [f"## {one.title}", "", *([one.note, ""] if one.note else [])]
-        rows = [[*paper_cells(one, row, measured), remark_of(row, measured, runs)] for row in one.rows]
-        text += [*grid([*paper_header(one), "to measure it"], rows), ""]
-    return "\n".join(text)
+    functions = {each.__name__: each for each in (grid, origin_table, overview, paper_table, remarks, snapshots)}
+    return render("report/benchmarks.md.j2", measured=measured, paper=paper, runs=runs, legend=LEGEND, **functions)
