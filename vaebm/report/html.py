@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vaebm.config import BASELINE
-from vaebm.records.metrics import format_value, metric, number, with_direction
+from vaebm.records.metrics import FD, format_value, metric, number, with_direction
 from vaebm.records.results import MetricValue, VariantRecord
 from vaebm.report.captions import GRIDS, gallery
 from vaebm.report.paper import Paper, Table
@@ -22,6 +22,7 @@ from vaebm.report.rows import (
     non_baseline,
     ratio,
     ratio_name,
+    uncertainty,
     with_certainty,
     z_score,
 )
@@ -209,11 +210,31 @@ def _section(experiment: str, variants: dict[str, VariantRecord], folder: Path) 
         "models": [
             {"name": name, **_pictures(record, folder), "training": _training(record), "seeds": _seeds(record)}
             for name, record in sorted(variants.items(), key=lambda item: item[0] == BASELINE)
+            if not record.grid
         ],
+        "grids": _grids(variants, folder) if any(record.grid for record in variants.values()) else [],
         "classifier": _inline(folder / "classifier" / "pictures" / "confusion.png") if classified else None,
         "origin": [origin_cells(record) for record in variants.values()],
         "versions": ", ".join(f"{name} {version}" for name, version in first.versions.items()),
     }
+
+
+def _grids(variants: dict[str, VariantRecord], folder: Path) -> list[dict[str, Any]]:
+    """A plot of one metric over each grid, also written into `folder`."""
+    from vaebm.plots.charts import over_grid
+
+    found = []
+    points = [record for record in variants.values() if record.grid]
+    for grid, group in groupby(points, key=lambda record: record.variant.rpartition("_")[0]):
+        records, path = list(group), folder / f"{grid}.png"
+        name = records[0].plotted or FD.named(records[0].extractor.kind)
+        figures = [(record.grid, record.metrics[name]) for record in records if name in record.metrics]
+        if figures:
+            certain = [(values, one.value, (uncertainty(one) or ("", 0.0))[1]) for values, one in figures]
+            over_grid(certain, with_direction(name), path)
+        what = "" if figures else " (not measured)"
+        found.append({"title": f"{grid}: {with_direction(name)}{what}", "url": _inline(path) if figures else None})
+    return found
 
 
 def _table(table: Table, measured: Measured, runs: Commands) -> dict[str, Any]:
