@@ -45,9 +45,9 @@ class Project:
         """Snakemake on two cores."""
         return self.run("snakemake", "--cores", "2", *arguments, fails=fails)
 
-    def planned(self) -> dict[str, int]:
+    def planned(self, *arguments: str) -> dict[str, int]:
         """Rule → number of jobs that a run would start, `all` left out."""
-        jobs = re.findall(r"^(\w+) +(\d+)$", self.snakemake("--dry-run"), re.MULTILINE)
+        jobs = re.findall(r"^(\w+) +(\d+)$", self.snakemake("--dry-run", *arguments), re.MULTILINE)
         return {rule: int(count) for rule, count in jobs if rule not in ("all", "total")}
 
     def edit(self, path: str, old: str, new: str) -> None:
