@@ -24,6 +24,7 @@ localrules:
     pin,
     tracking,
     track,
+    same_energy,
 
 
 rule all:

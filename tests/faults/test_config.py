@@ -53,7 +53,7 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def tiny(**changes: object) -> dict[str, object]:
-    return {**read_yaml(ROOT / "config" / "experiments" / "tiny.yaml"), **changes}
+    return {**read_experiment(ROOT / "config" / "experiments" / "tiny.yaml").model_dump(), **changes}
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_data_set_of_a_bad_name_is_refused(name: str) -> None:
 def test_schema_has_the_rule_of_names() -> None:
     pattern = "^[A-Za-z0-9_][A-Za-z0-9_-]*$"
     text = json.dumps(schema())
-    assert text.count(json.dumps(pattern)) == 2 and "\\\\w" not in text
+    assert text.count(json.dumps(pattern)) == 3 and "\\\\w" not in text
 
 
 # Files.

@@ -226,7 +226,9 @@ def test_recomputation_is_of_the_training_alone(tmp_path: Path) -> None:
     """More work and fewer activations of an NVAE's step; decoder, chains and samples are as they were."""
     kept, again = (tmp_path / f"{name}.yaml" for name in ("kept", "again"))
     kept.write_text((EXPERIMENTS / "tiny.yaml").read_text())
-    again.write_text(kept.read_text().replace("recompute: false", "recompute: true"))
+    again.write_text(
+        kept.read_text().replace("  training:\n    epochs: 2", "  training:\n    recompute: true\n    epochs: 2")
+    )
     pairs = list(zip(*(describe_experiment(path, 10).splitlines()[1:] for path in (kept, again)), strict=True))
     changed = [one[:22].strip() for one, other in pairs if one != other]
     assert changed == ["NVAE training step", "NVAE training", "activations", "NVAE training"], (

@@ -1,11 +1,11 @@
 """What the stage `evaluation` refuses, and what it makes of samples."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from experiments import written_out
 
 from vaebm.config import EvaluationSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import read_experiment
@@ -141,13 +141,9 @@ def test_settings_that_make_no_sense_are_refused(group, wrong, message):
 @pytest.mark.parametrize("dataset", ["digits", "stacked_digits"])
 def test_more_images_than_there_are_end_before_the_run(tmp_path, dataset, before, after, message):
     """The classifier of stacks sees the images that are stacked, of which there are fewer than stacks."""
-    text = (
-        (Path(__file__).parents[2] / "config/experiments/digits.yaml")
-        .read_text()
-        .replace("dataset: digits", f"dataset: {dataset}")
-    )
+    text = written_out("digits").replace("dataset: digits", f"dataset: {dataset}")
     if dataset == "stacked_digits":
-        text = re.sub(r"  ood:\n(    - .*\n)+", "  ood: []\n", text)
+        text = re.sub(r"  ood:\n(  - .*\n)+", "  ood: []\n", text)
     assert before in text
     (tmp_path / "mine.yaml").write_text(text.replace(before, after))
     if dataset == "stacked_digits" and "precision_recall" in message:

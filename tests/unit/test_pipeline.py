@@ -116,6 +116,6 @@ def test_resolve_refuses_two_data_sets_of_one_name(project: Path) -> None:
 
 def test_resolve_checks_the_weights_of_an_extractor(project: Path) -> None:
     (project / "raw/celeba64").mkdir(parents=True)
-    replace(project, "celeba64", "inception_weights: null", "inception_weights: gone.pth")
+    replace(project, "celeba64", "evaluation:\n", "evaluation:\n  inception_weights: gone.pth\n")
     said = problem("celeba64")
     assert said.startswith("config/experiments/celeba64.yaml: evaluation: gone.pth: expected the weights of inception")

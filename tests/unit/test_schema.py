@@ -10,6 +10,8 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
+from vaebm.config import Experiment
+from vaebm.config.defaults import defaults
 from vaebm.config.schema import schema
 from vaebm.config.yaml_files import read_experiment, read_yaml
 
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.json"
 EXPERIMENTS = sorted((ROOT / "config" / "experiments").glob("*.yaml"))
 GENERATED = schema()
-WHOLE = read_yaml(ROOT / "config" / "experiments" / "digits_ablation.yaml")
+WHOLE = read_experiment(ROOT / "config" / "experiments" / "digits_ablation.yaml").model_dump()
 
 
 def problems(value: Any) -> list[str]:
@@ -77,12 +79,25 @@ def test_mistakes_are_found(path: str, value: Any, problem: str) -> None:
     assert problems(content) == [problem]
 
 
-def test_what_is_missing_is_found_but_variants_name_only_what_differs() -> None:
-    content = json.loads(json.dumps(WHOLE))
-    for path in ("variants.ebm_pixels.ebm.chain.steps", "variants.wgan.wgan.batch", "nvae.network.latents"):
-        group, name = at(content, path)
-        del group[name]
-    assert problems(content) == ["$.nvae.network required", "$.variants.wgan.wgan anyOf"]
+def test_files_name_only_what_differs_from_a_base_or_the_defaults() -> None:
+    assert problems({"base": "digits", "samples": {"chain": {"steps": 3}}, "variants": {"mine": {}}}) == []
+    assert problems({"data": {"dataset": "digits"}}) == []
+    assert problems({"samples": {}}) == ["$ anyOf"]
+
+
+def test_defaults_are_in_step_with_the_settings() -> None:
+    """Those of every section; the file is YAML, and passes the schema as an experiment with what is required."""
+    path = ROOT / "config" / "defaults.yaml"
+    assert path.read_text() == defaults(), "write it anew: python -m vaebm.config.defaults > config/defaults.yaml"
+    content = read_yaml(path)
+    content["data"]["dataset"] = "cifar10"
+    for section in ("ebm", "samples"):
+        content[section]["chain"] = {"steps": 16, "step_size": 8e-5}
+    content["evaluation"]["extractor"] = "inception"
+    assert problems(content) == []
+    mine = {"data": {"dataset": "cifar10"}, "evaluation": {"extractor": "inception"}}
+    mine |= {section: {"chain": content[section]["chain"]} for section in ("ebm", "samples")}
+    assert Experiment.model_validate(content) == Experiment.model_validate(mine)
 
 
 def test_every_setting_is_explained() -> None:
@@ -106,12 +121,12 @@ def test_every_setting_is_explained() -> None:
 def test_settings_that_the_schema_passes_are_read(tmp_path: Path) -> None:
     """The schema's numbers are the program's: an integer where a float stands, a float written as 1e-2."""
     text = (ROOT / "config" / "experiments" / "tiny.yaml").read_text()
-    text = text.replace("norm_weight: 1e-2", "norm_weight: 1").replace("spectral_weight: 0.2", "spectral_weight: 2e-1")
+    text = text.replace("norm_weight: 1e-2", "norm_weight: 1").replace("energy_penalty: 0.01", "energy_penalty: 1e-2")
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     experiment = read_experiment(path)
     assert problems(read_yaml(path)) == []
     assert experiment.ebm is not None and (
         experiment.nvae.training.norm_weight,
-        experiment.ebm.training.spectral_weight,
-    ) == (1.0, 0.2)
+        experiment.ebm.training.energy_penalty,
+    ) == (1.0, 0.01)

@@ -14,7 +14,12 @@ MISTAKES = {
         "warmup_epoch: 1",
         ["tiny.yaml", "nvae.training.warmup_epoch:", "warmup_epochs,"],
     ),
-    "out of range": (TINY, "beta1: 0.99", "beta1: 1.99", ["tiny.yaml", "ebm.training.beta1", "1.99"]),
+    "out of range": (
+        TINY,
+        "average_decay: 0.9",
+        "average_decay: 1.9",
+        ["tiny.yaml", "ebm.training.average_decay", "1.9"],
+    ),
     "another type": (TINY, "count: 200", "count: many", ["tiny.yaml", "samples.count", "many"]),
     "unknown data set": (TINY, "dataset: digits", "dataset: letters", ["tiny.yaml", "letters", "digits"]),
     "key twice": (

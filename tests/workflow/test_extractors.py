@@ -35,9 +35,11 @@ def measured(tiny_run, tmp_path_factory):
         "dataset: digits",
         "dataset: arrays\n  path: raw/few.npz\n  name: few\n  side: 32\n  channels: 3\n  heldout: 0.2",
     )
-    text = re.sub(r"  extractor: classifier\n  classifier:\n(    .*\n)+", block, text)
-    text = re.sub(r"  ood:\n(    - .*\n)+", "  ood: []\n", text).replace("count: 200", "count: 100")
-    text = text.replace("gap_limit: 10.0", "gap_limit: 1000.0")  # energies of larger images, after next to no training
+    text = re.sub(r"  classifier:\n(    .*\n)+", block, text)
+    text = re.sub(r"  ood: .*\n", "  ood: []\n", text).replace("count: 200", "count: 100")
+    text = text.replace(
+        "  guard:\n", "  guard:\n    gap_limit: 1000.0\n"
+    )  # energies of larger images, after next to no training
     text += "\nvariants:\n  vaebm: {}\n  stretched:\n    samples:\n      stretch: true\n"
     (project.folder / EXPERIMENT).write_text(text)
     project.edit("config/config.yaml", "  - tiny\n", "  - few\n")
@@ -102,7 +104,7 @@ def test_named_weights_are_looked_at_before_anything_starts(clone, content):
     """Missing, or of another file: one line, in a dry run too."""
     if content is not None:
         (clone.folder / "inception.pth").write_bytes(content)
-    clone.edit("config/experiments/cifar10.yaml", "inception_weights: null", "inception_weights: inception.pth")
+    clone.edit("config/experiments/cifar10.yaml", "evaluation:\n", "evaluation:\n  inception_weights: inception.pth\n")
     printed = clone.run("snakemake", "--dry-run", "--config", "experiments=[cifar10]", fails=True)
     lines = [line for line in printed.splitlines() if not line.startswith("Using workflow specific profile")]
     assert len(lines) == 1, printed

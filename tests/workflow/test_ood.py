@@ -7,8 +7,8 @@ import numpy as np
 
 TINY = "config/experiments/tiny.yaml"
 MINE = (
-    "    - photographs\n    - dataset: arrays\n      path: raw/mine.npz\n      name: mine\n      side: 16\n"
-    "      channels: 1\n      heldout: 1\n"
+    "  ood:\n    - interpolation\n    - turned\n    - photographs\n    - dataset: arrays\n      path: raw/mine.npz\n"
+    "      name: mine\n      side: 16\n      channels: 1\n      heldout: 1\n"
 )
 
 
@@ -20,7 +20,7 @@ def evaluation_of(printed):
 
 def test_arrays_are_asked_for_prepared_and_told_apart(finished):
     """First missing, then planned beside what is there, then run: no training and no sample is made anew."""
-    finished.edit(TINY, "    - photographs\n", MINE)
+    finished.edit(TINY, "  ood: [interpolation, turned, photographs]\n", MINE)
     said = finished.snakemake("--dry-run", fails=True).splitlines()[-1]
     assert said == f"{TINY}: evaluation.ood: raw/mine.npz: expected a file .npz, found none; path names it"
     (finished.folder / "raw").mkdir()
@@ -58,7 +58,7 @@ def test_published_sets_are_planned_where_their_files_are(clone):
     """CelebA at another path, SVHN downloaded; a set that two experiments share is prepared once."""
     text = (clone.folder / "config/experiments/tiny.yaml").read_text()
     colour = text.replace("dataset: digits", "dataset: cifar10").replace(
-        "    - turned\n    - photographs\n", "    - svhn\n    - dataset: celeba64\n      path: faces\n"
+        "[interpolation, turned, photographs]", "[interpolation, svhn, {dataset: celeba64, path: faces}]"
     )
     for name in ("one", "two"):
         (clone.folder / f"config/experiments/{name}.yaml").write_text(colour)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaebm.config.layers import split_changes
 from vaebm.config.yaml_files import read_experiment
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ def mine(tiny_run, tmp_path_factory):
     (project.folder / "vaebm/data/patches.py").write_text(module)
     insert(project, "vaebm/config/datasets.py", "DATASETS = {", registered)
     project.edit(MINE, "dataset: digits", "dataset: patches")
-    project.edit(MINE, "    - photographs\n", "")
+    project.edit(MINE, ", photographs]", "]")
     shell(project, prepare)
 
     *asking, command = ask_and_run.splitlines()
@@ -172,6 +173,7 @@ def test_results_are_read_as_the_page_says(finished_mine):
 def test_variants_take_the_place_of_those_of_the_copied_experiment(name, sections, tmp_path):
     """They go to the end of `digits`, which has no such section, and replace one that is there."""
     (variants,) = blocks("Change the energy network", "yaml")
+    shutil.copy(ROOT / "config/experiments/digits.yaml", tmp_path)
     copied = (ROOT / f"config/experiments/{name}.yaml").read_text()
     text, found = re.subn(r"(?ms)^variants:\n.*?(?=^\S|\Z)", lambda _: variants, copied)
     assert found == sections
@@ -183,6 +185,20 @@ def test_variants_take_the_place_of_those_of_the_copied_experiment(name, section
     assert plain == experiment.ebm and narrow == plain.model_copy(
         update={"network": plain.network.model_copy(update=changes)}
     )
+
+
+def test_base_grid_and_changes_are_read(tmp_path):
+    """The blocks that start from `digits`; the commands are Snakemake's as it would split them."""
+    shutil.copy(ROOT / "config/experiments/digits.yaml", tmp_path)
+    (base,), (grid,) = blocks("Run my own experiment", "yaml"), blocks("Try several values", "yaml")
+    (tmp_path / "mine.yaml").write_text(f"{base}\n{grid}")
+    found = read_experiment(tmp_path / "mine.yaml")
+    assert found.samples.chain.steps == 20 and found.models[2:] == [f"sweep_{index}" for index in range(6)]
+    assert all(found.same_energy(name) == "vaebm" for name in found.models[2:])
+    for block in blocks("Change a setting", "sh"):
+        (value,) = re.findall(r"'set=(.*?)'$", block, re.MULTILINE)
+        changes = [*split_changes(value), "ebm.network.down=[0]"]
+        assert read_experiment(tmp_path / "mine.yaml", changes).samples.chain.steps == 20
 
 
 def test_links_lead_somewhere():

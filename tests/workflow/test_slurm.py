@@ -268,11 +268,11 @@ def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, sub
 
 def test_a_job_gets_the_gpus_that_its_stage_asks_for(cluster, submit, finished):
     """Slurm's choice arrives at the program; where there is nothing behind it, the job says so and uses the CPU."""
-    ask(finished, {"ebm": {"gpu": 2}})
+    changes = "set=[resources.ebm.gpu=2, ebm.network.widths=[1, 1]]"  # a job reads the configuration again
     finished.edit(
         "workflow/rules/ebm.smk", "python -m vaebm ebm", "echo $CUDA_VISIBLE_DEVICES > gpus; python -m vaebm ebm"
     )
-    submit(finished, "--forcerun", "ebm", "--until", "ebm").finish()
+    submit(finished, "--forcerun", "ebm", "--until", "ebm", "--config", changes).finish()
     (job,) = [job for job in cluster.jobs() if job.get("TresPerJob")]
     assert job["rule"] == "ebm" and job["TresPerJob"] == "gres:gpu:2" and job["JobState"] == "COMPLETED"
     assert (finished.folder / "gpus").read_text() == "0,1\n"

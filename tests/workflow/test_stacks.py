@@ -10,7 +10,7 @@ def test_the_classifier_of_stacks_is_trained_on_what_is_stacked(clone):
         .replace("dataset: digits", "dataset: stacked_digits")
     )
     (clone.folder / "config/experiments/stacks.yaml").write_text(
-        text.replace("ood:\n    - interpolation\n    - turned\n    - photographs\n", "ood: []\n")
+        text.replace("ood: [interpolation, turned, photographs]", "ood: []")
     )
     planned = clone.snakemake("--dry-run", "--config", "experiments=[stacks]")
     inputs = dict(re.findall(r"rule (classifier|reference|nvae):\n    input: (.*)", planned))

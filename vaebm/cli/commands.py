@@ -243,6 +243,10 @@ def benchmarks(
     paper: Annotated[Path, typer.Option(help="The paper's values.")] = Path("config/paper.yaml"),
     experiments: Annotated[Path, typer.Option(help="Folder of the experiment files.")] = Path("config/experiments"),
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting that these runs had, as KEY=VALUE.", show_default=False)
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Experiment file of runs that have a name of their own.")] = None,
     compare: Annotated[
         Path | None, typer.Option(help="Another folder of results, or its benchmarks.json, to compare with.")
     ] = None,
@@ -251,7 +255,7 @@ def benchmarks(
     if metrics or compare is None:
         with imports():
             from vaebm.report.aggregate import run
-        run(metrics or [], paper, experiments, results)
+        run(metrics or [], paper, experiments, results, changes or [], base)
     if compare is not None:
         with imports():
             from vaebm.report.compare import run as run_comparison
@@ -265,11 +269,18 @@ def describe(
         typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=experiments_here),
     ],
     tflops: Annotated[float, typer.Option(help="Sustained throughput of all devices of a stage, in TFLOP/s.")] = 10.0,
+    settings: Annotated[bool, typer.Option("--settings", help="Print every setting and the file it is from.")] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting, as KEY=VALUE.", show_default=False)
+    ] = None,
 ) -> None:
     """Estimate parameters, work, memory and time of an experiment, without data and training."""
     with imports():
-        from vaebm.cli.describe import run
-    run(experiment, tflops)
+        from vaebm.cli.describe import print_settings, run
+    if settings:
+        print_settings(experiment, changes or [])
+    else:
+        run(experiment, tflops, changes or [])
 
 
 convert_commands = typer.Typer(

@@ -3,7 +3,9 @@
 The networks are on torch's meta device: tensors have shapes and no values.
 """
 
+import json
 import math
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 
 from vaebm.cli.work import Work, measured, quantity
 from vaebm.config import Experiment
-from vaebm.config.yaml_files import read_experiment
+from vaebm.config.layers import DEFAULTS, source, values
+from vaebm.config.yaml_files import read_experiment, read_layers
 from vaebm.ebm.contrastive_divergence import contrastive_divergence
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import PreparedEnergy, PreparedPotential
@@ -155,17 +158,18 @@ def ebm_costs(vaebm: VAEBM, experiment: Experiment, decoding: float) -> tuple[Co
     return costs, {"memory": memory, "total": samples.count * (samples.chain.steps * a_step + decoding)}
 
 
-def describe_experiment(path: Path, throughput: float) -> str:
+def describe_experiment(path: Path, throughput: float, changes: Sequence[str] = ()) -> str:
     """Describe an experiment file.
 
     Args:
         path: the file.
         throughput: sustained throughput of all devices of a stage, TFLOP/s.
+        changes: settings to replace, like samples.chain.steps=40.
 
     Raises:
         UserError: no experiment there.
     """
-    experiment = read_experiment(path)
+    experiment = read_experiment(path, changes)
     network, energy = build(experiment)
     nvae, ebm, samples = nvae_costs(network, experiment), None, None
     if experiment.ebm is not None:
@@ -191,17 +195,31 @@ def describe_experiment(path: Path, throughput: float) -> str:
     ).rstrip("\n")
 
 
-def run(experiment: Path, throughput: float) -> None:
+def _file(experiment: Path) -> Path:
+    """The file of an experiment, which is a name in config/experiments or a file."""
+    return EXPERIMENTS / f"{experiment}.yaml" if len(experiment.parts) == 1 and not experiment.suffix else experiment
+
+
+def print_settings(experiment: Path, changes: Sequence[str]) -> None:
+    """Print every setting of an experiment, its value as JSON, and the file that the value is from."""
+    path = _file(experiment)
+    layers = read_layers(path, changes)
+    for key, value in values(read_experiment(path, changes)):
+        text = json.dumps(value, default=lambda part: part.model_dump(exclude_none=True))
+        print(f"{key:<40} {text:<24} {source(layers, key, DEFAULTS)}")
+
+
+def run(experiment: Path, throughput: float, changes: Sequence[str] = ()) -> None:
     """Print the description of an experiment.
 
     Args:
         experiment: a name in config/experiments, or an experiment file.
         throughput: sustained throughput of all devices of a stage, TFLOP/s.
+        changes: settings to replace, like samples.chain.steps=40.
 
     Raises:
         UserError: no such experiment, or a throughput that is none.
     """
     if not throughput > 0:
         raise UserError(f"--tflops: expected a number above 0, found {throughput:g}")
-    named = len(experiment.parts) == 1 and not experiment.suffix
-    print(describe_experiment(EXPERIMENTS / f"{experiment}.yaml" if named else experiment, throughput))
+    print(describe_experiment(_file(experiment), throughput, changes))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import reduce
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,3 +42,18 @@ class Settings(BaseModel):
 def fingerprint(value: Any) -> str:
     """SHA-256 of the canonical JSON of a plain value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Plain `values` with `changes`, group by group; lists are replaced."""
+    groups = {
+        key: merge(values[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(values.get(key), dict)
+    }
+    return {**values, **changes, **groups}
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """The value of one setting, for example {"samples": {"count": 10}} for samples.count."""
+    return reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value)

@@ -16,11 +16,11 @@ Positives = Literal["clean", "matched"]
 class EnergyNetworkSettings(Settings):
     """Energy network (VAEBM appendix E): a stem, residual blocks, a sum over positions, a linear head."""
 
-    channels: PositiveInt
+    channels: PositiveInt = 128
     """n, channels of the stem."""
-    widths: Annotated[list[PositiveInt], Field(min_length=1)]
+    widths: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 1, 2, 2, 2, 2]
     """Output channels of each residual block, in units of n."""
-    down: list[NonNegativeInt]
+    down: list[NonNegativeInt] = [0, 2, 4]
     """Indices, from 0, of the blocks that end with a 2×2 mean pool."""
 
     @model_validator(mode="after")
@@ -42,27 +42,27 @@ class ChainSettings(Settings):
 class ReplaySettings(Settings):
     """Replay buffer: chains continue from the final states of earlier chains (persistent chains)."""
 
-    capacity: PositiveInt
+    capacity: PositiveInt = 10_000
     """Stored states, over all processes; new states replace the oldest."""
-    probability: Fraction
+    probability: Fraction = 0.6
     """Probability that a chain starts from a stored state."""
-    anneal_iterations: PositiveInt
+    anneal_iterations: PositiveInt = 5000
     """Iterations over which `probability` grows linearly from 0."""
 
 
 class EBMTrainingSettings(Settings):
     """Training of the energy by contrastive divergence (VAEBM section 3.1)."""
 
-    iterations: PositiveInt
+    iterations: PositiveInt = 30_000
     """Updates of the energy's weights."""
-    batch: Several
+    batch: Several = 32
     """Positive images and chains per update, over all processes."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2; the paper does so except for digits."""
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
     """`tf32`: TF32 convolutions and matrix products on NVIDIA GPUs. `bfloat16`: TF32, and bfloat16 features of both
     networks within chains. `float64`: for comparison."""
-    learning_rate: PositiveFloat
+    learning_rate: PositiveFloat = 4e-5
     """Adam learning rate."""
     learning_rate_decay: Literal["none", "cosine"] = "none"
     """Constant, as published, or a cosine to zero."""
@@ -115,7 +115,7 @@ class SelectionSettings(Settings):
 class EBMSettings(Settings):
     """Stage `ebm`."""
 
-    network: EnergyNetworkSettings
+    network: EnergyNetworkSettings = EnergyNetworkSettings()
     potential: PotentialKind = "noise"
     """`noise`: exact density in noise space. `density`: as in the published program, without the Jacobian. `pixels`:
     the ablation's energy on images without an NVAE."""
@@ -133,7 +133,7 @@ class EBMSettings(Settings):
     """`clean`: training images, as published. `matched`: with the decoder's pixel noise, like the negatives."""
     quantize_positives: bool = True
     """Reduce positive images to the bit depth of the NVAE; false: 8 bits, as published."""
-    training: EBMTrainingSettings
+    training: EBMTrainingSettings = EBMTrainingSettings()
     guard: GuardSettings = GuardSettings()
     selection: SelectionSettings = SelectionSettings()
 

@@ -13,9 +13,9 @@ from vaebm.config.ebm import ChainSettings
 class SamplesSettings(Settings):
     """Stage `samples`: decoder means after the test chain."""
 
-    count: Several
+    count: Several = 50_000
     """Number of images."""
-    batch: PositiveInt
+    batch: PositiveInt = 40
     """Images per batch."""
     shards: PositiveInt = 1
     """Files, each made by a job of its own."""
@@ -49,13 +49,13 @@ class SamplesSettings(Settings):
 class ClassifierSettings(Settings):
     """Classifier trained on the images, whose features measure image quality without Inception weights."""
 
-    channels: PositiveInt
+    channels: PositiveInt = 32
     """Channels of the first layer; there are 64 features."""
-    epochs: PositiveInt
+    epochs: PositiveInt = 60
     """Passes over the training images."""
-    batch: Several
+    batch: Several = 50
     """Images per step."""
-    learning_rate: PositiveFloat
+    learning_rate: PositiveFloat = 3e-3
     """Peak Adam learning rate of the one-cycle schedule."""
 
 
@@ -80,7 +80,7 @@ class ExtractorSettings(Settings):
 class PrecisionRecallSettings(Settings):
     """Precision and recall by nearest neighbours (Kynkäänniemi et al., 2019)."""
 
-    images: Several
+    images: Several = 10_000
     """Number of samples, and of training images."""
     neighbours: PositiveInt = 3
     """k: the ball around each image reaches to its k-th neighbour."""
@@ -95,9 +95,9 @@ class PrecisionRecallSettings(Settings):
 class StepsSettings(Settings):
     """Sample quality and energy along the chain."""
 
-    images: Several
+    images: Several = 5000
     """Number of samples, the first ones."""
-    counts: list[NonNegativeInt]
+    counts: list[NonNegativeInt] = [0, 4, 8, 16, 32]
     """Chain lengths at which to measure, increasing; one chain runs to the last."""
 
     @field_validator("counts")
@@ -135,15 +135,15 @@ class EvaluationSettings(Settings):
     """Bootstrap resamples for the 95 % intervals."""
     inception_splits: PositiveInt = 10
     """Parts of the samples over which the inception score is averaged."""
-    precision_recall: PrecisionRecallSettings
-    steps: StepsSettings
+    precision_recall: PrecisionRecallSettings = PrecisionRecallSettings()
+    steps: StepsSettings = StepsSettings()
     kid_subsets: PositiveInt = 100
     """Subsets over which KID is averaged."""
     kid_subset_size: Several = 1000
     """Images per KID subset."""
     elbo_samples: PositiveInt = 10
     """Posterior samples per image, for the ELBO and the importance-weighted log-likelihood."""
-    ood: list[OODEntry]
+    ood: list[OODEntry] = []
     """OOD sets, scored by log p(x) − E(x) against held-out images: names, or sections like `data`."""
 
     @field_validator("ood")

@@ -1,10 +1,13 @@
 """The experiment: one section per stage, and how the sections have to fit."""
 
-from typing import Any, NamedTuple, Self
+import math
+from functools import reduce
+from itertools import product
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from vaebm.config.base import Name, S, Settings, fingerprint
+from vaebm.config.base import Name, S, Settings, fingerprint, later, merge, nested
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import EBMSettings
@@ -59,6 +62,10 @@ class Stage(NamedTuple):
     """None: the experiment has no such section."""
 
 
+CHANGED_BY_VARIANTS: dict[str, type[Settings]] = {"ebm": EBMSettings, "samples": SamplesSettings}
+"""Section of a variant that overrides some settings → model of the whole section."""
+
+
 class Variant(Settings):
     """Model other than the NVAE: the experiment's sections with changes."""
 
@@ -68,13 +75,18 @@ class Variant(Settings):
     """Changed settings of the section `samples`."""
     wgan: WGANSettings | None = None
     """Train the NVAE's decoder further as the generator of a GAN, without energy and chain."""
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = later({})
+    """Settings of `ebm` or `samples`, as samples.chain.steps, each with a list of values. Each combination is a
+    variant, named by its index. Equal energies are trained once."""
+    metric: str | None = later(None)
+    """Metric that the report plots over the grid; default: the Fréchet distance."""
 
 
 class Experiment(Settings):
     """Experiment file: one section per stage; the pipeline requires all of them (`missing`)."""
 
     data: DataSettings
-    nvae: NVAESettings
+    nvae: NVAESettings = NVAESettings()
     ebm: EBMSettings | None = None
     samples: SamplesSettings | None = None
     evaluation: EvaluationSettings | None = None
@@ -83,15 +95,37 @@ class Experiment(Settings):
     resources: Resources = Resources()
 
     @property
+    def every_variant(self) -> dict[str, Variant]:
+        """Name → variant, with a variant for each combination of a grid; its `grid` has one value for each setting."""
+        found: dict[str, Variant] = {}
+        for name, variant in self.variants.items():
+            points = [dict(zip(variant.grid, values, strict=True)) for values in product(*variant.grid.values())]
+            for index, point in enumerate(points):
+                sections = {"ebm": variant.ebm, "samples": variant.samples}
+                changes = reduce(merge, (nested(key, value) for key, value in point.items()), sections)
+                grid = {key: [value] for key, value in point.items()}
+                found[f"{name}_{index}" if point else name] = variant.model_copy(update={**changes, "grid": grid})
+        return found
+
+    @property
     def models(self) -> list[str]:
         """Names of all models: the NVAE, and the variants that have settings."""
-        return [BASELINE, *(name for name in self.variants if self.stage_of(name).settings is not None)]
+        return [BASELINE, *(name for name in self.every_variant if self.stage_of(name).settings is not None)]
+
+    def same_energy(self, model: str) -> str | None:
+        """Variant whose energy a combination of a grid takes, because the settings are equal; None: it has its own."""
+        variants = self.every_variant
+        if model == BASELINE or not variants[model].grid:
+            return None
+        order = sorted(variants, key=lambda name: bool(variants[name].grid))
+        before, own = order[: order.index(model)], self.stage_of(model)
+        return next((name for name in before if self.stage_of(name) == own), None)
 
     def stage_of(self, model: str) -> Stage:
         """Stage that trains a model."""
         if model == BASELINE:
             return Stage("nvae", self.nvae)
-        variant = self.variants[model]
+        variant = self.every_variant[model]
         if variant.wgan is not None:
             return Stage("wgan", variant.wgan)
         return Stage("ebm", None if self.ebm is None else with_changes(self.ebm, variant.ebm, f"variants.{model}.ebm"))
@@ -102,16 +136,23 @@ class Experiment(Settings):
             return None
         if self.stage_of(variant).name != "ebm":
             return with_changes(self.samples, {"chain": {"steps": 0, "step_size": 1.0}}, variant)
-        return with_changes(self.samples, self.variants[variant].samples, f"variants.{variant}.samples")
+        return with_changes(self.samples, self.every_variant[variant].samples, f"variants.{variant}.samples")
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Self:
-        for name in self.variants:
+        variants = self.every_variant
+        if len(variants) < sum(math.prod(map(len, variant.grid.values())) for variant in self.variants.values()):
+            raise ValueError("variants: a grid's combination has the name of another variant; choose another")
+        for name, variant in variants.items():
+            for key in variant.grid:
+                if not key.startswith(("ebm.", "samples.")):
+                    expected = "expected settings of ebm or samples, as samples.chain.steps"
+                    raise ValueError(f"variants.{name.rpartition('_')[0]}.grid: {expected}, found {brief(repr(key))}")
             if name.lower() in TAKEN:
                 raise ValueError(f"variants.{name}: this name belongs to something else in the results; choose another")
             stage = self.stage_of(name)
             self.samples_of(name)
-            if stage.name == "wgan" and (self.variants[name].ebm or self.variants[name].samples):
+            if stage.name == "wgan" and (variant.ebm or variant.samples):
                 raise ValueError(
                     f"variants.{name}: a GAN has no energy and no chain: "
                     "expected wgan alone, found ebm or samples beside it"
@@ -193,7 +234,9 @@ class Experiment(Settings):
     @property
     def _trained(self) -> dict[str, EBMSettings | WGANSettings]:
         """Key of each section that trains an energy or a GAN → the section."""
-        stages = {f"variants.{name}.{self.stage_of(name).name}": self.stage_of(name).settings for name in self.variants}
+        stages = {
+            f"variants.{name}.{self.stage_of(name).name}": self.stage_of(name).settings for name in self.every_variant
+        }
         return {
             where: section
             for where, section in {"ebm": self.ebm, **stages}.items()

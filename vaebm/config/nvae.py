@@ -19,23 +19,23 @@ MOST_CELLS = 2000
 class NVAENetworkSettings(Settings):
     """Hierarchical VAE (NVAE section 3)."""
 
-    channels_encoder: Several
+    channels_encoder: Several = 128
     """Encoder channels after the stem; doubled at every down-sampling."""
-    channels_decoder: Several
+    channels_decoder: Several = 128
     """Decoder channels at image resolution; doubled at every down-sampling."""
-    groups: Annotated[list[PositiveInt], Field(min_length=1)]
+    groups: Annotated[list[PositiveInt], Field(min_length=1)] = [30]
     """Latent groups per scale, finest scale first. A single group makes a VAE without hierarchical towers."""
-    latents: PositiveInt
+    latents: PositiveInt = 20
     """Latent channels per group."""
-    preprocess_blocks: PositiveInt
+    preprocess_blocks: PositiveInt = 1
     """Blocks before the finest scale; each halves the resolution."""
-    preprocess_cells: PositiveInt
+    preprocess_cells: PositiveInt = 2
     """Residual cells per preprocess block; the last one halves."""
-    postprocess_cells: PositiveInt
+    postprocess_cells: PositiveInt = 2
     """Residual cells per postprocess block; the first one doubles the resolution."""
-    cells_encoder: PositiveInt
+    cells_encoder: PositiveInt = 2
     """Encoder residual cells per latent group."""
-    cells_decoder: PositiveInt
+    cells_decoder: PositiveInt = 2
     """Decoder residual cells per latent group."""
     architecture: Architecture = "res_mbconv"
     """Residual cells, by their published names (`nvae.cells.ARCHITECTURES`); the paper uses `res_mbconv`."""
@@ -90,9 +90,9 @@ class NVAENetworkSettings(Settings):
 class NVAETrainingSettings(Settings):
     """Training of the NVAE (NVAE sections 3.3 and 4)."""
 
-    epochs: PositiveInt
+    epochs: PositiveInt = 400
     """Passes over the training images."""
-    batch: Several
+    batch: Several = 256
     """Images per step, over all processes."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2; the paper does so except for digits."""
@@ -140,8 +140,8 @@ class NVAETrainingSettings(Settings):
 class NVAESettings(Settings):
     """Stage `nvae`."""
 
-    network: NVAENetworkSettings
-    training: NVAETrainingSettings
+    network: NVAENetworkSettings = NVAENetworkSettings()
+    training: NVAETrainingSettings = NVAETrainingSettings()
 
     @model_validator(mode="after")
     def _warmup_is_shorter_than_training(self) -> Self:

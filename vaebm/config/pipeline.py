@@ -4,12 +4,14 @@ The Snakefile calls `resolve` in every job. Paths are relative to the project.
 """
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebm.config import DataSettings, Experiment
 from vaebm.config.datasets import missing_files
+from vaebm.config.layers import split_changes
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import (
     check_name,
@@ -24,6 +26,9 @@ from vaebm.system.files import EARLIER_MODEL, MODEL, found_at, model_of
 
 CONFIG = Path("config/config.yaml")
 
+CHANGES = ("set", "name")
+"""Keys of the command line alone."""
+
 
 class Pipeline(NamedTuple):
     """A checked configuration."""
@@ -32,13 +37,16 @@ class Pipeline(NamedTuple):
     seeds: list[int]
     datasets: dict[str, DataSettings]
     """Name under data/ → settings, for all data sets of all experiments."""
+    changes: str
+    """Options of `vaebm benchmarks` that say what the command line changed, after a space; empty: nothing."""
 
 
 def resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
     """Read config/config.yaml and its experiments, check that Snakemake can run them, and write the settings files.
 
     Args:
-        overrides: values of `snakemake --config`.
+        overrides: values of `snakemake --config`. `set` changes settings of the experiments as if their files said so;
+            `name` keeps the results of a single experiment apart.
         write: whether to write settings files and check local files; false in jobs, which must not change either.
 
     Raises:
@@ -52,18 +60,36 @@ def resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
 
 def _resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
     """`resolve`, in which files and folders may be unreadable."""
-    names, seeds = choose(read_yaml(CONFIG), overrides)
-    experiments = {name: read_experiment(_path(name)) for name in names}
+    names, seeds = choose(read_yaml(CONFIG), {key: overrides[key] for key in overrides if key not in CHANGES})
+    changes = split_changes(overrides["set"]) if "set" in overrides else []
+    files = {name: _path(name) for name in names}
+    if "name" in overrides:
+        files = {_own_name(overrides["name"], names): _path(names[0])}
+    experiments = {name: read_experiment(path, changes) for name, path in files.items()}
     if write:
         check_models(experiments)
     for name, experiment in experiments.items() if write else ():
         write_settings(experiment, Path("results", name), seeds)
-    check_complete(experiments)  # after writing: an incomplete experiment's stages run by hand with these files
+    check_complete(experiments, files)  # after writing: an incomplete experiment's stages run by hand with these files
     for name, experiment in experiments.items() if write else ():
         if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
-            with _located(f"{_path(name)}: evaluation"):
+            with _located(f"{files[name]}: evaluation"):
                 weights_hash(experiment.evaluation.extractor, weights)
-    return Pipeline(experiments, seeds, collect_datasets(experiments, write))
+    options = [*(("--set", change) for change in changes), *([("--base", names[0])] if "name" in overrides else [])]
+    said = "".join(f" {option} {shlex.quote(value)}" for option, value in options)
+    return Pipeline(experiments, seeds, collect_datasets(experiments, files, write), said)
+
+
+def _own_name(name: Any, names: list[str]) -> str:
+    """The checked `name` of the command line for the results of the experiment in `names`."""
+    if not isinstance(name, str):
+        raise UserError(f"name: expected a name with a letter, as digits_40, found {brief(repr(name))}")
+    check_name(name, "name", "choose another")
+    if len(names) != 1:
+        raise UserError(f"name: expected a single experiment, as 'experiments=[digits]', found {listed(names)}")
+    if _path(name).exists():
+        raise UserError(f"name: {name} is the experiment of {_path(name)}; choose another")
+    return name
 
 
 def choose(content: Any, overrides: Mapping[str, Any]) -> tuple[list[str], list[int]]:
@@ -72,7 +98,8 @@ def choose(content: Any, overrides: Mapping[str, Any]) -> tuple[list[str], list[
         raise UserError(f"{CONFIG}: expected the keys experiments and seeds, found {brief(repr(content))}")
     config = {**content, **overrides}
     if unknown := sorted(map(str, set(config) - {"experiments", "seeds"})):
-        raise UserError(f"{CONFIG}: {listed(unknown)}: unknown key; keys that exist: experiments, seeds")
+        exist = "experiments, seeds; on the command line also set, name"
+        raise UserError(f"{CONFIG}: {listed(unknown)}: unknown key; keys that exist: {exist}")
     names: Any = config.get("experiments")
     seeds: Any = config.get("seeds")
     if isinstance(overrides.get("seeds"), list):  # on the command line Snakemake reads the numbers in a list as text
@@ -89,14 +116,14 @@ def choose(content: Any, overrides: Mapping[str, Any]) -> tuple[list[str], list[
     return names, seeds
 
 
-def check_complete(experiments: Mapping[str, Experiment]) -> None:
+def check_complete(experiments: Mapping[str, Experiment], files: Mapping[str, Path]) -> None:
     """Raise `UserError` where sections are missing that the pipeline requires."""
     lacking = [name for name, experiment in experiments.items() if experiment.missing]
     if lacking:
         name, *others = lacking
         more = f"; so are {listed(others)}" if others else ""
         raise UserError(
-            f"{_path(name)}: expected an experiment that Snakemake can run, found one without "
+            f"{files[name]}: expected an experiment that Snakemake can run, found one without "
             f"{' and without '.join(experiments[name].missing)}{more}; `vaebm describe {name}` says what it takes, and "
             f"its stages run by hand with the settings files under results/{name}/ (`vaebm nvae --help`)"
         )
@@ -116,13 +143,15 @@ def check_models(experiments: Mapping[str, Experiment]) -> None:
         raise UserError("\n".join(lines))
 
 
-def collect_datasets(experiments: Mapping[str, Experiment], write: bool) -> dict[str, DataSettings]:
+def collect_datasets(
+    experiments: Mapping[str, Experiment], files: Mapping[str, Path], write: bool
+) -> dict[str, DataSettings]:
     """Name under data/ → settings of every data set; checks local files and writes settings files if `write`."""
     datasets: dict[str, DataSettings] = {}
     for name, experiment in experiments.items():
         for data in experiment.datasets:
             section, prefix = ("evaluation.ood", "") if data in experiment.ood_data else ("data", "data.")
-            where, folder = f"{_path(name)}: {section}", Path("data", data.prepared)
+            where, folder = f"{files[name]}: {section}", Path("data", data.prepared)
             if datasets.setdefault(data.prepared, data) != data:
                 own_name = f"give one of them a {prefix}name of its own"
                 advice = f"give both the same {prefix}path" if data.facts.train else own_name

@@ -7,34 +7,31 @@ import json
 import sys
 from typing import Any
 
-from vaebm.config import EBMSettings, Experiment, SamplesSettings, Settings
+from vaebm.config.base import NAME
+from vaebm.config.experiment import CHANGED_BY_VARIANTS, Experiment
 
-CHANGED_BY_VARIANTS: dict[str, type[Settings]] = {"ebm": EBMSettings, "samples": SamplesSettings}
-"""Section of a variant that overrides some settings → model of the whole section."""
+BASE = {
+    "description": "Experiment to start from: a file has only what differs. Lists and `variants` are replaced.",
+    "pattern": f"^{NAME}$",
+    "type": "string",
+}
 
 
 def schema() -> dict[str, Any]:
-    """Schema of names, types, ranges and descriptions; `Experiment` checks how settings fit together."""
+    """Schema of names, types, ranges and descriptions; `Experiment` checks what is missing and how settings fit."""
     whole = Experiment.model_json_schema()
+    groups = whole["$defs"]
     for section, model in CHANGED_BY_VARIANTS.items():
-        all_of_it = model.model_json_schema(ref_template="#/$defs/{model}InVariant")
-        for name, definition in {**all_of_it.pop("$defs"), model.__name__: all_of_it}.items():
-            whole["$defs"][f"{name}InVariant"] = _optional(definition)
-        field = whole["$defs"]["Variant"]["properties"][section]
-        whole["$defs"]["Variant"]["properties"][section] = {
-            "$ref": f"#/$defs/{model.__name__}InVariant",
+        field = groups["Variant"]["properties"][section]
+        groups["Variant"]["properties"][section] = {
+            "$ref": f"#/$defs/{model.__name__}",
             "description": field["description"],
         }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}
-
-
-def _optional(definition: dict[str, Any]) -> dict[str, Any]:
-    """Schema of a group in which every setting is optional; it has no defaults, since the experiment's values apply."""
-    properties = {
-        name: {key: value for key, value in field.items() if key != "default"}
-        for name, field in definition["properties"].items()
-    }
-    return {**{key: value for key, value in definition.items() if key != "required"}, "properties": properties}
+    for group in (whole, *groups.values()):
+        group.pop("required", None)  # a base or the experiment may have it
+    whole["properties"] = {"base": BASE, **whole["properties"]}
+    choice = [{"required": [key]} for key in ("base", "data")]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": choice, **whole}
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from vaebm.config.ebm import EnergyNetworkSettings
 class WGANSettings(Settings):
     """Stage `wgan`: train the NVAE's decoder further as the generator of a Wasserstein GAN (VAEBM table 4)."""
 
-    network: EnergyNetworkSettings
+    network: EnergyNetworkSettings = EnergyNetworkSettings()
     """Architecture of the critic, an energy network."""
     iterations: PositiveInt
     """Updates of the generator."""
     critic_steps: PositiveInt = 5
     """Updates of the critic per update of the generator."""
-    batch: Several
+    batch: Several = 32
     """Training images, and as many generated images, per update."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2; the paper does so except for digits."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -13,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from vaebm.config import STAGES, DataSettings, Experiment, S, Settings
 from vaebm.config.base import NAME
+from vaebm.config.layers import SettingsLayer, changes_layer, combined, group_of, source
 from vaebm.system.errors import UserError, brief, listed
 from vaebm.system.files import found_at, writing
 
@@ -48,8 +50,6 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UserError: the file does not exist, is not YAML, or is larger than `LARGEST`.
     """
-    reader = YAML(typ="safe", pure=True)
-    reader.Constructor = _Constructor
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(LARGEST + 1)
@@ -59,7 +59,21 @@ def read_yaml(path: Path) -> Any:
         raise UserError(
             f"{path}: expected a YAML file in UTF-8, found something unreadable ({type(error).__name__})"
         ) from None
-    large = UserError(f"{path}: expected a YAML file of at most {LARGEST:,} characters and values, found more")
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Plain values of YAML 1.2.
+
+    Args:
+        name: file or key, for errors.
+
+    Raises:
+        UserError: it is not YAML, or is larger than `LARGEST`.
+    """
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _Constructor
+    large = UserError(f"{name}: expected a YAML file of at most {LARGEST:,} characters and values, found more")
     if len(text) > LARGEST:
         raise large
     try:
@@ -68,14 +82,14 @@ def read_yaml(path: Path) -> Any:
             raise large
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        where = f"{name}:{mark.line + 1}" if mark else name
         problem = str(getattr(error, "problem", None) or error).partition(" with value")[0]  # of a duplicate key
         raise UserError(f"{where}: not YAML: {brief(problem)}") from None
     except UserError:
         raise
     except Exception as error:  # a value like !!int x, or lists in each other without end
         raise UserError(
-            f"{path}: not YAML: a value that is not what its tag says ({type(error).__name__}: {brief(error)})"
+            f"{name}: not YAML: a value that is not what its tag says ({type(error).__name__}: {brief(error)})"
         ) from None
     return content
 
@@ -92,8 +106,11 @@ def _count(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def validate(model: type[S], value: Any, where: str) -> S:
+def validate(model: type[S], value: Any, where: str | Callable[[str], str]) -> S:
     """`value` as `model`.
+
+    Args:
+        where: file, for errors, or a function that returns it for a key.
 
     Raises:
         UserError: unknown or missing keys, invalid values; one line on the first, with the keys of the others.
@@ -104,7 +121,9 @@ def validate(model: type[S], value: Any, where: str) -> S:
         first, *others = error.errors(include_url=False)
         keys = list(dict.fromkeys(".".join(_location(problem)) or "the whole" for problem in others))
         more = f"; also not right: {listed(keys)}" if keys else ""
-        raise UserError(f"{where}: {problem_line(model, first)}{more}") from None
+        line = problem_line(model, first)
+        file = where if isinstance(where, str) else where(line.partition(":")[0])
+        raise UserError(f"{file}: {line}{more}") from None
 
 
 def _location(problem: Any) -> list[str]:
@@ -133,19 +152,12 @@ def _fields(model: type[BaseModel], location: list[Any]) -> list[str]:
         annotation = (
             get_args(annotation)[-1]
             if get_origin(annotation) in (list, dict)
-            else _group(annotation).model_fields[part].annotation
+            else group_of(annotation).model_fields[part].annotation
         )
-    return list(_group(annotation).model_fields)
+    return list(group_of(annotation).model_fields)
 
 
-def _group(annotation: Any) -> Any:
-    """Group of settings in an annotation, for example in a union."""
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    return next(filter(None, map(_group, get_args(annotation))), None)
-
-
-def check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str, advice: str = "rename the file") -> None:
     """Check the name of an experiment.
 
     Raises:
@@ -153,25 +165,71 @@ def check_name(name: str, where: str) -> None:
     """
     if not re.fullmatch(NAME, name):
         expected = "a name of letters from a to z, digits, _ and -, which does not begin with -"
-        raise UserError(f"{where}: expected {expected}, found {brief(repr(name))}; rename the file")
+        raise UserError(f"{where}: expected {expected}, found {brief(repr(name))}; {advice}")
     if name.lower() in RESERVED:
         raise UserError(
-            f"{where}: an experiment cannot be called {name!r}: results/{name}/ holds something else; rename the file"
+            f"{where}: an experiment cannot be called {name!r}: results/{name}/ holds something else; {advice}"
         )
 
 
-def read_experiment(path: Path) -> Experiment:
-    """Read an experiment file.
-
-    Raises:
-        UserError: the file does not exist, is not YAML, or is not an experiment.
-    """
+def _read_file(path: Path) -> Any:
+    """Content of an experiment file, which has to exist."""
     check_name(path.stem, str(path))
     if found_at(path) == "none":
         known = sorted(file.stem for file in path.parent.glob("*.yaml") if re.fullmatch(NAME, file.stem))
         exist = listed(known, 20) or "none"
         raise UserError(f"{path}: there is no experiment {path.stem!r}; experiments that exist: {exist}")
-    return validate(Experiment, read_yaml(path), str(path))
+    return read_yaml(path)
+
+
+def read_layers(path: Path, changes: Sequence[str] = ()) -> list[SettingsLayer]:
+    """Values of an experiment: of the files that it starts from (`base`), its own, and `changes` like samples.count=10.
+
+    Raises:
+        UserError: a file does not exist or is not YAML, files start from each other, or a change has an unknown key.
+    """
+    layers: list[SettingsLayer] = []
+    names, file, content = [path.stem], path, _read_file(path)
+    while isinstance(content, dict) and "base" in content:
+        base = content.pop("base")
+        layers.insert(0, (str(file), content))
+        if not isinstance(base, str):
+            raise UserError(f"{file}: base: expected the name of an experiment, found {brief(repr(base))}")
+        names.append(base)
+        if base in names[:-1]:
+            expected = "expected a file that does not start from this one"
+            raise UserError(f"{file}: base: {expected}, found {' → '.join(names)}")
+        try:
+            check_name(base, "name", "choose another")
+            content = _read_file(path.with_name(f"{base}.yaml"))
+        except UserError as error:
+            raise UserError(f"{file}: base: {error}") from None
+        file = path.with_name(f"{base}.yaml")
+    if not isinstance(content, dict):
+        validate(Experiment, content, str(file))
+    layers.insert(0, (str(file), content))
+    with_variants = [name for name, values in layers if "variants" in values]
+    for name, values in layers:
+        if name in with_variants[:-1]:
+            del values["variants"]  # a file that has variants has all of them
+    if changes:
+        if not with_variants:
+            layers[0][1]["variants"] = {"vaebm": {}}
+        layers.append(changes_layer(changes, parse_yaml))
+    return layers
+
+
+def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        changes: settings to replace, like samples.chain.steps=40.
+
+    Raises:
+        UserError: as for `read_layers`; or the values are not an experiment.
+    """
+    layers = read_layers(path, changes)
+    return validate(Experiment, combined(layers), lambda key: source(layers, key, str(path)))
 
 
 def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> None:

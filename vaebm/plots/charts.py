@@ -136,6 +136,28 @@ def against_counts(counts: Sequence[int], panels: Mapping[str, Sequence[float | 
             _label(axis, title, "steps of the chain")
 
 
+def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str, path: Path) -> None:
+    """Write a metric over a grid as PNG: along its first setting, with a line for each combination of the others.
+
+    Args:
+        points: settings → their values, the metric, and its uncertainty.
+    """
+    along = next(iter(points[0][0]))
+    lines: dict[str, list[tuple[Any, float, float]]] = {}
+    for values, value, error in points:
+        others = ", ".join(f"{key} = {one}" for key, one in values.items() if key != along)
+        lines.setdefault(others, []).append((values[along], value, error))
+    numeric = all(type(place) in (int, float) for line in lines.values() for place, *_ in line)
+    with _figure(path, 1, width=6.4, height=4) as (axis,):
+        for (others, line), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
+            places, metric, errors = zip(*(sorted(line) if numeric else line), strict=True)
+            shown = places if numeric else [str(place) for place in places]
+            axis.errorbar(shown, metric, yerr=errors, marker="o", capsize=3, color=colour, label=others)
+        axis.set(title=label, xlabel=along)
+        if len(lines) > 1:
+            axis.legend()
+
+
 def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:
     """Write the number of images of each mode, most frequent first, as PNG.
 

@@ -272,7 +272,28 @@ class VariantRecord(Settings):
     changed: Changed
     tracking: str | None
     """Id of the MLflow run."""
+    base: str | None = later(None)
+    """Experiment file of a run that has a name of its own."""
+    changes: list[str] = later([])
+    """Settings that the command line changed, as samples.chain.steps=40."""
+    grid: dict[str, Any] = later({})
+    """Settings of a combination of a grid → their values."""
+    plotted: str | None = later(None)
+    """Metric that the report plots over the grid; None: the Fréchet distance."""
     runs: list[SeedRecord]
+
+    @property
+    def origin(self) -> str:
+        """Base and changes of a run whose settings are not those of its file, in words; else empty."""
+        if not (self.base or self.changes):
+            return ""
+        changed = f" with {', '.join(self.changes)}" if self.changes else ""
+        return f"{self.experiment} is {self.base or f'{self.experiment}.yaml'}{changed}"
+
+    @property
+    def point(self) -> str:
+        """Settings of a combination of a grid, in words; empty for another variant."""
+        return ", ".join(f"{key}={value}" for key, value in self.grid.items())
 
     @property
     def values(self) -> dict[str, float]:

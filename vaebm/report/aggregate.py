@@ -1,10 +1,13 @@
 """Stage `benchmarks`: metrics over the seeds and the paper's values, as csv, Markdown, LaTeX, json and HTML."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from vaebm.config import Variant
 from vaebm.config.yaml_files import read_experiment
 from vaebm.records.files import METRICS_RECORD, AnotherVersion, read_record, read_tracking, write_record
 from vaebm.records.results import Measurement, MetricValue, Numbers, RunRecord, SeedRecord, SeedValue, VariantRecord
@@ -20,8 +23,14 @@ RECORDS = "*/*/metrics.json"
 """Pattern of the records over the seeds: <experiment>/<variant>/metrics.json."""
 
 
-def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) -> VariantRecord:
+def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None, **differences: Any) -> VariantRecord:
     """Combine the runs of a variant: mean of every metric, and standard deviation over the seeds.
+
+    Args:
+        runs: the record of each seed.
+        configuration: hash of the experiment's settings.
+        tracking: id of its MLflow run.
+        differences: fields of the record that say what the variant is.
 
     Raises:
         UserError: the runs differ in data, extractor, chain, libraries or metrics, or two have the same seed.
@@ -48,6 +57,7 @@ def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) 
         **common,
         **merged(map(dict, runs)),
         tracking=tracking,
+        **differences,
         runs=[
             SeedRecord(seed=run.seed, models=run.models, training=run.training, steps=run.steps, ood=run.ood)
             for run in runs
@@ -71,10 +81,12 @@ def _over_seeds(seeds: list[int], found: list[Measurement]) -> MetricValue:
     )
 
 
-def collect_records(metrics: list[Path], experiments: Path, results: Path) -> Measured:
+def collect_records(
+    metrics: list[Path], experiments: Path, results: Path, changes: Sequence[str] = (), base: str | None = None
+) -> Measured:
     """Collect the records of the given runs, and of experiments evaluated earlier with their current settings.
 
-    Writes results/<experiment>/<variant>/metrics.json for the given runs.
+    Writes results/<experiment>/<variant>/metrics.json for the given runs, which had `changes` and the file of `base`.
 
     Raises:
         UserError: a file is missing or damaged, or the seeds of a variant do not belong together.
@@ -85,8 +97,11 @@ def collect_records(metrics: list[Path], experiments: Path, results: Path) -> Me
         groups.setdefault((run.experiment, run.variant), []).append(run)
     records: dict[str, dict[str, VariantRecord]] = {}
     for (experiment, variant), runs in groups.items():
-        configuration = read_experiment(experiments / f"{experiment}.yaml").hash()
-        record = over_seeds(runs, configuration, read_tracking(results / experiment).run)
+        settings = read_experiment(experiments / f"{base or experiment}.yaml", changes)
+        own = settings.every_variant.get(variant, Variant())
+        differences: dict[str, Any] = {"base": base, "changes": list(changes), "plotted": own.metric}
+        differences["grid"] = {key: value for key, (value,) in own.grid.items()}
+        record = over_seeds(runs, settings.hash(), read_tracking(results / experiment).run, **differences)
         write_record(results / experiment / variant / "metrics.json", record)
         records.setdefault(experiment, {})[variant] = record
     notes = []
@@ -94,7 +109,7 @@ def collect_records(metrics: list[Path], experiments: Path, results: Path) -> Me
         experiment, variant = path.parts[-3:-1]
         if (experiment, variant) in groups:
             continue
-        settings, where = experiments / f"{experiment}.yaml", "/".join(path.parts[-3:])
+        where = "/".join(path.parts[-3:])
         try:
             earlier = read_record(VariantRecord, path, *METRICS_RECORD)
         except AnotherVersion:
@@ -103,28 +118,52 @@ def collect_records(metrics: list[Path], experiments: Path, results: Path) -> Me
                 f"`snakemake --config 'experiments=[{experiment}]'` makes it anew."
             )
             continue
-        if not settings.is_file():
-            notes.append(f"{where} is left out: there is no {experiment}.yaml among the experiments any more.")
-        elif earlier.configuration != read_experiment(settings).hash():
-            notes.append(f"{where} is left out: it was measured with other settings than {experiment}.yaml has now.")
+        file = experiments / f"{earlier.base or experiment}.yaml"
+        if not file.is_file():
+            notes.append(f"{where} is left out: there is no {file.name} among the experiments any more.")
+        elif earlier.configuration != _configuration(file, earlier.changes):
+            notes.append(f"{where} is left out: it was measured with other settings than {file.name} has now.")
         else:
             records.setdefault(experiment, {})[variant] = earlier
     for experiment, found in records.items():
-        order = dict.fromkeys([*read_experiment(experiments / f"{experiment}.yaml").models, *found])
+        one = next(iter(found.values()))
+        models = read_experiment(experiments / f"{one.base or experiment}.yaml", one.changes).models
+        order = dict.fromkeys([*models, *found])
         records[experiment] = {variant: found[variant] for variant in order if variant in found}
     return Measured(records, notes)
 
 
-def run(metrics: list[Path], paper: Path, experiments: Path, results: Path) -> None:
+def _configuration(file: Path, changes: list[str]) -> str:
+    """Hash of an experiment's settings; empty if it has no place for `changes` any more."""
+    try:
+        return read_experiment(file, changes).hash()
+    except UserError:
+        if not changes:
+            raise
+        return ""
+
+
+def run(
+    metrics: list[Path],
+    paper: Path,
+    experiments: Path,
+    results: Path,
+    changes: Sequence[str] = (),
+    base: str | None = None,
+) -> None:
     """Write results/<experiment>/<variant>/metrics.json, and benchmarks.csv, .md, .tex, .json and report.html.
 
     The earlier records are used for the variants of which `metrics` has no metrics.json of a run.
+
+    Args:
+        changes: settings that the command line changed for these runs.
+        base: experiment file of these runs, if they have a name of their own.
 
     Raises:
         UserError: a file is missing or damaged, the seeds of a variant do not agree, or nothing was measured.
     """
     figures = read_paper(paper)
-    measured = collect_records(metrics, experiments, results)
+    measured = collect_records(metrics, experiments, results, changes, base)
     if not measured.records:
         found = " ".join(measured.notes) or f"no {RECORDS}"
         raise UserError(

@@ -10,12 +10,20 @@ from typing import NamedTuple
 import pandas as pd
 
 from vaebm.config import BASELINE
-from vaebm.records.metrics import format_value, metric, number, with_direction
+from vaebm.records.metrics import FD, format_value, metric, number, with_direction
 from vaebm.records.results import MetricValue, VariantRecord
 from vaebm.report import rows, table
 from vaebm.report.captions import Picture, gallery
 from vaebm.report.paper import Paper
-from vaebm.report.rows import ComparisonRow, comparison_rows, non_baseline, ratio, with_certainty, z_score
+from vaebm.report.rows import (
+    ComparisonRow,
+    comparison_rows,
+    non_baseline,
+    ratio,
+    uncertainty,
+    with_certainty,
+    z_score,
+)
 from vaebm.report.table import Cells, Commands, Measured, snapshots
 from vaebm.report.templates import render
 
@@ -149,9 +157,27 @@ def _mean(values: Sequence[float | None]) -> str:
     return number(statistics.mean(finite)) + (f" ± {number(statistics.stdev(finite), 2)}" if len(finite) > 1 else "")
 
 
+def grids(variants: dict[str, VariantRecord], folder: Path) -> list[tuple[str, str | None]]:
+    """Title and inlined plot of one metric over each grid; the plots are also written into `folder`."""
+    from vaebm.plots.charts import over_grid
+
+    found = []
+    points = [record for record in variants.values() if record.grid]
+    for grid, group in groupby(points, key=lambda record: record.variant.rpartition("_")[0]):
+        records, path = list(group), folder / f"{grid}.png"
+        name = records[0].plotted or FD.named(records[0].extractor.kind)
+        figures = [(record.grid, record.metrics[name]) for record in records if name in record.metrics]
+        if figures:
+            certain = [(values, one.value, (uncertainty(one) or ("", 0.0))[1]) for values, one in figures]
+            over_grid(certain, with_direction(name), path)
+        what = "" if figures else " (not measured)"
+        found.append((f"{grid}: {with_direction(name)}{what}", inlined(path) if figures else None))
+    return found
+
+
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
     """The report: all experiments with metrics and plots, then the paper's tables."""
     content = {"measured": measured, "paper": paper, "runs": runs, "results": results, "baseline": BASELINE}
-    functions = (by_seed, cards, families, format_value, inlined, pictures, training)
+    functions = (by_seed, cards, families, format_value, grids, inlined, pictures, training)
     named = {each.__name__: each for each in functions}
     return render("report/report.html.j2", rows=rows, table=table, **content, **named)

@@ -111,7 +111,9 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, An
     for experiment, variants in measured.records.items():
         title = f"measured: {experiment}"
         for variant, record in variants.items():
-            found += [_line(title, variant, name, record) for name in record.metrics if metric(name).shown != "floor"]
+            shown = [name for name in record.metrics if metric(name).shown != "floor"]
+            note = "; ".join(filter(None, (record.origin, record.point)))
+            found += [_line(title, variant, name, record, note) for name in shown]
             unavailable += [_line(title, variant, name, note=why) for name, why in record.without.items()]
     found += unavailable
     for table in paper.tables:
@@ -210,7 +212,9 @@ def remarks(variants: dict[str, VariantRecord]) -> list[str]:
             names = ", ".join(name for name, why in record.without.items() if why == reason)
             unavailable.append(f"{variant} has no {names}: {reason}.")
     by_unit = [f"In {unit}: {', '.join(names)}." for unit, names in units.items()]
-    return [f"Real images, held out, score {', '.join(scores)}.", *by_unit, *unavailable]
+    origin = next(iter(variants.values())).origin
+    settings = [f"{origin}."] * bool(origin) + [f"{name}: {one.point}." for name, one in variants.items() if one.grid]
+    return [*settings, f"Real images, held out, score {', '.join(scores)}.", *by_unit, *unavailable]
 
 
 def snapshots(record: VariantRecord) -> list[str]:

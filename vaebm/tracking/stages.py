@@ -211,7 +211,12 @@ def experiment_run(results: Path) -> StageRun:
         tags["configuration"] = read_experiment(settings).hash()
     for path in sorted(results.glob("*/metrics.json")):
         facts = read_record(VariantRecord, path, *METRICS_RECORD)
-        tags |= {"data": facts.data, "commit": " ".join(facts.commit), "changed": str(facts.changed).lower()}
+        tags |= {
+            "configuration": facts.configuration,
+            "data": facts.data,
+            "commit": " ".join(facts.commit),
+            "changed": str(facts.changed).lower(),
+        }
         tags["seeds"] = " ".join(str(one.seed) for one in facts.runs)
     figures = {f"{variant}/{name}": value for variant, found in variants.items() for name, value in found.items()}
     files = [results.parent / file for file in TABLE if (results.parent / file).is_file()]

@@ -8,11 +8,14 @@ from vaebm.config import Resources as StageResources  # Snakemake has another Re
 from vaebm.config.base import NAME
 from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import weights_hash
+from vaebm.records.metrics import metric
 from vaebm.system.errors import UserError
 
 # A mistake in any configuration file ends the run here in one line, so no `configfile:` reads the first one.
 try:
-    EXPERIMENTS, SEEDS, DATASETS = resolve(config, write=workflow.is_main_process)
+    EXPERIMENTS, SEEDS, DATASETS, CHANGES = resolve(config, write=workflow.is_main_process)
+    for name in (variant.metric for experiment in EXPERIMENTS.values() for variant in experiment.variants.values() if variant.metric):
+        metric(name)
     PINNED = [*pinned_sets(Path("data.dvc"))] if Path("data.dvc").exists() else []
 except UserError as error:
     sys.exit(str(error))
@@ -36,7 +39,13 @@ def runs(pattern):
 
 def trained_by(stage):
     """Pattern of the models that a stage trains; without any, a pattern that matches nothing."""
-    return "|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.stage_of(model).name == stage}) or "(?!)"
+    found = ((experiment, model) for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.stage_of(model).name == stage)
+    return "|".join({model for experiment, model in found if experiment.same_energy(model) is None}) or "(?!)"
+
+
+def with_the_energy_of(wildcards):
+    """Folder of the run whose energy a combination of a grid takes."""
+    return f"results/{wildcards.experiment}/{EXPERIMENTS[wildcards.experiment].same_energy(wildcards.variant)}/seed{wildcards.seed}"
 
 
 def resource(stage, name):
@@ -161,5 +170,5 @@ def energy_option(wildcards, input):
 
 def shards_of(wildcards):
     """Files with a variant's samples."""
-    shards = EXPERIMENTS[wildcards.experiment].samples.shards
+    shards = EXPERIMENTS[wildcards.experiment].samples_of(wildcards.variant).shards
     return [f"results/{wildcards.experiment}/{wildcards.variant}/seed{wildcards.seed}/samples/shard-{index:03}.npy" for index in range(shards)]

@@ -30,6 +30,30 @@ rule ebm:
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
 
 
+# A combination of a grid that differs from another variant in its samples alone.
+rule same_energy:
+    input:
+        model=lambda wildcards: f"{with_the_energy_of(wildcards)}/model.safetensors",
+        training=lambda wildcards: f"{with_the_energy_of(wildcards)}/training.json",
+        history=lambda wildcards: f"{with_the_energy_of(wildcards)}/history.jsonl",
+        settings="results/{experiment}/{variant}/seed{seed}/ebm.yaml",
+    output:
+        model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
+        training="results/{experiment}/{variant}/seed{seed}/training.json",
+        history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
+    log:
+        "results/{experiment}/{variant}/seed{seed}/same_energy.log",
+    wildcard_constraints:
+        variant="|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.same_energy(model)}) or "(?!)",
+    conda:
+        "../../environment.yml"
+    params:
+        source=with_the_energy_of,
+        folder="results/{experiment}/{variant}/seed{seed}",
+    shell:
+        "cp -R {input.model} {input.training} {input.history} {params.source}/pictures {params.folder} 2> {log}"
+
+
 # The ablation's GAN: its model is an NVAE whose decoder was trained further as a generator.
 rule wgan:
     input:
