@@ -175,6 +175,35 @@ class PixelBernoulli(Pixels):
         return -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none")
 
 
+class PointImage(Pixels):
+    """An image (B, C, H, W) as a distribution of pixels without noise; it may leave [0, 1], and has no density."""
+
+    def __init__(self, image: Images):
+        super().__init__()
+        self.image = image
+
+    @property
+    def mean(self) -> Images:
+        """The image."""
+        return self.image
+
+    def sample(self, eps: Images, temperature: float = 1.0) -> Images:
+        """The image; `eps` and `temperature` are not used."""
+        return self.image
+
+    def log_prob(self, x: Images) -> Tensor:
+        """Not defined."""
+        raise NotImplementedError("an image without noise has no density")
+
+
+class PixelSpace:
+    """A decoder whose only latent group is the image itself."""
+
+    def decode(self, eps: Sequence[Images]) -> tuple[Pixels, PerImage]:
+        """The images eps[0] (B, C, H, W), and zeros (B,) in place of log p(z)."""
+        return PointImage(eps[0]), eps[0].new_zeros(len(eps[0]))
+
+
 def logit_channels(settings: NVAENetworkSettings, channels: int) -> int:
     """Channels of the decoder's output for images of `channels` channels."""
     return {"normal": 2 * channels, "logistic_mixture": 10 * settings.mixtures, "bernoulli": channels}[settings.decoder]
