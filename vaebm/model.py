@@ -18,8 +18,7 @@ from vaebm.energy.network import load_energy
 from vaebm.fast import PreparationCache, PreparedKind, half_square, prepare_energy, run_langevin
 from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.model import NVAE, LatentDecoder, load_nvae
-from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
-from vaebm.nvae.pixel_space import PixelSpace
+from vaebm.nvae.pixel_distributions import PixelNormal, Pixels, PixelSpace
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 from vaebm.system.files import model_of

@@ -60,15 +60,14 @@ def refusal(data: DataSettings, folder: Path) -> str:
 def crashing(folder: Path, how: str) -> LazyImages:
     """Pictures of which number 5 ends the process that reads it."""
 
-    def read(number: int) -> tuple[np.ndarray, list[str]]:
-        if number == 5:
+    def read(name: str) -> tuple[np.ndarray, list[str]]:
+        if name == "pictures/5.tif":
             time.sleep(0.2)
             os.kill(os.getpid(), getattr(signal, how))
             time.sleep(60)
         return np.zeros((8, 8, 1), np.uint8), []
 
-    labels = np.zeros(20, np.int64)
-    return LazyImages((8, 8, 1), labels, {"train": (0, 20)}, {}, read, lambda number: f"pictures/{number}.tif")
+    return LazyImages((8, 8, 1), {"train": [f"pictures/{number}.tif" for number in range(20)]}, {}, read)
 
 
 @pytest.mark.parametrize("how", ["SIGSEGV", "SIGBUS", "SIGABRT", "SIGKILL"])
@@ -287,7 +286,7 @@ def test_warnings_of_pillow_are_not_shown(tmp_path: Path, recwarn: pytest.Warnin
         warnings.warn("Corrupt EXIF data", stacklevel=2)
         return np.zeros((8, 8, 1), np.uint8), []
 
-    data = LazyImages((8, 8, 1), np.zeros(3, np.int64), {"train": (0, 3)}, {}, read, str)
+    data = LazyImages((8, 8, 1), {"train": range(3)}, {}, read)
     write_lazy_images(tmp_path / "out", "mine", data, 2)
     assert not [warning for warning in recwarn if "EXIF" in str(warning.message)]
 

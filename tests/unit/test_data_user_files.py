@@ -191,10 +191,10 @@ def test_what_was_found_is_printed(pictures: Path, tmp_path: Path, capsys: pytes
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_not_the_file_that_is_written(tmp_path: Path) -> None:
-    def read(number: int) -> tuple[np.ndarray, list[str]]:
+    def read(name: str) -> tuple[np.ndarray, list[str]]:
         raise OSError(5, "Input/output error")
 
-    made = LazyImages((2, 2, 1), np.arange(1), {"train": (0, 1)}, {}, read, lambda number: "a\n.png")
+    made = LazyImages((2, 2, 1), {"train": ["a\n.png"]}, {}, read)
     with pytest.raises(
         UserError, match=r"^'a\\n.png': cannot be read: Input/output error: of 1 pictures 1 cannot be used"
     ):
@@ -227,7 +227,7 @@ def numbered(count: int, seen: list[int], stop_at: int | None = None) -> LazyIma
         seen.append(number)
         return np.full((2, 2, 1), number, np.uint8), ["odd"] if number % 2 else []
 
-    return LazyImages((2, 2, 1), np.arange(count), {"train": (0, count)}, {"made of": count}, read, str)
+    return LazyImages((2, 2, 1), {"train": range(count)}, {"made of": count}, read, np.arange(count))
 
 
 def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from vaebm.config import DatasetFacts, DataSettings
 from vaebm.data.convert_large import LazyImages
 from vaebm.data.decode import Decoded, Unsuitable, read_resized
 from vaebm.data.download import checksum, checksums, folder_of
-from vaebm.data.lmdb_reader import Database
+from vaebm.data.lmdb_reader import Database, Entry
 from vaebm.data.tfrecord import TFRecord, read_image, records
 from vaebm.system.errors import UserError
 
@@ -20,14 +19,7 @@ SOURCES = {"train": "train", "heldout": "validation"}
 """Split → name of its folder, or of its LMDB without the suffix."""
 
 
-class _Raw(NamedTuple):
-    """Image in an LMDB."""
-
-    database: Database
-    key: bytes
-
-
-Item = Path | _Raw | TFRecord
+Item = Path | Entry | TFRecord
 
 
 def prepare_celebahq(data: DataSettings, threads: int) -> LazyImages:
@@ -40,18 +32,9 @@ def prepare_celebahq(data: DataSettings, threads: int) -> LazyImages:
                 f"{folder}: expected {expected:,} images for {SOURCES[split]}, found {len(parts[split][0]):,}; "
                 "complete it, or use the set folder"
             )
-    every = [item for items, _ in parts.values() for item in items]
     source = {SOURCES[split]: found for split, (_, found) in parts.items()}
-    splits = {"train": (0, len(parts["train"][0])), "heldout": (len(parts["train"][0]), len(every))}
-    shape = (facts.side, facts.side, facts.channels)
-    return LazyImages(
-        shape,
-        np.zeros(len(every), np.int64),
-        splits,
-        source,
-        lambda number: _read(every[number], facts),
-        lambda number: _name(every[number]),
-    )
+    items = {split: items for split, (items, _) in parts.items()}
+    return LazyImages((facts.side, facts.side, facts.channels), items, source, lambda item: _read(item, facts))
 
 
 def _items(folder: Path, name: str, threads: int) -> tuple[list[Item], dict[str, str]]:
@@ -59,7 +42,7 @@ def _items(folder: Path, name: str, threads: int) -> tuple[list[Item], dict[str,
     if (database := folder / f"{name}.lmdb").is_dir():
         opened = Database(database)
         keys = sorted((key for key in opened.keys if key.isdigit()), key=int)  # other keys are metadata
-        return [_Raw(opened, key) for key in keys], {"lmdb": checksum(database / "data.mdb", "sha256")}
+        return [Entry(opened, key) for key in keys], {"lmdb": checksum(database / "data.mdb", "sha256")}
     try:  # hidden files are of file managers
         files = sorted(path for path in (folder / name).iterdir() if path.is_file() and path.name[0] != ".")
     except OSError as error:
@@ -91,12 +74,3 @@ def _read(item: Item, facts: DatasetFacts) -> Decoded:
     if len(content) != (size := math.prod(shape)):
         raise Unsuitable(f"expected {size:,} raw RGB bytes, found {len(content):,}")
     return np.frombuffer(content, np.uint8).reshape(shape), []
-
-
-def _name(item: Item) -> str:
-    """Name of an item in errors."""
-    if isinstance(item, Path):
-        return str(item)
-    if isinstance(item, TFRecord):
-        return f"{item.path}: record at byte {item.start - 12:,}"
-    return f"{item.database.folder}: key {item.key.decode()}"

@@ -8,9 +8,10 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,19 +39,17 @@ class LazyImages:
 
     Attributes:
         shape: (H, W, C) of an image.
-        labels: (N,), in the order of the prepared images.
-        splits: name of a split → (first, last + 1).
+        parts: name of a split → its images as `read` takes them, for example paths; as text their names in errors.
         source: origin, for the manifest. It has to change with the raw files: a run resumes only where it is equal.
-        read: index of an image → image and conversions; raises `Unsuitable`. Called from several threads.
-        name: index of an image → its name in errors.
+        read: image in `parts` → array and conversions; raises `Unsuitable`. Called from several threads.
+        labels: (N,), in the order of the parts; None: all are 0.
     """
 
     shape: tuple[int, int, int]
-    labels: NDArray[np.int64]
-    splits: dict[str, tuple[int, int]]
+    parts: Mapping[str, Sequence[Any]]
     source: dict[str, Any]
-    read: Callable[[int], Decoded]
-    name: Callable[[int], str]
+    read: Callable[[Any], Decoded]
+    labels: NDArray[np.int64] | None = None
 
 
 def write_lazy_images(folder: Path, name: str, data: LazyImages, threads: int) -> None:
@@ -65,10 +64,12 @@ def write_lazy_images(folder: Path, name: str, data: LazyImages, threads: int) -
         UserError: some pictures are refused (all are counted, some named), or the files cannot be written.
     """
     partial, journal = folder / ".images.npy.partial", folder / ".images.npy.journal"
-    shape = (len(data.labels), *data.shape)
+    images = [image for part in data.parts.values() for image in part]
+    splits = dict(zip(data.parts, pairwise(accumulate(map(len, data.parts.values()), initial=0)), strict=True))
+    shape = (len(images), *data.shape)
     length = max(PIECE // math.prod(data.shape), 1)
     pieces = [range(first, min(first + length, shape[0])) for first in range(0, shape[0], length)]
-    key = fingerprint({"name": name, "shape": data.shape, "splits": data.splits, "source": data.source})
+    key = fingerprint({"name": name, "shape": data.shape, "splits": splits, "source": data.source})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         done = _finished(journal, key) if partial.is_file() else {}
@@ -78,12 +79,13 @@ def write_lazy_images(folder: Path, name: str, data: LazyImages, threads: int) -
             notes.writelines(json.dumps(line) + "\n" for line in (key, *done.items()))
             notes.flush()
             missing = [piece for piece in pieces if piece.start not in done]
-            done |= _convert(file.fileno(), start, data, missing, threads, notes, name)
+            done |= _convert(file.fileno(), start, data, images, missing, threads, notes, name)
             os.fsync(file.fileno())
         partial.replace(folder / "images.npy")
         counts = sum(done.values(), Counter())
         converted = {"converted": dict(sorted(counts.items()))} if counts else {}
-        describe_images(folder, name, shape, data.labels, data.splits, {**data.source, **converted})
+        labels = np.zeros(len(images), np.int64) if data.labels is None else data.labels
+        describe_images(folder, name, labels, splits, {**data.source, **converted})
         journal.unlink()
     except OSError as error:
         raise UserError(
@@ -109,7 +111,7 @@ def _finished(journal: Path, key: str) -> dict[int, Counter[str]]:
 
 
 def _convert(
-    descriptor: int, start: int, data: LazyImages, pieces: list[range], threads: int, notes: Any, name: str
+    file: int, start: int, data: LazyImages, items: list[Any], pieces: list[range], threads: int, notes: Any, name: str
 ) -> dict[int, Counter[str]]:
     """Convert and write `pieces`; first image of each → conversions. Collects refused pictures for one error."""
     size = math.prod(data.shape)
@@ -119,10 +121,10 @@ def _convert(
         counts: Counter[str] = Counter()
         refused = []
         for row, number in enumerate(piece):
-            name = shown(data.name(number))
+            name = shown(str(items[number]))
             reading(name)
             try:
-                images[row], done = data.read(number)
+                images[row], done = data.read(items[number])
                 counts.update(done)
             except Unsuitable as reason:
                 refused.append(f"{name}: {reason}")
@@ -131,15 +133,15 @@ def _convert(
         if not refused:
             rest, at = memoryview(images.tobytes()), start + piece.start * size
             while rest:  # a call may write a part only
-                written = os.pwrite(descriptor, rest, at)
+                written = os.pwrite(file, rest, at)
                 rest, at = rest[written:], at + written
-            os.fsync(descriptor)
+            os.fsync(file)
         return piece, counts, refused
 
     finished: dict[int, Counter[str]] = {}
-    problems: dict[int, list[str]] = {}
+    all_refused: list[str] = []
     left = sum(map(len, pieces))
-    progress = Progress(f"data {name}", len(data.labels), start=len(data.labels) - left, unit="image")
+    progress = Progress(f"data {name}", len(items), start=len(items) - left, unit="image")
     with ThreadPoolExecutor(threads) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about metadata, do not name the file
         waiting = [pool.submit(convert, piece) for piece in pieces]
@@ -147,7 +149,7 @@ def _convert(
             for future in waiting:  # in order, so that the journal of a stopped run covers the first images
                 piece, counts, refused = future.result()
                 if refused:
-                    problems[piece.start] = refused
+                    all_refused += refused
                 else:
                     finished[piece.start] = counts
                     notes.write(json.dumps([piece.start, counts]) + "\n")
@@ -158,10 +160,10 @@ def _convert(
             raise
         finally:
             progress.close()
-    if all_refused := [line for first in sorted(problems) for line in problems[first]]:
+    if all_refused:
         more = f"; and {len(all_refused) - SHOWN:,} more" if len(all_refused) > SHOWN else ""
         raise UserError(
             f"{'; '.join(all_refused[:SHOWN])}{more}: "
-            f"of {len(data.labels):,} pictures {len(all_refused):,} cannot be used; replace or remove them"
+            f"of {len(items):,} pictures {len(all_refused):,} cannot be used; replace or remove them"
         )
     return finished

@@ -2,7 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaebm.data.raw_kinds import Unsuitable
 from vaebm.system.child import reading
@@ -65,3 +65,13 @@ class Database:
         if value is None:
             raise Unsuitable("expected an entry of an LMDB, found none under its own key: it is damaged")
         return bytes(value)
+
+
+class Entry(NamedTuple):
+    """Entry of an LMDB; as text its name in errors."""
+
+    database: Database
+    key: bytes
+
+    def __str__(self) -> str:
+        return f"{self.database.folder}: key {self.key.decode(errors='backslashreplace')}"

@@ -5,13 +5,11 @@ The published experiments crop training images at random; here every image is cr
 
 import io
 
-import numpy as np
-
 from vaebm.config import DataSettings
 from vaebm.data.convert_large import LazyImages
 from vaebm.data.decode import Decoded, read_resized
 from vaebm.data.download import checksum, folder_of
-from vaebm.data.lmdb_reader import Database
+from vaebm.data.lmdb_reader import Database, Entry
 from vaebm.system.errors import UserError
 
 FOLDERS = {"train": "church_outdoor_train_lmdb", "heldout": "church_outdoor_val_lmdb"}
@@ -27,20 +25,12 @@ def prepare_lsun(data: DataSettings, threads: int) -> LazyImages:
                 f"{database.folder}: expected {expected:,} pictures ({split}), "
                 f"found {len(database.keys):,}; get it anew"
             )
-    train = len(parts["train"].keys)
-    every = [(database, key) for database in parts.values() for key in database.keys]
 
-    def read(number: int) -> Decoded:
-        database, key = every[number]
-        return read_resized(io.BytesIO(database[key]), facts.channels, facts.side)
-
-    def name(number: int) -> str:
-        database, key = every[number]
-        return f"{database.folder}: {key.decode(errors='backslashreplace')}"
+    def read(entry: Entry) -> Decoded:
+        return read_resized(io.BytesIO(entry.database[entry.key]), facts.channels, facts.side)
 
     source = {
         f"{name}/data.mdb": {"sha256": checksum(folder / name / "data.mdb", "sha256")} for name in FOLDERS.values()
     }
-    shape = (facts.side, facts.side, facts.channels)
-    splits = {"train": (0, train), "heldout": (train, len(every))}
-    return LazyImages(shape, np.zeros(len(every), np.int64), splits, source, read, name)
+    entries = {split: [Entry(database, key) for key in database.keys] for split, database in parts.items()}
+    return LazyImages((facts.side, facts.side, facts.channels), entries, source, read)

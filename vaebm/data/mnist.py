@@ -11,9 +11,6 @@ from vaebm.data.download import PublishedFile, torchvision_datasets, verified
 from vaebm.data.prepared import Prepared
 from vaebm.system.errors import UserError
 
-PADDING = 2
-"""Rows and columns of zeros at each border."""
-
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Array of bytes in a gzipped IDX file: two zero bytes, type 8, number of axes, their lengths, then the values.
@@ -45,8 +42,7 @@ def prepare_mnist(data: DataSettings, threads: int) -> Prepared:
     ]
     folder, source = verified(data, *files)
     train, train_labels, heldout, heldout_labels = (read_idx(folder / file.name) for file in files)
-    around = (PADDING, PADDING)
-    images = np.pad(np.concatenate([train, heldout]), ((0, 0), around, around))[..., None]
+    images = np.pad(np.concatenate([train, heldout]), ((0, 0), (2, 2), (2, 2)))[..., None]
     labels = np.concatenate([train_labels, heldout_labels]).astype(np.int64)
     splits = {"train": (0, len(train)), "heldout": (len(train), len(images))}
-    return images, labels, splits, {**source, "padding": PADDING}
+    return images, labels, splits, {**source, "padding": 2}

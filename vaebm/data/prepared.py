@@ -15,8 +15,11 @@ from vaebm.data.download import checksum
 from vaebm.system.errors import UserError, brief, listed
 from vaebm.system.files import found_at, write_json, writing
 
-Prepared = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, tuple[int, int]], dict[str, Any]]
-"""Data set before writing: images (N, H, W, C), labels (N,), name of a split → (first, last + 1), origin."""
+Splits = dict[str, tuple[int, int]]
+"""Name of a split → (first, last + 1)."""
+
+Prepared = tuple[NDArray[np.uint8], NDArray[np.int64], Splits, dict[str, Any]]
+"""Data set before writing: images (N, H, W, C), labels (N,), splits, origin."""
 
 AGAIN = "remove the folder and prepare it again"
 
@@ -40,7 +43,7 @@ class ImageSet:
     name: str
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    splits: dict[str, tuple[int, int]]
+    splits: Splits
     hash: str
     users: bool
 
@@ -68,24 +71,18 @@ def write_images(
     name: str,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
-    splits: dict[str, tuple[int, int]],
+    splits: Splits,
     source: dict[str, Any],
 ) -> None:
     """Write a prepared data set; the manifest is last, so that incomplete folders have none."""
     with writing(folder / "images.npy") as stream:
         np.save(stream, np.ascontiguousarray(images))
-    describe_images(folder, name, images.shape, labels, splits, source)
+    describe_images(folder, name, labels, splits, source)
 
 
-def describe_images(
-    folder: Path,
-    name: str,
-    shape: tuple[int, ...],
-    labels: NDArray[np.int64],
-    splits: dict[str, tuple[int, int]],
-    source: dict[str, Any],
-) -> None:
-    """Write labels and manifest for images.npy, an array of `shape` (N, H, W, C), and print a summary."""
+def describe_images(folder: Path, name: str, labels: NDArray[np.int64], splits: Splits, source: dict[str, Any]) -> None:
+    """Write labels and manifest for the images.npy in `folder`, and print a summary."""
+    shape = np.load(folder / "images.npy", mmap_mode="r").shape
     with writing(folder / "labels.npy") as stream:
         np.save(stream, np.ascontiguousarray(labels))
     manifest = {
@@ -137,14 +134,15 @@ def open_images(manifest: Path) -> ImageSet:
 def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, str]) -> NDArray[Any]:
     """Memory map of an array, checked against its shape, type and checksum."""
     expected = f"({brief(', '.join(map(str, shape)))}) {np.dtype(dtype).name}"
+    array = None
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         found = f"({', '.join(map(str, array.shape))}) {brief(array.dtype.name)}"
     except FileNotFoundError:
-        raise UserError(f"{path}: expected {expected}, found no file; {AGAIN}") from None
+        found = "no file"
     except Exception:  # NumPy raises many classes for damaged files
-        raise UserError(f"{path}: expected {expected}, found a file that is not a whole .npy array; {AGAIN}") from None
-    if array.shape != shape or array.dtype != dtype:
+        found = "a file that is not a whole .npy array"
+    if array is None or array.shape != shape or array.dtype != dtype:
         raise UserError(f"{path}: expected {expected}, found {found}; {AGAIN}")
     if checksum(path, "sha256") != checksums[path.name]:
         raise UserError(

@@ -18,11 +18,14 @@ from vaebm.system.errors import UserError, brief
 
 
 class TFRecord(NamedTuple):
-    """Position of a record's content."""
+    """Position of a record's content; as text its name in errors."""
 
     path: Path
     start: int
     length: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: record at byte {self.start - 12:,}"
 
 
 def records(path: Path) -> list[TFRecord]:

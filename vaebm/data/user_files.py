@@ -152,12 +152,12 @@ def prepare_folder(data: DataSettings, threads: int) -> LazyImages:
     about = {"sha256": whole.hexdigest(), "pictures": len(found), **counts, "classes": classes}
     source = {USERS: {key: value for key, value in about.items() if value}}
 
-    def read(number: int) -> Decoded:
-        with chosen[number].open("rb") as file:
+    def read(path: Path) -> Decoded:
+        with path.open("rb") as file:
             return read_resized(file, channels, side)
 
-    splits = {"train": (0, len(train)), "heldout": (len(train), len(chosen))}
-    return LazyImages((side, side, channels), labels, splits, source, read, lambda number: str(chosen[number]))
+    parts = {"train": chosen[: len(train)], "heldout": chosen[len(train) :]}
+    return LazyImages((side, side, channels), parts, source, read, labels)
 
 
 def _is_picture(inside: Path) -> bool:

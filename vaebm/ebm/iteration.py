@@ -1,6 +1,5 @@
 """One training iteration of the energy: contrastive divergence on a frozen NVAE (VAEBM section 3.1, algorithm 1)."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -26,14 +25,11 @@ from vaebm.system.precision import chain_dtype
 from vaebm.training.loop import Stateful, training_batch
 from vaebm.training.spectral import SpectralPenalty
 
-INITIAL_BATCHES = 5
-"""Number of training batches for the data-dependent initialisation."""
-
 
 def initialize(energy: EnergyNetwork, nvae: NVAE, images: Tensor, stage: EBMSettings, seed: int) -> None:
-    """Initialise from the first batches of the training images (N, C, H, W) uint8."""
+    """Initialise from the first five batches of the training images (N, C, H, W) uint8."""
     batch, flip = stage.training.batch, stage.training.flip
-    batches = range(min(INITIAL_BATCHES, len(images) // batch))
+    batches = range(min(5, len(images) // batch))
     first = torch.cat([training_batch(images, step, batch, derive(seed, "ebm"), flip) for step in batches])
     own = distributed.local_shard(range(len(first)))
     energy.initialize(positives(nvae, first[own.start : own.stop], stage, NoiseSource(seed, "initial positives", own)))
@@ -56,11 +52,6 @@ class Iteration(NamedTuple):
     """Mean energy of the chains' images."""
     spectral: float
     """Sum of the largest singular values."""
-
-    @property
-    def finite(self) -> bool:
-        """True if the weights can be updated."""
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class EBMTrainer:

@@ -62,12 +62,8 @@ def select(
 
 def best_snapshot(candidates: dict[int, float | None]) -> int:
     """The iteration of the smallest distance, the later one of equals; None counts as infinite."""
-
-    def key(iteration: int) -> tuple[float, int]:
-        distance = candidates[iteration]
-        return (float("inf") if distance is None else distance, -iteration)
-
-    return min(candidates, key=key)
+    distances = {iteration: float("inf") if found is None else found for iteration, found in candidates.items()}
+    return min(distances, key=lambda iteration: (distances[iteration], -iteration))
 
 
 @torch.no_grad()

@@ -25,9 +25,6 @@ from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
 from vaebm.training.loop import Limits, Stateful, Training, training_images
 
-RECORD_EVERY = 5
-"""Iterations between two lines of the history."""
-
 
 def energy_learning_rate(step: int, training: EBMTrainingSettings) -> float:
     """Learning rate of a step: constant as published, or a cosine to zero."""
@@ -139,13 +136,13 @@ def run_iterations(
             rate = energy_learning_rate(step, training) * guarded.restart_factor**trainer.restarts
             seen = trainer.gradients(trainer.batch(step, images), step)
             guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
-            if step % RECORD_EVERY == 0 or guard.diverged:
+            if step % 5 == 0 or guard.diverged:
                 run_state.record(
                     **seen._asdict(), gap_over_spread=seen.gap / max(seen.spread, 1e-12), learning_rate=rate
                 )
             if guard.diverged:
                 break
-            if seen.finite:
+            if math.isfinite(seen.loss) and math.isfinite(seen.gradient_norm):
                 trainer.update(rate)
             if guard.bad:
                 snapshots.doubt()

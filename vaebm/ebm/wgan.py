@@ -29,8 +29,6 @@ WGAN_CURVES = {
     "critic of generated images": ["critic_generated"],
 }
 
-WGAN_RECORD_EVERY = 10
-
 
 class CriticLoss(NamedTuple):
     """Parts of the critic's loss."""
@@ -144,7 +142,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         for number in range(step * stage.critic_steps, (step + 1) * stage.critic_steps):
             parts = trainer.critic_step(batch_of(number), number)
         value = trainer.generator_step(step)
-        if step % WGAN_RECORD_EVERY == 0:
+        if step % 10 == 0:
             figures = {"gap": float(parts.gap), "penalty": float(parts.penalty), "critic_generated": float(value)}
             if not all(map(math.isfinite, figures.values())):
                 raise UserError(

@@ -72,11 +72,8 @@ def read_published_energy(path: Path) -> ConvertedEnergy:
     """
     content = load_plain(path, "a published energy network")
     state = content.get("model", content) if isinstance(content, dict) else content
-    if not (
-        isinstance(state, dict)
-        and state
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
-    ):
+    pairs = state.items() if isinstance(state, dict) else ()
+    if not pairs or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
         keys = content if isinstance(content, dict) else {}
         found = f"the keys {', '.join(map(str, keys))}" if keys else type(content).__name__
         raise UserError(
@@ -106,21 +103,14 @@ def read_published_energy(path: Path) -> ConvertedEnergy:
 
 def published_name(name: str) -> str:
     """Published name of a weight of `EnergyNetwork`."""
-    for ours, published in (
-        ("stem.", "conv1."),
-        ("head.", "linear."),
-        (".first.", ".conv1."),
-        (".second.", ".conv2."),
-        (".skip.", ".skip.0."),
-    ):
+    names = {"stem.": "conv1.", "head.": "linear.", ".first.": ".conv1.", ".second.": ".conv2.", ".skip.": ".skip.0."}
+    for ours, published in names.items():
         name = name.replace(ours, published)
     return name
 
 
 def _weight(path: Path, state: dict[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        refuse(path, name, "this weight of a published energy network", "none")
-    return state[name]
+    return state[name] if name in state else refuse(path, name, "this weight of a published energy network", "none")
 
 
 def _recognize(path: Path, state: dict[str, Tensor]) -> tuple[str, EnergyNetworkSettings, int]:

@@ -40,11 +40,6 @@ class PreparedPotential:
             return self.energy(x) + negative_log_prior(eps_z, sigmas) - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
         return self.energy(x) + half_square(*eps)
 
-    @property
-    def recordable(self) -> bool:
-        """Whether a CUDA graph can record a step: only with an energy that this package prepared."""
-        return isinstance(self.energy, PreparedEnergy)
-
     def load_weights_(self, other: Self) -> bool:
         """Copy the energy of `other` in place, so that a recorded step stays valid.
 

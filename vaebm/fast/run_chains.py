@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from vaebm.chain.langevin import PotentialFunction, langevin
+from vaebm.fast.energy import PreparedEnergy
 from vaebm.fast.potential import PreparedPotential
 from vaebm.noise import NoiseSource
-
-MIN_CHAINS_PER_THREAD = 16
-"""With fewer images torch chooses a slower convolution in a single thread."""
 
 MIN_IMAGE_VALUES = 1024
 """Operations on smaller images are so short that threads would wait for Python's lock."""
@@ -25,11 +23,11 @@ def run_langevin(
     Threads with chains of their own synchronise once, at the end. torch's threads synchronise after each operation.
     """
     device, chains = eps[0].device, len(eps[0])
-    prepared = isinstance(potential, PreparedPotential)
-    if device.type == "cuda" and steps > 1 and isinstance(potential, PreparedPotential) and potential.recordable:
-        return potential.replay(eps, steps=steps, step_size=step_size, noise=noise)
+    prepared = potential if isinstance(potential, PreparedPotential) else None
+    if device.type == "cuda" and steps > 1 and prepared and isinstance(prepared.energy, PreparedEnergy):
+        return prepared.replay(eps, steps=steps, step_size=step_size, noise=noise)
     all_threads = torch.get_num_threads()
-    threads = min(all_threads, chains // MIN_CHAINS_PER_THREAD)
+    threads = min(all_threads, chains // 16)  # with fewer images torch chooses a slower convolution in a single thread
     if threads < 2 or eps[-1][0].numel() < MIN_IMAGE_VALUES or device.type != "cpu" or not prepared:
         return langevin(potential, eps, steps=steps, step_size=step_size, noise=noise)
 

@@ -55,15 +55,6 @@ class BilinearUp(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
 
 
-def skip_connection(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
-    """The skip connection of a residual cell."""
-    if resample == "down":
-        return FactorizedReduce(channels_in, channels_out)
-    if resample == "up":
-        return BilinearUp(channels_in, channels_out)
-    return nn.Identity()
-
-
 # operations
 Operation = Callable[[int, int, Resample], nn.Module]
 """(channels in, channels out, change of resolution) → one operation of a residual branch."""
@@ -182,7 +173,8 @@ class ResidualCell(nn.Module):
         squeeze_excitation: bool,
     ):
         super().__init__()
-        self.skip = skip_connection(channels_in, channels_out, resample)
+        skips = {"down": FactorizedReduce, "up": BilinearUp}
+        self.skip = skips[resample](channels_in, channels_out) if resample != "none" else nn.Identity()
         branch = [
             operations[0](channels_in, channels_out, resample),
             *(operation(channels_out, channels_out, "none") for operation in operations[1:]),

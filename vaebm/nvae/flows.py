@@ -9,12 +9,6 @@ from torch.nn import functional as F
 
 from vaebm.nvae.layers import NormalizedConv2d
 
-EXPANSION = 6
-"""Hidden channels of a flow cell per latent channel."""
-
-INITIAL_SHIFT = 0.1
-"""Initial factor of the shift's weights: a flow cell starts near the identity."""
-
 
 def causal_mask(
     channels_in: int,
@@ -59,8 +53,7 @@ class FlowCell(nn.Module):
 
     def __init__(self, latents: int, mirror: bool):
         super().__init__()
-        hidden = EXPANSION * latents
-
+        hidden = 6 * latents
         mask = partial(causal_mask, mirror=mirror)
         self.expand = NormalizedConv2d(
             latents, hidden, 3, bias=False, mask=mask(latents, hidden, 3, zero_diagonal=True)
@@ -70,7 +63,7 @@ class FlowCell(nn.Module):
         )
         self.shift = NormalizedConv2d(hidden, latents, 1, mask=mask(hidden, latents, 1))
         with torch.no_grad():
-            self.shift.log_weight_norm.add_(math.log(INITIAL_SHIFT))
+            self.shift.log_weight_norm.add_(math.log(0.1))  # starts near the identity
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, latents, h, w), same shape."""

@@ -14,9 +14,6 @@ from torch.nn.grad import conv2d_weight
 
 from vaebm.system import distributed
 
-INITIAL_STD = 0.2
-"""Standard deviation of each output channel after data-dependent initialisation."""
-
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1×1 convolution (B, in, H, W) → (B, out, H, W) as a matrix product; no copy in the layout channels_last."""
@@ -115,7 +112,7 @@ class DataInitializedConv2d(NormalizedConv2d):
         count = out[:, 0].numel() * distributed.world_size()
         mean = distributed.mean(out.mean(dim=(0, 2, 3)))
         squares = distributed.mean((out - mean[:, None, None]).square().sum(dim=(0, 2, 3))) * distributed.world_size()
-        scale = (squares / (count - 1)).sqrt() / INITIAL_STD
+        scale = (squares / (count - 1)).sqrt() / 0.2
         self.log_weight_norm.copy_(-torch.log(scale + 1e-5)[:, None, None, None])
         if self.bias is not None:
             self.bias.copy_(-mean / (scale + 1e-5))

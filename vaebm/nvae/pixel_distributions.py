@@ -19,12 +19,6 @@ from vaebm.noise import NoiseSource
 from vaebm.nvae.distributions import Normal
 from vaebm.system.shapes import Images, PerImage
 
-CHAIN_LOG_SIGMA_FLOOR = -2.0
-"""Lower bound of the pixels' log σ in the published program's chain."""
-
-LOG_SCALE_FLOOR = -7.0
-"""Lower bound of a logistic component's log scale."""
-
 
 def quantize(x: Tensor, bits: int) -> Tensor:
     """Reduce images in [0, 1] to 2^bits grey levels, ⌊255 x / 2^(8 − bits)⌋ / (2^bits − 1); unchanged at 8 bits."""
@@ -90,7 +84,7 @@ class PixelNormal(Pixels):
 
     def chain_log_prob(self, x: Images) -> Images:
         """`log_prob` with log σ ≥ −2, as in the published program's chain; for the potential `density` only."""
-        return Normal(self.m, self.ell, log_sigma_floor=CHAIN_LOG_SIGMA_FLOOR).log_prob(2.0 * x - 1.0)
+        return Normal(self.m, self.ell, log_sigma_floor=-2.0).log_prob(2.0 * x - 1.0)
 
 
 class PixelLogisticMixture(Pixels):
@@ -109,7 +103,7 @@ class PixelLogisticMixture(Pixels):
         self.mixture_logits = logits[:, :mixtures]
         parameters = logits[:, mixtures:].reshape(batch, 3, 3 * mixtures, height, width)
         self.means, log_scales, coefficients = parameters.chunk(3, dim=2)  # each (B, 3, K, H, W)
-        self.log_scales = log_scales.clamp(min=LOG_SCALE_FLOOR)
+        self.log_scales = log_scales.clamp(min=-7.0)
         self.coefficients = coefficients.tanh()
 
     def log_prob(self, x: Images) -> Tensor:
@@ -179,6 +173,35 @@ class PixelBernoulli(Pixels):
     def log_prob(self, x: Images) -> Tensor:
         """Log probability of `x` in {0, 1} (B, C, H, W), elementwise."""
         return -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none")
+
+
+class PointImage(Pixels):
+    """An image (B, C, H, W) as a distribution of pixels without noise; it may leave [0, 1], and has no density."""
+
+    def __init__(self, image: Images):
+        super().__init__()
+        self.image = image
+
+    @property
+    def mean(self) -> Images:
+        """The image."""
+        return self.image
+
+    def sample(self, eps: Images, temperature: float = 1.0) -> Images:
+        """The image; `eps` and `temperature` are not used."""
+        return self.image
+
+    def log_prob(self, x: Images) -> Tensor:
+        """Not defined."""
+        raise NotImplementedError("an image without noise has no density")
+
+
+class PixelSpace:
+    """A decoder whose only latent group is the image itself."""
+
+    def decode(self, eps: Sequence[Images]) -> tuple[Pixels, PerImage]:
+        """The images eps[0] (B, C, H, W), and zeros (B,) in place of log p(z)."""
+        return PointImage(eps[0]), eps[0].new_zeros(len(eps[0]))
 
 
 def logit_channels(settings: NVAENetworkSettings, channels: int) -> int:

@@ -124,7 +124,7 @@ class NVAETrainer:
             first = step * training.batch + part * self.micro_batch
             x = self.inputs(chunk, first)
             share = distributed.local_shard(range(first, first + len(chunk)))
-            with self._autocast():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
                 output = self.nvae(x, noise=NoiseSource(self.seed, "posterior", share))
             parts.append(nelbo(output, x, beta, self.sizes))
             (parts[-1].loss * (len(chunk) / len(images))).backward()
@@ -147,9 +147,6 @@ class NVAETrainer:
         elif self.statistics:  # architectures without batch norms have none
             torch._foreach_copy_(self.statistics, before)  # undo the forward passes' updates of batch norms
         return Step(finite, reconstruction, kl, spectral_sum, batch_norm_sum)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16")
 
 
 def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:

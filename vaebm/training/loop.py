@@ -130,11 +130,7 @@ class Training:
         self.extra: dict[str, Any] = {}
         self._records: list[str] = []
         self._shown: dict[str, float] = {}
-        self._resume()
-
-    def _resume(self) -> None:
-        saved = self.checkpoints.load()
-        if saved is not None:
+        if (saved := self.checkpoints.load()) is not None:
             for name, part in self.state.items():
                 part.load_state_dict(saved["state"][name])
             self.step, self.seconds = saved["step"], saved["seconds"]

@@ -9,9 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FIRST_ITERATIONS = 40
-ITERATIONS = 4
-
 
 class SpectralPenalty(nn.Module):
     """Σ over convolutions of the largest singular value of the weight as a matrix (out, in · k · k).
@@ -48,7 +45,7 @@ class SpectralPenalty(nn.Module):
 
     def forward(self) -> Tensor:
         """Penalty of the present weights, a scalar, after a few power iterations."""
-        iterations = FIRST_ITERATIONS if self._first else ITERATIONS
+        iterations = 40 if self._first else 4
         self.started.fill_(True)
         self._first = False
         total = []
