@@ -309,6 +309,24 @@ def convert_earlier_results(
     convert_results(results)
 
 
+@command(f"export {EXAMPLE_RUN}/samples pngs` or `vaebm export --real data/digits --npz digits.npz")
+def export(
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[SAMPLES] [FOLDER]", help="Folder of the samples, and a new folder for PNG files."),
+    ] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="A prepared data set: export its training images, not samples.")
+    ] = None,
+    npz: Annotated[Path | None, typer.Option(help="One .npz file, with the array arr_0, instead of PNG files.")] = None,
+    threads: Threads = 1,
+) -> None:
+    """Write samples or training images as files that other programs read."""
+    with imports():
+        from vaebm.cli.export import run
+    run(places or [], real, npz, threads)
+
+
 @command("track results/digits")
 def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")]) -> None:
     """Mirror an experiment's results to MLflow, without duplicates."""
