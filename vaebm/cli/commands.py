@@ -1,15 +1,16 @@
 """The command line: one command per stage. Arguments are paths and resources; settings are in files."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vaebm.cli.convert_commands import convert_commands
 from vaebm.cli.options import (
     CheckpointEvery,
     ClassifierModel,
+    Command,
     Data,
     EnergyModel,
     GPUs,
@@ -20,6 +21,7 @@ from vaebm.cli.options import (
     TimeLimit,
     data_sets,
     experiments_here,
+    in_group,
 )
 from vaebm.cli.overview import guide
 from vaebm.config import DataSettings
@@ -35,15 +37,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Command = Callable[[Callable[..., None]], Callable[..., None]]
-
-
-def command(example: str, name: str | None = None, group: typer.Typer = app) -> Command:
-    """Register a command whose help ends with an example."""
-    return group.command(name, epilog=f"Example: `vaebm {example}`")
-
+app.add_typer(convert_commands, name="convert")
 
 EXAMPLE_RUN = "results/digits/vaebm/seed0"
+
+
+def command(example: str) -> Command:
+    """Register a command whose help ends with an example."""
+    return in_group(app, example)
 
 
 @app.callback()
@@ -270,43 +271,6 @@ def describe(
     with imports():
         from vaebm.cli.describe import run
     run(experiment, tflops)
-
-
-convert_commands = typer.Typer(
-    help="Convert a published checkpoint, or results of an earlier version, to models of this project.",
-    epilog="Example: `vaebm convert nvae checkpoint.pt model.safetensors`",
-    no_args_is_help=True,
-)
-app.add_typer(convert_commands, name="convert")
-
-PublishedCheckpoint = Annotated[Path, typer.Argument(help="The published checkpoint.", metavar="OFFICIAL")]
-ConvertedModel = Annotated[Path, typer.Argument(help="Output file.", metavar="MODEL")]
-
-
-@command("convert nvae checkpoint.pt model.safetensors", "nvae", convert_commands)
-def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel) -> None:
-    """Convert an NVAE with its settings; every key and shape is checked."""
-    with imports():
-        from vaebm.nvae.published_checkpoint import convert_published_nvae
-    convert_published_nvae(official, model)
-
-
-@command("convert energy EBM_25000.pth model.safetensors", "energy", convert_commands)
-def convert_energy(official: PublishedCheckpoint, model: ConvertedModel) -> None:
-    """Convert an energy network, identified by its shapes."""
-    with imports():
-        from vaebm.energy.published_checkpoint import convert_published_energy
-    convert_published_energy(official, model)
-
-
-@command("convert results", "results", convert_commands)
-def convert_earlier_results(
-    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
-) -> None:
-    """Convert the models of an earlier version's results (model.pt); nothing is trained again, nothing removed."""
-    with imports():
-        from vaebm.cli.convert_results import convert_results
-    convert_results(results)
 
 
 @command(f"export {EXAMPLE_RUN}/samples pngs` or `vaebm export --real data/digits --npz digits.npz")

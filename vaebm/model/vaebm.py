@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,14 +13,12 @@ from vaebm.chain.langevin import PotentialFunction, langevin
 from vaebm.config import BASELINE, SamplesSettings
 from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_settings
-from vaebm.energy.estimates import Estimates as Estimates  # also imported from here
-from vaebm.energy.estimates import estimate, estimate_in_batches
+from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
 from vaebm.energy.network import load_energy
-from vaebm.fast import PreparationCache, PreparedKind, half_square, prepare_energy, run_langevin
+from vaebm.fast import PreparationCache, PreparedKind, prepare_energy, run_langevin
 from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.model import NVAE, LatentDecoder, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
-from vaebm.nvae.pixel_space import PixelSpace
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
 from vaebm.system.files import model_of
@@ -59,6 +58,12 @@ class VAEBM(nn.Module):
 
     Chains through the modules, and the decoding of images, always use the weights' type.
     """
+
+    kinds: ClassVar[dict[str, type[Any]]] = {}
+    """Potential → class of its models, where that is a subclass."""
+
+    def __init_subclass__(cls, potential: PotentialKind) -> None:
+        VAEBM.kinds[potential] = cls
 
     def __init__(
         self,
@@ -283,67 +288,16 @@ class VAEBM(nn.Module):
         return self.score(images)
 
 
-class PixelEBM(VAEBM):
-    """The ablation's energy on pixels, p(x) ∝ exp(−E(x)) (VAEBM table 4).
-
-    Langevin steps move the images, which may leave [0, 1]; samples are clamped. The NVAE only provides a start.
-
-    Args:
-        nvae: source of the start `prior`.
-        energy: E(x) → (B,).
-        start: `prior`: decoder means of draws from the NVAE's prior; `uniform`: uniform noise.
-        chain: the test chain.
-    """
-
-    no_likelihood_reason = (
-        "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
-    )
-
-    decoder = PixelSpace()
-
-    def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, chain: ChainSettings = NO_CHAIN):
-        super().__init__(nvae, energy, "pixels", chain)
-        self.start = start
-
-    @property
-    def latent_shapes(self) -> list[tuple[int, int, int]]:
-        """One shape, that of the images."""
-        return [self.nvae.shape]
-
-    def decode(self, eps_z: Sequence[Latents]) -> tuple[Pixels, PerImage]:
-        """The images x = eps_z[0], and zeros (B,)."""
-        return self.decoder.decode(eps_z)
-
-    def potential(self, eps_z: Sequence[Latents], eps_x: Images) -> PerImage:
-        """U = E(x) + ½‖ε_x‖² for the images x = eps_z[0], (B,); nothing else depends on `eps_x`."""
-        return self._energy(eps_z[0]) + 0.5 * eps_x.square().flatten(1).sum(1)
-
-    def chain_potential(self) -> PotentialFunction:
-        """`potential` of the list [x, eps_x], prepared with the energy's present weights."""
-        assert self.energy is not None
-        energy = self.energy if self.dtype == torch.float64 else prepare_energy(self.energy, self.chain_dtype)
-        return lambda eps: energy(eps[0]) + half_square(eps[-1])
-
-    def initial_noise(self, noise: NoiseSource) -> tuple[list[Latents], Images]:
-        """Start of chains: a list of one tensor, the images (B, C, H, W), and standard normal noise of their shape."""
-        eps_z, eps_x = super().initial_noise(noise)
-        if self.start == "prior":
-            return [self.nvae.decode(eps_z)[0].mean], eps_x
-        return noise.uniform([self.nvae.shape], device=self.device, dtype=eps_x.dtype), eps_x
-
-    def _estimate(self, x: Images, noise: NoiseSource, draws: int) -> Estimates:
-        return Estimates(None, None, self._energy(x).double())
+def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:
+    """Noise of the samples with these global indices, the same for every variant of a seed."""
+    return NoiseSource(seed, "samples", index)
 
 
 def build_model(
     nvae: NVAE, energy: nn.Module, potential: PotentialKind, start: Start = "prior", positives: Positives = "clean"
 ) -> VAEBM:
-    """Build the model in which an energy was trained: `PixelEBM` for the potential `pixels`, else `VAEBM`."""
-    if potential == "pixels":
-        return PixelEBM(nvae, energy, start)
+    """Build the model in which an energy was trained: a `PixelEBM` for the potential `pixels`, else a `VAEBM`."""
+    if kind := VAEBM.kinds.get(potential):
+        model: VAEBM = kind(nvae, energy, start)
+        return model
     return VAEBM(nvae, energy, potential, positives=positives)
-
-
-def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:
-    """Noise of the samples with these global indices, the same for every variant of a seed."""
-    return NoiseSource(seed, "samples", index)

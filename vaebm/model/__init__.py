@@ -1,0 +1,7 @@
+"""VAEBM: a frozen NVAE and an energy network, with sampling, scores and latent space."""
+
+from vaebm.energy.estimates import Estimates
+from vaebm.model.pixel_ebm import PixelEBM
+from vaebm.model.vaebm import NO_CHAIN, VAEBM, build_model, check_decoder, sample_noise
+
+__all__ = ["NO_CHAIN", "VAEBM", "Estimates", "PixelEBM", "build_model", "check_decoder", "sample_noise"]
