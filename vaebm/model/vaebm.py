@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -14,26 +15,20 @@ from vaebm.config import BASELINE, SamplesSettings
 from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_settings
 from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
-from vaebm.energy.network import load_energy
+from vaebm.energy.network import EnergyNetwork, load_energy
 from vaebm.fast import PreparationCache, PreparedKind, prepare_energy, run_langevin
-from vaebm.noise import NoiseSource, batches
-from vaebm.nvae.model import NVAE, LatentDecoder, load_nvae
+from vaebm.model.pretrained import CARD, CONFIG, PretrainedConfig, card, find_folder, read_config, upload
+from vaebm.noise import NoiseSource, batches, sample_noise
+from vaebm.nvae.model import NVAE, LatentDecoder, check_decoder, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
-from vaebm.system.checkpoint import load_model
-from vaebm.system.errors import UserError
-from vaebm.system.files import model_of
+from vaebm.system.checkpoint import load_model, save_model
+from vaebm.system.device import to_device_channels_last
+from vaebm.system.errors import UserError, brief
+from vaebm.system.files import MODEL, model_of, write_json, writing
 from vaebm.system.precision import chain_dtype
 from vaebm.system.shapes import GreyImages, Images, Latents, PerImage
 
 NO_CHAIN = ChainSettings(steps=0, step_size=1.0)
-
-
-def check_decoder(nvae: NVAE, where: Path | str) -> None:
-    """Raise a UserError that begins with `where` unless the decoder is Gaussian, as an energy needs."""
-    if nvae.settings.decoder != "normal":
-        raise UserError(
-            f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}"
-        )
 
 
 class VAEBM(nn.Module):
@@ -51,6 +46,8 @@ class VAEBM(nn.Module):
         UserError: an energy on an NVAE without a Gaussian decoder.
     """
 
+    start: Start = "prior"
+    """Start of the chains."""
     no_likelihood_reason = ""
     """Why log p(x) cannot be estimated; empty if it can."""
     chain_dtype: torch.dtype | None = None
@@ -121,6 +118,62 @@ class VAEBM(nn.Module):
         return build_model(
             vae, load_energy(energy, device), content["potential"], content["start"], content.get("positives", "clean")
         )
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Architecture, potential and test chain."""
+        energy = None if self.energy is None else self.energy.settings
+        return PretrainedConfig.model_validate(
+            {
+                "nvae": self.nvae.settings, "shape": [*self.nvae.shape], "energy": energy, "chain": self.test_chain,
+                "potential": self.potential_kind, "start": self.start, "positives": self.positives,
+            }
+        )  # fmt: skip
+
+    def save_pretrained(self, folder: Path | str, readme: str | None = None) -> None:
+        """Write config.json, model.safetensors and README.md to `folder`, in the layout of the Hugging Face hub.
+
+        Args:
+            readme: text of README.md; None: what the model is, and how to use it.
+        """
+        folder, config = Path(folder), self.config
+        save_model(folder / MODEL, "vaebm", {}, self.state_dict())
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
+        with writing(folder / CARD) as stream:
+            stream.write((readme or card(config)).encode())
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> VAEBM:
+        """Load the output of `save_pretrained`.
+
+        Args:
+            source: its folder, or the id of a repository on the Hugging Face hub, which is downloaded once.
+
+        Raises:
+            UserError: neither is there, a file is damaged, or the weights do not fit config.json.
+        """
+        folder = find_folder(source)
+        config = read_config(folder)
+        content = load_model(folder / MODEL, "vaebm")
+        try:
+            nvae = NVAE(config.nvae, config.shape)
+            energy = None if config.energy is None else EnergyNetwork(config.energy, config.shape[0])
+            model = cls(nvae, None)
+            if energy is not None:
+                model = build_model(nvae, energy, config.potential, config.start, config.positives)
+            model.load_state_dict(content["weights"])
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{folder / MODEL}: expected the weights of {CONFIG}'s networks, found others ({brief(error)})"
+            ) from None
+        model.test_chain = config.chain
+        return to_device_channels_last(model.requires_grad_(False).eval(), torch.device(device))
+
+    def push_to_hub(self, repository: str, readme: str | None = None, private: bool = False) -> str:
+        """Upload the output of `save_pretrained` to a repository of the Hugging Face hub, and return its address."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, readme or card(self.config, repository=repository))
+            return upload(Path(folder), repository, private)
 
     def configure_sampling(self, settings: SamplesSettings) -> None:
         """Set the test chain and `chain_dtype` from settings; TF32 is set per process (`system.precision`)."""
@@ -286,11 +339,6 @@ class VAEBM(nn.Module):
     def forward(self, images: Images) -> PerImage:
         """`score` with its defaults: images (B, C, H, W) in [0, 1] → (B,), higher is more in-distribution."""
         return self.score(images)
-
-
-def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:
-    """Noise of the samples with these global indices, the same for every variant of a seed."""
-    return NoiseSource(seed, "samples", index)
 
 
 def build_model(
