@@ -291,6 +291,18 @@ def export(
     run(places or [], real, npz, threads)
 
 
+@command("publish results/digits/vaebm digits-vaebm")
+def publish(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="results/EXPERIMENT/VARIANT, or a seed of it.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder.")],
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the model card.")] = None,
+) -> None:
+    """Write a finished model as a folder for `VAEBM.from_pretrained` and the Hugging Face hub, with a model card."""
+    with imports():
+        from vaebm.cli.publish import run
+    run(run_folder, folder, licence)
+
+
 @command("track results/digits")
 def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")]) -> None:
     """Mirror an experiment's results to MLflow, without duplicates."""

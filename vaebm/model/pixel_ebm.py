@@ -58,9 +58,9 @@ class PixelEBM(VAEBM, potential="pixels"):
         energy = self.energy if self.dtype == torch.float64 else prepare_energy(self.energy, self.chain_dtype)
         return lambda eps: energy(eps[0]) + half_square(eps[-1])
 
-    def initial_noise(self, noise: NoiseSource) -> tuple[list[Latents], Images]:
+    def initial_noise(self, noise: NoiseSource, temperature: float = 1.0) -> tuple[list[Latents], Images]:
         """Start of chains: a list of one tensor, the images (B, C, H, W), and standard normal noise of their shape."""
-        eps_z, eps_x = super().initial_noise(noise)
+        eps_z, eps_x = super().initial_noise(noise, temperature)
         if self.start == "prior":
             return [self.nvae.decode(eps_z)[0].mean], eps_x
         return noise.uniform([self.nvae.shape], device=self.device, dtype=eps_x.dtype), eps_x

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -17,21 +17,21 @@ from vaebm.config.yaml_files import read_settings
 from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
 from vaebm.energy.network import EnergyNetwork, load_energy
 from vaebm.fast import PreparationCache, PreparedKind, prepare_energy, run_langevin
-from vaebm.model.pretrained import CARD, CONFIG, PretrainedConfig, card, find_folder, read_config, upload
+from vaebm.model.latent_space import great_circle, posterior_noise
+from vaebm.model.pretrained import HubModel, PretrainedConfig
 from vaebm.noise import NoiseSource, batches, sample_noise
 from vaebm.nvae.model import NVAE, LatentDecoder, check_decoder, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
-from vaebm.system.checkpoint import load_model, save_model
-from vaebm.system.device import to_device_channels_last
-from vaebm.system.errors import UserError, brief
-from vaebm.system.files import MODEL, model_of, write_json, writing
+from vaebm.system.checkpoint import load_model
+from vaebm.system.errors import UserError
+from vaebm.system.files import model_of, seed_folder
 from vaebm.system.precision import chain_dtype
-from vaebm.system.shapes import GreyImages, Images, Latents, PerImage
+from vaebm.system.shapes import GreyImages, Images, Latents, Paths, PerImage
 
 NO_CHAIN = ChainSettings(steps=0, step_size=1.0)
 
 
-class VAEBM(nn.Module):
+class VAEBM(HubModel):
     """A frozen NVAE, an energy, and the distribution that they define together.
 
     Args:
@@ -84,14 +84,7 @@ class VAEBM(nn.Module):
         Raises:
             UserError: there is no finished run in `folder`.
         """
-        folder = Path(folder)
-        if not folder.name.startswith("seed"):
-            seeds = [path for path in folder.glob("seed*") if model_of(path).is_file()]
-            if not seeds:
-                raise UserError(
-                    f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it"
-                )
-            folder = min(seeds, key=lambda path: (len(path.name), path.name))
+        folder = seed_folder(Path(folder))
         own = model_of(folder)
         if load_model(own)["kind"] == "nvae":  # the NVAE, or a GAN's generator
             return cls.load(own, None, device)
@@ -130,50 +123,16 @@ class VAEBM(nn.Module):
             }
         )  # fmt: skip
 
-    def save_pretrained(self, folder: Path | str, readme: str | None = None) -> None:
-        """Write config.json, model.safetensors and README.md to `folder`, in the layout of the Hugging Face hub.
-
-        Args:
-            readme: text of README.md; None: what the model is, and how to use it.
-        """
-        folder, config = Path(folder), self.config
-        save_model(folder / MODEL, "vaebm", {}, self.state_dict())
-        write_json(folder / CONFIG, config.model_dump(mode="json"))
-        with writing(folder / CARD) as stream:
-            stream.write((readme or card(config)).encode())
-
     @classmethod
-    def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> VAEBM:
-        """Load the output of `save_pretrained`.
-
-        Args:
-            source: its folder, or the id of a repository on the Hugging Face hub, which is downloaded once.
-
-        Raises:
-            UserError: neither is there, a file is damaged, or the weights do not fit config.json.
-        """
-        folder = find_folder(source)
-        config = read_config(folder)
-        content = load_model(folder / MODEL, "vaebm")
-        try:
-            nvae = NVAE(config.nvae, config.shape)
-            energy = None if config.energy is None else EnergyNetwork(config.energy, config.shape[0])
-            model = cls(nvae, None)
-            if energy is not None:
-                model = build_model(nvae, energy, config.potential, config.start, config.positives)
-            model.load_state_dict(content["weights"])
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{folder / MODEL}: expected the weights of {CONFIG}'s networks, found others ({brief(error)})"
-            ) from None
+    def of_config(cls, config: PretrainedConfig) -> VAEBM:
+        """Build the model of a configuration, with random weights."""
+        nvae = NVAE(config.nvae, config.shape)
+        energy = config.energy and EnergyNetwork(config.energy, config.shape[0])
+        model = (
+            build_model(nvae, energy, config.potential, config.start, config.positives) if energy else cls(nvae, None)
+        )
         model.test_chain = config.chain
-        return to_device_channels_last(model.requires_grad_(False).eval(), torch.device(device))
-
-    def push_to_hub(self, repository: str, readme: str | None = None, private: bool = False) -> str:
-        """Upload the output of `save_pretrained` to a repository of the Hugging Face hub, and return its address."""
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, readme or card(self.config, repository=repository))
-            return upload(Path(folder), repository, private)
+        return model
 
     def configure_sampling(self, settings: SamplesSettings) -> None:
         """Set the test chain and `chain_dtype` from settings; TF32 is set per process (`system.precision`)."""
@@ -218,11 +177,11 @@ class VAEBM(nn.Module):
     def _energy(self, x: Images) -> PerImage:
         return x.new_zeros(len(x)) if self.energy is None else self.energy(x)
 
-    def initial_noise(self, noise: NoiseSource) -> tuple[list[Latents], Images]:
-        """Standard normal start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W)."""
+    def initial_noise(self, noise: NoiseSource, temperature: float = 1.0) -> tuple[list[Latents], Images]:
+        """Normal start of chains: ε_z times `temperature`, one (B, latents, h, w) per group, and ε_x (B, C, H, W)."""
         shapes = [*self.nvae.latent_shapes, self.nvae.shape]
         *eps_z, eps_x = noise.normal(shapes, device=self.device, dtype=self.dtype)
-        return eps_z, eps_x
+        return [temperature * eps for eps in eps_z] if temperature != 1.0 else eps_z, eps_x
 
     def refine(
         self, eps_z: Sequence[Latents], eps_x: Images, *, steps: int, step_size: float, noise: NoiseSource
@@ -256,10 +215,10 @@ class VAEBM(nn.Module):
         return self._cache.decoder(self.nvae, None) if self._prepares else self.nvae
 
     @torch.no_grad()
-    def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Images:
+    def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None, temperature: float = 1.0) -> Images:
         """Decoder means after `chain`, or the test chain: (B, C, H, W), one per index of `noise`; may leave [0, 1]."""
         chain = chain or self.test_chain
-        start = self.initial_noise(noise)
+        start = self.initial_noise(noise, temperature)
         eps_z, _ = self.refine(*start, steps=chain.steps, step_size=chain.step_size, noise=noise)
         return self.decoder.decode(eps_z)[0].mean
 
@@ -268,7 +227,14 @@ class VAEBM(nn.Module):
         return self.sample_means(noise, chain).clamp(0.0, 1.0)
 
     def sample(
-        self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500
+        self,
+        count: int,
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        step_size: float | None = None,
+        temperature: float = 1.0,
+        batch: int = 500,
     ) -> Images:
         """Draw images (count, C, H, W) in [0, 1], float32, or float64 after `.double()`.
 
@@ -276,10 +242,44 @@ class VAEBM(nn.Module):
             count: number of images.
             seed: image k depends only on the seed and k.
             steps, step_size: chain settings; default: the model's.
+            temperature: factor of the chains' start in latent noise, which is that of the priors' σ; at least 0.
             batch: images per batch; it affects speed and rounding only.
+
+        Raises:
+            UserError: the temperature is negative or not finite.
         """
+        if not 0.0 <= temperature < math.inf:
+            raise UserError(f"temperature: expected a number from 0, found {temperature}")
         chain, parts = self._chain(steps, step_size), batches(range(count), batch)
-        return torch.cat([self.sample_batch(sample_noise(seed, part), chain) for part in parts])
+        means = [self.sample_means(sample_noise(seed, part), chain, temperature) for part in parts]
+        return torch.cat(means).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Images | GreyImages, seed: int = 0) -> Images:
+        """Decoder means (N, C, H, W) in [0, 1] of one posterior draw for each of the images, uint8 or in [0, 1]."""
+        return self.nvae.decode(posterior_noise(self.nvae, images, seed))[0].mean.clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def interpolate(
+        self, first: Images | GreyImages, last: Images | GreyImages, count: int, seed: int = 0, steps: int = 0
+    ) -> Paths:
+        """Decoder means (N, count, C, H, W) in [0, 1] on great circles in noise space between pairs of images.
+
+        Args:
+            first, last: (N, C, H, W), uint8 or in [0, 1]; the ends of the path are their reconstructions.
+            count: number of images of a path, with its ends.
+            seed: seed of the posterior draws and of the chains.
+            steps: Langevin steps of the model's step size after the interpolation; 0: none.
+        """
+        if steps and self.potential_kind == "pixels":
+            raise UserError("interpolate: expected no steps for an energy on pixels, whose chains move images")
+        ends = [posterior_noise(self.nvae, images, seed) for images in (first, last)]
+        eps_z = [path.flatten(0, 1) for path in great_circle(ends[0], ends[1], torch.linspace(0, 1, count))]
+        noise = NoiseSource(seed, "interpolation", range(len(eps_z[0])))
+        if steps:
+            _, eps_x = self.initial_noise(noise)
+            eps_z, _ = self.refine(eps_z, eps_x, steps=steps, step_size=self.test_chain.step_size, noise=noise)
+        return self.nvae.decode(eps_z)[0].mean.clamp(0.0, 1.0).unflatten(0, (len(first), count))
 
     @torch.no_grad()
     def chain(
@@ -290,13 +290,9 @@ class VAEBM(nn.Module):
         eps_z, eps_x = self.initial_noise(noise)
         states = [eps_z]
         langevin(
-            self.chain_potential(),
-            [*eps_z, eps_x],
-            steps=settings.steps,
-            step_size=settings.step_size,
-            noise=noise,
+            self.chain_potential(), [*eps_z, eps_x], steps=settings.steps, step_size=settings.step_size, noise=noise,
             callback=lambda eps: states.append(eps[:-1]),
-        )
+        )  # fmt: skip
         return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> ChainSettings:
