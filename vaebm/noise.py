@@ -101,3 +101,8 @@ class NoiseSource:
             else:
                 row.uniform_(generator=generator)
         return flat
+
+
+def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:
+    """Noise of the samples with these global indices, the same for every variant of a seed."""
+    return NoiseSource(seed, "samples", index)

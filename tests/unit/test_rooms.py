@@ -36,7 +36,7 @@ ROOMS = [
 ]
 """From the top floor down."""
 
-TOP = {"__init__", "__main__", "model", "noise", "samples"}
+TOP = {"__init__", "__main__", "noise", "samples"}
 """The modules that stand in no folder."""
 
 LIBRARY = ["vaebm", "vaebm.model", "vaebm.nvae.model", "vaebm.energy.network"]

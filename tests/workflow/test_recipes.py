@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaebm import VAEBM
 from vaebm.config.layers import split_changes
 from vaebm.config.yaml_files import read_experiment
+from vaebm.samples import quantize_to_uint8
 
 ROOT = Path(__file__).parents[2]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
@@ -207,3 +209,20 @@ def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", RECIPES)
     assert len(links) > 8
     assert [link for link in links if link not in headings and not (ROOT / "docs" / link).exists()] == []
+
+
+def test_a_model_and_its_images_travel(tiny_run, tmp_path, python):
+    """The published folder draws the run's samples, and so do the exported files."""
+    run = "results/tiny/vaebm"
+    printed = tiny_run.run(*python("publish", run, str(tmp_path / "model"), "--licence", "apache-2.0"))
+    assert "`VAEBM.from_pretrained` loads it" in printed
+    tiny_run.run(*python("export", f"{run}/seed0/samples", "--npz", str(tmp_path / "samples.npz")))
+    samples = np.load(tmp_path / "samples.npz")["arr_0"]
+    model = VAEBM.from_pretrained(tmp_path / "model")
+    drawn = quantize_to_uint8(model.sample(20, seed=0, batch=20)).numpy()
+    # other batches round otherwise
+    assert np.abs(drawn.astype(int) - samples[:20]).max() <= 1
+    card = (tmp_path / "model" / "README.md").read_text()
+    record = json.loads((tiny_run.folder / run / "metrics.json").read_text())
+    for text in ("license: apache-2.0", record["data"], record["runs"][0]["models"]["energy"], *record["metrics"]):
+        assert text in card

@@ -1,15 +1,16 @@
 """The command line: one command per stage. Arguments are paths and resources; settings are in files."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vaebm.cli.convert_commands import convert_commands
 from vaebm.cli.options import (
     CheckpointEvery,
     ClassifierModel,
+    Command,
     Data,
     EnergyModel,
     GPUs,
@@ -20,6 +21,7 @@ from vaebm.cli.options import (
     TimeLimit,
     data_sets,
     experiments_here,
+    in_group,
 )
 from vaebm.cli.overview import guide
 from vaebm.config import DataSettings
@@ -35,15 +37,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Command = Callable[[Callable[..., None]], Callable[..., None]]
-
-
-def command(example: str, name: str | None = None, group: typer.Typer = app) -> Command:
-    """Register a command whose help ends with an example."""
-    return group.command(name, epilog=f"Example: `vaebm {example}`")
-
+app.add_typer(convert_commands, name="convert")
 
 EXAMPLE_RUN = "results/digits/vaebm/seed0"
+
+
+def command(example: str) -> Command:
+    """Register a command whose help ends with an example."""
+    return in_group(app, example)
 
 
 @app.callback()
@@ -283,41 +284,34 @@ def describe(
         run(experiment, tflops, changes or [])
 
 
-convert_commands = typer.Typer(
-    help="Convert a published checkpoint, or results of an earlier version, to models of this project.",
-    epilog="Example: `vaebm convert nvae checkpoint.pt model.safetensors`",
-    no_args_is_help=True,
-)
-app.add_typer(convert_commands, name="convert")
-
-PublishedCheckpoint = Annotated[Path, typer.Argument(help="The published checkpoint.", metavar="OFFICIAL")]
-ConvertedModel = Annotated[Path, typer.Argument(help="Output file.", metavar="MODEL")]
-
-
-@command("convert nvae checkpoint.pt model.safetensors", "nvae", convert_commands)
-def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel) -> None:
-    """Convert an NVAE with its settings; every key and shape is checked."""
-    with imports():
-        from vaebm.nvae.published_checkpoint import convert_published_nvae
-    convert_published_nvae(official, model)
-
-
-@command("convert energy EBM_25000.pth model.safetensors", "energy", convert_commands)
-def convert_energy(official: PublishedCheckpoint, model: ConvertedModel) -> None:
-    """Convert an energy network, identified by its shapes."""
-    with imports():
-        from vaebm.energy.published_checkpoint import convert_published_energy
-    convert_published_energy(official, model)
-
-
-@command("convert results", "results", convert_commands)
-def convert_earlier_results(
-    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+@command(f"export {EXAMPLE_RUN}/samples pngs` or `vaebm export --real data/digits --npz digits.npz")
+def export(
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[SAMPLES] [FOLDER]", help="Folder of the samples, and a new folder for PNG files."),
+    ] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="A prepared data set: export its training images, not samples.")
+    ] = None,
+    npz: Annotated[Path | None, typer.Option(help="One .npz file, with the array arr_0, instead of PNG files.")] = None,
+    threads: Threads = 1,
 ) -> None:
-    """Convert the models of an earlier version's results (model.pt); nothing is trained again, nothing removed."""
+    """Write samples or training images as files that other programs read."""
     with imports():
-        from vaebm.cli.convert_results import convert_results
-    convert_results(results)
+        from vaebm.cli.export import run
+    run(places or [], real, npz, threads)
+
+
+@command("publish results/digits/vaebm digits-vaebm")
+def publish(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="results/EXPERIMENT/VARIANT, or a seed of it.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder.")],
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights, for the model card.")] = None,
+) -> None:
+    """Write a finished model as a folder for `VAEBM.from_pretrained` and the Hugging Face hub, with a model card."""
+    with imports():
+        from vaebm.cli.publish import run
+    run(run_folder, folder, licence)
 
 
 @command("track results/digits")

@@ -1,5 +1,6 @@
 """Arguments and options shared by several commands, and shell completion."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -37,3 +38,11 @@ def data_sets(incomplete: str) -> list[tuple[str, str]]:
 def experiments_here(incomplete: str) -> list[str]:
     """Shell completion: experiments of the current folder."""
     return sorted(path.stem for path in Path("config/experiments").glob("*.yaml") if path.stem.startswith(incomplete))
+
+
+Command = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def in_group(group: typer.Typer, example: str, name: str | None = None) -> Command:
+    """Register a command whose help ends with an example."""
+    return group.command(name, epilog=f"Example: `vaebm {example}`")

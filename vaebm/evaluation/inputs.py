@@ -37,36 +37,38 @@ def run_folder(metrics: Path) -> Path:
     return folder
 
 
-def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) -> Tensor:
+def read_samples(shards: list[Path], shape: tuple[int, int, int] | None, count: int) -> Tensor:
     """Read the samples (N, C, H, W) uint8 in the order of the shards.
 
     Args:
         shards: .npy files (n, H, W, C) uint8.
-        shape: expected (C, H, W).
+        shape: expected (C, H, W); None: that of the first shard.
         count: expected N.
 
     Raises:
         UserError: a missing or damaged file, images of another form, or another number of them.
     """
-    channels, height, width = shape
+    sizes = (shape[1], shape[2], shape[0]) if shape else None
     parts = []
     for path in shards:
-        expected = f"{path}: expected samples (n, {height}, {width}, {channels}) uint8, found"
+        expected = f"{path}: expected samples (n, {', '.join(map(str, sizes or 'HWC'))}) uint8, found"
         try:
             part = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UserError(f"{expected} no file; `vaebm samples` makes it") from None
         except (ValueError, EOFError, OSError):
             raise UserError(f"{expected} a file that is not a whole .npy array; remove it and sample again") from None
-        if part.dtype != np.uint8 or part.shape[1:] != (height, width, channels):
+        sizes = sizes or part.shape[1:]
+        if part.dtype != np.uint8 or part.ndim != 4 or part.shape[1:] != sizes:
             raise UserError(f"{expected} {part.shape} {part.dtype}; remove it and sample again")
         parts.append(part)
     if (found := sum(map(len, parts))) != count:
         raise UserError(
             f"{shards[0].parent}: expected {count} samples, as samples.yaml says, found {found} in {len(shards)} shards"
         )
-    samples = np.empty((count, *shape), dtype=np.uint8)  # the only copy in memory: the shards are memory-mapped
-    np.concatenate([part.transpose(0, 3, 1, 2) for part in parts], out=samples)
+    channels_first = [part.transpose(0, 3, 1, 2) for part in parts]
+    samples = np.empty((count, *channels_first[0].shape[1:]), dtype=np.uint8)  # the only copy: shards are memory-mapped
+    np.concatenate(channels_first, out=samples)
     return torch.from_numpy(samples)
 
 

@@ -278,3 +278,11 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
             "train or convert it again"
         ) from None
     return to_device_channels_last(nvae.requires_grad_(False).eval(), torch.device(device))
+
+
+def check_decoder(nvae: NVAE, where: Path | str) -> None:
+    """Raise a UserError that begins with `where` unless the decoder is Gaussian, as an energy needs."""
+    if nvae.settings.decoder != "normal":
+        raise UserError(
+            f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}"
+        )

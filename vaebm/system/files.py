@@ -51,6 +51,19 @@ def model_of(folder: Path) -> Path:
     return earlier if earlier.is_file() and not (folder / MODEL).is_file() else folder / MODEL
 
 
+def seed_folder(run: Path) -> Path:
+    """The run results/<experiment>/<variant>/seed<k> itself, or the first finished one of a variant.
+
+    Raises:
+        UserError: the variant has no finished run.
+    """
+    if run.name.startswith("seed"):
+        return run
+    if not (seeds := [path for path in run.glob("seed*") if model_of(path).is_file()]):
+        raise UserError(f"{run}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it")
+    return min(seeds, key=lambda path: (len(path.name), path.name))
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Binary stream whose content replaces `path` atomically: temporary name, sync, rename.

@@ -15,3 +15,5 @@ PerGroup = Float[Tensor, "batch groups"]
 """One value per image and latent group."""
 PerImage = Float[Tensor, "batch"]
 """One value per image or chain."""
+Paths = Float[Tensor, "batch places channels height width"]
+"""Images on a path for each pair of images."""

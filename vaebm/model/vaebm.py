@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,31 +14,24 @@ from vaebm.chain.langevin import PotentialFunction, langevin
 from vaebm.config import BASELINE, SamplesSettings
 from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_settings
-from vaebm.energy.estimates import Estimates as Estimates  # also imported from here
-from vaebm.energy.estimates import estimate, estimate_in_batches
-from vaebm.energy.network import load_energy
-from vaebm.fast import PreparationCache, PreparedKind, half_square, prepare_energy, run_langevin
-from vaebm.noise import NoiseSource, batches
-from vaebm.nvae.model import NVAE, LatentDecoder, load_nvae
-from vaebm.nvae.pixel_distributions import PixelNormal, Pixels, PixelSpace
+from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
+from vaebm.energy.network import EnergyNetwork, load_energy
+from vaebm.fast import PreparationCache, PreparedKind, prepare_energy, run_langevin
+from vaebm.model.latent_space import great_circle, posterior_noise
+from vaebm.model.pretrained import HubModel, PretrainedConfig
+from vaebm.noise import NoiseSource, batches, sample_noise
+from vaebm.nvae.model import NVAE, LatentDecoder, check_decoder, load_nvae
+from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
-from vaebm.system.files import model_of
+from vaebm.system.files import model_of, seed_folder
 from vaebm.system.precision import chain_dtype
-from vaebm.system.shapes import GreyImages, Images, Latents, PerImage
+from vaebm.system.shapes import GreyImages, Images, Latents, Paths, PerImage
 
 NO_CHAIN = ChainSettings(steps=0, step_size=1.0)
 
 
-def check_decoder(nvae: NVAE, where: Path | str) -> None:
-    """Raise a UserError that begins with `where` unless the decoder is Gaussian, as an energy needs."""
-    if nvae.settings.decoder != "normal":
-        raise UserError(
-            f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}"
-        )
-
-
-class VAEBM(nn.Module):
+class VAEBM(HubModel):
     """A frozen NVAE, an energy, and the distribution that they define together.
 
     Args:
@@ -51,6 +46,8 @@ class VAEBM(nn.Module):
         UserError: an energy on an NVAE without a Gaussian decoder.
     """
 
+    start: Start = "prior"
+    """Start of the chains."""
     no_likelihood_reason = ""
     """Why log p(x) cannot be estimated; empty if it can."""
     chain_dtype: torch.dtype | None = None
@@ -58,6 +55,12 @@ class VAEBM(nn.Module):
 
     Chains through the modules, and the decoding of images, always use the weights' type.
     """
+
+    kinds: ClassVar[dict[str, type[Any]]] = {}
+    """Potential → class of its models, where that is a subclass."""
+
+    def __init_subclass__(cls, potential: PotentialKind) -> None:
+        VAEBM.kinds[potential] = cls
 
     def __init__(
         self,
@@ -81,14 +84,7 @@ class VAEBM(nn.Module):
         Raises:
             UserError: there is no finished run in `folder`.
         """
-        folder = Path(folder)
-        if not folder.name.startswith("seed"):
-            seeds = [path for path in folder.glob("seed*") if model_of(path).is_file()]
-            if not seeds:
-                raise UserError(
-                    f"{folder}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it"
-                )
-            folder = min(seeds, key=lambda path: (len(path.name), path.name))
+        folder = seed_folder(Path(folder))
         own = model_of(folder)
         if load_model(own)["kind"] == "nvae":  # the NVAE, or a GAN's generator
             return cls.load(own, None, device)
@@ -115,6 +111,28 @@ class VAEBM(nn.Module):
         return build_model(
             vae, load_energy(energy, device), content["potential"], content["start"], content.get("positives", "clean")
         )
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Architecture, potential and test chain."""
+        energy = None if self.energy is None else self.energy.settings
+        return PretrainedConfig.model_validate(
+            {
+                "nvae": self.nvae.settings, "shape": [*self.nvae.shape], "energy": energy, "chain": self.test_chain,
+                "potential": self.potential_kind, "start": self.start, "positives": self.positives,
+            }
+        )  # fmt: skip
+
+    @classmethod
+    def of_config(cls, config: PretrainedConfig) -> VAEBM:
+        """Build the model of a configuration, with random weights."""
+        nvae = NVAE(config.nvae, config.shape)
+        energy = config.energy and EnergyNetwork(config.energy, config.shape[0])
+        model = (
+            build_model(nvae, energy, config.potential, config.start, config.positives) if energy else cls(nvae, None)
+        )
+        model.test_chain = config.chain
+        return model
 
     def configure_sampling(self, settings: SamplesSettings) -> None:
         """Set the test chain and `chain_dtype` from settings; TF32 is set per process (`system.precision`)."""
@@ -159,11 +177,11 @@ class VAEBM(nn.Module):
     def _energy(self, x: Images) -> PerImage:
         return x.new_zeros(len(x)) if self.energy is None else self.energy(x)
 
-    def initial_noise(self, noise: NoiseSource) -> tuple[list[Latents], Images]:
-        """Standard normal start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W)."""
+    def initial_noise(self, noise: NoiseSource, temperature: float = 1.0) -> tuple[list[Latents], Images]:
+        """Normal start of chains: ε_z times `temperature`, one (B, latents, h, w) per group, and ε_x (B, C, H, W)."""
         shapes = [*self.nvae.latent_shapes, self.nvae.shape]
         *eps_z, eps_x = noise.normal(shapes, device=self.device, dtype=self.dtype)
-        return eps_z, eps_x
+        return [temperature * eps for eps in eps_z] if temperature != 1.0 else eps_z, eps_x
 
     def refine(
         self, eps_z: Sequence[Latents], eps_x: Images, *, steps: int, step_size: float, noise: NoiseSource
@@ -197,10 +215,10 @@ class VAEBM(nn.Module):
         return self._cache.decoder(self.nvae, None) if self._prepares else self.nvae
 
     @torch.no_grad()
-    def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Images:
+    def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None, temperature: float = 1.0) -> Images:
         """Decoder means after `chain`, or the test chain: (B, C, H, W), one per index of `noise`; may leave [0, 1]."""
         chain = chain or self.test_chain
-        start = self.initial_noise(noise)
+        start = self.initial_noise(noise, temperature)
         eps_z, _ = self.refine(*start, steps=chain.steps, step_size=chain.step_size, noise=noise)
         return self.decoder.decode(eps_z)[0].mean
 
@@ -209,7 +227,14 @@ class VAEBM(nn.Module):
         return self.sample_means(noise, chain).clamp(0.0, 1.0)
 
     def sample(
-        self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None, batch: int = 500
+        self,
+        count: int,
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        step_size: float | None = None,
+        temperature: float = 1.0,
+        batch: int = 500,
     ) -> Images:
         """Draw images (count, C, H, W) in [0, 1], float32, or float64 after `.double()`.
 
@@ -217,10 +242,44 @@ class VAEBM(nn.Module):
             count: number of images.
             seed: image k depends only on the seed and k.
             steps, step_size: chain settings; default: the model's.
+            temperature: factor of the chains' start in latent noise, which is that of the priors' σ; at least 0.
             batch: images per batch; it affects speed and rounding only.
+
+        Raises:
+            UserError: the temperature is negative or not finite.
         """
+        if not 0.0 <= temperature < math.inf:
+            raise UserError(f"temperature: expected a number from 0, found {temperature}")
         chain, parts = self._chain(steps, step_size), batches(range(count), batch)
-        return torch.cat([self.sample_batch(sample_noise(seed, part), chain) for part in parts])
+        means = [self.sample_means(sample_noise(seed, part), chain, temperature) for part in parts]
+        return torch.cat(means).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Images | GreyImages, seed: int = 0) -> Images:
+        """Decoder means (N, C, H, W) in [0, 1] of one posterior draw for each of the images, uint8 or in [0, 1]."""
+        return self.nvae.decode(posterior_noise(self.nvae, images, seed))[0].mean.clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def interpolate(
+        self, first: Images | GreyImages, last: Images | GreyImages, count: int, seed: int = 0, steps: int = 0
+    ) -> Paths:
+        """Decoder means (N, count, C, H, W) in [0, 1] on great circles in noise space between pairs of images.
+
+        Args:
+            first, last: (N, C, H, W), uint8 or in [0, 1]; the ends of the path are their reconstructions.
+            count: number of images of a path, with its ends.
+            seed: seed of the posterior draws and of the chains.
+            steps: Langevin steps of the model's step size after the interpolation; 0: none.
+        """
+        if steps and self.potential_kind == "pixels":
+            raise UserError("interpolate: expected no steps for an energy on pixels, whose chains move images")
+        ends = [posterior_noise(self.nvae, images, seed) for images in (first, last)]
+        eps_z = [path.flatten(0, 1) for path in great_circle(ends[0], ends[1], torch.linspace(0, 1, count))]
+        noise = NoiseSource(seed, "interpolation", range(len(eps_z[0])))
+        if steps:
+            _, eps_x = self.initial_noise(noise)
+            eps_z, _ = self.refine(eps_z, eps_x, steps=steps, step_size=self.test_chain.step_size, noise=noise)
+        return self.nvae.decode(eps_z)[0].mean.clamp(0.0, 1.0).unflatten(0, (len(first), count))
 
     @torch.no_grad()
     def chain(
@@ -231,13 +290,9 @@ class VAEBM(nn.Module):
         eps_z, eps_x = self.initial_noise(noise)
         states = [eps_z]
         langevin(
-            self.chain_potential(),
-            [*eps_z, eps_x],
-            steps=settings.steps,
-            step_size=settings.step_size,
-            noise=noise,
+            self.chain_potential(), [*eps_z, eps_x], steps=settings.steps, step_size=settings.step_size, noise=noise,
             callback=lambda eps: states.append(eps[:-1]),
-        )
+        )  # fmt: skip
         return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> ChainSettings:
@@ -282,67 +337,11 @@ class VAEBM(nn.Module):
         return self.score(images)
 
 
-class PixelEBM(VAEBM):
-    """The ablation's energy on pixels, p(x) ∝ exp(−E(x)) (VAEBM table 4).
-
-    Langevin steps move the images, which may leave [0, 1]; samples are clamped. The NVAE only provides a start.
-
-    Args:
-        nvae: source of the start `prior`.
-        energy: E(x) → (B,).
-        start: `prior`: decoder means of draws from the NVAE's prior; `uniform`: uniform noise.
-        chain: the test chain.
-    """
-
-    no_likelihood_reason = (
-        "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
-    )
-
-    decoder = PixelSpace()
-
-    def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, chain: ChainSettings = NO_CHAIN):
-        super().__init__(nvae, energy, "pixels", chain)
-        self.start = start
-
-    @property
-    def latent_shapes(self) -> list[tuple[int, int, int]]:
-        """One shape, that of the images."""
-        return [self.nvae.shape]
-
-    def decode(self, eps_z: Sequence[Latents]) -> tuple[Pixels, PerImage]:
-        """The images x = eps_z[0], and zeros (B,)."""
-        return self.decoder.decode(eps_z)
-
-    def potential(self, eps_z: Sequence[Latents], eps_x: Images) -> PerImage:
-        """U = E(x) + ½‖ε_x‖² for the images x = eps_z[0], (B,); nothing else depends on `eps_x`."""
-        return self._energy(eps_z[0]) + 0.5 * eps_x.square().flatten(1).sum(1)
-
-    def chain_potential(self) -> PotentialFunction:
-        """`potential` of the list [x, eps_x], prepared with the energy's present weights."""
-        assert self.energy is not None
-        energy = self.energy if self.dtype == torch.float64 else prepare_energy(self.energy, self.chain_dtype)
-        return lambda eps: energy(eps[0]) + half_square(eps[-1])
-
-    def initial_noise(self, noise: NoiseSource) -> tuple[list[Latents], Images]:
-        """Start of chains: a list of one tensor, the images (B, C, H, W), and standard normal noise of their shape."""
-        eps_z, eps_x = super().initial_noise(noise)
-        if self.start == "prior":
-            return [self.nvae.decode(eps_z)[0].mean], eps_x
-        return noise.uniform([self.nvae.shape], device=self.device, dtype=eps_x.dtype), eps_x
-
-    def _estimate(self, x: Images, noise: NoiseSource, draws: int) -> Estimates:
-        return Estimates(None, None, self._energy(x).double())
-
-
 def build_model(
     nvae: NVAE, energy: nn.Module, potential: PotentialKind, start: Start = "prior", positives: Positives = "clean"
 ) -> VAEBM:
-    """Build the model in which an energy was trained: `PixelEBM` for the potential `pixels`, else `VAEBM`."""
-    if potential == "pixels":
-        return PixelEBM(nvae, energy, start)
+    """Build the model in which an energy was trained: a `PixelEBM` for the potential `pixels`, else a `VAEBM`."""
+    if kind := VAEBM.kinds.get(potential):
+        model: VAEBM = kind(nvae, energy, start)
+        return model
     return VAEBM(nvae, energy, potential, positives=positives)
-
-
-def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:
-    """Noise of the samples with these global indices, the same for every variant of a seed."""
-    return NoiseSource(seed, "samples", index)

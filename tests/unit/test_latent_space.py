@@ -1,0 +1,85 @@
+"""Images in noise space: encoding, paths between images, temperature."""
+
+import math
+
+import pytest
+import torch
+from networks import ENERGY, NETWORK
+
+from vaebm.config.ebm import ChainSettings
+from vaebm.energy.network import EnergyNetwork
+from vaebm.model import VAEBM, PixelEBM
+from vaebm.model.latent_space import great_circle, posterior_noise
+from vaebm.noise import NoiseSource
+from vaebm.nvae.model import NVAE
+from vaebm.system.errors import UserError
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    nvae, energy = NVAE(NETWORK, (1, 8, 8)).eval().requires_grad_(False), EnergyNetwork(ENERGY, 1)
+    energy.initialize(torch.rand(16, 1, 8, 8))
+    return VAEBM(nvae, energy.requires_grad_(False), chain=ChainSettings(steps=2, step_size=0.01)).double()
+
+
+def test_a_great_circle_turns_evenly_and_keeps_the_norm():
+    """Orthogonal ends of norm 2, in two groups: the point at t is 2 (cos(t π/2) e₀ + sin(t π/2) e₁)."""
+    first = [torch.tensor([[2.0, 0.0]]).double(), torch.zeros(1, 1, 2).double()]
+    last = [torch.zeros(1, 2).double(), torch.tensor([[[0.0, 2.0]]]).double()]
+    places = torch.tensor([0.0, 0.25, 1.0])
+    one, other = great_circle(first, last, places)
+    turn = places.double() * math.pi / 2
+    assert torch.allclose(one[0, :, 0], 2 * turn.cos(), atol=1e-12)
+    assert torch.allclose(other[0, :, 0, 1], 2 * turn.sin(), atol=1e-12)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_parallel_ends_have_finite_paths(sign):
+    first = [torch.tensor([[1.0, 2.0]]).double()]
+    (path,) = great_circle(first, [sign * first[0]], torch.linspace(0, 1, 3))
+    assert torch.isfinite(path).all()
+    assert torch.allclose(path[0, 0], first[0][0], atol=1e-5)
+    assert torch.allclose(path[0, 2], sign * first[0][0], atol=1e-5)
+
+
+def test_encoded_noise_decodes_to_the_posterior_s_reconstruction(model):
+    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    noise = NoiseSource(3, "encoded", range(5))
+    expected = model.nvae(model.nvae.as_input(images), noise=noise).pixels.mean.clamp(0, 1)
+    assert torch.allclose(model.reconstruct(images, seed=3), expected, atol=1e-12)
+    parts = posterior_noise(model.nvae, images, 3, batch=2)
+    assert all(map(torch.allclose, parts, posterior_noise(model.nvae, images, 3)))
+
+
+def test_paths_end_at_the_reconstructions_and_chains_move_them(model):
+    first, last = torch.rand(2, 2, 1, 8, 8).double()
+    paths = model.interpolate(first, last, 4, seed=1)
+    assert paths.shape == (2, 4, 1, 8, 8)
+    assert torch.allclose(paths[:, 0], model.reconstruct(first, seed=1), atol=1e-9)
+    assert torch.allclose(paths[:, -1], model.reconstruct(last, seed=1), atol=1e-9)
+    assert not torch.allclose(model.interpolate(first, last, 4, seed=1, steps=2), paths)
+
+
+def test_temperature_scales_the_priors(model):
+    """Without a chain the images are those of the decoder at that temperature; 0 draws one image."""
+    eps, _ = model.initial_noise(NoiseSource(0, "samples", range(3)))
+    expected = model.nvae.decode(eps, temperature=0.7)[0].mean.clamp(0, 1)
+    assert torch.allclose(model.sample(3, steps=0, temperature=0.7), expected, atol=1e-12)
+    cold = model.sample(3, steps=0, temperature=0.0)
+    assert torch.allclose(cold, cold[:1].expand_as(cold), atol=1e-12)
+    assert torch.isfinite(model.sample(2, temperature=1e6)).all()
+
+
+@pytest.mark.parametrize("temperature", [-0.1, math.inf, math.nan])
+def test_other_temperatures_are_refused(model, temperature):
+    with pytest.raises(UserError, match="temperature: expected a number from 0, found"):
+        model.sample(1, temperature=temperature)
+
+
+def test_an_energy_on_pixels_has_paths_without_chains(model):
+    pixels = PixelEBM(model.nvae, model.energy, "prior")
+    images = torch.rand(2, 1, 8, 8).double()
+    assert torch.equal(pixels.interpolate(images, images.flip(0), 3), model.interpolate(images, images.flip(0), 3))
+    with pytest.raises(UserError, match="expected no steps for an energy on pixels"):
+        pixels.interpolate(images, images, 3, steps=1)

@@ -1,0 +1,47 @@
+"""Images as noise of the latent groups, and paths between them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vaebm.noise import NoiseSource, batches
+from vaebm.nvae.model import NVAE
+from vaebm.system.shapes import GreyImages, Images, Latents
+
+
+def great_circle(first: Sequence[Tensor], last: Sequence[Tensor], places: Tensor) -> list[Tensor]:
+    """Points on the great circles from `first` to `last`, whose noise of all groups is one vector per sample.
+
+    ε(t) = (sin((1 − t) θ) ε₀ + sin(t θ) ε₁) / sin θ with the angle θ between them keeps the norm of standard normal
+    noise, which a straight line does not.
+
+    Args:
+        first, last: one (B, …) per latent group.
+        places: positions t in [0, 1], (T,).
+
+    Returns:
+        One (B, T, …) per latent group.
+    """
+    ends = [torch.cat([part.flatten(1) for part in end], dim=1).double() for end in (first, last)]
+    cosine = torch.nn.functional.cosine_similarity(ends[0], ends[1], dim=1).clamp(-1.0, 1.0)
+    angle = cosine.acos().clamp(1e-6, torch.pi - 1e-6)[:, None, None]  # parallel ends: a straight line
+    places = places.to(angle).view(1, -1, 1)
+    weights = ((1 - places) * angle).sin() / angle.sin(), (places * angle).sin() / angle.sin()
+    path = weights[0] * ends[0][:, None] + weights[1] * ends[1][:, None]
+    parts = path.to(first[0]).split([part[0].numel() for part in first], dim=2)
+    return [part.unflatten(2, whole.shape[1:]) for part, whole in zip(parts, first, strict=True)]
+
+
+@torch.no_grad()
+def posterior_noise(nvae: NVAE, images: Images | GreyImages, seed: int, batch: int = 500) -> list[Latents]:
+    """Noise ε_z with T(ε_z) = z for a draw z ~ q(z|x) of each image (N, C, H, W), uint8 or in [0, 1].
+
+    Returns:
+        One (N, latents, h, w) per latent group, in decoding order. The draw of image k depends only on `seed` and k.
+    """
+    parts = []
+    for index in batches(range(len(images)), batch):
+        x = nvae.as_input(images[index.start : index.stop], NoiseSource(seed, "encoded input", index))
+        parts.append([draw.eps for draw in nvae(x, noise=NoiseSource(seed, "encoded", index)).draws])
+    return [torch.cat(group) for group in zip(*parts, strict=True)]
