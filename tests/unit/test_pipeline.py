@@ -119,3 +119,34 @@ def test_resolve_checks_the_weights_of_an_extractor(project: Path) -> None:
     replace(project, "celeba64", "evaluation:\n", "evaluation:\n  inception_weights: gone.pth\n")
     said = problem("celeba64")
     assert said.startswith("config/experiments/celeba64.yaml: evaluation: gone.pth: expected the weights of inception")
+
+
+def test_changes_and_name_of_the_command_line(project: Path) -> None:
+    """The options of the table's command are those of the shell; braces are doubled for Snakemake."""
+    config = {"experiments": ["tiny"], "name": "tiny_few", "set": "[samples.shards=1, evaluation.ood=[turned]]"}
+    found = resolve(config, write=True)
+    assert [*found.experiments] == ["tiny_few"] and found.experiments["tiny_few"].samples.shards == 1  # type: ignore[union-attr]
+    assert found.changes == " --set samples.shards=1 --set 'evaluation.ood=[turned]' --base tiny"
+    assert "results/tiny_few/nvae/seed0/nvae.yaml" in written(project) and not (project / "results/tiny").exists()
+    grid = "variants.vaebm.grid={samples.count: [100, 200]}"
+    assert resolve({"experiments": ["tiny"], "set": [grid]}, write=False).changes == (
+        " --set 'variants.vaebm.grid={{samples.count: [100, 200]}}'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"set": 3}, r"set: expected a list as \[samples.chain.steps=40\], found 3"),
+        ({"set": None}, "set: expected a list as"),
+        ({"set": ["samples.chain.steps=many"]}, "set: samples.chain.steps: Input should be a valid integer"),
+        ({"name": "digits"}, "name: digits is the experiment of config/experiments/digits.yaml; choose another"),
+        ({"name": "a/b"}, "name: expected a name of letters .*; choose another"),
+        ({"name": 40}, "name: expected a name with a letter, as digits_40, found 40"),
+        ({"name": "both", "experiments": ["digits", "tiny"]}, "name: expected a single experiment, .* digits, tiny"),
+    ],
+)
+def test_wrong_changes_are_one_line(config: dict[str, Any], message: str, project: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        resolve({"experiments": ["tiny"], **config}, write=True)
+    assert "\n" not in str(error.value) and not (project / "results").exists()

@@ -38,7 +38,7 @@ class Pipeline(NamedTuple):
     datasets: dict[str, DataSettings]
     """Name under data/ → settings, for all data sets of all experiments."""
     changes: str
-    """Options of `vaebm benchmarks` that say what the command line changed, after a space; empty: nothing."""
+    """Options of `vaebm benchmarks` that say what the command line changed, after a space, with braces doubled."""
 
 
 def resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
@@ -77,6 +77,7 @@ def _resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
                 weights_hash(experiment.evaluation.extractor, weights)
     options = [*(("--set", change) for change in changes), *([("--base", names[0])] if "name" in overrides else [])]
     said = "".join(f" {option} {shlex.quote(value)}" for option, value in options)
+    said = said.replace("{", "{{").replace("}", "}}")
     return Pipeline(experiments, seeds, collect_datasets(experiments, files, write), said)
 
 

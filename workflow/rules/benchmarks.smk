@@ -17,7 +17,7 @@ rule benchmarks:
     resources:
         **resources_of("benchmarks"),
     shell:
-        "python -m vaebm benchmarks {input.metrics} --paper {input.paper} --experiments config/experiments --results results{CHANGES} --log {log}"
+        "python -m vaebm benchmarks {input.metrics} --paper {input.paper} --experiments config/experiments --results results --log {log}%s" % CHANGES
 
 
 # Creates the parent run in MLflow first, so that the table can name it. No job depends on it.

@@ -39,13 +39,14 @@ def runs(pattern):
 
 def trained_by(stage):
     """Pattern of the models that a stage trains; without any, a pattern that matches nothing."""
-    found = ((experiment, model) for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.stage_of(model).name == stage)
-    return "|".join({model for experiment, model in found if experiment.same_energy(model) is None}) or "(?!)"
+    return "|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.stage_of(model).name == stage}) or "(?!)"
 
 
-def with_the_energy_of(wildcards):
-    """Folder of the run whose energy a combination of a grid takes."""
-    return f"results/{wildcards.experiment}/{EXPERIMENTS[wildcards.experiment].same_energy(wildcards.variant)}/seed{wildcards.seed}"
+def same_energy(wildcards):
+    """Files of the run whose energy a combination of a grid takes."""
+    variant = EXPERIMENTS[wildcards.experiment].same_energy(wildcards.variant)
+    files = {"model": "model.safetensors", "training": "training.json", "history": "history.jsonl"}
+    return {name: f"results/{wildcards.experiment}/{variant}/seed{wildcards.seed}/{file}" for name, file in files.items()}
 
 
 def resource(stage, name):

@@ -30,12 +30,13 @@ rule ebm:
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
 
 
-# A combination of a grid that differs from another variant in its samples alone.
+# A combination of a grid with the energy of another variant. Where there is none, its input does not exist, and `ebm` trains one.
+ruleorder: same_energy > ebm
+
+
 rule same_energy:
     input:
-        model=lambda wildcards: f"{with_the_energy_of(wildcards)}/model.safetensors",
-        training=lambda wildcards: f"{with_the_energy_of(wildcards)}/training.json",
-        history=lambda wildcards: f"{with_the_energy_of(wildcards)}/history.jsonl",
+        unpack(same_energy),
         settings="results/{experiment}/{variant}/seed{seed}/ebm.yaml",
     output:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
@@ -47,11 +48,8 @@ rule same_energy:
         variant="|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.same_energy(model)}) or "(?!)",
     conda:
         "../../environment.yml"
-    params:
-        source=with_the_energy_of,
-        folder="results/{experiment}/{variant}/seed{seed}",
     shell:
-        "cp -R {input.model} {input.training} {input.history} {params.source}/pictures {params.folder} 2> {log}"
+        "cp -R {input.model} {input.training} {input.history} $(dirname {input.model})/pictures $(dirname {output.model}) 2> {log}"
 
 
 # The ablation's GAN: its model is an NVAE whose decoder was trained further as a generator.
