@@ -1,5 +1,6 @@
 """Files are whole or not there; checkpoints survive a death at any moment; a training resumed ends in the same bits."""
 
+import hashlib
 import json
 import math
 import os
@@ -68,17 +69,48 @@ def test_models_are_known_by_their_kind(tmp_path: Path) -> None:
         load_model(tmp_path / "none.pt", "nvae")
 
 
-def test_the_checkpoint_before_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
+def test_the_checkpoint_before_stands_in_for_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.load() is None
     for step in (1, 2, 3):
         checkpoints.save(step, {"step": step})
-    assert checkpoints.load() == {"step": 3}
-    newest = max(checkpoints.slots, key=lambda path: json.loads(path.with_suffix(".json").read_text())["step"])
+    assert checkpoints.load() == {"step": 3} and capsys.readouterr().out == ""
+    newest, other = checkpoints.slots
     newest.write_bytes(newest.read_bytes()[:-1])
     assert checkpoints.load() == {"step": 2}
+    warning = f"warning: {newest}: expected a whole checkpoint, found a damaged one; "
+    assert capsys.readouterr().out == f"{warning}the one before it is read\n"
     checkpoints.save(4, {"step": 4})  # over the damaged one, never over the good one
-    assert checkpoints.load() == {"step": 4} and len(list(tmp_path.glob("*.pt"))) == 2
+    assert checkpoints.load() == {"step": 4} and json.loads(other.with_suffix(".json").read_text())["step"] == 2
+    for slot in checkpoints.slots:
+        slot.write_bytes(b"")
+    assert checkpoints.load() is None
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[1]
+        .endswith("b.pt: expected a whole checkpoint, found a damaged one; the training starts from the beginning")
+    )
+    checkpoints.save(1, {"step": 1})
+    assert checkpoints.load() == {"step": 1}
+
+
+def test_checkpoints_are_ordered_by_their_writing_after_those_of_earlier_versions(tmp_path: Path) -> None:
+    """A restart writes an earlier step; earlier versions wrote no sequence number."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (8, 9):
+        checkpoints.save(step, {"step": step})
+    for record in tmp_path.glob("*.json"):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "sequence": 0}))
+    for step in (3, 4, 2):
+        checkpoints.save(step, {"step": step})
+        assert Checkpoints(tmp_path).load() == {"step": step}
+
+
+def test_checkpoints_have_the_hash_of_their_bytes_without_being_read_again(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"weights": torch.arange(1e6)})
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["sha256"] == hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest()
 
 
 def train(folder: Path, stop_at: int | None = None, number: int = signal.SIGTERM, **limits: float) -> Training:
@@ -108,6 +140,15 @@ def test_a_training_that_was_stopped_goes_on_in_the_same_bits(tmp_path: Path) ->
         assert len((tmp_path / "cut" / "history.jsonl").read_text().splitlines()) == stop + 1
     train(tmp_path / "cut")
     assert (tmp_path / "cut" / "history.jsonl").read_bytes() == (tmp_path / "whole" / "history.jsonl").read_bytes()
+
+
+def test_training_that_dies_after_its_last_step_resumes_there(tmp_path: Path) -> None:
+    """In what follows the steps, as the selection of the energy's model."""
+    run = Training("test", tmp_path, {"seed": 0}, 3, {}, Limits())
+    for step in run.steps():
+        run.record(loss=float(step))
+    again = Training("test", tmp_path, {"seed": 0}, 3, {}, Limits())
+    assert again.step == 3 and again._records == run._records and not [*again.steps()]
 
 
 def test_a_training_stops_before_its_time_limit(tmp_path: Path) -> None:

@@ -37,28 +37,31 @@ class Pipeline(NamedTuple):
     seeds: list[int]
     datasets: dict[str, DataSettings]
     """Name under data/ → settings, for all data sets of all experiments."""
+    written: dict[str, str]
+    """Settings file that is missing or has other content → where it was written."""
     changes: str
     """Options of `vaebm benchmarks` that say what the command line changed, after a space, with braces doubled."""
 
 
-def resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
+def resolve(overrides: Mapping[str, Any], write: bool, instead: Path = Path()) -> Pipeline:
     """Read config/config.yaml and its experiments, check that Snakemake can run them, and write the settings files.
 
     Args:
         overrides: values of `snakemake --config`. `set` changes settings of the experiments as if their files said so;
             `name` keeps the results of a single experiment apart.
         write: whether to write settings files and check local files; false in jobs, which must not change either.
+        instead: folder of the settings files to write, if those under results/ must not change.
 
     Raises:
         UserError: a mistake in one of the files; absent raw files or weights; prepared data that does not fit.
     """
     try:
-        return _resolve(overrides, write)
+        return _resolve(overrides, write, instead)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read or written: {error.strerror or error}") from None
 
 
-def _resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
+def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path) -> Pipeline:
     """`resolve`, in which files and folders may be unreadable."""
     names, seeds = choose(read_yaml(CONFIG), {key: overrides[key] for key in overrides if key not in CHANGES})
     changes = split_changes(overrides["set"]) if "set" in overrides else []
@@ -68,8 +71,9 @@ def _resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
     experiments = {name: read_experiment(path, changes) for name, path in files.items()}
     if write:
         check_models(experiments)
+    written: dict[str, str] = {}
     for name, experiment in experiments.items() if write else ():
-        write_settings(experiment, Path("results", name), seeds)
+        written |= write_settings(experiment, Path("results", name), seeds, instead)
     check_complete(experiments, files)  # after writing: an incomplete experiment's stages run by hand with these files
     for name, experiment in experiments.items() if write else ():
         if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
@@ -78,7 +82,10 @@ def _resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
     options = [*(("--set", change) for change in changes), *([("--base", names[0])] if "name" in overrides else [])]
     said = "".join(f" {option} {shlex.quote(value)}" for option, value in options)
     said = said.replace("{", "{{").replace("}", "}}")
-    return Pipeline(experiments, seeds, collect_datasets(experiments, files, write), said)
+    datasets = collect_datasets(experiments, files, write)
+    for data in datasets.values() if write else ():
+        written |= write_data_settings(data, Path("results/data"), instead)
+    return Pipeline(experiments, seeds, datasets, written, said)
 
 
 def _own_name(name: Any, names: list[str]) -> str:
@@ -147,7 +154,7 @@ def check_models(experiments: Mapping[str, Experiment]) -> None:
 def collect_datasets(
     experiments: Mapping[str, Experiment], files: Mapping[str, Path], write: bool
 ) -> dict[str, DataSettings]:
-    """Name under data/ → settings of every data set; checks local files and writes settings files if `write`."""
+    """Name under data/ → settings of every data set; checks local files if `write`."""
     datasets: dict[str, DataSettings] = {}
     for name, experiment in experiments.items():
         for data in experiment.datasets:
@@ -159,7 +166,6 @@ def collect_datasets(
                 raise UserError(f"{where}: another experiment has other settings for {folder}; {advice}")
             if not write:
                 continue
-            write_data_settings(data, Path("results/data"))
             problem = missing_files(data.dataset, data.path, f"{prefix}path")
             if problem and found_at(folder / "manifest.json") != "a file":
                 raise UserError(f"{where}: {problem}")

@@ -232,30 +232,36 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     return validate(Experiment, combined(layers), lambda key: source(layers, key, str(path)))
 
 
-def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> None:
+def write_settings(experiment: Experiment, folder: Path, seeds: list[int], instead: Path = Path()) -> dict[str, str]:
     """Write one settings file per stage and seed under `folder` (results/<experiment>), without defaults of `later`.
 
     A file with equal content, in any text, is not touched, so that nothing reruns.
+
+    Args:
+        instead: another folder for the files to write, under the same paths.
+
+    Returns:
+        Path → where the file was written, for the files with other content.
     """
+    files: list[tuple[Path, int, str, Settings | None]] = []
     if (evaluation := experiment.evaluation) is not None:
-        _write(folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation.classifier)
-        _write(folder / "reference" / f"{evaluation.extractor}.yaml", 0, "extractor", evaluation.extraction)
+        files.append((folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation.classifier))
+        files.append((folder / "reference" / f"{evaluation.extractor}.yaml", 0, "extractor", evaluation.extraction))
     for seed in seeds:
         for model in experiment.models:
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
-            _write(run / f"{stage.name}.yaml", seed, stage.name, stage.settings)
-            _write(run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model))
-            _write(
-                run / "evaluation" / "evaluation.yaml",
-                seed,
-                "evaluation",
-                experiment.evaluation and experiment.evaluation.without_paths,
-            )
+            files.append((run / f"{stage.name}.yaml", seed, stage.name, stage.settings))
+            files.append((run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model)))
+            without_paths = evaluation and evaluation.without_paths
+            files.append((run / "evaluation" / "evaluation.yaml", seed, "evaluation", without_paths))
+    return {str(file[0]): written for file in files if (written := _write(*file, instead))}
 
 
-def write_data_settings(data: DataSettings, folder: Path) -> None:
-    """Write the settings file of a data set under `folder` (results/data), unless it needs no files."""
-    _write(folder / f"{data.prepared}.yaml", 0, "data", data if data.needs_files else None)
+def write_data_settings(data: DataSettings, folder: Path, instead: Path = Path()) -> dict[str, str]:
+    """`write_settings` of a data set under `folder` (results/data), unless it needs no files."""
+    path = folder / f"{data.prepared}.yaml"
+    written = _write(path, 0, "data", data if data.needs_files else None, instead)
+    return {str(path): written} if written else {}
 
 
 def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> None:
@@ -286,18 +292,19 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
         raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
 
 
-def _write(path: Path, seed: int, section: str, settings: Settings | None) -> None:
-    """Write one settings file, unless `path` has the same content."""
+def _write(path: Path, seed: int, section: str, settings: Settings | None, instead: Path) -> str | None:
+    """Write one settings file, unless `path` has the same content; returns its place under `instead`."""
     if settings is None:
-        return
+        return None
     try:
         if read_settings(path, type(settings)) == (seed, settings):
-            return
+            return None
     except UserError:
         pass  # absent, damaged, or of another version
-    with writing(path) as stream:
+    with writing(instead / path) as stream:
         content = {"seed": seed, section: settings.model_dump()}
         stream.write(yaml.dump(content, Dumper=_Dumper, sort_keys=False).encode())
+    return str(instead / path)
 
 
 def read_settings(path: Path, model: type[S]) -> tuple[int, S]:

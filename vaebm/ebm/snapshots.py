@@ -8,6 +8,7 @@ import torch
 
 from vaebm.system import distributed
 from vaebm.system.checkpoint import load_plain
+from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 
 
@@ -79,12 +80,22 @@ class Snapshots:
 
     @property
     def usable(self) -> list[Snapshot]:
-        """The good snapshots whose files exist.
+        """The good snapshots whose files can be read; damaged ones are reported.
 
         A file may be missing when a state that is not finite was not saved, and the resumed training, on a GPU, took
         another course.
         """
-        return [snapshot for snapshot in self.good if self._path(snapshot).is_file()]
+        return [snapshot for snapshot in self.good if self._path(snapshot).is_file() and self._is_intact(snapshot)]
+
+    def _is_intact(self, snapshot: Snapshot) -> bool:
+        try:
+            self.read(snapshot)
+        except UserError:
+            if distributed.rank() == 0:
+                path = self._path(snapshot)
+                print(f"warning: {path}: expected a snapshot, found a damaged file; the others are used", flush=True)
+            return False
+        return True
 
     @property
     def last_good(self) -> Snapshot:

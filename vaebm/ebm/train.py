@@ -74,7 +74,12 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     snapshots.folder = run_state.scratch / "snapshots"
     events: list[dict[str, Any]] = run_state.extra.setdefault("events", [])
     run_iterations(trainer, images, run_state, guard, snapshots, events)
-    if not snapshots.usable:
+    if not (usable := snapshots.usable):
+        if snapshots.good:
+            raise UserError(
+                f"{snapshots.folder}: expected the good snapshots, found all of them damaged; remove "
+                f"{run_state.scratch} and run again, from the beginning"
+            )
         reason = guard.last_reason or "none was followed by good iterations (ebm.guard)"
         raise UserError(
             f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: "
@@ -85,7 +90,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         return
 
     energy.requires_grad_(False)
-    candidates = {snapshot.iteration: snapshot for snapshot in snapshots.usable}
+    candidates = {snapshot.iteration: snapshot for snapshot in usable}
 
     def weights_of(iteration: int) -> dict[str, Tensor]:
         return trainer.model(snapshots.read(candidates[iteration]))
@@ -158,7 +163,8 @@ def run_iterations(
         note(events, run_state.step, guard.reason, action)
         guard.forget()
         snapshots.doubt()
-        go_back(run_state, back.iteration)
+        run_state.step = back.iteration
+        run_state.save()
 
     if not guard.diverged:  # the last update may be the one that explodes
         seen = trainer.gradients(trainer.batch(training.iterations, images), training.iterations)
@@ -168,21 +174,6 @@ def run_iterations(
         note(events, run_state.step, guard.reason, "stopped")
     else:
         snapshots.confirm_all()
-
-
-def go_back(run_state: Training, iteration: int) -> None:
-    """Continue after an earlier iteration with the current state.
-
-    Saves a checkpoint and removes the earlier ones: checkpoints are ordered by step, so one from before a restart would
-    count as newer.
-    """
-    records = [slot.with_suffix(".json") for slot in run_state.checkpoints.slots]
-    before = {path: path.read_bytes() for path in records if path.is_file()}
-    run_state.step = iteration
-    run_state.save()
-    if distributed.rank() == 0:
-        for path in [path for path, content in before.items() if path.read_bytes() == content]:
-            path.unlink()
 
 
 def note(events: list[dict[str, Any]], iteration: int, reason: str, action: str) -> None:

@@ -1,13 +1,12 @@
 """Model files and training checkpoints, written atomically, with hashes of their contents."""
 
 import hashlib
-import io
 import json
 import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -15,6 +14,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from vaebm.system import distributed
 from vaebm.system.errors import UserError
 from vaebm.system.files import write_json, writing
 
@@ -107,10 +107,22 @@ def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) ->
 
 
 class CheckpointRecord(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """a.json, b.json: step and checksum of a checkpoint."""
+    """a.json, b.json: step, checksum and order of a checkpoint; earlier versions ordered by the step."""
 
     step: int
     sha256: str
+    sequence: int = 0
+
+
+class _Hashing:
+    """Writes to a stream and hashes what it writes."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream, self.digest, self.flush = stream, hashlib.sha256(), stream.flush
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self.stream.write(content)
 
 
 class Checkpoints:
@@ -123,28 +135,42 @@ class Checkpoints:
     def __init__(self, folder: Path):
         self.folder = folder
         self.slots = (folder / "a.pt", folder / "b.pt")
+        self._damaged: set[Path] = set()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write `state` (tensors and plain values) over the older checkpoint."""
-        slot = min(self.slots, key=lambda path: -1 if (step := self._step(path)) is None else step)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
+        """Write `state` (tensors and plain values) over a damaged or the older checkpoint."""
+        slot = min(self.slots, key=self._order)
         with writing(slot) as stream:
-            stream.write(buffer.getbuffer())
-        record = CheckpointRecord(step=step, sha256=hashlib.sha256(buffer.getbuffer()).hexdigest())
+            torch.save(state, hashing := _Hashing(stream))
+        sequence = max(map(self._order, self.slots))[0] + 1
+        record = CheckpointRecord(step=step, sha256=hashing.digest.hexdigest(), sequence=sequence)
         write_json(slot.with_suffix(".json"), record.model_dump())
+        self._damaged.discard(slot)
 
     def load(self) -> dict[str, Any] | None:
-        """State of the newest intact checkpoint; None: there is none."""
-        intact = [(step, path) for path in self.slots if (step := self._step(path)) is not None]
-        return load_plain(max(intact)[1], "a training checkpoint") if intact else None
+        """State of the newest intact checkpoint; None: there is none. Damaged ones are reported."""
+        found = [slot for slot in sorted(self.slots, key=self._order, reverse=True) if slot.is_file()]
+        for slot in found:
+            if (record := self._record(slot)) is not None:
+                with slot.open("rb") as file:
+                    intact = hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+                if intact:
+                    return load_plain(slot, "a training checkpoint")
+            self._damaged.add(slot)
+            if distributed.rank() == 0:
+                then = "the training starts from the beginning" if slot == found[-1] else "the one before it is read"
+                print(f"warning: {slot}: expected a whole checkpoint, found a damaged one; {then}", flush=True)
+        return None
+
+    def _order(self, slot: Path) -> tuple[int, int]:
+        """Sequence number and step of a checkpoint, which are larger for newer ones."""
+        record = None if slot in self._damaged else self._record(slot)
+        return (-1, -1) if record is None else (record.sequence, record.step)
 
     @staticmethod
-    def _step(path: Path) -> int | None:
-        """Step of a checkpoint; None: it is absent or damaged."""
+    def _record(slot: Path) -> CheckpointRecord | None:
+        """Record of a checkpoint; None: it is absent or damaged."""
         try:
-            record = CheckpointRecord.model_validate_json(path.with_suffix(".json").read_bytes())
-            intact = hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256
+            return CheckpointRecord.model_validate_json(slot.with_suffix(".json").read_bytes())
         except (OSError, ValueError):
             return None
-        return record.step if intact else None

@@ -170,6 +170,8 @@ class Training:
                         if decision == RESUME:
                             reason = f"before its time limit of {self.limits.minutes:g} minutes"
                         raise Interrupted(f"{self.stage} stopped at step {self.step} {reason}", decision, kept)
+                    if self.step == self.total and not decision:  # what follows can be interrupted too
+                        self.save()
             finally:  # also after a `break` of the caller
                 self.seconds = time.monotonic() - began
                 progress.close()

@@ -36,7 +36,7 @@ rule tracking:
 # Mirrors all results to MLflow, as the last job.
 rule track:
     input:
-        ancient("results/{experiment}/tracking.json"),
+        "results/{experiment}/tracking.json",
         "results/benchmarks.json",
     output:
         touch("results/{experiment}/mirrored"),

@@ -11,9 +11,14 @@ from vaebm.config.weights import weights_hash
 from vaebm.records.metrics import metric
 from vaebm.system.errors import UserError
 
+# A dry run, and a run beside another one, change nothing under results/: they plan with settings files in another folder.
+# Jobs read the Snakefile too, while their run holds the lock.
+LOOKING = workflow.output_settings.dryrun or any(Path(".snakemake/locks").glob("*.lock"))
+INSTEAD = Path(".snakemake/settings") if LOOKING else Path()
+
 # A mistake in any configuration file ends the run here in one line, so no `configfile:` reads the first one.
 try:
-    EXPERIMENTS, SEEDS, DATASETS, CHANGES = resolve(config, write=workflow.is_main_process)
+    EXPERIMENTS, SEEDS, DATASETS, WRITTEN, CHANGES = resolve(config, workflow.is_main_process, INSTEAD)
     for name in (variant.metric for experiment in EXPERIMENTS.values() for variant in experiment.variants.values() if variant.metric):
         metric(name)
     PINNED = [*pinned_sets(Path("data.dvc"))] if Path("data.dvc").exists() else []
@@ -28,6 +33,23 @@ wildcard_constraints:
     variant=NAME,
     seed=r"\d+",
     shard=r"\d{3}",
+
+
+def settings(pattern, kept=False):
+    """Function of the wildcards: a settings file, or that with which a dry run plans.
+
+    Args:
+        kept: whether other settings rerun nothing.
+    """
+
+    def of(wildcards):
+        path = pattern.format(**wildcards)
+        if LOOKING and WRITTEN and workflow.executor_plugin and not workflow.dryrun:  # before the run takes the lock
+            expected = f"{next(iter(WRITTEN))}: expected the settings of the run that holds the lock, found others"
+            sys.exit(f"{expected}; wait for its end, or, if it was killed: snakemake --unlock")
+        return path if kept and Path(path).exists() else WRITTEN.get(path, path)
+
+    return of
 
 
 def runs(pattern):
@@ -85,7 +107,7 @@ def prepared(dataset):
 def data_settings_of(wildcards):
     """Settings file of a data set that needs files."""
     data = DATASETS.get(wildcards.dataset)
-    return f"results/data/{wildcards.dataset}.yaml" if data is not None and data.needs_files else []
+    return settings("results/data/{dataset}.yaml", kept=True)(wildcards) if data is not None and data.needs_files else []
 
 
 def images_of(wildcards):
@@ -130,7 +152,7 @@ def classifier_option(wildcards, input):
 def reference_of(wildcards):
     """Reference statistics of an experiment, the extractor's settings, and the classifier if there is one."""
     reference = f"results/{wildcards.experiment}/reference/{EXPERIMENTS[wildcards.experiment].evaluation.extractor}"
-    return {"reference": f"{reference}.npz", "extractor": ancient(f"{reference}.yaml"), **classifier_of(wildcards)}
+    return {"reference": f"{reference}.npz", "extractor": ancient(settings(f"{reference}.yaml", kept=True)(wildcards)), **classifier_of(wildcards)}
 
 
 def weights_of(wildcards):

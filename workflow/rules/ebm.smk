@@ -1,7 +1,7 @@
 rule ebm:
     input:
         unpack(data_of),
-        settings="results/{experiment}/{variant}/seed{seed}/ebm.yaml",
+        settings=settings("results/{experiment}/{variant}/seed{seed}/ebm.yaml"),
         nvae="results/{experiment}/nvae/seed{seed}/model.safetensors",
     output:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
@@ -56,7 +56,7 @@ rule same_energy:
 rule wgan:
     input:
         unpack(data_of),
-        settings="results/{experiment}/{variant}/seed{seed}/wgan.yaml",
+        settings=settings("results/{experiment}/{variant}/seed{seed}/wgan.yaml"),
         nvae="results/{experiment}/nvae/seed{seed}/model.safetensors",
     output:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",

@@ -1,7 +1,7 @@
 rule classifier:
     input:
         unpack(classifier_data_of),
-        settings="results/{experiment}/classifier/classifier.yaml",
+        settings=settings("results/{experiment}/classifier/classifier.yaml"),
     output:
         "results/{experiment}/classifier/model.safetensors",
     log:
@@ -20,7 +20,7 @@ rule reference:
     input:
         unpack(data_of),
         unpack(classifier_of),
-        settings=ancient("results/{experiment}/reference/{extractor}.yaml"),  # a moved weights file reruns nothing; params has its hash
+        settings=ancient(settings("results/{experiment}/reference/{extractor}.yaml", kept=True)),  # a moved weights file reruns nothing; params has its hash
     output:
         "results/{experiment}/reference/{extractor}.npz",
     log:
@@ -45,7 +45,7 @@ rule evaluation:
         unpack(models_of),
         unpack(reference_of),
         unpack(ood_of),
-        settings="results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml",
+        settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
         shards=shards_of,
     output:
         metrics="results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",

@@ -1,7 +1,7 @@
 rule nvae:
     input:
         unpack(data_of),
-        settings="results/{experiment}/nvae/seed{seed}/nvae.yaml",
+        settings=settings("results/{experiment}/nvae/seed{seed}/nvae.yaml"),
     output:
         model="results/{experiment}/nvae/seed{seed}/model.safetensors",
         training="results/{experiment}/nvae/seed{seed}/training.json",

@@ -1,7 +1,7 @@
 rule samples:
     input:
         unpack(models_of),
-        settings="results/{experiment}/{variant}/seed{seed}/samples/samples.yaml",
+        settings=settings("results/{experiment}/{variant}/seed{seed}/samples/samples.yaml"),
     output:
         "results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.npy",
     log:
