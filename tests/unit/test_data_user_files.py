@@ -227,7 +227,9 @@ def numbered(count: int, seen: list[int], stop_at: int | None = None) -> LazyIma
         seen.append(number)
         return np.full((2, 2, 1), number, np.uint8), ["odd"] if number % 2 else []
 
-    return LazyImages((2, 2, 1), np.arange(count), {"train": (0, count)}, {"made of": count}, read, str)
+    return LazyImages(
+        (2, 2, 1), np.arange(count), {"train": (0, count), "heldout": (count, count)}, {"made of": count}, read, str
+    )
 
 
 def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
