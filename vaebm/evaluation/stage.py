@@ -19,11 +19,12 @@ from vaebm.measures.bootstrap import Features
 from vaebm.measures.modes import Law
 from vaebm.model import Estimates
 from vaebm.plots import image_grid
-from vaebm.records.files import write_record
+from vaebm.records.files import recording, write_record
 from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
 from vaebm.records.results import AlongChain, ChainRecord, Measurement, OODRecord, OODSource, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
+from vaebm.system.errors import UserError
 
 TRAIN = 3000
 """Maximum number of training images for the ELBO: the first ones."""
@@ -64,7 +65,14 @@ def measure(inputs: Inputs) -> Results:
     def estimated(pixels: Tensor) -> Estimates:
         if "wgan" in inputs.trained:
             return Estimates(None, None, None)
-        return model.estimate(pixels, seed, chosen.elbo_samples)
+        found = model.estimate(pixels, seed, chosen.elbo_samples)
+        for name, each in found._asdict().items():
+            if each is not None and (bad := int((~each.isfinite()).sum())):
+                raise UserError(
+                    f"{inputs.folder}: {name}: expected finite estimates, found {bad} of {len(each)} images with "
+                    f"{each[~each.isfinite()][0]:g}; train the models again, with a smaller learning rate"
+                )
+        return found
 
     held_out, train = images.split("heldout")[0], images.split("train", TRAIN)[0]
     of_held_out, of_train = estimated(held_out), estimated(train)
@@ -157,9 +165,10 @@ def run(files: Files, device: torch.device | str = "cpu") -> None:
     """Evaluate one run: load → measure → draw → record. Writes files.metrics and pictures/ next to it.
 
     Raises:
-        UserError: a file is missing, damaged, or does not belong to the others.
+        UserError: a file is missing, damaged, or does not belong to the others, or a figure is not finite.
     """
     inputs = load(files, device)
-    results = measure(inputs)
-    draw(inputs, results, files.metrics.parent / "pictures")
-    write_record(files.metrics, record(inputs, results))
+    with recording(files.metrics, "train the models again, with a smaller learning rate"):
+        results = measure(inputs)
+        draw(inputs, results, files.metrics.parent / "pictures")
+        write_record(files.metrics, record(inputs, results))

@@ -39,8 +39,13 @@ def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str
         kind: "nvae", "energy" or "classifier".
         network: settings from which the module is built.
         more: further plain values, for example the shape of the images.
+
+    Raises:
+        UserError: a weight is not finite.
     """
     state = {name: w.detach().cpu().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+    if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
+        raise UserError(f"{path}: {bad}: expected finite weights, found others; choose a smaller learning rate")
     header = {"kind": kind, "network": network, "hash": hash_tensors(state), **more}
     with writing(path) as stream:
         stream.write(safetensors.torch.save(state, {HEADER: json.dumps(header)}))
