@@ -1,19 +1,21 @@
 """Stage `samples`: decoder means after the test chain, in shards (VAEBM section 3.2)."""
 
+import hashlib
+import io
 import time
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 
 from vaebm.chain.langevin import langevin
-from vaebm.config import SamplesSettings
+from vaebm.config import SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_settings
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource, batches
 from vaebm.records.files import write_record
 from vaebm.records.results import ShardRecord
+from vaebm.system.checkpoint import load_model
 from vaebm.system.device import Progress, device_name, setup_device
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
@@ -40,14 +42,21 @@ def grey_levels(means: Images, stretch: bool) -> GreyPixels:
     return quantize_to_uint8(stretched(means) if stretch else means.clamp(0.0, 1.0))
 
 
-def write_npy_header(stream: IO[bytes], shape: tuple[int, ...]) -> None:
-    """Write the header of an .npy file of uint8, so that its bytes can follow in batches."""
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Header of an .npy file of uint8, so that its bytes can follow in batches."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
+    np.lib.format.write_array_header_1_0(stream := io.BytesIO(), header)
+    return stream.getvalue()
+
+
+def origin_of(seed: int, stage: SamplesSettings, index: range, models: dict[str, str]) -> dict[str, str]:
+    """What determines a shard's images: hashes of the models and of the settings with the seed, and the indices."""
+    settings = fingerprint({"seed": seed, "settings": stage.model_dump()})
+    return {**models, "settings": settings, "indices": f"{index.start} to {index.stop - 1}"}
 
 
 def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Path, *, threads: int, gpus: int) -> None:
-    """Draw one shard of the samples, (n, H, W, C) uint8, batch by batch, and a .json record of time and machine.
+    """Draw one shard of the samples, (n, H, W, C) uint8, batch by batch, and a .json record of time, hash and origin.
 
     Image k depends only on the seed and k. Shards are whole batches, so their number changes no bit. Snakemake does not
     know of the record, which is optional.
@@ -71,21 +80,24 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
         )
     model = VAEBM.load(nvae, energy, device)
     model.configure_sampling(stage)
+    models = {kind: load_model(path)["hash"] for kind, path in (("nvae", nvae), ("energy", energy)) if path is not None}
     index = stage.shard(shard)
     progress = Progress(f"samples, shard {shard}", len(index), unit="image")
-    began = time.monotonic()
+    began, digest = time.monotonic(), hashlib.sha256()
     with writing(output) as stream:
         for chunk in batches(index, stage.batch):
             images = grey_levels(_finite_means(model, seed, chunk, settings), stage.stretch)
-            if chunk.start == index.start:
-                write_npy_header(stream, (len(index), *images.shape[1:]))
-            stream.write(images.contiguous().cpu().numpy().tobytes())
+            header = npy_header((len(index), *images.shape[1:])) if chunk.start == index.start else b""
+            content = header + images.contiguous().cpu().numpy().tobytes()
+            digest.update(content)
+            stream.write(content)
             progress.advance({"images/s": (chunk.stop - index.start) / (time.monotonic() - began)}, steps=len(chunk))
     seconds = time.monotonic() - began
     progress.close()
     record = ShardRecord(
         images=len(index), seconds=seconds, steps=stage.chain.steps, batch=stage.batch, precision=stage.precision,
         device=device_name(device), threads=threads if device.type == "cpu" else None,
+        sha256=digest.hexdigest(), origin=origin_of(seed, stage, index, models),
     )  # fmt: skip
     write_record(output.with_suffix(".json"), record)
 

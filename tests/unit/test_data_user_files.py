@@ -227,7 +227,8 @@ def numbered(count: int, seen: list[int], stop_at: int | None = None) -> LazyIma
         seen.append(number)
         return np.full((2, 2, 1), number, np.uint8), ["odd"] if number % 2 else []
 
-    return LazyImages((2, 2, 1), {"train": range(count)}, {"made of": count}, read, np.arange(count))
+    parts = {"train": range(count), "heldout": range(0)}
+    return LazyImages((2, 2, 1), parts, {"made of": count}, read, np.arange(count))
 
 
 def test_preparation_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,12 @@ def test_earlier_files_are_written_as_they_were_read(tmp_path: Path) -> None:
         assert paths, pattern
         seen |= set(paths)
     assert seen == set((tmp_path / "results").rglob("*.json"))
-    (trained,) = _training(tmp_path / "results" / "tiny" / "vaebm" / "seed0" / "model.pt").values()
     known = json.loads((tmp_path / "results" / "tiny" / "vaebm" / "seed0" / "training.json").read_text())
+    model = tmp_path / "results" / "tiny" / "vaebm" / "seed0" / "model.pt"
+    (trained,) = _training(model, known["model"], known["data"]).values()
+    for other in ((known["model"], "other"), ("other", known["data"])):
+        with pytest.raises(UserError, match="model.pt: expected .* of training.json, found other; train again"):
+            _training(model, *other)
     assert dump(trained) == {key: value for key, value in known.items() if key not in ("settings", "data")}
 
 

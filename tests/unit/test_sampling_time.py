@@ -1,5 +1,6 @@
 """The record of how long samples took, and the figure made of it."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -36,6 +37,8 @@ def test_the_stage_keeps_its_time_beside_its_samples(tmp_path):
         run(tmp_path / "samples.yaml", tmp_path / "nvae.pt", None, number, shard, threads=1, gpus=0)
         found = json.loads(shard.with_suffix(".json").read_text())
         assert found.pop("seconds") > 0 and found.pop("device")
+        assert found.pop("sha256") == hashlib.sha256(shard.read_bytes()).hexdigest()
+        assert found.pop("origin").keys() == {"nvae", "settings", "indices"}
         assert found == {"images": len(np.load(shard)), "steps": 0, "batch": 2, "precision": "float32", "threads": 1}
     before = shards[0].read_bytes()
     shards[0].with_suffix(".json").unlink()

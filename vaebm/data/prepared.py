@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaebm.config import DATASETS, fingerprint
 from vaebm.data.download import checksum
 from vaebm.system.errors import UserError, brief, listed
-from vaebm.system.files import found_at, write_json, writing
+from vaebm.system.files import found_at, warn_unverified, write_json, writing
 
 Splits = dict[str, tuple[int, int]]
 """Name of a split → (first, last + 1)."""
@@ -93,6 +95,8 @@ def describe_images(folder: Path, name: str, labels: NDArray[np.int64], splits: 
         "source": source,
         "sha256": {file: checksum(folder / file, "sha256") for file in ("images.npy", "labels.npy")},
     }
+    if name not in DATASETS:  # the counts of published sets are known, and the default sets pinned without a hash
+        manifest["hash"] = fingerprint(manifest)
     write_json(folder / "manifest.json", manifest)
     parts = ", ".join(f"{split} {last - first:,}" for split, (first, last) in splits.items())
     counts = {**source.get(USERS, {}), **source.get("converted", {})}
@@ -117,15 +121,25 @@ def open_images(manifest: Path) -> ImageSet:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         shape, count = tuple(content["shape"]), content["images"]
-        splits = {split: (int(first), int(last)) for split, (first, last) in content["splits"].items()}
-        if not splits or any(not 0 <= a <= b <= count for a, b in splits.values()):
+        splits = {
+            split: (operator.index(first), operator.index(last)) for split, (first, last) in content["splits"].items()
+        }
+        middle, facts = splits["train"][1], DATASETS.get(name := content["dataset"])
+        if splits != {"train": (0, middle), "heldout": (middle, count)} or not 0 <= middle <= count:
             raise ValueError(f"splits {splits} of {count} images")
+        if facts is not None and middle != facts.train:
+            raise ValueError(f"{middle} training images of {name} instead of {facts.train}")
+        whole = content.pop("hash", None)
+        if whole not in (None, fingerprint(content)):
+            raise ValueError("other values than those that were written")
         checksums = {file: str(content["sha256"][file]) for file in ("images.npy", "labels.npy")}
-        name, users = content["dataset"], USERS in content["source"]
+        users = USERS in content["source"]
     except Exception as error:  # of any other content
         raise UserError(
             f"{manifest}: not a manifest of a prepared data set ({type(error).__name__}: {brief(error)}); {AGAIN}"
         ) from None
+    if whole is None and facts is None:
+        warn_unverified(manifest, f"to have one, {AGAIN}")
     images = _open(manifest.parent / "images.npy", (count, *shape), np.uint8, checksums)
     labels = _open(manifest.parent / "labels.npy", (count,), np.int64, checksums)
     return ImageSet(name, images, labels, splits, hashlib.sha256(manifest.read_bytes()).hexdigest(), users)

@@ -1,11 +1,14 @@
 """Regular snapshots of the training as files, for restarts and for the selection of the model."""
 
+import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from vaebm.data.download import checksum
 from vaebm.system import distributed
 from vaebm.system.checkpoint import load_plain
 from vaebm.system.errors import UserError
@@ -24,12 +27,12 @@ BEGINNING = Snapshot(0, 0)
 
 
 class Snapshots:
-    """The last snapshots, one file each in `folder`, and which of them are good.
+    """The last snapshots, one file each in `folder`, their hashes, and which of them are good.
 
     A snapshot becomes good after `patience` iterations without a bad one.
 
-    Checkpoints hold the names of the snapshots, not their contents. A file is removed when neither of the last two
-    checkpoints names it, so a training can resume from either.
+    Checkpoints hold names and hashes of the snapshots, not their contents. A file is removed when neither of the last
+    two checkpoints names it, so a training can resume from either.
 
     Args:
         patience: iterations without a bad one that make a snapshot good.
@@ -44,6 +47,8 @@ class Snapshots:
         self.waiting: list[Snapshot] = []
         self.good: list[Snapshot] = []
         self._saved: list[Snapshot] = []
+        self._hashes: dict[str, str] = {}
+        """Name of a file → SHA-256 of its bytes; files of earlier versions have none."""
 
     def take(self, snapshot: Snapshot, state: Callable[[], dict[str, Any]]) -> None:
         """Write a snapshot, which then waits to become good."""
@@ -53,16 +58,25 @@ class Snapshots:
     def write(self, snapshot: Snapshot, state: Callable[[], dict[str, Any]]) -> None:
         """Write the file of a snapshot, on rank 0."""
         if distributed.rank() == 0:
+            torch.save(state(), content := io.BytesIO())
+            self._hashes[self._path(snapshot).name] = hashlib.sha256(content.getbuffer()).hexdigest()
             with writing(self._path(snapshot)) as stream:
-                torch.save(state(), stream)
+                stream.write(content.getbuffer())
 
     def read(self, snapshot: Snapshot) -> dict[str, Any]:
         """Read the state of a snapshot, on the CPU.
 
         Raises:
-            UserError: the file is missing.
+            UserError: the file is missing or damaged.
         """
-        return load_plain(self._path(snapshot), "a snapshot of the training")
+        path = self._path(snapshot)
+        expected = self._hashes.get(path.name)
+        if expected and path.is_file() and (found := checksum(path, "sha256")) != expected:
+            raise UserError(
+                f"{path}: expected a snapshot with the hash {expected[:12]}, found {found[:12]}: damaged; "
+                f"remove {self.folder.parent} and run again, which starts the training anew"
+            )
+        return load_plain(path, "a snapshot of the training")
 
     def confirm(self, iteration: int) -> None:
         """Mark as good all snapshots that have waited for the patience, after `iteration` good updates."""
@@ -103,19 +117,21 @@ class Snapshots:
         return [BEGINNING, *self.usable][-1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Names of the snapshots, for a checkpoint; removes files that it and the previous one do not name."""
+        """Names and hashes, for a checkpoint; removes files that it and the previous one do not name."""
         named = [*self.good, *self.waiting]
         kept = {self._path(snapshot) for snapshot in (BEGINNING, *named, *self._saved)}
         for path in self.folder.glob("*.pt"):
             if path not in kept:
                 path.unlink()
         self._saved = named
-        return {name: [tuple(snapshot) for snapshot in getattr(self, name)] for name in ("good", "waiting")}
+        self._hashes = {path.name: self._hashes[path.name] for path in kept if path.name in self._hashes}
+        names = {name: [tuple(snapshot) for snapshot in getattr(self, name)] for name in ("good", "waiting")}
+        return {**names, "hashes": self._hashes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the names."""
+        """Restore names and hashes."""
         self.good, self.waiting = ([Snapshot(*snapshot) for snapshot in state[name]] for name in ("good", "waiting"))
-        self._saved = [*self.good, *self.waiting]
+        self._saved, self._hashes = [*self.good, *self.waiting], state.get("hashes", {})
 
     def _path(self, snapshot: Snapshot) -> Path:
         return self.folder / f"{snapshot.iteration}-{snapshot.restarts}.pt"

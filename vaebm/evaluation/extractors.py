@@ -245,6 +245,8 @@ class Extractor:
             data, module, batch, cuda=cuda, save_cpu_ram=True, verbose=False
         )
         progress.close()
+        if not all(found[layer].isfinite().all() for layer in layers):
+            raise UserError(f"{self.path}: expected finite features of the images, found NaN or infinity; make it anew")
         return [found[layer].numpy() for layer in layers]
 
     def describe(self, shape: tuple[int, ...]) -> ExtractorRecord:

@@ -11,16 +11,20 @@ from torch import Tensor
 from vaebm.config import STAGES, EvaluationSettings, SamplesSettings
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.data import ImageSet, open_images
+from vaebm.data.download import checksum
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.reference import Reference, read_reference
+from vaebm.evaluation.sampling_time import SHARD_RECORD
 from vaebm.measures.bootstrap import Features
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import VAEBM
 from vaebm.records.files import TRAINING_RECORD, read_record
 from vaebm.records.metrics import FD
-from vaebm.records.results import TrainingRecord
+from vaebm.records.results import ShardRecord, TrainingRecord
+from vaebm.samples import origin_of
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
+from vaebm.system.files import warn_unverified
 
 
 def run_folder(metrics: Path) -> Path:
@@ -72,11 +76,42 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int] | None, count: 
     return torch.from_numpy(samples)
 
 
-def _training(model: Path) -> dict[str, TrainingRecord]:
-    """Read the training record of `model`: its stage → the record without settings and data.
+def check_shards(shards: list[Path], seed: int, stage: SamplesSettings, models: dict[str, str]) -> None:
+    """Compare the samples with the hashes and the origin in their records; without a record there is a warning.
+
+    Args:
+        seed, stage: of samples.yaml.
+        models: network → hash of its weights.
 
     Raises:
-        UserError: the record is missing or damaged, or its settings differ from the stage's settings file.
+        UserError: other bytes, or samples of other models, settings or indices.
+    """
+    unverified = []
+    for number, path in enumerate(shards):
+        file = path.with_suffix(".json")
+        record = read_record(ShardRecord, file, *SHARD_RECORD) if file.is_file() else None
+        if record is None or record.sha256 is None:
+            unverified.append(path)
+            continue
+        pairs = {"bytes": (record.sha256, checksum(path, "sha256"))}
+        for what, value in origin_of(seed, stage, stage.shard(number), models).items():
+            pairs[what] = (value, record.origin.get(what, "none"))
+        for what, (expected, found) in pairs.items():
+            if expected != found:
+                difference = f"expected samples of {what} {expected[:16]}, found {found[:16]}"
+                raise UserError(f"{path}: {difference}; remove it and sample again")
+    if unverified:
+        warn_unverified(unverified[0], f"so are {len(unverified)} of {len(shards)} shards; sample again to have one")
+
+
+def _training(model: Path, weights: str, data: str) -> dict[str, TrainingRecord]:
+    """Read the training record of `model`: its stage → the record without settings and data.
+
+    Args:
+        weights, data: hashes of the weights and of the data set.
+
+    Raises:
+        UserError: the record is missing or damaged, or its settings, data or weights differ from the files'.
     """
     path = model.with_name("training.json")
     record = read_record(TrainingRecord, path, *TRAINING_RECORD)
@@ -88,6 +123,9 @@ def _training(model: Path) -> dict[str, TrainingRecord]:
             f"{model}: expected a model trained with {settings}, found one trained with other settings; "
             "remove it and run again"
         )
+    for what, found, expected in (("weights", weights, record.model), ("data", data, record.data)):
+        if expected not in (None, found):
+            raise UserError(f"{model}: expected {what} {expected[:12]} of {path.name}, found {found[:12]}; train again")
     shown = record.model_dump(exclude={"settings", "data"}, exclude_unset=True)
     return {record.stage: TrainingRecord.model_validate(shown)}
 
@@ -182,9 +220,12 @@ def load(files: Files, device: torch.device | str) -> Inputs:
         )
     statistics = read_reference(files.reference, images.hash, opened.weights)
     samples = read_samples(files.shards, images.shape, sampling.count)
+    hashes = {kind: load_model(path, kind)["hash"] for kind, path in (("nvae", nvae), ("energy", energy)) if path}
+    check_shards(files.shards, sampling_seed, sampling, hashes)
     model = VAEBM.load(nvae, energy, device)
     model.configure_sampling(sampling)
-    trained = {**_training(nvae), **({} if energy is None else _training(energy))}
+    trained = _training(nvae, hashes["nvae"], images.hash)
+    trained |= {} if energy is None else _training(energy, hashes["energy"], images.hash)
     mode_extractor = opened
     if chosen.classifier is not None and opened.kind != "classifier":
         if classifier is None:
@@ -192,10 +233,7 @@ def load(files: Files, device: torch.device | str) -> Inputs:
                 f"{files.settings}: expected the model of the classifier beside it (--classifier), found none"
             )
         mode_extractor = Extractor.of("classifier", classifier, device)
-    hashes = {"nvae": load_model(nvae, "nvae")["hash"]}
     hashes |= {one.kind: one.weights for one in (opened, mode_extractor)}
-    if energy is not None:
-        hashes["energy"] = load_model(energy, "energy")["hash"]
     return Inputs(
         folder, seed, chosen, sampling_seed, sampling, images, {path.parent.name: path for path in files.ood_data},
         files.shards, samples, opened, mode_extractor, statistics, model, trained, hashes,

@@ -1,6 +1,6 @@
 """Reference statistics of a data set in an extractor's features."""
 
-import zipfile
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from vaebm.evaluation.extractors import open_extractor
 from vaebm.measures.bootstrap import Features
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.system.errors import UserError
-from vaebm.system.files import writing
+from vaebm.system.files import warn_unverified, writing
 
 
 class Reference(NamedTuple):
@@ -26,6 +26,15 @@ class Reference(NamedTuple):
     """Fréchet distance between held-out and training images."""
 
 
+def _hash(content: dict[str, NDArray[Any]]) -> str:
+    """SHA-256 of names, types, shapes and values, of all but `hash`."""
+    digest = hashlib.sha256()
+    for name, array in sorted(content.items()):
+        if name != "hash":
+            digest.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
 def write_reference(
     settings: Path, data: Path, classifier: Path | None, output: Path, device: torch.device | str = "cpu"
 ) -> None:
@@ -35,7 +44,7 @@ def write_reference(
         settings: extractor settings.
         data: manifest of the images.
         classifier: model of the classifier, if it is the extractor.
-        output: file to write; it also holds the hashes of data and weights.
+        output: file to write; it also holds the hashes of data, weights and its own content.
         device: device of the extractor.
 
     Raises:
@@ -53,7 +62,7 @@ def write_reference(
     for split, found in statistics.items():
         content |= {f"{split}_mean": found.mean, f"{split}_covariance": found.covariance}
     with writing(output) as stream:
-        np.savez(stream, allow_pickle=False, **content)
+        np.savez(stream, allow_pickle=False, hash=np.array(_hash(content)), **content)
 
 
 def read_reference(path: Path, data: str, weights: str) -> Reference:
@@ -77,15 +86,19 @@ def read_reference(path: Path, data: str, weights: str) -> Reference:
             float(content["real"]),
         )
         hashes = {"data": str(content["data"]), "weights": str(content["weights"])}
+        if str(content.get("hash", _hash(content))) != _hash(content):
+            raise ValueError("other values than those that were written")
     except FileNotFoundError:
         raise UserError(
             f"{path}: expected the reference statistics, found no file; `vaebm reference` makes it"
         ) from None
-    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile):
+    except Exception:  # NumPy and zipfile raise many classes
         raise UserError(
             f"{path}: expected reference statistics, found a damaged file or one of another kind; "
             "remove it and make it again"
         ) from None
+    if "hash" not in content:
+        warn_unverified(path, "remove it and make it again to have one")
     for name, expected in (("data", data), ("weights", weights)):
         if hashes[name] != expected:
             raise UserError(

@@ -7,6 +7,9 @@ from vaebm.records.files import read_record
 from vaebm.records.metrics import SECONDS_PER_50
 from vaebm.records.results import Measurement, ShardRecord
 
+SHARD_RECORD = ("the record of how long a shard took", "remove it and its shard, and sample again")
+"""Description and advice, for errors of `read_record`."""
+
 IMAGES = 50
 """Number of images of the metric, the one of the published times."""
 
@@ -22,8 +25,7 @@ def measure_sampling_time(shards: list[Path]) -> Measurements:
     paths = [shard.with_suffix(".json") for shard in shards]
     if not all(path.is_file() for path in paths):
         return {}
-    expected = ("the record of how long a shard took", "remove it and its shard, and sample again")
-    records = [read_record(ShardRecord, path, *expected) for path in paths]
+    records = [read_record(ShardRecord, path, *SHARD_RECORD) for path in paths]
     images, unit = sum(record.images for record in records), " and ".join(dict.fromkeys(one.unit for one in records))
     value = IMAGES * sum(record.seconds for record in records) / images
     return {SECONDS_PER_50.pattern: Measurement(value=value, samples=images, unit=unit)}

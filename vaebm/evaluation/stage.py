@@ -15,11 +15,12 @@ from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
 from vaebm.model import Estimates
 from vaebm.plots import image_grid
-from vaebm.records.files import write_record
+from vaebm.records.files import recording, write_record
 from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
 from vaebm.records.results import AlongChain, ChainRecord, Measurement, OODRecord, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
+from vaebm.system.errors import UserError
 
 TRAIN = 3000
 """Maximum number of training images for the ELBO: the first ones."""
@@ -63,7 +64,14 @@ def model_metrics(inputs: Inputs, pictures: Path) -> tuple[Measurements, OODReco
     def estimated(pixels: Tensor) -> Estimates:
         if "wgan" in inputs.trained:
             return Estimates(None, None, None)
-        return model.estimate(pixels, seed, chosen.elbo_samples)
+        found = model.estimate(pixels, seed, chosen.elbo_samples)
+        for name, each in found._asdict().items():
+            if each is not None and (bad := int((~each.isfinite()).sum())):
+                raise UserError(
+                    f"{inputs.folder}: {name}: expected finite estimates, found {bad} of {len(each)} images with "
+                    f"{each[~each.isfinite()][0]:g}; train the models again, with a smaller learning rate"
+                )
+        return found
 
     held_out, train = images.split("heldout")[0], images.split("train", TRAIN)[0]
     of_held_out, of_train = estimated(held_out), estimated(train)
@@ -95,12 +103,8 @@ def along_chain(inputs: Inputs, pictures: Path) -> AlongChain:
     return found
 
 
-def run(files: Files, device: torch.device | str = "cpu") -> None:
-    """Evaluate one run: load → measure and draw → record. Writes files.metrics and pictures/ next to it.
-
-    Raises:
-        UserError: a file is missing, damaged, or does not belong to the others.
-    """
+def evaluate(files: Files, device: torch.device | str) -> RunRecord:
+    """Load, measure and draw: the content of metrics.json; the plots go to pictures/ next to it."""
     inputs, pictures = load(files, device), files.metrics.parent / "pictures"
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
     metrics = sample_metrics(inputs, pictures)
@@ -113,7 +117,7 @@ def run(files: Files, device: torch.device | str = "cpu") -> None:
     heldout = Measurement(value=inputs.reference.real, samples=len(images.view("heldout")))
     separate = inputs.mode_extractor is not inputs.extractor
     experiment, variant, _ = inputs.folder.parts[-3:]
-    record = RunRecord(
+    return RunRecord(
         experiment=experiment,
         variant=variant,
         seed=inputs.seed,
@@ -132,4 +136,13 @@ def run(files: Files, device: torch.device | str = "cpu") -> None:
         models=inputs.hashes,
         training=inputs.trained,
     )
-    write_record(files.metrics, record)
+
+
+def run(files: Files, device: torch.device | str = "cpu") -> None:
+    """Evaluate one run; write files.metrics and pictures/ next to it.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not belong to the others, or a figure is not finite.
+    """
+    with recording(files.metrics, "train the models again, with a smaller learning rate"):
+        write_record(files.metrics, evaluate(files, device))

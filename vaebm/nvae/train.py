@@ -34,7 +34,7 @@ NVAE_CURVES = {
 
 
 class Diverged(UserError):
-    """Raised after too many consecutive steps with a non-finite loss or gradient."""
+    """Raised after too many skipped steps, those with a non-finite loss or gradient, or for a non-finite result."""
 
 
 def scheduled_learning_rate(step: int, steps_per_epoch: int, training: NVAETrainingSettings) -> float:
@@ -194,6 +194,11 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     nvae.eval()
     weights = nvae.state_dict()
     heldout = heldout_nelbo(nvae, dataset, seed, batch)
+    if skipped == total or not math.isfinite(heldout):
+        raise Diverged(
+            f"{settings}: the training diverged: {skipped} of {total} steps were skipped, and the negative ELBO of the "
+            f"held-out images is {heldout:g}; choose a smaller nvae.training.learning_rate or a larger norm_weight"
+        )
     if distributed.rank() != 0:
         return
     draw_pictures(nvae, dataset, run_state, seed, batch)

@@ -1,5 +1,7 @@
 """Reading and writing of the JSON files of results; every error is one line."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +50,19 @@ def read_record(model: type[R], path: Path, what: str, advice: str, absent: str 
         raise kind(f"{expected} none of its {', '.join(lacking)}: {advice}")
     first = next(problem for problem in problems if kind is AnotherVersion or problem["type"] != "missing")
     raise kind(f"{path}: {problem_line(model, first)}; {advice}")
+
+
+@contextlib.contextmanager
+def recording(path: Path, advice: str) -> Iterator[None]:
+    """Within this context, a value that no record takes, such as NaN, is one line with the file, field and value.
+
+    Raises:
+        UserError: such a value.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise UserError(f"{path}: {error.title}.{problem_line(BaseModel, error.errors()[0])}; {advice}") from None
 
 
 def write_record(path: Path, record: BaseModel) -> None:

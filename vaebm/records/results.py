@@ -126,7 +126,7 @@ class ClassifierRecord(Settings):
 
 
 class ShardRecord(Settings):
-    """shard-<k>.json: how long a shard of the samples took."""
+    """shard-<k>.json: how long a shard of the samples took, its hash, and what it was made from."""
 
     images: int
     seconds: float
@@ -135,6 +135,10 @@ class ShardRecord(Settings):
     precision: str = "float32"
     device: str
     threads: int | None
+    sha256: str | None = None
+    """Hash of the shard's bytes; None: an earlier version wrote it."""
+    origin: dict[str, str] = {}
+    """`samples.origin_of`: hashes of models and settings, and the indices."""
 
     @property
     def unit(self) -> str:

@@ -39,8 +39,13 @@ def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str
         kind: "nvae", "energy" or "classifier".
         network: settings from which the module is built.
         more: further plain values, for example the shape of the images.
+
+    Raises:
+        UserError: a weight is not finite.
     """
     state = {name: w.detach().cpu().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+    if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
+        raise UserError(f"{path}: {bad}: expected finite weights, found others; choose a smaller learning rate")
     header = {"kind": kind, "network": network, "hash": hash_tensors(state), **more}
     with writing(path) as stream:
         stream.write(safetensors.torch.save(state, {HEADER: json.dumps(header)}))
@@ -141,7 +146,8 @@ class Checkpoints:
         """Write `state` (tensors and plain values) over a damaged or the older checkpoint."""
         slot = min(self.slots, key=self._order)
         with writing(slot) as stream:
-            torch.save(state, hashing := _Hashing(stream))
+            hashing = _Hashing(stream)
+            torch.save(state, hashing)  # type: ignore[arg-type]  # it only writes and flushes
         sequence = max(map(self._order, self.slots))[0] + 1
         record = CheckpointRecord(step=step, sha256=hashing.digest.hexdigest(), sequence=sequence)
         write_json(slot.with_suffix(".json"), record.model_dump())

@@ -159,6 +159,12 @@ def lockless(path: Path) -> Iterator[None]:
         _said_no_locks = True
 
 
+def warn_unverified(path: Path, advice: str) -> None:
+    """Say that a file is used without a check, because an earlier version wrote it without a hash."""
+    what = "used unverified, without a hash, as results of earlier versions have none"
+    print(f"warning: {path}: {what}; {advice}", file=sys.stderr)
+
+
 def found_at(path: Path) -> str:
     """What is at a path, in words for errors: `a file`, `a folder`, `none`, or why it cannot be looked at."""
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vaebm.config import fingerprint
 from vaebm.data import ImageSet
 from vaebm.noise import derive
-from vaebm.records.files import write_record
+from vaebm.records.files import recording, write_record
 from vaebm.records.results import TrainingRecord
 from vaebm.system import distributed
 from vaebm.system.checkpoint import Checkpoints
@@ -218,11 +218,15 @@ class Training:
         """Write the history and training.json with `facts`, the time taken and the commit, in process 0.
 
         The checkpoints are removed, so that the same command starts a new training.
+
+        Raises:
+            UserError: a fact is not finite.
         """
         if distributed.rank() > 0:
             return
         self.write_history()
         record = {"stage": self.stage, "steps": self.step, "seconds": round(self.seconds, 1)}
         record |= {"fingerprint": self.fingerprint, **self.depends_on, **facts, **commit()}
-        write_record(self.folder / "training.json", TrainingRecord.model_validate(record))
+        with recording(path := self.folder / "training.json", "the training diverged: choose a smaller learning rate"):
+            write_record(path, TrainingRecord.model_validate(record))
         shutil.rmtree(self.scratch, ignore_errors=True)
