@@ -3,19 +3,13 @@
 from pathlib import Path
 
 from vaebm.model import VAEBM
-from vaebm.model.pretrained import card
+from vaebm.model.pretrained import model_card
 from vaebm.records.files import METRICS_RECORD, read_record
 from vaebm.records.metrics import format_value
-from vaebm.records.results import MetricValue, VariantRecord
+from vaebm.records.results import VariantRecord
+from vaebm.report.rows import certainty
 from vaebm.system.errors import UserError
 from vaebm.system.files import seed_folder
-
-
-def uncertainty(found: MetricValue) -> str:
-    """Spread over the seeds, or the interval over the images, as text; empty: neither is known."""
-    if found.spread is not None:
-        return f"± {found.spread:.3g}"
-    return "" if found.interval is None else f"{found.interval[0]:.4g} to {found.interval[1]:.4g}"
 
 
 def run(run_folder: Path, folder: Path, licence: str | None) -> None:
@@ -36,9 +30,9 @@ def run(run_folder: Path, folder: Path, licence: str | None) -> None:
         evaluated = ", ".join(f"seed{one.seed}" for one in record.runs)
         raise UserError(f"{seed}: expected one of the evaluated seeds {evaluated}, found another")
     rows = [
-        (name, format_value(name, one.value), uncertainty(one), one.samples) for name, one in record.metrics.items()
+        (name, format_value(name, one.value), certainty(name, one), one.samples) for name, one in record.metrics.items()
     ]
     model = VAEBM.from_results(seed)
     facts = {"record": record, "rows": rows, "seed": own[0].seed, "hashes": own[0].models, "licence": licence}
-    model.save_pretrained(folder, card(model.config, **facts))
+    model.save_pretrained(folder, model_card(model.config, **facts))
     print(f"{folder}: the model of {seed}; `VAEBM.from_pretrained` loads it")

@@ -103,7 +103,7 @@ def along_chain(inputs: Inputs, pictures: Path) -> AlongChain:
     return found
 
 
-def evaluate(files: Files, device: torch.device | str) -> RunRecord:
+def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     """Load, measure and draw: the content of metrics.json; the plots go to pictures/ next to it."""
     inputs, pictures = load(files, device), files.metrics.parent / "pictures"
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
@@ -145,4 +145,4 @@ def run(files: Files, device: torch.device | str = "cpu") -> None:
         UserError: a file is missing, damaged, or does not belong to the others, or a figure is not finite.
     """
     with recording(files.metrics, "train the models again, with a smaller learning rate"):
-        write_record(files.metrics, evaluate(files, device))
+        write_record(files.metrics, evaluation_record(files, device))

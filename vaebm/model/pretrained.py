@@ -17,7 +17,7 @@ from vaebm.system.device import to_device_channels_last
 from vaebm.system.errors import UserError, brief
 from vaebm.system.files import MODEL, write_json, writing
 
-CONFIG, CARD = "config.json", "README.md"
+MODEL_CONFIG, CARD = "config.json", "README.md"
 
 
 class PretrainedConfig(Settings):
@@ -45,7 +45,7 @@ def find_folder(source: Path | str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[CONFIG, MODEL, CARD]))
+        return Path(snapshot_download(str(source), allow_patterns=[MODEL_CONFIG, MODEL, CARD]))
     except Exception as error:  # of the network, of the hub, and of a name that is none
         raise UserError(
             f"{source}: expected a folder of a model (`save_pretrained`), or a repository of the Hugging Face hub, "
@@ -53,7 +53,7 @@ def find_folder(source: Path | str) -> Path:
         ) from None
 
 
-def card(config: PretrainedConfig, **facts: Any) -> str:
+def model_card(config: PretrainedConfig, **facts: Any) -> str:
     """README.md of a model: what it is, how to use it, and the `facts` of the run that are known (card.md.j2)."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -85,9 +85,9 @@ class HubModel(nn.Module):
         """
         folder, config = Path(folder), self.config
         save_model(folder / MODEL, "vaebm", {}, self.state_dict())
-        write_json(folder / CONFIG, config.model_dump(mode="json"))
+        write_json(folder / MODEL_CONFIG, config.model_dump(mode="json"))
         with writing(folder / CARD) as stream:
-            stream.write((readme or card(config)).encode())
+            stream.write((readme or model_card(config)).encode())
 
     @classmethod
     def from_pretrained(cls, source: Path | str, device: torch.device | str = "cpu") -> Self:
@@ -100,14 +100,14 @@ class HubModel(nn.Module):
             UserError: neither is there, a file is damaged, or the weights do not fit config.json.
         """
         folder = find_folder(source)
-        config = validate(PretrainedConfig, read_yaml(folder / CONFIG), str(folder / CONFIG))
+        config = validate(PretrainedConfig, read_yaml(folder / MODEL_CONFIG), str(folder / MODEL_CONFIG))
         weights = load_model(folder / MODEL, "vaebm")["weights"]
         try:
             model = cls.of_config(config)
             model.load_state_dict(weights)
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"{folder / MODEL}: expected the weights of {CONFIG}'s networks, found others ({brief(error)})"
+                f"{folder / MODEL}: expected the weights of {MODEL_CONFIG}'s networks, found others ({brief(error)})"
             ) from None
         return to_device_channels_last(model.requires_grad_(False).eval(), torch.device(device))
 
@@ -118,6 +118,6 @@ class HubModel(nn.Module):
         api = HfApi()
         address = str(api.create_repo(repository, private=private, exist_ok=True))
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, readme or card(self.config, repository=repository))
+            self.save_pretrained(folder, readme or model_card(self.config, repository=repository))
             api.upload_folder(repo_id=repository, folder_path=Path(folder), commit_message="Upload of a VAEBM")
         return address
