@@ -8,6 +8,7 @@ from vaebm.config import Resources as StageResources  # Snakemake has another Re
 from vaebm.config.base import NAME
 from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import weights_hash
+from vaebm.records.files import read_tracking
 from vaebm.system.errors import UserError
 
 # A dry run, and a run beside another one, change nothing under results/: they plan with settings files in another folder.
