@@ -146,8 +146,7 @@ class Checkpoints:
         """Write `state` (tensors and plain values) over a damaged or the older checkpoint."""
         slot = min(self.slots, key=self._order)
         with writing(slot) as stream:
-            hashing = _Hashing(stream)
-            torch.save(state, hashing)  # type: ignore[arg-type]  # it only writes and flushes
+            torch.save(state, hashing := _Hashing(stream))  # type: ignore[arg-type]  # it only writes
         sequence = max(map(self._order, self.slots))[0] + 1
         record = CheckpointRecord(step=step, sha256=hashing.digest.hexdigest(), sequence=sequence)
         write_json(slot.with_suffix(".json"), record.model_dump())

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vaebm.records.files import read_tracking, write_record
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 from vaebm.system.files import locked
 from vaebm.tracking.mirror import DATABASE, Mirror
 from vaebm.tracking.stages import stages
@@ -35,14 +35,15 @@ def run(results: Path) -> None:
             for stage in found:  # last, because models take longest
                 mirror.model(stage)
     except Exception as error:  # any failure: the results do not depend on MLflow
-        reason = str(error).strip().splitlines()
-        problem = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+        if isinstance(error, UserError):  # says what to do
+            problem, advice = str(error), ""
+        else:
+            problem, advice = f"{type(error).__name__}: {brief(error)}", f"; `vaebm track {results}` does it later"
+            if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+                advice = "; MLflow never takes this name or value: change it"
         failed = read_tracking(results).model_copy(update={"status": f"not mirrored: {problem}"})
         write_record(results / "tracking.json", failed)
-        print(
-            f"warning: {results} was not mirrored to MLflow ({problem}); `vaebm track {results}` does it later",
-            flush=True,
-        )
+        print(f"warning: {results} was not mirrored to MLflow ({problem}){advice}", flush=True)
     else:
         print(f"{results}: {len(mirror.place.stages)} stage runs mirrored to {uri}")
 

@@ -6,13 +6,19 @@ import json
 import logging
 import os
 import re
+import socket
+import sqlite3
+import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from vaebm.config import fingerprint
 from vaebm.records.files import read_tracking, write_record
 from vaebm.records.results import MirroredRun, TrackingRecord
+from vaebm.system.errors import UserError
+from vaebm.system.files import writing
 from vaebm.system.startup import imports
 from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
 
@@ -32,6 +38,31 @@ NEEDS = ("torch", "numpy", "pydantic", "pyyaml", "tqdm")
 """Requirements of a registered model, without its own code."""
 
 
+def prepare_database(path: Path) -> None:
+    """Create MLflow's database whole: its own creation is not atomic, and it cannot continue one that was interrupted.
+
+    Raises:
+        UserError: there is a database whose creation was interrupted.
+    """
+    from mlflow.tracking import MlflowClient
+
+    if path.exists() and path.stat().st_size:
+        with closing(sqlite3.connect(path)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+            # a whole database has the experiment Default
+            if "experiments" in tables and database.execute("SELECT count(*) FROM experiments").fetchone() != (0,):
+                return
+        raise UserError(
+            f"{path}: expected a whole database of MLflow, found one whose creation was interrupted, without any runs; "
+            f"remove it and run again"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        new = Path(folder, DATABASE)
+        MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments()
+        with writing(path) as stream:
+            stream.write(new.read_bytes())
+
+
 class Mirror:
     """A connection to MLflow, and the state of one experiment's mirror.
 
@@ -49,13 +80,27 @@ class Mirror:
 
         for noisy in ("alembic", "mlflow"):  # after the import, which sets the levels
             logging.getLogger(noisy).setLevel(logging.ERROR)
+        if uri == f"sqlite:///{DATABASE}":
+            prepare_database(Path(DATABASE))
         self.uri, self.results = uri, results
+        self.origin = fingerprint([socket.gethostname(), str(results.absolute())])
         self.client = MlflowClient(tracking_uri=uri)
         self.home = self._home()
         version, kept = importlib.metadata.version("mlflow"), read_tracking(results)
         self.place = TrackingRecord(status="mirrored", uri=uri, mlflow=version, run=None, stages={}, models={})
         if kept.uri == uri and kept.whole is not None:
             self.place = kept.model_copy(update={"status": "mirrored", "mlflow": version})
+        self._delete_orphans()
+
+    def _delete_orphans(self) -> None:
+        """Delete runs that a mirror created and was killed before it noted them."""
+        known = {self.place.run, *(place.run for place in self.place.stages.values())}
+        found = self.client.search_runs(
+            [self.home], f"tags.results = '{self.origin}' and attributes.status = 'RUNNING'"
+        )
+        for run in found:
+            if run.info.run_id not in known:
+                self.client.delete_run(run.info.run_id)
 
     def _home(self) -> str:
         """Id of the MLflow experiment; for the local database its files are in this folder.
@@ -66,6 +111,11 @@ class Mirror:
         local = self.uri == f"sqlite:///{DATABASE}"
         location = Path("mlartifacts").absolute().as_uri() if local else None
         found = self.client.get_experiment_by_name(EXPERIMENT_NAME)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"MLflow: expected the experiment {EXPERIMENT_NAME!r}, found it deleted; "
+                f"`mlflow experiments restore -x {found.experiment_id}` brings it back"
+            )
         if found is not None and (location is None or found.artifact_location == location):
             return str(found.experiment_id)
         if found is not None:
@@ -93,6 +143,8 @@ class Mirror:
         if place is not None and not stage.continues(place):
             self.client.update_run(place.run, name=f"{stage.name}, superseded")
             self.client.set_tag(place.run, "status", "superseded")
+            if not place.ended:
+                self.client.set_terminated(place.run, "KILLED")
             place = None
         if place is None:
             tags = {"mlflow.parentRunId": self.place.run or "", "experiment": self.results.name}
@@ -121,6 +173,14 @@ class Mirror:
 
             from vaebm.model import VAEBM
 
+        versions = self.client.search_model_versions(f"name = '{model.name}'")
+        if any(version.run_id == run and version.tags.get("hash") == model.hash for version in versions):
+            return  # by a mirror that was killed before it noted this
+        models = {version.model_id for version in versions}
+        same = f"name = '{model.name}' AND source_run_id = '{run}'"
+        for left in self.client.search_logged_models([self.home], same):
+            if left.model_id not in models:
+                self.client.delete_logged_model(left.model_id)
         vaebm = VAEBM.from_results(model.folder).eval()
         images, scores = (TensorSpec(np.dtype("float32"), (-1, *shape)) for shape in (vaebm.nvae.shape, ()))
         parameters = self.client.get_run(run).data.params
@@ -142,7 +202,11 @@ class Mirror:
         if not self.client.search_registered_models(f"name = '{model.name}'"):
             self.client.create_registered_model(model.name)
         self.client.create_model_version(
-            model.name, f"models:/{logged.model_id}", run, tags=model.tags, model_id=logged.model_id
+            model.name,
+            f"models:/{logged.model_id}",
+            run,
+            tags=model.tags | {"hash": model.hash},
+            model_id=logged.model_id,
         )
 
     def _bring_up_to_date(self, place: MirroredRun, stage: StageRun) -> None:
@@ -198,7 +262,9 @@ class Mirror:
             self.client.log_batch(run, **batch)
 
     def _create(self, stage: StageRun, tags: dict[str, str]) -> str:
-        return str(self.client.create_run(self.home, stage.began, tags, stage.name).info.run_id)
+        return str(
+            self.client.create_run(self.home, stage.began, tags | {"results": self.origin}, stage.name).info.run_id
+        )
 
     def _exists(self, run: str | None) -> bool:
         """True if a run exists in this experiment and is not deleted."""

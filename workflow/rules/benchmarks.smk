@@ -46,3 +46,10 @@ rule track:
         "../../environment.yml"
     shell:
         "python -m vaebm track results/{wildcards.experiment} --log {log}"
+
+
+# MLflow fails no run, but the next run tries again what was not mirrored.
+onsuccess:
+    for name in EXPERIMENTS:
+        if read_tracking(Path("results", name)).status != "mirrored":
+            Path("results", name, "mirrored").unlink(missing_ok=True)

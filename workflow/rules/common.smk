@@ -8,6 +8,7 @@ from vaebm.config import Resources as StageResources  # Snakemake has another Re
 from vaebm.config.base import NAME
 from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import weights_hash
+from vaebm.records.files import read_tracking
 from vaebm.records.metrics import metric
 from vaebm.system.errors import UserError
 
