@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +22,13 @@ RECORDS = "*/*/metrics.json"
 """Pattern of the records over the seeds: <experiment>/<variant>/metrics.json."""
 
 
-def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None, **differences: Any) -> VariantRecord:
+def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) -> VariantRecord:
     """Combine the runs of a variant: mean of every metric, and standard deviation over the seeds.
 
     Args:
         runs: the record of each seed.
         configuration: hash of the experiment's settings.
         tracking: id of its MLflow run.
-        differences: fields of the record that say what the variant is.
 
     Raises:
         UserError: the runs differ in data, extractor, chain, libraries or metrics, or two have the same seed.
@@ -57,7 +55,6 @@ def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None, 
         **common,
         **merged(map(dict, runs)),
         tracking=tracking,
-        **differences,
         runs=[
             SeedRecord(seed=run.seed, models=run.models, training=run.training, steps=run.steps, ood=run.ood)
             for run in runs
@@ -99,9 +96,10 @@ def collect_records(
     for (experiment, variant), runs in groups.items():
         settings = read_experiment(experiments / f"{base or experiment}.yaml", changes)
         own = settings.every_variant.get(variant, Variant())
-        differences: dict[str, Any] = {"base": base, "changes": list(changes), "plotted": own.metric}
-        differences["grid"] = {key: value for key, (value,) in own.grid.items()}
-        record = over_seeds(runs, settings.hash(), read_tracking(results / experiment).run, **differences)
+        grid = {key: value for key, (value,) in own.grid.items()}
+        record = over_seeds(runs, settings.hash(), read_tracking(results / experiment).run).model_copy(
+            update={"base": base, "changes": list(changes), "plotted": own.metric, "grid": grid}
+        )
         write_record(results / experiment / variant / "metrics.json", record)
         records.setdefault(experiment, {})[variant] = record
     notes = []
