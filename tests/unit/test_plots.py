@@ -114,3 +114,13 @@ def test_histograms_count_what_lies_beyond_in_the_outermost_bins(tmp_path, monke
 def test_confusion_is_written(tmp_path):
     plots.confusion(np.eye(10, dtype=np.int64) * 30, tmp_path / "c.png")
     assert read(tmp_path / "c.png").std() > 5
+
+
+def test_over_grid_draws_a_line_for_each_combination_of_the_other_settings(tmp_path):
+    """Numbers in their order, other values as they come; equal data give equal bytes."""
+    points = [({"a.steps": steps, "b": size}, steps * size, 0.1) for steps in (20, 5) for size in (1.0, 2.0)]
+    named = [({"a.kind": kind}, 1.0, 0.0) for kind in ("noise", "density", [1, 2])]
+    for name, shown in {"one": points, "again": points, "named": named}.items():
+        charts.over_grid(shown, "FID ↓", tmp_path / f"{name}.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert (tmp_path / "named.png").stat().st_size > 1000
