@@ -22,7 +22,7 @@ def convert_results(results: Path) -> None:
     for path in earlier:
         if not (model := path.with_name(MODEL)).is_file():
             content = load_model(path)
-            plain = {key: value for key, value in content.items() if key not in ("weights", "hash")}
+            plain = {key: value for key, value in content.items() if key not in ("weights", "hash", "header")}
             save_model(model, weights=content["weights"], **plain)
             os.utime(model, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
             print(f"{model}: converted from {path.name}")

@@ -47,8 +47,15 @@ def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str
     if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
         raise UserError(f"{path}: {bad}: expected finite weights, found others; choose a smaller learning rate")
     header = {"kind": kind, "network": network, "hash": hash_tensors(state), **more}
+    header["header"] = _hash_header(header)
     with writing(path) as stream:
         stream.write(safetensors.torch.save(state, {HEADER: json.dumps(header)}))
+
+
+def _hash_header(header: dict[str, Any]) -> str:
+    """SHA-256 of the header's other values."""
+    known = {key: value for key, value in header.items() if key not in ("header", "weights")}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def load_model(path: Path | str, kind: str | None = None) -> dict[str, Any]:
@@ -66,6 +73,8 @@ def load_model(path: Path | str, kind: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: expected {expected}, found another kind of file")
     if kind is not None and content["kind"] != kind:
         raise UserError(f"{path}: expected {expected}, found one of kind {content['kind']!r}")
+    if content.get("header") not in (None, _hash_header(content)):  # earlier versions have none
+        raise UserError(f"{path}: expected {expected}, found a damaged header; make it anew or restore it")
     if (found := hash_tensors(content["weights"])) != content["hash"]:
         raise UserError(
             f"{path}: expected weights with the hash {content['hash'][:12]} of its header, found {found[:12]}: "
