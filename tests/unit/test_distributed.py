@@ -9,10 +9,12 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +293,21 @@ def test_a_stage_for_one_process_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="expected one process for this stage, found 2"):
         setup_device(threads=1, gpus=0)
+
+
+@pytest.mark.parametrize("torchrun", ["True", "False"])
+def test_what_a_finished_torchrun_left_in_the_environment_is_told_soon(
+    torchrun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    left = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in (left | {"TORCHELASTIC_USE_AGENT_STORE": torchrun}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "MEETING_TORCHRUN" if torchrun == "True" else "MEETING", timedelta(seconds=1))
+    with pytest.raises(UserError, match="expected the other processes of torchrun .*; unset RANK and WORLD_SIZE"):
+        distributed.join("gloo")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ BUCKET = 2**24
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another process; longer than a checkpoint or an evaluation of the held-out images."""
 
+MEETING, MEETING_TORCHRUN = timedelta(minutes=5), timedelta(seconds=30)
+"""Longest wait for the meeting place of the processes. torchrun opens it before it starts them."""
+
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl: signal for a process whose parent has died."""
 
@@ -63,7 +66,10 @@ def join(backend: str) -> None:
     if sys.platform == "linux" and dist.is_torchelastic_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        open_already = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store, number, count = next(dist.rendezvous("env://", timeout=MEETING_TORCHRUN if open_already else MEETING))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"expected the other processes of torchrun at MASTER_ADDR and MASTER_PORT, found none ({brief(error)}); "
