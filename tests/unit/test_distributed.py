@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -295,17 +294,13 @@ def test_a_stage_for_one_process_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         setup_device(threads=1, gpus=0)
 
 
-@pytest.mark.parametrize("torchrun", ["True", "False"])
-def test_what_a_finished_torchrun_left_in_the_environment_is_told_soon(
-    torchrun: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_that_a_finished_torchrun_left_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     left = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in (left | {"TORCHELASTIC_USE_AGENT_STORE": torchrun}).items():
+    for name, value in (left | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "MEETING_TORCHRUN" if torchrun == "True" else "MEETING", timedelta(seconds=1))
     with pytest.raises(UserError, match="expected the other processes of torchrun .*; unset RANK and WORLD_SIZE"):
         distributed.join("gloo")
 

@@ -9,6 +9,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import uuid
@@ -28,9 +29,6 @@ BUCKET = 2**24
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another process; longer than a checkpoint or an evaluation of the held-out images."""
-
-MEETING, MEETING_TORCHRUN = timedelta(minutes=5), timedelta(seconds=30)
-"""Longest wait for the meeting place of the processes. torchrun opens it before it starts them."""
 
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl: signal for a process whose parent has died."""
@@ -66,11 +64,11 @@ def join(backend: str) -> None:
     if sys.platform == "linux" and dist.is_torchelastic_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
     try:
-        open_already = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store, number, count = next(dist.rendezvous("env://", timeout=MEETING_TORCHRUN if open_already else MEETING))
-        store.set_timeout(TIMEOUT)
-        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
+        # torchrun listens before it starts processes: otherwise it ended, and left its variables in the environment
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"expected the other processes of torchrun at MASTER_ADDR and MASTER_PORT, found none ({brief(error)}); "
             "unset RANK and WORLD_SIZE where no torchrun is meant"
