@@ -32,5 +32,5 @@ rule all:
     input:
         "results/benchmarks.json",
         expand("results/{experiment}/mirrored", experiment=EXPERIMENTS),
-        # a job that is forced, as after a kill, hides what is missing behind `ancient` inputs, so this is asked for here too
+        # asked for here too, since jobs reached by `ancient` inputs are hidden from the plan when the comparison runs
         expand("results/data/{dataset}.pinned", dataset=DATASETS),

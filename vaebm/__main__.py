@@ -1,5 +1,25 @@
-"""`python -m vaebm`: the same as the command `vaebm`."""
+"""The command `vaebm`, also as `python -m vaebm`."""
 
-from vaebm.cli import main
+import os
+import signal
+from types import FrameType
 
-main()
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"stopped before the command began\n")
+    os._exit(128 + number)
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is loaded is one line."""
+    if loading := signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _stop)
+    from vaebm.cli import main as run
+
+    if loading:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -14,8 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import vaebm
 
 from vaebm import tracking
+from vaebm.cli import pin
 from vaebm.system.errors import UserError
 from vaebm.tracking.mirror import EXPERIMENT_NAME, Mirror
 from vaebm.tracking.stages import RegisteredModel
@@ -105,3 +108,22 @@ def test_model_is_registered_once_and_what_a_killed_mirror_logged_is_deleted(tmp
     with pytest.raises(UserError):  # there is no model in this folder
         mirror._register(RegisteredModel("vaebm-tiny-nvae", tmp_path, "other", {}), "run")
     assert deleted == ["m2"]
+
+
+def test_damaged_lock_of_dvc_is_removed_and_the_cache_filled(tmp_path: Path) -> None:
+    folder, pins = tmp_path / "data" / "x", tmp_path / "data.dvc"
+    folder.mkdir(parents=True)
+    (folder / "images.npy").write_bytes(b"images")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    pins.write_text(f"outs:\n- md5: {pin.folder_hash(folder)}\n  size: 6\n  nfiles: 1\n  hash: md5\n  path: data/x\n")
+    (tmp_path / ".dvc" / "tmp" / "rwlock").touch()
+    lines = vaebm("pin", "data/x", "--pins", "data.dvc", folder=tmp_path).stdout.splitlines()
+    assert lines[1:] == [".dvc/tmp/rwlock: removed: a process that was killed left it damaged"], lines
+    assert any(path.is_file() for path in (tmp_path / ".dvc" / "cache").rglob("*"))
+
+
+def test_interrupt_while_a_command_is_loaded_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(tracking.__file__).parents[2])])
+    done = vaebm("describe", "digits", folder=tmp_path, PYTHONPATH=path)
+    assert (done.returncode, done.stderr) == (130, "stopped before the command began\n")

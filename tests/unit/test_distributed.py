@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -291,6 +292,17 @@ def test_a_stage_for_one_process_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="expected one process for this stage, found 2"):
         setup_device(threads=1, gpus=0)
+
+
+def test_variables_that_a_finished_torchrun_left_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    left = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in (left | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="expected the other processes of torchrun .*; unset RANK and WORLD_SIZE"):
+        distributed.join("gloo")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,15 @@ def test_dry_run_and_run_beside_another_plan_a_changed_setting_and_write_nothing
     assert "iterations: 21" in (finished.folder / changed).read_text()
 
 
+def test_comparison_with_the_pin_hides_no_change(finished):
+    """It runs for another data.dvc; the table, which depends on it through `ancient` inputs, for another paper.yaml."""
+    for name in ("data.dvc", "config/paper.yaml"):
+        with (finished.folder / name).open("a") as file:
+            file.write("# a remark\n")
+    finished.snakemake("results/benchmarks.json")
+    assert "benchmarks" not in finished.planned()
+
+
 def test_run_killed_in_any_job_is_planned_whole(finished):
     checked = finished.run(sys.executable, __file__).splitlines()
     assert int(checked.pop()) > 20 and checked == []

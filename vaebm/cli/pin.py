@@ -57,8 +57,25 @@ def _run(folder: Path, pins: Path) -> None:
     absent = [other for other in pinned if not (pins.parent / other).exists()]
     if absent:
         print(f"{folder}: DVC's cache was not filled: {pins} also lists {listed(absent)}, which is not here")
-    elif problem := _commit(pins):
+        return
+    problem = _commit(pins)
+    if problem and _remove_damaged_lock(pins.parent / ".dvc" / "tmp" / "rwlock"):
+        problem = _commit(pins)
+    if problem:
         print(f"{folder}: DVC's cache was not filled: {problem}")
+
+
+def _remove_damaged_lock(lock: Path) -> bool:
+    """Remove a lock file of DVC that a killed process left empty or half-written: every `dvc commit` fails then."""
+    try:
+        json.loads(lock.read_bytes())
+    except ValueError:
+        lock.unlink()
+        print(f"{lock}: removed: a process that was killed left it damaged")
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import uuid
@@ -63,8 +64,11 @@ def join(backend: str) -> None:
     if sys.platform == "linux" and dist.is_torchelastic_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
     try:
+        # torchrun listens before it starts processes: otherwise it ended, and left its variables in the environment
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30).close()
         dist.init_process_group(backend, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"expected the other processes of torchrun at MASTER_ADDR and MASTER_PORT, found none ({brief(error)}); "
             "unset RANK and WORLD_SIZE where no torchrun is meant"

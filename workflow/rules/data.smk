@@ -22,8 +22,9 @@ rule data:
 
 
 # Compares the bytes with data.dvc before any training. DVC commits all sets of data.dvc at once, so the others, which are small,
-# are prepared first.
-rule pin:
+# are prepared first. A checkpoint, so that Snakemake plans again after it: a job that runs hides from the plan what changed in
+# the jobs that depend on it by `ancient` inputs.
+checkpoint pin:
     input:
         together,
         images="data/{dataset}/images.npy",
