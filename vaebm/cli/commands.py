@@ -317,6 +317,17 @@ def track(results: Annotated[Path, typer.Argument(help="An experiment's results.
     run(results)
 
 
+@command("clean --delete")
+def clean(
+    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them; otherwise they are only listed.")] = False,
+) -> None:
+    """Remove checkpoints and snapshots of finished trainings; unfinished trainings, models and samples stay."""
+    from vaebm.cli.clean import run
+
+    run(results, delete)
+
+
 def _one_process_per_gpu(gpus: int) -> None:
     """Launch this command once per requested and available GPU, unless this is such a process.
 
