@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vaebm.chain.langevin import PotentialFunction, langevin
+from vaebm.chain.langevin import PotentialFunction
 from vaebm.config import BASELINE, SamplesSettings
 from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_settings
 from vaebm.energy.estimates import Estimates as Estimates  # also imported from here
 from vaebm.energy.estimates import estimate, estimate_in_batches
 from vaebm.energy.network import load_energy
-from vaebm.fast import PreparationCache, PreparedKind, half_square, prepare_energy, run_langevin
+from vaebm.fast import PreparationCache, PreparedKind, half_square, prepare_energy, run_chain
 from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.model import NVAE, LatentDecoder, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
@@ -167,13 +167,23 @@ class VAEBM(nn.Module):
         return eps_z, eps_x
 
     def refine(
-        self, eps_z: Sequence[Latents], eps_x: Images, *, steps: int, step_size: float, noise: NoiseSource
+        self,
+        eps_z: Sequence[Latents],
+        eps_x: Images,
+        *,
+        noise: NoiseSource,
+        steps: int | None = None,
+        step_size: float | None = None,
+        chain: ChainSettings | None = None,
     ) -> tuple[list[Latents], Images]:
-        """Move (eps_z, eps_x) by `steps` Langevin steps (VAEBM algorithm 1); the arguments are not modified."""
-        if steps == 0:
+        """Move (eps_z, eps_x) by `chain`, or the test chain with other `steps` and `step_size` (VAEBM algorithm 1).
+
+        The arguments are not modified.
+        """
+        chain = chain or self._chain(steps, step_size)
+        if chain.steps == 0:
             return [part.detach() for part in eps_z], eps_x.detach()
-        start, potential = [*eps_z, eps_x], self.chain_potential()
-        *moved, moved_x = run_langevin(potential, start, steps=steps, step_size=step_size, noise=noise)
+        *moved, moved_x = run_chain(self.chain_potential(), [*eps_z, eps_x], chain, noise)
         return moved, moved_x
 
     def chain_potential(self) -> PotentialFunction:
@@ -200,9 +210,7 @@ class VAEBM(nn.Module):
     @torch.no_grad()
     def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Images:
         """Decoder means after `chain`, or the test chain: (B, C, H, W), one per index of `noise`; may leave [0, 1]."""
-        chain = chain or self.test_chain
-        start = self.initial_noise(noise)
-        eps_z, _ = self.refine(*start, steps=chain.steps, step_size=chain.step_size, noise=noise)
+        eps_z, _ = self.refine(*self.initial_noise(noise), noise=noise, chain=chain or self.test_chain)
         return self.decoder.decode(eps_z)[0].mean
 
     def sample_batch(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Images:
@@ -231,14 +239,7 @@ class VAEBM(nn.Module):
         noise, settings = sample_noise(seed, range(count)), self._chain(steps, step_size)
         eps_z, eps_x = self.initial_noise(noise)
         states = [eps_z]
-        langevin(
-            self.chain_potential(),
-            [*eps_z, eps_x],
-            steps=settings.steps,
-            step_size=settings.step_size,
-            noise=noise,
-            callback=lambda eps: states.append(eps[:-1]),
-        )
+        run_chain(self.chain_potential(), [*eps_z, eps_x], settings, noise, lambda eps: states.append(eps[:-1]))
         return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> ChainSettings:

@@ -7,8 +7,28 @@ job imports this package.
 from vaebm.config.base import S, Settings, fingerprint
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS, DatasetFacts
-from vaebm.config.ebm import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
-from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
+from vaebm.config.ebm import (
+    ENERGIES,
+    KERNELS,
+    ChainSettings,
+    EBMSettings,
+    EBMTrainingSettings,
+    EnergyFacts,
+    EnergyNetworkSettings,
+    GuardSettings,
+    KernelFacts,
+    NetworkSettings,
+)
+from vaebm.config.evaluation import (
+    EXTRACTORS,
+    METRICS,
+    ClassifierSettings,
+    EvaluationSettings,
+    ExtractorFacts,
+    ExtractorSettings,
+    MetricSettings,
+    SamplesSettings,
+)
 from vaebm.config.experiment import BASELINE, STAGES, CPUResources, Experiment, GPUResources, Resources, Stage, Variant
 from vaebm.config.nvae import NVAENetworkSettings, NVAESettings, NVAETrainingSettings
 from vaebm.config.wgan import WGANSettings
@@ -22,6 +42,15 @@ __all__ = [
     "DataSettings",
     "DatasetFacts",
     "EBMSettings",
+    "ENERGIES",
+    "EXTRACTORS",
+    "KERNELS",
+    "METRICS",
+    "EnergyFacts",
+    "ExtractorFacts",
+    "KernelFacts",
+    "MetricSettings",
+    "NetworkSettings",
     "EBMTrainingSettings",
     "EnergyNetworkSettings",
     "EvaluationSettings",

@@ -62,7 +62,7 @@ def _resolve(overrides: Mapping[str, Any], write: bool) -> Pipeline:
     for name, experiment in experiments.items() if write else ():
         if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
             with _located(f"{_path(name)}: evaluation"):
-                weights_hash(experiment.evaluation.extractor, weights)
+                weights_hash(experiment.evaluation.extractor.name, weights)
     return Pipeline(experiments, seeds, collect_datasets(experiments, write))
 
 

@@ -30,6 +30,8 @@ def schema() -> dict[str, Any]:
 
 def _optional(definition: dict[str, Any]) -> dict[str, Any]:
     """Schema of a group in which every setting is optional; it has no defaults, since the experiment's values apply."""
+    if "properties" not in definition:  # a reference, or the settings of one plug-in or another
+        return {key: [*map(_optional, value)] if key == "anyOf" else value for key, value in definition.items()}
     properties = {
         name: {key: value for key, value in field.items() if key != "default"}
         for name, field in definition["properties"].items()

@@ -15,6 +15,7 @@ from vaebm.config import STAGES, DataSettings, Experiment, S, Settings
 from vaebm.config.base import NAME
 from vaebm.system.errors import UserError, brief, listed
 from vaebm.system.files import found_at, writing
+from vaebm.system.plugins import load_plugins
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""
@@ -98,6 +99,7 @@ def validate(model: type[S], value: Any, where: str) -> S:
     Raises:
         UserError: unknown or missing keys, invalid values; one line on the first, with the keys of the others.
     """
+    load_plugins()
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -181,7 +183,7 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int]) -> No
     """
     if (evaluation := experiment.evaluation) is not None:
         _write(folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation.classifier)
-        _write(folder / "reference" / f"{evaluation.extractor}.yaml", 0, "extractor", evaluation.extraction)
+        _write(folder / "reference" / f"{evaluation.extractor.name}.yaml", 0, "extractor", evaluation.extraction)
     for seed in seeds:
         for model in experiment.models:
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
@@ -248,7 +250,7 @@ def read_settings(path: Path, model: type[S]) -> tuple[int, S]:
     Raises:
         UserError: the file is missing, damaged, or of another stage.
     """
-    section = next(name for name, known in STAGES.items() if known is model)
+    section = next(name for name, known in STAGES.items() if issubclass(model, known))
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"seed", section}:
         found = sorted(map(str, content)) if isinstance(content, dict) else content

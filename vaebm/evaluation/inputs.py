@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.config import STAGES, EvaluationSettings, SamplesSettings
+from vaebm.config import DATASETS, STAGES, DataSettings, EvaluationSettings, SamplesSettings, Settings
+from vaebm.config.base import plugins_in
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.data import ImageSet, open_images
 from vaebm.evaluation.extractors import Extractor, open_extractor
@@ -70,8 +71,8 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int], count: int) ->
     return torch.from_numpy(samples)
 
 
-def _training(model: Path) -> dict[str, TrainingRecord]:
-    """Read the training record of `model`: its stage → the record without settings and data.
+def _training(model: Path) -> tuple[TrainingRecord, Settings]:
+    """Read the training record of `model`, without settings and data, and its settings.
 
     Raises:
         UserError: the record is missing or damaged, or its settings differ from the stage's settings file.
@@ -81,13 +82,14 @@ def _training(model: Path) -> dict[str, TrainingRecord]:
     if record.stage not in STAGES:
         raise UserError(f"{path}: stage: expected one of {', '.join(STAGES)}, found {record.stage}")
     settings, kind = model.with_name(f"{record.stage}.yaml"), STAGES[record.stage]
-    if validate(kind, record.settings, f"{path}: settings") != read_settings(settings, kind)[1]:
+    trained = validate(kind, record.settings, f"{path}: settings")
+    if trained != read_settings(settings, kind)[1]:
         raise UserError(
             f"{model}: expected a model trained with {settings}, found one trained with other settings; "
             "remove it and run again"
         )
     shown = record.model_dump(exclude={"settings", "data"}, exclude_unset=True)
-    return {record.stage: TrainingRecord.model_validate(shown)}
+    return TrainingRecord.model_validate(shown), trained
 
 
 class Files(NamedTuple):
@@ -139,6 +141,8 @@ class Inputs(NamedTuple):
     """Stage → its training record."""
     hashes: dict[str, str]
     """Network → hash of its weights."""
+    plugins: list[str]
+    """Name, version and hash of the source of each plug-in."""
 
     @property
     def distance_name(self) -> str:
@@ -173,16 +177,19 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     seed, chosen = read_settings(files.settings, EvaluationSettings)
     sampling_seed, sampling = read_settings(files.shards[0].with_name("samples.yaml"), SamplesSettings)
     opened, images = open_extractor(files.extractor, classifier, device), open_images(files.data)
-    if opened.kind != chosen.extractor:
+    if opened.kind != chosen.extractor.name:
         raise UserError(
-            f"{files.extractor}: expected the extractor {chosen.extractor}, as {files.settings} says, "
+            f"{files.extractor}: expected the extractor {chosen.extractor.name}, as {files.settings} says, "
             f"found {opened.kind}"
         )
     statistics = read_reference(files.reference, images.hash, opened.weights)
     samples = read_samples(files.shards, images.shape, sampling.count)
     model = VAEBM.load(nvae, energy, device)
     model.configure_sampling(sampling)
-    trained = {**_training(nvae), **({} if energy is None else _training(energy))}
+    trained = [_training(path) for path in (nvae, energy) if path is not None]
+    sets = [DataSettings.model_validate(images.name)] if images.name in DATASETS else []
+    used = [chosen, sampling, *sets, *filter(None, chosen.ood_sets.values()), *(settings for _, settings in trained)]
+    plugins = {*plugins_in(used), *(one for record, _ in trained for one in record.plugins)}
     mode_extractor = opened
     if chosen.classifier is not None and opened.kind != "classifier":
         if classifier is None:
@@ -196,5 +203,6 @@ def load(files: Files, device: torch.device | str) -> Inputs:
         hashes["energy"] = load_model(energy, "energy")["hash"]
     return Inputs(
         folder, seed, chosen, sampling_seed, sampling, images, {path.parent.name: path for path in files.ood_data},
-        files.shards, samples, opened, mode_extractor, statistics, model, trained, hashes,
+        files.shards, samples, opened, mode_extractor, statistics, model,
+        {record.stage: record for record, _ in trained}, hashes, sorted(plugins),
     )  # fmt: skip

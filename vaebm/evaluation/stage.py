@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaebm.config import METRICS
 from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
@@ -24,6 +25,7 @@ from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG
 from vaebm.records.results import AlongChain, ChainRecord, Measurement, OODRecord, OODSource, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
+from vaebm.system.plugins import imported
 
 TRAIN = 3000
 """Maximum number of training images for the ELBO: the first ones."""
@@ -96,6 +98,10 @@ def measure(inputs: Inputs) -> Results:
     of_sets = detection.measure_ood(inside, outside, chosen.bootstrap, seed)
     metrics |= detection.in_the_table(of_sets)
     metrics |= sampling_time.measure_sampling_time(inputs.shards)
+    for one in chosen.metrics:
+        found = imported(METRICS[one.name].measure)(inputs, one)
+        value = found if isinstance(found, Measurement) else Measurement(value=float(found), samples=len(samples))
+        metrics[one.name] = value
     along_chain = None
     if model.energy is not None:
         along_chain = quality_along_chain(
@@ -148,6 +154,7 @@ def record(inputs: Inputs, results: Results) -> RunRecord:
         users=images.users,
         **provenance.merged([*map(dict, inputs.trained.values()), provenance.commit()]),
         versions=provenance.versions(),
+        plugins=inputs.plugins,
         models=inputs.hashes,
         training=inputs.trained,
     )

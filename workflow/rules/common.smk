@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from vaebm.config import BASELINE
+from vaebm.config import BASELINE, EXTRACTORS
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
 from vaebm.config.base import NAME
 from vaebm.config.pipeline import pinned_sets, resolve
-from vaebm.config.weights import weights_hash
+from vaebm.config.weights import plugin_hash, weights_hash
 from vaebm.system.errors import UserError
 
 # A mistake in any configuration file ends the run here in one line, so no `configfile:` reads the first one.
@@ -112,13 +112,15 @@ def classifier_option(wildcards, input):
 
 def reference_of(wildcards):
     """Reference statistics of an experiment, the extractor's settings, and the classifier if there is one."""
-    reference = f"results/{wildcards.experiment}/reference/{EXPERIMENTS[wildcards.experiment].evaluation.extractor}"
+    reference = f"results/{wildcards.experiment}/reference/{EXPERIMENTS[wildcards.experiment].evaluation.extractor.name}"
     return {"reference": f"{reference}.npz", "extractor": ancient(f"{reference}.yaml"), **classifier_of(wildcards)}
 
 
 def weights_of(wildcards):
     """Hash of an extractor's weights, so that a moved file triggers no rerun."""
     extraction = EXPERIMENTS[wildcards.experiment].evaluation.extraction
+    if extraction.name in EXTRACTORS.plugins:
+        return plugin_hash(extraction)
     return weights_hash(extraction.name, extraction.weights) if extraction.weights and extraction.name != "inception" else ""
 
 
