@@ -163,7 +163,7 @@ def test_plugins_run_to_their_row(project, tmp_path):
     assert written["network"] == {"kind": "shallow==1.2", "width": 2}
     assert "Nothing to be done" in project.snakemake("--dry-run", *MINE)
 
-    model = "from vaebm import VAEBM; print(VAEBM.from_results('results/mine/vaebm').sample(2).shape)"
+    model = "import stripes; from vaebm import VAEBM; print(VAEBM.from_results('results/mine/vaebm').sample(2).shape)"
     assert "[2, 1, 8, 8]" in project.run(sys.executable, "-c", model)
 
     install(tmp_path / "site", "1.3")

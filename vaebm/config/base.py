@@ -137,24 +137,19 @@ class ByName:
             return content[value.tag] if named else content
 
         serialization = core_schema.plain_serializer_function_ser_schema(dump)
-        return {**handler(source), "serialization": serialization}  # type: ignore[return-value,typeddict-item,misc]
+        return {**handler(source), "serialization": serialization}
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """A name or a section."""
         return {"anyOf": [{"type": "string", "enum": [*self.model.registry]}, handler(schema)]}
 
 
-def plugins_in(value: Any) -> list[str]:
+def plugins_in(value: Any) -> set[str]:
     """Name, version and hash of the source of each plug-in that settings use."""
-    if isinstance(value, list | dict):
-        return sorted(
-            {one for part in (value.values() if isinstance(value, dict) else value) for one in plugins_in(part)}
-        )
-    if not isinstance(value, Settings):
-        return []
+    parts = dict(value).values() if isinstance(value, Settings | dict) else value if isinstance(value, list) else ()
     name = getattr(value, value.tag) if isinstance(value, Choice) else ""
-    own = [value.registry.origin(name)] if isinstance(value, Choice) and name in value.registry.plugins else []
-    return sorted({*own, *plugins_in(dict(value))})
+    own = {value.registry.origin(name)} if name and name in value.registry.plugins else set[str]()
+    return own.union(*map(plugins_in, parts))
 
 
 def fingerprint(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebm.system.files import found_at
-from vaebm.system.plugins import Reference, Registry
+from vaebm.system.plugins import Implementation, Registry
 
 
 class RawFiles(NamedTuple):
@@ -35,7 +35,7 @@ class DatasetFacts(NamedTuple):
     """Training images; None: as many as the user's files contain."""
     heldout: int | None
     """Held-out images; None: as many as the user's files contain."""
-    prepare: Reference
+    prepare: Implementation
     """Function that returns the images; its arguments are settings and threads, or none without either.
 
     It raises `UserError` if raw files are absent, damaged, other than published, or cannot be downloaded.

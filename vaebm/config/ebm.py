@@ -15,7 +15,7 @@ from vaebm.config.base import (
     Several,
     later,
 )
-from vaebm.system.plugins import Reference, Registry
+from vaebm.system.plugins import Implementation, Registry
 
 PotentialKind = Literal["noise", "density", "pixels"]
 
@@ -72,7 +72,7 @@ class ChainSettings(Choice):
 class EnergyFacts(NamedTuple):
     """A registered energy network."""
 
-    network: Reference
+    network: Implementation
     """Function or class of settings and channels: a module from images (B, C, H, W) in [0, 1] to energies (B,)."""
     settings: type[NetworkSettings] = NetworkSettings
 
@@ -80,13 +80,13 @@ class EnergyFacts(NamedTuple):
 class KernelFacts(NamedTuple):
     """A registered transition kernel."""
 
-    run: Reference
+    run: Implementation
     """Function like `chain.langevin.langevin`; its keywords are the settings but `kernel`, `noise` and `callback`."""
     settings: type[ChainSettings] = ChainSettings
 
 
-ENERGIES.update(residual=EnergyFacts("vaebm.energy.network:EnergyNetwork", EnergyNetworkSettings))
-KERNELS.update(langevin=KernelFacts("vaebm.chain.langevin:langevin"))
+ENERGIES.own.update(residual=EnergyFacts("vaebm.energy.network:EnergyNetwork", EnergyNetworkSettings))
+KERNELS.own.update(langevin=KernelFacts("vaebm.chain.langevin:langevin"))
 
 
 class ReplaySettings(Settings):

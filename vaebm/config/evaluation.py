@@ -17,7 +17,7 @@ from vaebm.config.base import ByName, Choice, NonNegativeInt, Registered, Settin
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import ChainSettings
-from vaebm.system.plugins import Reference, Registry
+from vaebm.system.plugins import Implementation, Registry
 
 
 class SamplesSettings(Settings):
@@ -95,7 +95,7 @@ class ExtractorSettings(Choice):
 class ExtractorFacts(NamedTuple):
     """A registered extractor; nothing in it depends on weights."""
 
-    network: Reference
+    network: Implementation
     """Function of the settings: an object with the functions `features` from images (B, C, H, W) uint8 to (B, D), and
     `logits` from these to (B, classes). Or a class of torch-fidelity's interface."""
     features: int
@@ -108,7 +108,7 @@ class ExtractorFacts(NamedTuple):
 
 
 _INCEPTION = "vaebm.measures.fidelity_backend:torch_fidelity.FeatureExtractorInceptionV3"
-EXTRACTORS.update(
+EXTRACTORS.own.update(
     classifier=ExtractorFacts("vaebm.evaluation.extractors:ClassifierExtractor", 64),
     # the layers that FID, KID and the inception score are defined on
     inception=ExtractorFacts(_INCEPTION, 2048, layers=("2048", "logits_unbiased"), batch=50),

@@ -104,7 +104,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), **origin)
     run_state.finish(
         status=status,
-        plugins=plugins_in(stage),
+        plugins=sorted(plugins_in(stage)),
         snapshot=selection.chosen,
         events=events,
         selection=selection,

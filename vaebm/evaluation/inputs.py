@@ -189,7 +189,7 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     trained = [_training(path) for path in (nvae, energy) if path is not None]
     sets = [DataSettings.model_validate(images.name)] if images.name in DATASETS else []
     used = [chosen, sampling, *sets, *filter(None, chosen.ood_sets.values()), *(settings for _, settings in trained)]
-    plugins = {*plugins_in(used), *(one for record, _ in trained for one in record.plugins)}
+    plugins = plugins_in(used).union(*(record.plugins for record, _ in trained))
     mode_extractor = opened
     if chosen.classifier is not None and opened.kind != "classifier":
         if classifier is None:

@@ -22,9 +22,11 @@ from vaebm.model import Estimates
 from vaebm.plots import image_grid
 from vaebm.records.files import write_record
 from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
+from vaebm.records.metrics import metric as registered_metric
 from vaebm.records.results import AlongChain, ChainRecord, Measurement, OODRecord, OODSource, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
+from vaebm.system.errors import UserError
 from vaebm.system.plugins import imported
 
 TRAIN = 3000
@@ -99,6 +101,10 @@ def measure(inputs: Inputs) -> Results:
     metrics |= detection.in_the_table(of_sets)
     metrics |= sampling_time.measure_sampling_time(inputs.shards)
     for one in chosen.metrics:
+        if registered_metric(one.name) is not METRICS[one.name]:
+            raise UserError(
+                f"evaluation.metrics: {one.name} is a metric of this program; the plug-in needs another name"
+            )
         found = imported(METRICS[one.name].measure)(inputs, one)
         value = found if isinstance(found, Measurement) else Measurement(value=float(found), samples=len(samples))
         metrics[one.name] = value

@@ -13,7 +13,7 @@ from typing import Literal
 from vaebm.config.base import NAME
 from vaebm.config.evaluation import EXTRACTORS, METRICS, MetricSettings
 from vaebm.system.errors import UserError
-from vaebm.system.plugins import Reference
+from vaebm.system.plugins import Implementation
 
 Shown = Literal["card", "row", "floor", "run"]
 
@@ -44,7 +44,7 @@ class Metric:
     """Name of the metric with the value of a perfect sampler."""
     counts: bool = False
     """Printed to two decimals instead of four digits."""
-    measure: Reference | None = None
+    measure: Implementation | None = None
     """Function of a plug-in: `evaluation.inputs.Inputs` and settings → a number, or a `Measurement`."""
     settings: type[MetricSettings] = MetricSettings
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
@@ -27,11 +28,11 @@ NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 
 Entry = TypeVar("Entry")
 
-Reference = str | Callable[..., Any]
+Implementation = str | Callable[..., Any]
 """A function or class, or `module:name` of one, whose module is imported at its first use."""
 
 
-def imported(reference: Reference) -> Any:
+def imported(reference: Implementation) -> Any:
     """The object of a reference."""
     if callable(reference):
         return reference
@@ -42,27 +43,34 @@ def imported(reference: Reference) -> Any:
 class Plugin(NamedTuple):
     """Origin of an entry."""
 
-    where: str
-    """The file, or distribution and entry point, for errors."""
     module: str
-    released: str | None = None
-    """Version of the distribution."""
+
+    @property
+    def package(self) -> str:
+        """The package, or the module of a file in plugins/."""
+        return self.module if self.module.startswith(f"{GROUP}.") else self.module.partition(".")[0]
 
     @property
     def version(self) -> str:
-        """Version of the distribution, or the file's `__version__`, by default 0."""
-        return self.released or str(getattr(sys.modules[self.module], "__version__", "0"))
+        """Version of the distribution, or `__version__` of the module, by default 0."""
+        return _released(self.package) or str(getattr(sys.modules[self.module], "__version__", "0"))
 
     @property
     def sha256(self) -> str:
         """Hash of its source: the file, or all Python files of the package."""
-        package = self.module.partition(".")[0] if self.released else self.module
-        source = Path(sys.modules[package].__file__ or sys.modules[self.module].__file__ or "")
+        source = Path(sys.modules[self.package].__file__ or sys.modules[self.module].__file__ or "")
         files = sorted(source.parent.rglob("*.py")) if source.name == "__init__.py" else [source]
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-_loading: Plugin | None = None
+@cache
+def _released(package: str) -> str | None:
+    """Version of the distribution whose plug-in is in `package`; None: it has none."""
+    points = entry_points(group=GROUP)
+    return next((point.dist.version for point in points if point.dist and point.module.split(".")[0] == package), None)
+
+
+_loading: str | None = None
 _problem: UserError | None = None
 _loaded = False
 
@@ -84,12 +92,12 @@ class Registry(UserDict[str, Entry]):
         return self.own
 
     def __setitem__(self, name: str, entry: Entry) -> None:
-        if _loading is not None:
-            if not re.fullmatch(NAME, name):
-                raise ValueError(f"expected a name of letters, digits, _ and -, found {name!r}")
-            if name in self.own:
-                raise ValueError(f"there is a {self.what} {name!r} already; choose another name")
-            self.plugins[name] = _loading
+        if not re.fullmatch(NAME, name):
+            raise ValueError(f"expected a name of letters, digits, _ and -, found {name!r}")
+        if name not in self.own:
+            self.plugins[name] = Plugin(_loading or sys._getframe(1).f_globals["__name__"])  # or the user imports it
+        elif _loading:
+            raise ValueError(f"there is a {self.what} {name!r} already; choose another name")
         self.own[name] = entry
 
     def stamped(self, name: str) -> str:
@@ -133,14 +141,13 @@ def load_plugins() -> None:
     _loaded = True
     try:
         for point in sorted(entry_points(group=GROUP), key=lambda point: (point.module, point.name)):
-            name, version = (point.dist.name, point.dist.version) if point.dist else (point.module, "0")
-            with _registering(Plugin(f"{name} (entry point {point.name})", point.module, version)):
+            with _registering(point.module, f"{point.module} (entry point {point.name})"):
                 point.load()
         for file in sorted(Path("plugins").glob("*.py")) if Path("Snakefile").is_file() else ():
             spec = spec_from_file_location(f"{GROUP}.{file.stem}", file.absolute())
             assert spec is not None and spec.loader is not None
             module = sys.modules[spec.name] = module_from_spec(spec)
-            with _registering(Plugin(str(file), spec.name)):
+            with _registering(spec.name, str(file)):
                 spec.loader.exec_module(module)
     except UserError as problem:
         _problem = problem
@@ -148,15 +155,15 @@ def load_plugins() -> None:
 
 
 @contextlib.contextmanager
-def _registering(plugin: Plugin) -> Iterator[None]:
-    """Within this context new entries belong to `plugin`."""
+def _registering(module: str, where: str) -> Iterator[None]:
+    """Within this context new entries belong to `module`."""
     global _loading
-    _loading = plugin
+    _loading = module
     try:
         yield
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"{plugin.where}: expected a plug-in, found one that cannot be imported "
+            f"{where}: expected a plug-in, found one that cannot be imported "
             f"({type(error).__name__}: {brief(error)}); correct or remove it"
         ) from None
     finally:
