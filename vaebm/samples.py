@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vaebm.chain.langevin import langevin
 from vaebm.config import SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_settings
+from vaebm.fast import run_chain
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource, batches
 from vaebm.records.files import write_record
@@ -116,9 +116,9 @@ def _finite_means(model: VAEBM, seed: int, index: range, settings: Path) -> Imag
 def _first_divergence(model: VAEBM, noise: NoiseSource) -> int:
     """Number of steps of the test chain after which the first of these chains is not finite; 0: none is."""
     finite: list[bool] = []
-    chain, (eps_z, eps_x) = model.test_chain, model.initial_noise(noise)
-    langevin(
-        model.chain_potential(), [*eps_z, eps_x], steps=chain.steps, step_size=chain.step_size, noise=noise,
-        callback=lambda eps: finite.append(all(bool(part.isfinite().all()) for part in eps)),
+    eps_z, eps_x = model.initial_noise(noise)
+    run_chain(
+        model.chain_potential(), [*eps_z, eps_x], model.test_chain, noise,
+        lambda eps: finite.append(all(bool(part.isfinite().all()) for part in eps)),
     )  # fmt: skip
     return finite.index(False) + 1 if False in finite else 0

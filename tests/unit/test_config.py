@@ -79,7 +79,7 @@ def test_nvae_settings_are_the_published_ones(
         (
             "  - turned",
             "  - turnd",
-            "evaluation.ood: there is no set 'turnd'; sets that exist: interpolation, turned, photographs, digits,",
+            "evaluation.ood.1: there is no set 'turnd'; sets that exist: interpolation, turned, photographs, digits,",
         ),
         ("  - turned", "  - digits", "evaluation.ood: digits: expected another set than the experiment's own"),
         ("  - turned", "  - svhn", "evaluation.ood: svhn: expected images of 1 channel(s), as digits has, found 3"),

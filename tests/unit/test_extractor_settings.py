@@ -112,7 +112,9 @@ def test_where_weights_stand_is_no_setting_of_a_figure(tmp_path: Path) -> None:
     settings = read_settings(tmp_path / "reference" / "resnet56.yaml", ExtractorSettings)[1]
     assert settings == ExtractorSettings(name="resnet56", weights="there/resnet56.th")
     assert (
-        read_settings(tmp_path / "vaebm" / "seed0" / "evaluation" / "evaluation.yaml", EvaluationSettings)[1].extractor
+        read_settings(tmp_path / "vaebm" / "seed0" / "evaluation" / "evaluation.yaml", EvaluationSettings)[
+            1
+        ].extractor.name
         == "resnet56"
     )
 
@@ -147,7 +149,11 @@ def test_papers_experiments_are_measured_as_it_did() -> None:
     for name in ("cifar10", "celeba64", "lsun_church64", "celebahq256"):
         content = read_experiment(EXPERIMENTS / f"{name}.yaml")
         assert content.evaluation is not None and content.samples is not None and content.resources.evaluation.gpu == 1
-        assert (content.evaluation.extractor, content.evaluation.inception_splits, content.evaluation.classifier) == (
+        assert (
+            content.evaluation.extractor.name,
+            content.evaluation.inception_splits,
+            content.evaluation.classifier,
+        ) == (
             "inception",
             10,
             None,
@@ -155,7 +161,7 @@ def test_papers_experiments_are_measured_as_it_did() -> None:
         assert (content.samples.count, content.samples.stretch) == (50_000, False)
     stacks = read_experiment(EXPERIMENTS / "stacked_mnist.yaml")
     assert stacks.evaluation is not None and stacks.samples is not None
-    found = (stacks.evaluation.extractor, stacks.samples.count, stacks.classifier_data)
+    found = (stacks.evaluation.extractor.name, stacks.samples.count, stacks.classifier_data)
     assert found == ("classifier", 26_000, "mnist")
 
 

@@ -6,8 +6,9 @@ import torch
 import yaml
 from scipy.linalg import sqrtm
 
+from vaebm.config import EXTRACTORS
 from vaebm.data import open_images, write_images
-from vaebm.evaluation import extractors, reference
+from vaebm.evaluation import reference
 from vaebm.evaluation.classifier import Classifier, load_classifier
 from vaebm.evaluation.extractors import Extractor
 from vaebm.measures import fidelity
@@ -114,7 +115,7 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
     first, second = (Extractor.of("classifier", classifier_file(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1))
     images = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (extractors.KINDS["classifier"].batch + 7, 1, 8, 8), dtype=np.uint8)
+        np.random.default_rng(0).integers(0, 256, (EXTRACTORS["classifier"].batch + 7, 1, 8, 8), dtype=np.uint8)
     )
     classifier = load_classifier(first.path)
     expected, found = classifier.features(images / 255).numpy(), first.extract(images)

@@ -162,9 +162,8 @@ def test_a_record_without_the_setting_is_that_of_its_default(tmp_path: Path, mon
     record = TRAINED | {"stage": "samples", "settings": KNOWN, "data": "d" * 64}
     (tmp_path / "training.json").write_text(json.dumps(record))
     (tmp_path / "samples.yaml").write_text(yaml.safe_dump({"seed": 0, "samples": KNOWN | {"positives": "clean"}}))
-    assert inputs._training(tmp_path / "model.pt", TRAINED["model"], "d" * 64) == {
-        "samples": TrainingRecord.model_validate(TRAINED | {"stage": "samples"})
-    }
+    found = TrainingRecord.model_validate(TRAINED | {"stage": "samples"})
+    assert inputs._training(tmp_path / "model.pt", TRAINED["model"], "d" * 64) == (found, Added.model_validate(KNOWN))
     (tmp_path / "samples.yaml").write_text(yaml.safe_dump({"seed": 0, "samples": KNOWN | {"positives": "matched"}}))
     with pytest.raises(UserError, match="found one trained with other settings"):
         inputs._training(tmp_path / "model.pt", TRAINED["model"], "d" * 64)

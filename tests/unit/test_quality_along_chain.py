@@ -55,7 +55,7 @@ def brightness(images):
 
 def test_after_the_test_chains_steps_the_samples_themselves_come_out(model):
     noise = sample_noise(3, range(5))
-    found = stops(model, noise, [0, 4, 6], 1e-2)
+    found = stops(model, noise, [0, 4, 6], ChainSettings(steps=6, step_size=1e-2))
     for stop, steps in zip(found, (0, 4, 6), strict=True):
         assert torch.equal(stop[0], model.sample_means(noise, ChainSettings(steps=steps, step_size=1e-2)))
         eps_z, eps_x = model.refine(*model.initial_noise(noise), steps=steps, step_size=1e-2, noise=noise)

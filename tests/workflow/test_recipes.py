@@ -34,13 +34,11 @@ def shell(project, block, fails=False):
     return project.run("bash", "-euc", block, fails=fails, PYTHONPATH=str(project.folder))
 
 
-def insert(project, path, after, line):
-    """Put `line` behind the first line that matches `after`, which has to be there."""
-    text, found = re.subn(
-        rf"(?m)({after}.*\n)", lambda match: match[1] + line, (project.folder / path).read_text(), count=1
-    )
-    assert found == 1, f"{path}: no line {after}"
-    (project.folder / path).write_text(text)
+def plug_in(project, name, heading):
+    """Put the plug-in under a heading into plugins/, which no file of the package needs to know."""
+    (program,) = blocks(heading, "python")
+    (project.folder / "plugins").mkdir(exist_ok=True)
+    (project.folder / f"plugins/{name}.py").write_text(program)
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +52,20 @@ def mine(tiny_run, tmp_path_factory):
     copy, ask_and_run = blocks("Run my own experiment", "sh")
     shell(project, copy.replace("digits.yaml", "tiny.yaml"))
 
-    (variants,) = blocks("Change the energy network", "yaml")
+    variants, pooled = blocks("Change the energy network", "yaml")
+    plug_in(project, "pooled", "Change the energy network")
     with (project.folder / MINE).open("a") as file:
-        file.write(f"\n{variants}")
+        file.write(f"\n{variants}{pooled}")
 
-    module, registered = blocks("Add a data set", "python")
     prepare, pin = blocks("Add a data set", "sh")
-    (project.folder / "vaebm/data/patches.py").write_text(module)
-    insert(project, "vaebm/config/datasets.py", "DATASETS = {", registered)
+    plug_in(project, "patches", "Add a data set")
     project.edit(MINE, "dataset: digits", "dataset: patches")
     project.edit(MINE, ", photographs]", "]")
     shell(project, prepare)
 
     *asking, command = ask_and_run.splitlines()
     printed = shell(project, "\n".join(asking))
-    assert "patches: 800 to train on, 120 held out" in printed and re.search(r"^ebm +2$", printed, re.MULTILINE), (
+    assert "patches: 800 to train on, 120 held out" in printed and re.search(r"^ebm +3$", printed, re.MULTILINE), (
         printed
     )
     log = project.folder / "results/mine/nvae/seed0/nvae.log"
@@ -105,7 +102,7 @@ def test_own_experiment_data_set_and_energy_run_to_the_table(finished_mine):
     """Each variant has its figures; the narrow energy is the one that the recipe describes, on the new images."""
     results = finished_mine.folder / "results"
     figures = json.loads((results / "benchmarks.json").read_text())["mine"]
-    assert set(figures) == {"nvae", "vaebm", "narrow"}
+    assert set(figures) == {"nvae", "vaebm", "narrow", "pooled"}
     assert all(figure["FD-classifier"] > 0 for figure in figures.values())
     widths = {
         name: json.loads((results / "mine" / name / "seed0/training.json").read_text())["settings"]["network"]["widths"]
@@ -118,20 +115,12 @@ def test_own_experiment_data_set_and_energy_run_to_the_table(finished_mine):
 
 def test_own_metric_stands_in_the_table(finished_mine):
     """For every variant of the experiment, with what the recipe computes; marked as one where less is better."""
-    module, added, registered = blocks("Add a metric", "python")
+    plug_in(finished_mine, "grey_levels", "Add a metric")
+    (named,) = blocks("Add a metric", "yaml")
     (again,) = blocks("Add a metric", "sh")
-    (finished_mine.folder / "vaebm/evaluation/grey_levels.py").write_text(module)
-    stage = "vaebm/evaluation/stage.py"
-    insert(
-        finished_mine,
-        stage,
-        "from vaebm.evaluation.measurements",
-        "from vaebm.evaluation.grey_levels import grey_level_figures\n",
-    )
-    insert(finished_mine, stage, r" +metrics = measure_fidelity", added)
-    finished_mine.edit("vaebm/records/metrics.py", "METRICS = (", f"{registered}METRICS = (W1_GREY_LEVELS, ")
-    (finished_mine.folder / "docs").mkdir()
-    shell(finished_mine, again)
+    finished_mine.edit(MINE, "    - turned\n", f"    - turned\n{named}")
+    printed = shell(finished_mine, again)
+    assert "rule evaluation:" in printed and "rule ebm:" not in printed
     figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]
     shards = sorted((finished_mine.folder / "results/mine/narrow/seed0/samples").glob("shard-*.npy"))
     images = [
@@ -155,18 +144,12 @@ def test_pinned_patches_are_in_a_file_of_their_own_and_nothing_is_left_to_do(fin
     assert "Nothing to be done" in finished_mine.snakemake("--dry-run", "--config", "experiments=[mine]")
 
 
-def test_editors_know_the_new_data_set(mine):
-    """The schema was written anew."""
-    schema = json.loads((mine.folder / "workflow/schemas/config.schema.json").read_text())
-    assert "patches" in schema["$defs"]["DataSettings"]["properties"]["dataset"]["enum"]
-
-
 def test_results_are_read_as_the_page_says(finished_mine):
     """A column for each variant; samples of the new model and their scores."""
     table, model = blocks("Read the results", "python")
     printed = finished_mine.run(sys.executable, "-c", table)
-    assert re.match(r"variant +narrow +nvae +vaebm\n", printed) and re.search(
-        r"^FD-classifier( +\d+\.\d+){3}$", printed, re.MULTILINE
+    assert re.match(r"variant +narrow +nvae +pooled +vaebm\n", printed) and re.search(
+        r"^FD-classifier( +\d+\.\d+){4}$", printed, re.MULTILINE
     ), printed
     assert finished_mine.run(sys.executable, "-c", model).startswith("(16, 1, 8, 8) [")
 
@@ -174,7 +157,7 @@ def test_results_are_read_as_the_page_says(finished_mine):
 @pytest.mark.parametrize(("name", "sections"), [("digits", 0), ("digits_replay", 1)])
 def test_variants_take_the_place_of_those_of_the_copied_experiment(name, sections, tmp_path):
     """They go to the end of `digits`, which has no such section, and replace one that is there."""
-    (variants,) = blocks("Change the energy network", "yaml")
+    variants, _ = blocks("Change the energy network", "yaml")
     shutil.copy(ROOT / "config/experiments/digits.yaml", tmp_path)
     copied = (ROOT / f"config/experiments/{name}.yaml").read_text()
     text, found = re.subn(r"(?ms)^variants:\n.*?(?=^\S|\Z)", lambda _: variants, copied)

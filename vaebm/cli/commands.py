@@ -1,6 +1,7 @@
 """The command line: one command per stage. Arguments are paths and resources; settings are in files."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,6 @@ from vaebm.cli.convert_commands import convert_commands
 from vaebm.cli.options import (
     CheckpointEvery,
     ClassifierModel,
-    Command,
     Data,
     EnergyModel,
     GPUs,
@@ -39,12 +39,9 @@ app = typer.Typer(
 
 app.add_typer(convert_commands, name="convert")
 
+command = partial(in_group, app)
+
 EXAMPLE_RUN = "results/digits/vaebm/seed0"
-
-
-def command(example: str) -> Command:
-    """Register a command whose help ends with an example."""
-    return in_group(app, example)
 
 
 @app.callback()
@@ -320,6 +317,17 @@ def track(results: Annotated[Path, typer.Argument(help="An experiment's results.
     with imports():
         from vaebm.tracking import run
     run(results)
+
+
+@command("clean --delete")
+def clean(
+    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them; otherwise they are only listed.")] = False,
+) -> None:
+    """Remove checkpoints and snapshots of finished trainings; unfinished trainings, models and samples stay."""
+    from vaebm.cli.clean import run
+
+    run(results, delete)
 
 
 def _one_process_per_gpu(gpus: int) -> None:

@@ -17,7 +17,7 @@ from vaebm.config import Experiment
 from vaebm.config.layers import DEFAULTS, source, values
 from vaebm.config.yaml_files import read_experiment, read_layers
 from vaebm.ebm.contrastive_divergence import contrastive_divergence
-from vaebm.energy.network import EnergyNetwork
+from vaebm.energy.network import build_energy
 from vaebm.fast import PreparedEnergy, PreparedPotential
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import set_recompute
@@ -37,12 +37,12 @@ MOMENTS = 2
 """Running averages that Adam and Adamax keep of every parameter."""
 
 
-def build(experiment: Experiment) -> tuple[NVAE, EnergyNetwork | None]:
+def build(experiment: Experiment) -> tuple[NVAE, nn.Module | None]:
     """Build the networks on the meta device; no energy without a stage `ebm`."""
     facts = experiment.data.facts
     with torch.device("meta"):
         nvae = NVAE(experiment.nvae.network, (facts.channels, facts.side, facts.side))
-        return nvae, None if experiment.ebm is None else EnergyNetwork(experiment.ebm.network, facts.channels)
+        return nvae, None if experiment.ebm is None else build_energy(experiment.ebm.network, facts.channels)
 
 
 def parameters(module: nn.Module) -> int:
@@ -92,11 +92,12 @@ def langevin_step(vaebm: VAEBM, chains: int) -> Work:
 def prepared_weights(vaebm: VAEBM) -> int:
     """Bytes of the prepared networks' additional weights."""
     potential = vaebm.chain_potential()
-    assert isinstance(potential, PreparedPotential) and isinstance(potential.energy, PreparedEnergy)
-    return sum(tensor.nbytes for network in (potential.decoder, potential.energy) for tensor in network.tensors())
+    assert isinstance(potential, PreparedPotential)
+    energy = potential.energy.tensors() if isinstance(potential.energy, PreparedEnergy) else ()  # a plug-in's
+    return sum(tensor.nbytes for tensor in (*potential.decoder.tensors(), *energy))
 
 
-def energy_update(energy: EnergyNetwork, x: Tensor) -> tuple[Work, Work]:
+def energy_update(energy: nn.Module, x: Tensor) -> tuple[Work, Work]:
     """Work of the energies of images `x`, and of an update with as many images and chains."""
     energy.requires_grad_(True)
     with measured(energy) as work, torch.no_grad():
@@ -136,7 +137,7 @@ def nvae_costs(nvae: NVAE, experiment: Experiment) -> Costs:
 
 def ebm_costs(vaebm: VAEBM, experiment: Experiment, decoding: float) -> tuple[Costs, Costs | None]:
     """Costs of the energy's training and of the stage `samples`; `decoding`: FLOP of a decoded image."""
-    assert isinstance(vaebm.energy, EnergyNetwork) and experiment.ebm is not None
+    assert vaebm.energy is not None and experiment.ebm is not None
     training, steps, batch = experiment.ebm.training, experiment.ebm.chain.steps, experiment.ebm.training.batch
     share = -(-batch // max(experiment.resources.ebm.gpu, 1))
     energy, update = energy_update(vaebm.energy, blank(vaebm.nvae, share)[0])

@@ -3,6 +3,7 @@
 Equal bytes fill DVC's cache, for `dvc status` and `dvc push`; other bytes stop the run. Pins are never changed.
 """
 
+import json
 import os
 import re
 import subprocess

@@ -7,38 +7,37 @@ job imports this package.
 from vaebm.config.base import S, Settings, fingerprint
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS, DatasetFacts
-from vaebm.config.ebm import ChainSettings, EBMSettings, EBMTrainingSettings, EnergyNetworkSettings, GuardSettings
-from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
+from vaebm.config.ebm import (
+    ENERGIES,
+    KERNELS,
+    ChainSettings,
+    EBMSettings,
+    EBMTrainingSettings,
+    EnergyFacts,
+    EnergyNetworkSettings,
+    GuardSettings,
+    KernelFacts,
+    NetworkSettings,
+)
+from vaebm.config.evaluation import (
+    EXTRACTORS,
+    METRICS,
+    ClassifierSettings,
+    EvaluationSettings,
+    ExtractorFacts,
+    ExtractorSettings,
+    MetricSettings,
+    SamplesSettings,
+)
 from vaebm.config.experiment import BASELINE, STAGES, CPUResources, Experiment, GPUResources, Resources, Stage, Variant
 from vaebm.config.nvae import NVAENetworkSettings, NVAESettings, NVAETrainingSettings
 from vaebm.config.wgan import WGANSettings
 
 __all__ = [
-    "BASELINE",
-    "CPUResources",
-    "ChainSettings",
-    "ClassifierSettings",
-    "DATASETS",
-    "DataSettings",
-    "DatasetFacts",
-    "EBMSettings",
-    "EBMTrainingSettings",
-    "EnergyNetworkSettings",
-    "EvaluationSettings",
-    "Experiment",
-    "ExtractorSettings",
-    "GPUResources",
-    "GuardSettings",
-    "NVAENetworkSettings",
-    "NVAESettings",
-    "NVAETrainingSettings",
-    "Resources",
-    "S",
-    "STAGES",
-    "Stage",
-    "SamplesSettings",
-    "Settings",
-    "Variant",
-    "WGANSettings",
-    "fingerprint",
-]
+    "BASELINE", "CPUResources", "ChainSettings", "ClassifierSettings", "DATASETS", "DataSettings", "DatasetFacts",
+    "EBMSettings", "EBMTrainingSettings", "ENERGIES", "EXTRACTORS", "EnergyFacts", "EnergyNetworkSettings",
+    "EvaluationSettings", "Experiment", "ExtractorFacts", "ExtractorSettings", "GPUResources", "GuardSettings",
+    "KERNELS", "KernelFacts", "METRICS", "MetricSettings", "NVAENetworkSettings", "NVAESettings",
+    "NVAETrainingSettings", "NetworkSettings", "Resources", "S", "STAGES", "SamplesSettings", "Settings", "Stage",
+    "Variant", "WGANSettings", "fingerprint",
+]  # fmt: skip

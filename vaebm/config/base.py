@@ -1,11 +1,26 @@
-"""Base class of all settings, types of numbers, fingerprints."""
+"""Base classes of all settings, types of numbers and names, fingerprints."""
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import reduce
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from vaebm.system.errors import brief
+from vaebm.system.plugins import NAME as NAME
+from vaebm.system.plugins import Registry
 
 S = TypeVar("S", bound="Settings")
 T = TypeVar("T")
@@ -15,9 +30,6 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Several = Annotated[int, Field(ge=2)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
-"""Names of experiments, variants and data sets: they become parts of paths, shell lines and MLflow's names."""
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
@@ -37,6 +49,108 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Registered:
+    """Annotation of a name in a registry; dumps add the version of its plug-in."""
+
+    registry: Registry[Any]
+    before: Iterable[str] = ()
+    after: Iterable[str] = ()
+    """Further names."""
+    what: str = ""
+    """Description of them all, for errors; default: the registry's."""
+    advice: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """All names."""
+        return [*self.before, *self.registry, *self.after]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the name, without the version."""
+        return core_schema.no_info_after_validator_function(
+            self._check,
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(self.registry.stamped),
+        )
+
+    def _check(self, text: str) -> str:
+        if text in {*self.before, *self.after}:
+            return text
+        return self.registry.check(text, self.what, self.names, self.advice)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """All names."""
+        return {**handler(schema), "enum": self.names}
+
+
+class Choice(Settings):
+    """Settings of an entry of a registry, which one field names; a plug-in's are a subclass with more fields."""
+
+    registry: ClassVar[Registry[Any]]
+    """Its entries have `settings`, the class of theirs."""
+    tag: ClassVar[str]
+    """Field with the name; a name alone stands for settings without other values."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_entry(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(value, Choice) and value.registry is cls.registry:
+            return value  # type: ignore[return-value]  # a plug-in's
+        value = {cls.tag: value} if isinstance(value, str) else value
+        model = cls.model_of(value)
+        if model is cls:
+            return handler(value)
+        if unknown := [brief(name) for name in value if name not in model.model_fields]:
+            raise ValueError(f"{unknown[0]}: unknown key; keys that exist: {', '.join(model.model_fields)}")
+        return model.model_validate(value)
+
+    @classmethod
+    def model_of(cls, value: Any) -> type[Self]:
+        """Class of the settings that `value` contains."""
+        name = value.get(cls.tag) if isinstance(value, dict) else None
+        entry = cls.registry.get(name.partition("==")[0]) if isinstance(name, str) else None
+        return (entry and entry.settings) or cls
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Schema of these settings, or of a plug-in's."""
+        own = handler(schema)
+        models = dict.fromkeys(entry.settings for entry in cls.registry.values())
+        others = [handler(model.__pydantic_core_schema__) for model in models if model not in (None, cls)]
+        return {"anyOf": [own, *others]} if others else own
+
+
+@dataclass(frozen=True, eq=False)
+class ByName:
+    """Annotation of a choice for which its name can stand; dumps have the name where nothing else is set."""
+
+    model: type[Choice]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Dump the name."""
+
+        def dump(value: Choice) -> Any:
+            content = value.model_dump()
+            named = all(found is None for key, found in content.items() if key != value.tag)
+            return content[value.tag] if named else content
+
+        serialization = core_schema.plain_serializer_function_ser_schema(dump)
+        return {**handler(source), "serialization": serialization}
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """A name or a section."""
+        return {"anyOf": [{"type": "string", "enum": [*self.model.registry]}, handler(schema)]}
+
+
+def plugins_in(value: Any) -> set[str]:
+    """Name, version and hash of the source of each plug-in that settings use."""
+    parts = dict(value).values() if isinstance(value, Settings | dict) else value if isinstance(value, list) else ()
+    name = getattr(value, value.tag) if isinstance(value, Choice) else ""
+    own = {value.registry.origin(name)} if name and name in value.registry.plugins else set[str]()
+    return own.union(*map(plugins_in, parts))
 
 
 def fingerprint(value: Any) -> str:

@@ -1,20 +1,19 @@
 """Section `data` of an experiment."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from vaebm.config.base import Name, Settings
+from vaebm.config.base import Choice, Name, Registered
 from vaebm.config.datasets import DATASETS, USER_SETS, DatasetFacts
-from vaebm.system.errors import brief
-
-KNOWN = [*DATASETS, *USER_SETS]
 
 
-class DataSettings(Settings):
+class DataSettings(Choice):
     """Images of the experiment."""
 
-    dataset: Annotated[str, Field(json_schema_extra={"enum": KNOWN})]
+    registry = DATASETS
+    tag: ClassVar = "dataset"
+    dataset: Annotated[str, Registered(DATASETS, after=USER_SETS)]
     """Name of a registered data set, `folder` for pictures of your own, or `arrays` for a .npz file of your own."""
     path: Annotated[str, Field(min_length=1)] | None = None
     """Path of the raw files, relative to the project; default: raw/<dataset>, the only place for downloads."""
@@ -26,13 +25,6 @@ class DataSettings(Settings):
     """Channels of your images: 1 grey, 3 colour."""
     heldout: Annotated[float, Field(gt=0, le=1)] | None = None
     """Fraction of your images to hold out; omit it if the .npz file has held-out arrays. 1 (all) is for OOD sets."""
-
-    @field_validator("dataset")
-    @classmethod
-    def _is_registered(cls, name: str) -> str:
-        if name not in KNOWN:
-            raise ValueError(f"there is no data set {brief(name)!r}; data sets that exist: {', '.join(KNOWN)}")
-        return name
 
     @model_validator(mode="after")
     def _describes_user_files_only(self) -> Self:
@@ -61,8 +53,8 @@ class DataSettings(Settings):
 
     @property
     def needs_files(self) -> bool:
-        """Whether the images are read from raw files."""
-        return self.dataset in USER_SETS or self.facts.raw is not None
+        """Whether the images are read from raw files, or depend on settings."""
+        return self.dataset in USER_SETS or self.facts.raw is not None or self.facts.settings is not None
 
     @property
     def facts(self) -> DatasetFacts:

@@ -5,9 +5,10 @@ Snakemake asks it for absent raw files before anything starts. So functions are 
 
 import os.path
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vaebm.system.files import found_at
+from vaebm.system.plugins import Implementation, Registry
 
 
 class RawFiles(NamedTuple):
@@ -34,8 +35,8 @@ class DatasetFacts(NamedTuple):
     """Training images; None: as many as the user's files contain."""
     heldout: int | None
     """Held-out images; None: as many as the user's files contain."""
-    prepare: str
-    """`module:function` that returns the images; its arguments are settings and threads, or none without raw files.
+    prepare: Implementation
+    """Function that returns the images; its arguments are settings and threads, or none without either.
 
     It raises `UserError` if raw files are absent, damaged, other than published, or cannot be downloaded.
     """
@@ -43,6 +44,8 @@ class DatasetFacts(NamedTuple):
     """Greyscale set whose images are the channels of this one's."""
     raw: RawFiles | None = None
     """None: the set needs no files, or they are the user's."""
+    settings: type[Any] | None = None
+    """Subclass of `DataSettings`; None: the set has no settings of its own."""
 
 
 _MNIST_FILES = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz"]
@@ -88,7 +91,7 @@ def _cifar(archive: str, folder: str) -> RawFiles:
 _CIFAR10 = _cifar("cifar-10-python.tar.gz", "cifar-10-batches-py")
 _CIFAR100 = _cifar("cifar-100-python.tar.gz", "cifar-100-python")
 
-DATASETS = {  # side, channels, training and held-out images
+_PUBLISHED = {  # side, channels, training and held-out images
     "digits": DatasetFacts(8, 1, 1500, 297, "vaebm.data.digits:prepare_digits"),
     "stacked_digits": DatasetFacts(8, 3, 15_000, 2970, "vaebm.data.stacked:prepare_stacked_digits", "digits"),
     "mnist": DatasetFacts(32, 1, 60_000, 10_000, "vaebm.data.mnist:prepare_mnist", raw=_MNIST),
@@ -100,7 +103,8 @@ DATASETS = {  # side, channels, training and held-out images
     "lsun_church64": DatasetFacts(64, 3, 126_227, 300, "vaebm.data.lsun:prepare_lsun", raw=_LSUN),
     "celebahq256": DatasetFacts(256, 3, 27_000, 3_000, "vaebm.data.celebahq:prepare_celebahq", raw=_CELEBA_HQ),
 }
-"""Name → facts of each published data set."""
+DATASETS = Registry("data set", _PUBLISHED)
+"""Name → facts of each data set but the user's files."""
 
 USER_SETS = {
     "folder": "vaebm.data.user_files:prepare_folder",

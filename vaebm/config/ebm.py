@@ -1,10 +1,21 @@
 """Settings of stage `ebm`."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
-from vaebm.config.base import Decay, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several, later
+from vaebm.config.base import (
+    Choice,
+    Decay,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Registered,
+    Settings,
+    Several,
+    later,
+)
+from vaebm.system.plugins import Implementation, Registry
 
 PotentialKind = Literal["noise", "density", "pixels"]
 
@@ -13,7 +24,21 @@ Start = Literal["prior", "uniform"]
 Positives = Literal["clean", "matched"]
 
 
-class EnergyNetworkSettings(Settings):
+ENERGIES: Registry["EnergyFacts"] = Registry("energy network")
+
+KERNELS: Registry["KernelFacts"] = Registry("transition kernel")
+
+
+class NetworkSettings(Choice):
+    """Network of a plug-in."""
+
+    registry = ENERGIES
+    tag: ClassVar = "kind"
+    kind: Annotated[str, Registered(ENERGIES)] = later("residual")
+    """Name of a registered energy network."""
+
+
+class EnergyNetworkSettings(NetworkSettings):
     """Energy network (VAEBM appendix E): a stem, residual blocks, a sum over positions, a linear head."""
 
     channels: PositiveInt = 128
@@ -25,18 +50,43 @@ class EnergyNetworkSettings(Settings):
 
     @model_validator(mode="after")
     def _down_names_blocks(self) -> Self:
-        if any(block >= len(self.widths) for block in self.down):
+        plugin = not isinstance(self, EnergyNetworkSettings)  # pydantic asks for these too
+        if not plugin and any(block >= len(self.widths) for block in self.down):
             raise ValueError(f"down must name blocks 0 to {len(self.widths) - 1}, found {self.down}")
         return self
 
 
-class ChainSettings(Settings):
+class ChainSettings(Choice):
     """Langevin chain in noise space (VAEBM section 3.2, algorithm 1)."""
 
+    registry = KERNELS
+    tag: ClassVar = "kernel"
+    kernel: Annotated[str, Registered(KERNELS)] = later("langevin")
+    """Name of a registered transition kernel."""
     steps: NonNegativeInt
     """K, number of Langevin steps."""
     step_size: PositiveFloat
     """η in ε ← ε − η/2 ∇U(ε) + √η ω."""
+
+
+class EnergyFacts(NamedTuple):
+    """A registered energy network."""
+
+    network: Implementation
+    """Function or class of settings and channels: a module from images (B, C, H, W) in [0, 1] to energies (B,)."""
+    settings: type[NetworkSettings] = NetworkSettings
+
+
+class KernelFacts(NamedTuple):
+    """A registered transition kernel."""
+
+    run: Implementation
+    """Function like `chain.langevin.langevin`; its keywords are the settings but `kernel`, `noise` and `callback`."""
+    settings: type[ChainSettings] = ChainSettings
+
+
+ENERGIES.own.update(residual=EnergyFacts("vaebm.energy.network:EnergyNetwork", EnergyNetworkSettings))
+KERNELS.own.update(langevin=KernelFacts("vaebm.chain.langevin:langevin"))
 
 
 class ReplaySettings(Settings):
@@ -108,20 +158,20 @@ class SelectionSettings(Settings):
     """Number of last good snapshots to compare, including the end of the training; 1: take the last."""
     images: Several = 1000
     """Images per snapshot, and as many training images, to compare."""
-    chain: ChainSettings | None = None
+    chain: SerializeAsAny[ChainSettings] | None = None
     """Chain used to compare snapshots; default: training chain. The longer test chain separates them better."""
 
 
 class EBMSettings(Settings):
     """Stage `ebm`."""
 
-    network: EnergyNetworkSettings = EnergyNetworkSettings()
+    network: SerializeAsAny[EnergyNetworkSettings] = EnergyNetworkSettings()
     potential: PotentialKind = "noise"
     """`noise`: exact density in noise space. `density`: as in the published program, without the Jacobian. `pixels`:
     the ablation's energy on images without an NVAE."""
     start: Start = "prior"
     """Start of the chains: samples of the NVAE's prior, or uniform noise (`pixels` only)."""
-    chain: ChainSettings
+    chain: SerializeAsAny[ChainSettings]
     """Training chain."""
     replay: ReplaySettings | None = None
     """Replay buffer; None: no chain continues an earlier one."""

@@ -1,13 +1,23 @@
 """Settings of the stages `samples` and `evaluation`, and of the feature extractors."""
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
-from vaebm.config.base import NonNegativeInt, Settings, Several
+from vaebm.config.base import ByName, Choice, NonNegativeInt, Registered, Settings, Several, later
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import ChainSettings
+from vaebm.system.plugins import Implementation, Registry
 
 
 class SamplesSettings(Settings):
@@ -24,7 +34,7 @@ class SamplesSettings(Settings):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """`tf32`: TF32 convolutions and matrix products on NVIDIA GPUs. `bfloat16`: TF32, and bfloat16 features of both
     networks within chains."""
-    chain: ChainSettings
+    chain: SerializeAsAny[ChainSettings]
     """Test chain; the variant `nvae` takes no steps."""
 
     @model_validator(mode="after")
@@ -59,7 +69,10 @@ class ClassifierSettings(Settings):
     """Peak Adam learning rate of the one-cycle schedule."""
 
 
-ExtractorName = Literal["classifier", "inception", "resnet56"]
+EXTRACTORS: Registry["ExtractorFacts"] = Registry("extractor")
+
+METRICS: Registry[Any] = Registry("metric of a plug-in")
+"""Name → `records.metrics.Metric`, for the metrics of plug-ins."""
 
 NOT_TRAINED = ("inception", "resnet56")
 """Extractors with published weights; `evaluation` has a setting <extractor>_weights for each."""
@@ -68,13 +81,48 @@ PATHS = {f"{name}_weights" for name in NOT_TRAINED}
 """Settings of `evaluation` with local paths, on which no metric depends."""
 
 
-class ExtractorSettings(Settings):
+class ExtractorSettings(Choice):
     """Feature extractor, with the local path of its weights."""
 
-    name: ExtractorName
+    registry = EXTRACTORS
+    tag: ClassVar = "name"
+    name: Annotated[str, Registered(EXTRACTORS)]
     """Name of the network."""
-    weights: str | None = None
+    weights: Annotated[str, Field(min_length=1)] | None = None
     """Weights file, relative to the project; None: the experiment's classifier, or downloaded Inception weights."""
+
+
+class ExtractorFacts(NamedTuple):
+    """A registered extractor; nothing in it depends on weights."""
+
+    network: Implementation
+    """Function of the settings: an object with the functions `features` from images (B, C, H, W) uint8 to (B, D), and
+    `logits` from these to (B, classes). Or a class of torch-fidelity's interface."""
+    features: int
+    """D, of an image, or of a channel of a stack."""
+    settings: type[ExtractorSettings] = ExtractorSettings
+    layers: tuple[str, str] = ("features", "logits")
+    """torch-fidelity's names of the features and of the logits."""
+    batch: int = 500
+    """Batch size; fixed, because the last digits of a metric may depend on it."""
+
+
+_INCEPTION = "vaebm.measures.fidelity_backend:torch_fidelity.FeatureExtractorInceptionV3"
+EXTRACTORS.own.update(
+    classifier=ExtractorFacts("vaebm.evaluation.extractors:ClassifierExtractor", 64),
+    # the layers that FID, KID and the inception score are defined on
+    inception=ExtractorFacts(_INCEPTION, 2048, layers=("2048", "logits_unbiased"), batch=50),
+    resnet56=ExtractorFacts("vaebm.evaluation.extractors:ResNet56Extractor", 64),
+)
+
+
+class MetricSettings(Choice):
+    """Metric of a plug-in."""
+
+    registry = METRICS
+    tag: ClassVar = "name"
+    name: Annotated[str, Registered(METRICS)]
+    """Name of a registered metric."""
 
 
 class PrecisionRecallSettings(Settings):
@@ -112,9 +160,12 @@ Derived = Literal["interpolation", "turned", "photographs"]
 """OOD sets made from the held-out images or in their shape."""
 DERIVED: tuple[str, ...] = get_args(Derived)
 
-OODName = Annotated[str, Field(json_schema_extra={"enum": [*DERIVED, *DATASETS]})]
+OODName = Annotated[
+    str,
+    Registered(DATASETS, DERIVED, what="set", advice="files of your own are a section with dataset: folder or arrays"),
+]
 OODEntry = Annotated[
-    Annotated[OODName, Tag("(name)")] | Annotated[DataSettings, Tag("(section)")],
+    Annotated[OODName, Tag("(name)")] | Annotated[SerializeAsAny[DataSettings], Tag("(section)")],
     Discriminator(lambda found: f"({'name' if isinstance(found, str) else 'section'})"),
 ]
 """OOD set: a name, or a section like `data`. Keys of files have no parentheses, unlike these tags."""
@@ -123,7 +174,7 @@ OODEntry = Annotated[
 class EvaluationSettings(Settings):
     """Stage `evaluation`."""
 
-    extractor: ExtractorName = "classifier"
+    extractor: Annotated[ExtractorSettings, ByName(ExtractorSettings)] = Field("classifier", validate_default=True)
     """Feature extractor: a classifier trained on the images, torch-fidelity's InceptionV3, or a CIFAR-10 ResNet-56."""
     inception_weights: Annotated[str, Field(min_length=1)] | None = None
     """File of the standard Inception weights, relative to the project; default: torch-fidelity's download."""
@@ -145,19 +196,16 @@ class EvaluationSettings(Settings):
     """Posterior samples per image, for the ELBO and the importance-weighted log-likelihood."""
     ood: list[OODEntry] = []
     """OOD sets, scored by log p(x) − E(x) against held-out images: names, or sections like `data`."""
+    metrics: list[Annotated[MetricSettings, ByName(MetricSettings)]] = later([])
+    """Further metrics, of plug-ins: names, or sections with `name` and the metric's settings."""
 
     @field_validator("ood")
     @classmethod
     def _have_distinct_names(cls, sets: list[OODEntry]) -> list[OODEntry]:
-        for one in sets:
-            if isinstance(one, str) and one not in DERIVED and one not in DATASETS:
-                known = f"sets that exist: {', '.join([*DERIVED, *DATASETS])}"
-                own = "files of your own are a section with dataset: folder or arrays"
-                raise ValueError(f"there is no set {one!r}; {known}; {own}")
         names = [_named_data(one)[0] for one in sets]
         if len(set(names)) < len(names):
             raise ValueError(f"each set at most once, found {', '.join(names)}")
-        taken = {*DERIVED, *(_named_data(name)[0] for name in DATASETS)}
+        taken = {*DERIVED, *(name.removesuffix(str(facts.side)) for name, facts in DATASETS.items())}
         for one in sets:
             if not isinstance(one, str) and one.dataset not in DATASETS and one.display_name in taken:
                 raise ValueError(
@@ -168,10 +216,8 @@ class EvaluationSettings(Settings):
     @property
     def extraction(self) -> ExtractorSettings:
         """Settings that open the extractor."""
-        return ExtractorSettings(
-            name=self.extractor,
-            weights=getattr(self, f"{self.extractor}_weights") if self.extractor in NOT_TRAINED else None,
-        )
+        weights = getattr(self, f"{self.extractor.name}_weights", None) or self.extractor.weights
+        return self.extractor.model_copy(update={"weights": weights})
 
     def extractor_problem(self, shape: tuple[int, int, int], stacks: bool) -> str | None:
         """One line on an extractor that does not fit images of `shape` (C, H, W) or its settings; None: it fits.
@@ -180,21 +226,22 @@ class EvaluationSettings(Settings):
             stacks: whether each channel is a labelled image, which the classifier classifies.
         """
         channels, height, width = shape
-        trained = self.extractor == "classifier" or stacks
+        extractor = self.extractor.name
+        trained = extractor == "classifier" or stacks
         if self.classifier is None and trained:
             user = "the modes of stacks need" if stacks else "the extractor classifier needs"
             return f"classifier: expected its settings, which {user}, found none"
         if self.classifier is not None and not trained:
-            return f"classifier: the extractor {self.extractor} needs none; leave it out"
+            return f"classifier: the extractor {extractor} needs none; leave it out"
         for name in NOT_TRAINED:
-            if name != self.extractor and getattr(self, f"{name}_weights") is not None:
-                found = f"found the extractor {self.extractor}; leave it out"
+            if name != extractor and getattr(self, f"{name}_weights") is not None:
+                found = f"found the extractor {extractor}; leave it out"
                 return f"{name}_weights: only the extractor {name} has them, {found}"
-        if self.extractor == "resnet56" and self.resnet56_weights is None:
+        if extractor == "resnet56" and self.extraction.weights is None:
             return "resnet56_weights: expected the path of a checkpoint, found none"
-        if self.extractor == "inception" and channels != 3:
+        if extractor == "inception" and channels != 3:
             return f"extractor: inception is made for 3 colours, the images have {channels} channel(s)"
-        if self.extractor == "resnet56" and shape != (3, 32, 32):
+        if extractor == "resnet56" and shape != (3, 32, 32):
             found = f"the images are {height}×{width} with {channels} channel(s)"
             return f"extractor: resnet56 is made for 32×32 images of 3 colours, {found}"
         return None
@@ -215,12 +262,13 @@ class EvaluationSettings(Settings):
             else one.model_copy(update={"path": None})
             for one in self.ood
         ]
-        return self.model_copy(update={"ood": sets, **dict.fromkeys(PATHS)})
+        extractor = self.extractor.model_copy(update={"weights": None})
+        return self.model_copy(update={"ood": sets, "extractor": extractor, **dict.fromkeys(PATHS)})
 
 
 def _named_data(one: str | DataSettings) -> tuple[str, DataSettings | None]:
     """Name of an OOD set in metrics, and its data."""
     if isinstance(one, str) and one in DERIVED:
         return one, None
-    data = DataSettings(dataset=one) if isinstance(one, str) else one
+    data = DataSettings.model_validate(one) if isinstance(one, str) else one
     return data.display_name, data

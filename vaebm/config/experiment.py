@@ -5,9 +5,9 @@ from functools import reduce
 from itertools import product
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny, ValidationError, model_validator
 
-from vaebm.config.base import Name, S, Settings, fingerprint, later, merge, nested
+from vaebm.config.base import Choice, Name, S, Settings, fingerprint, later, merge, nested
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import EBMSettings
@@ -85,7 +85,7 @@ class Variant(Settings):
 class Experiment(Settings):
     """Experiment file: one section per stage; the pipeline requires all of them (`missing`)."""
 
-    data: DataSettings
+    data: SerializeAsAny[DataSettings]
     nvae: NVAESettings = NVAESettings()
     ebm: EBMSettings | None = None
     samples: SamplesSettings | None = None
@@ -179,7 +179,7 @@ class Experiment(Settings):
                 f"nvae.network.decoder: energies and GANs need the decoder normal, found {network.decoder}"
             )
         for where, section in self._trained.items():
-            halvings = len(set(section.network.down))
+            halvings = len(set(getattr(section.network, "down", ())))  # a plug-in's network may have none
             if facts.side < 2**halvings:
                 raise ValueError(f"{where}.network.down: {size} cannot be halved {halvings} times")
         if evaluation is not None:
@@ -321,6 +321,8 @@ def with_changes(settings: S, changes: dict[str, Any], where: str) -> S:
 def _merged(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
     """Values of `settings` with `changes`, group by group; not from dumps, which omit defaults of `later`."""
     values = dict(settings)
+    if isinstance(settings, Choice):  # of another kind: what both have
+        values = {key: value for key, value in values.items() if key in settings.model_of(changes).model_fields}
     groups = {
         key: _merged(group, value)
         for key, value in changes.items()

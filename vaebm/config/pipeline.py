@@ -78,7 +78,7 @@ def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path) -> Pipeli
     for name, experiment in experiments.items() if write else ():
         if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
             with _located(f"{files[name]}: evaluation"):
-                weights_hash(experiment.evaluation.extractor, weights)
+                weights_hash(experiment.evaluation.extractor.name, weights)
     options = [*(("--set", change) for change in changes), *([("--base", names[0])] if "name" in overrides else [])]
     said = "".join(f" {option} {shlex.quote(value)}" for option, value in options)
     said = said.replace("{", "{{").replace("}", "}}")

@@ -4,6 +4,8 @@ import hashlib
 import os.path
 from pathlib import Path
 
+from vaebm.config.base import fingerprint
+from vaebm.config.evaluation import NOT_TRAINED, ExtractorSettings
 from vaebm.system.errors import UserError
 
 INCEPTION_SHA256 = "6726825d"
@@ -28,7 +30,7 @@ def weights_hash(extractor: str, path: Path | str) -> str:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file}: expected {expected}, found {getattr(error, 'strerror', None) or error}; "
-            f"evaluation.{extractor}_weights names the file"
+            f"evaluation.{f'{extractor}_weights' if extractor in NOT_TRAINED else 'extractor.weights'} names the file"
         ) from None
     if extractor == "inception" and not found.startswith(INCEPTION_SHA256):
         raise UserError(
@@ -36,3 +38,13 @@ def weights_hash(extractor: str, path: Path | str) -> str:
             f"the file is at {INCEPTION_URL}"
         )
     return found
+
+
+def plugin_hash(settings: ExtractorSettings) -> str:
+    """Hash of the settings, version and weights of a plug-in's extractor.
+
+    Raises:
+        UserError: the weights file does not exist.
+    """
+    weights = settings.weights and weights_hash(settings.name, settings.weights)
+    return fingerprint({**settings.model_dump(), "weights": weights})

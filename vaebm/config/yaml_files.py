@@ -17,6 +17,7 @@ from vaebm.config.base import NAME
 from vaebm.config.layers import SettingsLayer, changes_layer, combined, group_of, source
 from vaebm.system.errors import UserError, brief, listed
 from vaebm.system.files import found_at, writing
+from vaebm.system.plugins import load_plugins
 
 RESERVED = ("data",)
 """Names under results/ that no experiment can have."""
@@ -115,6 +116,7 @@ def validate(model: type[S], value: Any, where: str | Callable[[str], str]) -> S
     Raises:
         UserError: unknown or missing keys, invalid values; one line on the first, with the keys of the others.
     """
+    load_plugins()
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -246,7 +248,9 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int], inste
     files: list[tuple[Path, int, str, Settings | None]] = []
     if (evaluation := experiment.evaluation) is not None:
         files.append((folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation.classifier))
-        files.append((folder / "reference" / f"{evaluation.extractor}.yaml", 0, "extractor", evaluation.extraction))
+        files.append(
+            (folder / "reference" / f"{evaluation.extractor.name}.yaml", 0, "extractor", evaluation.extraction)
+        )
     for seed in seeds:
         for model in experiment.models:
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
@@ -313,7 +317,7 @@ def read_settings(path: Path, model: type[S]) -> tuple[int, S]:
     Raises:
         UserError: the file is missing, damaged, or of another stage.
     """
-    section = next(name for name, known in STAGES.items() if known is model)
+    section = next(name for name, known in STAGES.items() if issubclass(model, known))
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"seed", section}:
         found = sorted(map(str, content)) if isinstance(content, dict) else content

@@ -4,15 +4,15 @@ A prepared data set is a folder with `images.npy` (N, H, W, C) uint8, `labels.np
 as memory maps) and `manifest.json` (counts, shape, splits, checksums; no times, no paths).
 """
 
-from importlib import import_module
 from pathlib import Path
 
-from vaebm.config import DataSettings
-from vaebm.config.data import KNOWN
+from vaebm.config import DATASETS, DataSettings
+from vaebm.config.datasets import USER_SETS
 from vaebm.config.yaml_files import validate
 from vaebm.data.convert_large import LazyImages, write_lazy_images
 from vaebm.data.prepared import ImageSet, Prepared, open_images, write_images
 from vaebm.system.errors import UserError
+from vaebm.system.plugins import imported
 
 
 def prepare(data: str | DataSettings, folder: Path, threads: int = 1) -> None:
@@ -26,11 +26,10 @@ def prepare(data: str | DataSettings, folder: Path, threads: int = 1) -> None:
         UserError: the data set does not exist, or its raw files are absent or cannot be used.
     """
     if isinstance(data, str):
-        if data not in KNOWN:
-            raise UserError(f"unknown data set {data!r}; data sets that exist: {', '.join(sorted(KNOWN))}")
+        if data not in (known := sorted([*DATASETS, *USER_SETS])):
+            raise UserError(f"unknown data set {data!r}; data sets that exist: {', '.join(known)}")
         data = validate(DataSettings, {"dataset": data}, f"data {data}")
-    module, _, name = data.facts.prepare.partition(":")
-    function = getattr(import_module(module), name)
+    function = imported(data.facts.prepare)
     images: Prepared | LazyImages = function(data, threads) if data.needs_files else function()
     if isinstance(images, LazyImages):
         write_lazy_images(folder, data.prepared, images, threads)

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaebm.config import EBMSettings
 from vaebm.ebm.contrastive_divergence import (
@@ -15,7 +15,6 @@ from vaebm.ebm.contrastive_divergence import (
     positives,
 )
 from vaebm.ebm.replay_buffer import ReplayBuffer
-from vaebm.energy.network import EnergyNetwork
 from vaebm.model import build_model
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.layers import convolution_weights
@@ -26,13 +25,15 @@ from vaebm.training.loop import Stateful, training_batch
 from vaebm.training.spectral import SpectralPenalty
 
 
-def initialize(energy: EnergyNetwork, nvae: NVAE, images: Tensor, stage: EBMSettings, seed: int) -> None:
-    """Initialise from the first five batches of the training images (N, C, H, W) uint8."""
+def initialize(energy: nn.Module, nvae: NVAE, images: Tensor, stage: EBMSettings, seed: int) -> None:
+    """Initialise from the first five batches of the training images (N, C, H, W) uint8; a plug-in's network may not."""
+    if (begin := getattr(energy, "initialize", None)) is None:
+        return
     batch, flip = stage.training.batch, stage.training.flip
     batches = range(min(5, len(images) // batch))
     first = torch.cat([training_batch(images, step, batch, derive(seed, "ebm"), flip) for step in batches])
     own = distributed.local_shard(range(len(first)))
-    energy.initialize(positives(nvae, first[own.start : own.stop], stage, NoiseSource(seed, "initial positives", own)))
+    begin(positives(nvae, first[own.start : own.stop], stage, NoiseSource(seed, "initial positives", own)))
 
 
 class Iteration(NamedTuple):
@@ -64,7 +65,7 @@ class EBMTrainer:
         seed: of noise, data order, replay draws and initial singular vectors.
     """
 
-    def __init__(self, nvae: NVAE, energy: EnergyNetwork, stage: EBMSettings, seed: int):
+    def __init__(self, nvae: NVAE, energy: nn.Module, stage: EBMSettings, seed: int):
         self.energy, self.stage, self.seed = energy, stage, seed
         self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives)
         self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
@@ -128,9 +129,7 @@ class EBMTrainer:
 
         # 2. K Langevin steps, without gradient for the energy's weights
         energy.requires_grad_(False)
-        self.ends, eps_x = self.vaebm.refine(
-            eps_z, eps_x, steps=stage.chain.steps, step_size=stage.chain.step_size, noise=noise
-        )
+        self.ends, eps_x = self.vaebm.refine(eps_z, eps_x, chain=stage.chain, noise=noise)
         energy.requires_grad_(True)
 
         # 3. energies of the data and of the chains' images

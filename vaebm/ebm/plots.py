@@ -62,6 +62,10 @@ def save_ebm_plots(
     }
     steps, along = stage.chain.steps, list[Tensor]()
     try:
+        if stage.chain.kernel != "langevin":
+            raise UserError(
+                f"chain.kernel: expected langevin, which these diagnostics are for, found {stage.chain.kernel}"
+            )
         diagnosed = diagnose(
             lambda eps: vaebm.potential(eps[:-1], eps[-1]),
             [*eps_z, eps_x], observe, steps=steps, step_size=stage.chain.step_size, noise=noise, batch=batch,

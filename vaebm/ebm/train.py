@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vaebm.config import EBMSettings, EBMTrainingSettings
+from vaebm.config.base import plugins_in
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
 from vaebm.ebm.divergence_guard import Guard
@@ -14,7 +15,7 @@ from vaebm.ebm.iteration import EBMTrainer, initialize
 from vaebm.ebm.plots import save_ebm_plots
 from vaebm.ebm.selection import select
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
-from vaebm.energy.network import EnergyNetwork
+from vaebm.energy.network import build_energy
 from vaebm.model import check_decoder
 from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
@@ -62,7 +63,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     images = training_images(dataset, device, training.batch, f"{settings}: ebm.training.batch")
 
     with seeded(derive(seed, "energy")):
-        energy = EnergyNetwork(stage.network, dataset.shape[0])
+        energy = build_energy(stage.network, dataset.shape[0])
     if training.precision == "float64":
         vae, energy = vae.double(), energy.double()
     initialize(to_device_channels_last(energy, device), vae, images, stage, seed)
@@ -105,6 +106,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), **origin)
     run_state.finish(
         status=status,
+        plugins=sorted(plugins_in(stage)),
         snapshot=selection.chosen,
         events=events,
         selection=selection,

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.config import EnergyNetworkSettings
+from vaebm.config import ENERGIES, EnergyNetworkSettings, NetworkSettings
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.system.checkpoint import load_model
 from vaebm.system.device import to_device_channels_last
 from vaebm.system.errors import UserError
+from vaebm.system.plugins import imported
 from vaebm.system.shapes import Images, Latents, PerImage
 
 LIPSWISH = 1.1
@@ -71,15 +72,21 @@ class EnergyNetwork(nn.Module):
             return self(images)
 
 
-def load_energy(path: Path | str, device: torch.device | str = "cpu") -> EnergyNetwork:
+def build_energy(settings: NetworkSettings, channels: int) -> nn.Module:
+    """Build a registered energy network for images of C `channels`."""
+    return imported(ENERGIES[settings.kind].network)(settings, channels)
+
+
+def load_energy(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
     """Load the energy network of a model file, frozen.
 
     Raises:
-        UserError: the file is missing, or not an energy network of this version.
+        UserError: the file is missing, or not an energy network of this version, or its plug-in is missing.
     """
     content = load_model(path, "energy")
+    ENERGIES.check(content["network"].get("kind", "residual"))
     try:
-        energy = EnergyNetwork(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
+        energy = build_energy(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
         energy.load_state_dict(content["weights"])
     except Exception:  # of any other content
         raise UserError(

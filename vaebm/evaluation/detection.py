@@ -10,7 +10,7 @@ from vaebm.evaluation.measurements import Measurements
 from vaebm.measures import bootstrap
 from vaebm.measures.bootstrap import Counts, Values
 from vaebm.model import Estimates
-from vaebm.records.metrics import DETECTION, MEANINGS, QUANTITIES, metric
+from vaebm.records.metrics import DETECTION, MEANINGS, metric, order
 from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
 
@@ -114,4 +114,4 @@ def measure_ood(inside: Scores, outside: dict[str, Scores], resamples: int, seed
 def in_the_table(figures: Measurements) -> Measurements:
     """The part of `measure_ood` that the table shows, metric by metric."""
     shown = {name: figure for name, figure in figures.items() if metric(name).shown != "run"}
-    return dict(sorted(shown.items(), key=lambda item: QUANTITIES.index(metric(item[0]).quantity)))
+    return dict(sorted(shown.items(), key=lambda item: order(metric(item[0]))))

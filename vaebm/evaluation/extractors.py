@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vaebm.config import ExtractorSettings, weights
-from vaebm.config.weights import INCEPTION_URL
+from vaebm.config import EXTRACTORS, ExtractorSettings, weights
+from vaebm.config.weights import INCEPTION_URL, plugin_hash
 from vaebm.config.yaml_files import read_settings
-from vaebm.evaluation import classifier, resnet56
+from vaebm.evaluation import resnet56
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.resnet56 import load_resnet56
 from vaebm.measures.bootstrap import Features, Logits
@@ -28,6 +28,7 @@ from vaebm.records.results import ExtractorRecord
 from vaebm.system.checkpoint import load_model, load_plain
 from vaebm.system.device import Progress
 from vaebm.system.errors import UserError
+from vaebm.system.plugins import imported
 
 
 class _CustomExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
@@ -83,24 +84,12 @@ class ResNet56Extractor(_CustomExtractor):
     load = staticmethod(load_resnet56)
 
 
-class Kind(NamedTuple):
-    """Facts about an extractor that do not depend on its weights."""
-
-    module: type[torch_fidelity.FeatureExtractorBase]
-    layers: tuple[str, str]
-    """torch-fidelity's names of the features and of the logits."""
-    features: int
-    """D, of an image, or of a channel of a stack."""
-    batch: int
-    """Batch size; fixed, because the last digits of a metric may depend on it."""
-
-
-KINDS = {
-    "classifier": Kind(ClassifierExtractor, _CustomExtractor.LAYERS, classifier.CLASSIFIER_FEATURES, 500),
-    "resnet56": Kind(ResNet56Extractor, _CustomExtractor.LAYERS, resnet56.RESNET56_FEATURES, 500),
-    # the layers that FID, KID and the inception score are defined on
-    "inception": Kind(torch_fidelity.FeatureExtractorInceptionV3, ("2048", "logits_unbiased"), 2048, 50),
-}
+def _module(settings: ExtractorSettings) -> Any:
+    """Class of torch-fidelity's interface for an extractor."""
+    found = imported(EXTRACTORS[settings.name].network)
+    if isinstance(found, type) and issubclass(found, torch_fidelity.FeatureExtractorBase):
+        return found
+    return type("PluginExtractor", (_CustomExtractor,), {"load": lambda self, path: found(settings)})
 
 
 class ExtractorOutput(NamedTuple):
@@ -157,8 +146,9 @@ class Extractor:
     """An extractor with its weights, registered with torch-fidelity.
 
     Attributes:
-        kind: key of `KINDS`.
-        weights: for the classifier the hash of its tensors, else the SHA-256 of the file.
+        kind: name of the extractor.
+        weights: for the classifier the hash of its tensors, else the SHA-256 of the file, or of a plug-in and its
+            settings.
         path: file of the weights.
         shape: (C, H, W) of its images; (C,) if any size is allowed.
         device: device that it runs on.
@@ -171,8 +161,13 @@ class Extractor:
     device: torch.device
 
     @classmethod
-    def of(cls, kind: str, path: Path, device: torch.device | str = "cpu") -> Self:
+    def of(
+        cls, kind: str, path: Path, device: torch.device | str = "cpu", settings: ExtractorSettings | None = None
+    ) -> Self:
         """Load the extractor of a file of weights.
+
+        Args:
+            settings: of a plug-in's extractor, whose `path` may be of no file.
 
         Raises:
             UserError: no such file, or not one of such weights.
@@ -181,6 +176,8 @@ class Extractor:
         if kind == "classifier":
             content = load_model(path, "classifier")
             found, shape = content["hash"], tuple(content["network"]["shape"])
+        elif settings is not None:
+            found, shape = plugin_hash(settings), ()
         else:
             path = Path(os.path.expanduser(path))
             found, shape = weights.weights_hash(kind, path), resnet56.SHAPE if kind == "resnet56" else (3,)
@@ -188,7 +185,8 @@ class Extractor:
                 load_plain(path, "the weights of inception")
         extractor = cls(kind, found, path, shape, torch.device(device))
         if extractor.name not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
-            torch_fidelity.register_feature_extractor(extractor.name, KINDS[kind].module)
+            settings = settings or ExtractorSettings(name=kind)
+            torch_fidelity.register_feature_extractor(extractor.name, _module(settings))
         return extractor
 
     @property
@@ -222,7 +220,7 @@ class Extractor:
         Raises:
             UserError: it is made for other images.
         """
-        features, logits = self._layers(images, KINDS[self.kind].layers)
+        features, logits = self._layers(images, EXTRACTORS[self.kind].layers)
         return ExtractorOutput(features, logits.reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
 
     def features(self, images: Tensor, change: Change | None = None) -> Features:
@@ -231,7 +229,7 @@ class Extractor:
         Raises:
             UserError: it is made for other images.
         """
-        return self._layers(images, KINDS[self.kind].layers[:1], change)[0]
+        return self._layers(images, EXTRACTORS[self.kind].layers[:1], change)[0]
 
     def _layers(self, images: Tensor, layers: Sequence[str], change: Change | None = None) -> list[Features]:
         """Layers of uint8 images (N, C, H, W), each (N, …)."""
@@ -240,7 +238,7 @@ class Extractor:
         module = torch_fidelity.utils.create_feature_extractor(
             self.name, list(layers), cuda=cuda, verbose=False, feature_extractor_weights_path=str(self.path)
         )
-        data, batch = _Images(images, change, progress), KINDS[self.kind].batch
+        data, batch = _Images(images, change, progress), EXTRACTORS[self.kind].batch
         found = torch_fidelity.utils.get_featuresdict_from_dataset(
             data, module, batch, cuda=cuda, save_cpu_ram=True, verbose=False
         )
@@ -252,7 +250,7 @@ class Extractor:
     def describe(self, shape: tuple[int, ...]) -> ExtractorRecord:
         """Facts about the extractor for metrics of images of `shape`, (C, H, W)."""
         facts = {"kind": self.kind, "name": self.name, "weights": self.weights}
-        features = self.depth(shape) * KINDS[self.kind].features
+        features = self.depth(shape) * EXTRACTORS[self.kind].features
         return ExtractorRecord.model_validate(
             {**facts, "features": features, "torch-fidelity": torch_fidelity.__version__}
         )
@@ -273,6 +271,8 @@ def open_extractor(settings: Path, trained: Path | None, device: torch.device | 
         if trained is None:
             raise UserError(f"{settings}: expected the model of the classifier beside it (--classifier), found none")
         return Extractor.of("classifier", trained, device)
+    if chosen.name in EXTRACTORS.plugins:
+        return Extractor.of(chosen.name, Path(chosen.weights or ""), device, chosen)
     if chosen.weights is None and chosen.name != "inception":
         raise UserError(f"{settings}: extractor.weights: expected the path of a file, found none")
     return Extractor.of(chosen.name, download_inception() if chosen.weights is None else Path(chosen.weights), device)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.config import STAGES, EvaluationSettings, SamplesSettings
+from vaebm.config import DATASETS, STAGES, DataSettings, EvaluationSettings, SamplesSettings, Settings
+from vaebm.config.base import plugins_in
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.data import ImageSet, open_images
 from vaebm.data.download import checksum
@@ -104,8 +105,8 @@ def check_shards(shards: list[Path], seed: int, stage: SamplesSettings, models: 
         warn_unverified(unverified[0], f"so are {len(unverified)} of {len(shards)} shards; sample again to have one")
 
 
-def _training(model: Path, weights: str, data: str) -> dict[str, TrainingRecord]:
-    """Read the training record of `model`: its stage → the record without settings and data.
+def _training(model: Path, weights: str, data: str) -> tuple[TrainingRecord, Settings]:
+    """Read the training record of `model`, without settings and data, and its settings.
 
     Args:
         weights, data: hashes of the weights and of the data set.
@@ -118,7 +119,8 @@ def _training(model: Path, weights: str, data: str) -> dict[str, TrainingRecord]
     if record.stage not in STAGES:
         raise UserError(f"{path}: stage: expected one of {', '.join(STAGES)}, found {record.stage}")
     settings, kind = model.with_name(f"{record.stage}.yaml"), STAGES[record.stage]
-    if validate(kind, record.settings, f"{path}: settings") != read_settings(settings, kind)[1]:
+    trained = validate(kind, record.settings, f"{path}: settings")
+    if trained != read_settings(settings, kind)[1]:
         raise UserError(
             f"{model}: expected a model trained with {settings}, found one trained with other settings; "
             "remove it and run again"
@@ -127,7 +129,7 @@ def _training(model: Path, weights: str, data: str) -> dict[str, TrainingRecord]
         if expected not in (None, found):
             raise UserError(f"{model}: expected {what} {expected[:12]} of {path.name}, found {found[:12]}; train again")
     shown = record.model_dump(exclude={"settings", "data"}, exclude_unset=True)
-    return {record.stage: TrainingRecord.model_validate(shown)}
+    return TrainingRecord.model_validate(shown), trained
 
 
 class Files(NamedTuple):
@@ -179,6 +181,8 @@ class Inputs(NamedTuple):
     """Stage → its training record."""
     hashes: dict[str, str]
     """Network → hash of its weights."""
+    plugins: list[str]
+    """Name, version and hash of the source of each plug-in."""
 
     @property
     def distance_name(self) -> str:
@@ -213,9 +217,9 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     seed, chosen = read_settings(files.settings, EvaluationSettings)
     sampling_seed, sampling = read_settings(files.shards[0].with_name("samples.yaml"), SamplesSettings)
     opened, images = open_extractor(files.extractor, classifier, device), open_images(files.data)
-    if opened.kind != chosen.extractor:
+    if opened.kind != chosen.extractor.name:
         raise UserError(
-            f"{files.extractor}: expected the extractor {chosen.extractor}, as {files.settings} says, "
+            f"{files.extractor}: expected the extractor {chosen.extractor.name}, as {files.settings} says, "
             f"found {opened.kind}"
         )
     statistics = read_reference(files.reference, images.hash, opened.weights)
@@ -224,8 +228,11 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     check_shards(files.shards, sampling_seed, sampling, hashes)
     model = VAEBM.load(nvae, energy, device)
     model.configure_sampling(sampling)
-    trained = _training(nvae, hashes["nvae"], images.hash)
-    trained |= {} if energy is None else _training(energy, hashes["energy"], images.hash)
+    trained = [_training(nvae, hashes["nvae"], images.hash)]
+    trained += [] if energy is None else [_training(energy, hashes["energy"], images.hash)]
+    sets = [DataSettings.model_validate(images.name)] if images.name in DATASETS else []
+    used = [chosen, sampling, *sets, *filter(None, chosen.ood_sets.values()), *(settings for _, settings in trained)]
+    plugins = plugins_in(used).union(*(record.plugins for record, _ in trained))
     mode_extractor = opened
     if chosen.classifier is not None and opened.kind != "classifier":
         if classifier is None:
@@ -236,5 +243,6 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     hashes |= {one.kind: one.weights for one in (opened, mode_extractor)}
     return Inputs(
         folder, seed, chosen, sampling_seed, sampling, images, {path.parent.name: path for path in files.ood_data},
-        files.shards, samples, opened, mode_extractor, statistics, model, trained, hashes,
+        files.shards, samples, opened, mode_extractor, statistics, model,
+        {record.stage: record for record, _ in trained}, hashes, sorted(plugins),
     )  # fmt: skip

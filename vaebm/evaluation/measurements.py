@@ -37,7 +37,7 @@ def measure_fidelity(
     Raises:
         UserError: fewer images than `precision_recall.images` or `kid_subset_size`.
     """
-    features, number, extractor = output.features, len(output.features), settings.extractor
+    features, number, extractor = output.features, len(output.features), settings.extractor.name
     real_features = reference.train_features
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
     statistics, references = Statistics.of(features), (reference.train, reference.heldout)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vaebm.chain.langevin import langevin
-from vaebm.config import SamplesSettings
+from vaebm.config import ChainSettings, SamplesSettings
 from vaebm.config.evaluation import StepsSettings
+from vaebm.fast import run_chain
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource, batches
 from vaebm.records.results import AlongChain
@@ -16,7 +16,7 @@ from vaebm.samples import grey_levels
 
 
 @torch.no_grad()
-def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: float) -> list[tuple[Tensor, Tensor]]:
+def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], chain: ChainSettings) -> list[tuple[Tensor, Tensor]]:
     """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`.
 
     Returns:
@@ -35,7 +35,7 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], step_size: fl
 
     start = [*eps_z, eps_x]
     look(start)
-    langevin(model.chain_potential(), start, steps=counts[-1], step_size=step_size, noise=noise, callback=look)
+    run_chain(model.chain_potential(), start, chain.model_copy(update={"steps": counts[-1]}), noise, look)
     return found
 
 
@@ -53,7 +53,7 @@ def quality_along_chain(
     uint8 to their distance, which is called `name`.
     """
     parts = batches(range(settings.images), sampling.batch)
-    chains = [stops(model, sample_noise(seed, part), settings.counts, sampling.chain.step_size) for part in parts]
+    chains = [stops(model, sample_noise(seed, part), settings.counts, sampling.chain) for part in parts]
     distances: list[float | None] = []
     energies: list[float | None] = []
     for at in zip(*chains, strict=True):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaebm.config import METRICS
 from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
@@ -17,10 +18,12 @@ from vaebm.model import Estimates
 from vaebm.plots import image_grid
 from vaebm.records.files import recording, write_record
 from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
+from vaebm.records.metrics import metric as registered_metric
 from vaebm.records.results import AlongChain, ChainRecord, Measurement, OODRecord, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
 from vaebm.system.errors import UserError
+from vaebm.system.plugins import imported
 
 TRAIN = 3000
 """Maximum number of training images for the ELBO: the first ones."""
@@ -91,6 +94,22 @@ def model_metrics(inputs: Inputs, pictures: Path) -> tuple[Measurements, OODReco
     return metrics | detection.in_the_table(figures), OODRecord(sets=sources, figures=figures)
 
 
+def plugin_metrics(inputs: Inputs) -> Measurements:
+    """Compute the metrics of plug-ins that the settings name."""
+    metrics: Measurements = {}
+    for one in inputs.settings.metrics:
+        if registered_metric(one.name) is not METRICS[one.name]:
+            raise UserError(
+                f"evaluation.metrics: {one.name} is a metric of this program; the plug-in needs another name"
+            )
+        found = imported(METRICS[one.name].measure)(inputs, one)
+        value = (
+            found if isinstance(found, Measurement) else Measurement(value=float(found), samples=len(inputs.samples))
+        )
+        metrics[one.name] = value
+    return metrics
+
+
 def along_chain(inputs: Inputs, pictures: Path) -> AlongChain:
     """Compute the quality against the number of steps of the chain, for a model with an energy; draw the chains."""
     model, sampling = inputs.model, inputs.sampling
@@ -109,7 +128,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
     metrics = sample_metrics(inputs, pictures)
     of_model, of_sets = model_metrics(inputs, pictures)
-    metrics |= of_model | sampling_time.measure_sampling_time(inputs.shards)
+    metrics |= of_model | sampling_time.measure_sampling_time(inputs.shards) | plugin_metrics(inputs)
     unavailable = unavailable_metrics(list(inputs.settings.ood_sets), inputs.no_likelihood_reason)
     if SECONDS_PER_50.pattern not in metrics:
         unavailable[SECONDS_PER_50.pattern] = "its samples have no record of the time they took"
@@ -133,6 +152,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         users=images.users,
         **provenance.merged([*map(dict, inputs.trained.values()), provenance.commit()]),
         versions=provenance.versions(),
+        plugins=inputs.plugins,
         models=inputs.hashes,
         training=inputs.trained,
     )

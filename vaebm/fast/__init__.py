@@ -11,7 +11,7 @@ The modules themselves (`model.VAEBM.potential`) are the reference in tests. doc
 from vaebm.fast.decoder import PreparedDecoder, half_square
 from vaebm.fast.energy import PreparedEnergy, prepare_energy
 from vaebm.fast.potential import PreparationCache, PreparedKind, PreparedPotential
-from vaebm.fast.run_chains import run_langevin
+from vaebm.fast.run_chains import run_chain, run_langevin
 
 __all__ = [
     "PreparationCache",
@@ -21,5 +21,6 @@ __all__ = [
     "PreparedPotential",
     "half_square",
     "prepare_energy",
+    "run_chain",
     "run_langevin",
 ]

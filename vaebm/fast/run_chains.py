@@ -1,18 +1,34 @@
 """Execution of prepared chains: a recorded step on a GPU, threads with chains of their own on a CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from vaebm.chain.langevin import PotentialFunction, langevin
+from vaebm.config import KERNELS, ChainSettings
 from vaebm.fast.energy import PreparedEnergy
 from vaebm.fast.potential import PreparedPotential
 from vaebm.noise import NoiseSource
+from vaebm.system.plugins import imported
 
 MIN_IMAGE_VALUES = 1024
 """Operations on smaller images are so short that threads would wait for Python's lock."""
+
+
+def run_chain(
+    potential: PotentialFunction,
+    eps: Sequence[Tensor],
+    chain: ChainSettings,
+    noise: NoiseSource,
+    callback: Callable[[list[Tensor]], object] | None = None,
+) -> list[Tensor]:
+    """Run a chain with the kernel of its settings; arguments and result are those of `langevin`."""
+    if chain.kernel == "langevin" and callback is None:
+        return run_langevin(potential, eps, steps=chain.steps, step_size=chain.step_size, noise=noise)
+    settings = {name: value for name, value in chain if name != chain.tag}
+    return imported(KERNELS[chain.kernel].run)(potential, eps, **settings, noise=noise, callback=callback)
 
 
 def run_langevin(

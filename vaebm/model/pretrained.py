@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializeAsAny
 from torch import nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
@@ -26,7 +26,7 @@ class PretrainedConfig(Settings):
     nvae: NVAENetworkSettings
     shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
     """(C, H, W) of the images."""
-    energy: EnergyNetworkSettings | None
+    energy: SerializeAsAny[EnergyNetworkSettings] | None
     potential: PotentialKind
     start: Start
     positives: Positives

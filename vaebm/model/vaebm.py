@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from vaebm.chain.langevin import PotentialFunction, langevin
+from vaebm.chain.langevin import PotentialFunction
 from vaebm.config import BASELINE, SamplesSettings
 from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_settings
 from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
-from vaebm.energy.network import EnergyNetwork, load_energy
-from vaebm.fast import PreparationCache, PreparedKind, prepare_energy, run_langevin
+from vaebm.energy.network import build_energy, load_energy
+from vaebm.fast import PreparationCache, PreparedKind, prepare_energy, run_chain
 from vaebm.model.latent_space import great_circle, posterior_noise
 from vaebm.model.pretrained import HubModel, PretrainedConfig
 from vaebm.noise import NoiseSource, batches, sample_noise
@@ -56,7 +56,7 @@ class VAEBM(HubModel):
     Chains through the modules, and the decoding of images, always use the weights' type.
     """
 
-    kinds: ClassVar[dict[str, type[Any]]] = {}
+    kinds: ClassVar[dict[str, Callable[..., VAEBM]]] = {}
     """Potential → class of its models, where that is a subclass."""
 
     def __init_subclass__(cls, potential: PotentialKind) -> None:
@@ -127,10 +127,10 @@ class VAEBM(HubModel):
     def of_config(cls, config: PretrainedConfig) -> VAEBM:
         """Build the model of a configuration, with random weights."""
         nvae = NVAE(config.nvae, config.shape)
-        energy = config.energy and EnergyNetwork(config.energy, config.shape[0])
-        model = (
-            build_model(nvae, energy, config.potential, config.start, config.positives) if energy else cls(nvae, None)
-        )
+        model = cls(nvae, None)
+        if config.energy is not None:
+            energy = build_energy(config.energy, config.shape[0])
+            model = build_model(nvae, energy, config.potential, config.start, config.positives)
         model.test_chain = config.chain
         return model
 
@@ -184,13 +184,23 @@ class VAEBM(HubModel):
         return [temperature * eps for eps in eps_z] if temperature != 1.0 else eps_z, eps_x
 
     def refine(
-        self, eps_z: Sequence[Latents], eps_x: Images, *, steps: int, step_size: float, noise: NoiseSource
+        self,
+        eps_z: Sequence[Latents],
+        eps_x: Images,
+        *,
+        noise: NoiseSource,
+        steps: int | None = None,
+        step_size: float | None = None,
+        chain: ChainSettings | None = None,
     ) -> tuple[list[Latents], Images]:
-        """Move (eps_z, eps_x) by `steps` Langevin steps (VAEBM algorithm 1); the arguments are not modified."""
-        if steps == 0:
+        """Move (eps_z, eps_x) by `chain`, or the test chain with other `steps` and `step_size` (VAEBM algorithm 1).
+
+        The arguments are not modified.
+        """
+        chain = chain or self._chain(steps, step_size)
+        if chain.steps == 0:
             return [part.detach() for part in eps_z], eps_x.detach()
-        start, potential = [*eps_z, eps_x], self.chain_potential()
-        *moved, moved_x = run_langevin(potential, start, steps=steps, step_size=step_size, noise=noise)
+        *moved, moved_x = run_chain(self.chain_potential(), [*eps_z, eps_x], chain, noise)
         return moved, moved_x
 
     def chain_potential(self) -> PotentialFunction:
@@ -217,9 +227,7 @@ class VAEBM(HubModel):
     @torch.no_grad()
     def sample_means(self, noise: NoiseSource, chain: ChainSettings | None = None, temperature: float = 1.0) -> Images:
         """Decoder means after `chain`, or the test chain: (B, C, H, W), one per index of `noise`; may leave [0, 1]."""
-        chain = chain or self.test_chain
-        start = self.initial_noise(noise, temperature)
-        eps_z, _ = self.refine(*start, steps=chain.steps, step_size=chain.step_size, noise=noise)
+        eps_z, _ = self.refine(*self.initial_noise(noise, temperature), noise=noise, chain=chain or self.test_chain)
         return self.decoder.decode(eps_z)[0].mean
 
     def sample_batch(self, noise: NoiseSource, chain: ChainSettings | None = None) -> Images:
@@ -289,10 +297,7 @@ class VAEBM(HubModel):
         noise, settings = sample_noise(seed, range(count)), self._chain(steps, step_size)
         eps_z, eps_x = self.initial_noise(noise)
         states = [eps_z]
-        langevin(
-            self.chain_potential(), [*eps_z, eps_x], steps=settings.steps, step_size=settings.step_size, noise=noise,
-            callback=lambda eps: states.append(eps[:-1]),
-        )  # fmt: skip
+        run_chain(self.chain_potential(), [*eps_z, eps_x], settings, noise, lambda eps: states.append(eps[:-1]))
         return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> ChainSettings:
@@ -316,8 +321,7 @@ class VAEBM(HubModel):
         Raises:
             UserError: the model has no estimate of log p(x).
         """
-        found = self.estimate(images, seed, importance_samples).importance
-        if found is None:
+        if (found := self.estimate(images, seed, importance_samples).importance) is None:
             raise UserError(f"log_likelihood: {self.no_likelihood_reason}")
         return found.to(images)
 
@@ -342,6 +346,5 @@ def build_model(
 ) -> VAEBM:
     """Build the model in which an energy was trained: a `PixelEBM` for the potential `pixels`, else a `VAEBM`."""
     if kind := VAEBM.kinds.get(potential):
-        model: VAEBM = kind(nvae, energy, start)
-        return model
+        return kind(nvae, energy, start)
     return VAEBM(nvae, energy, potential, positives=positives)

@@ -8,14 +8,12 @@ import re
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Literal
 
 from vaebm.config.base import NAME
-from vaebm.config.evaluation import ExtractorName
+from vaebm.config.evaluation import EXTRACTORS, METRICS, MetricSettings
 from vaebm.system.errors import UserError
-
-OTHER_EXTRACTORS = [name for name in get_args(ExtractorName) if name != "inception"]
-"""Extractors that give their name to a metric; with the standard Inception weights a metric has its `standard` name."""
+from vaebm.system.plugins import Implementation
 
 Shown = Literal["card", "row", "floor", "run"]
 
@@ -46,6 +44,9 @@ class Metric:
     """Name of the metric with the value of a perfect sampler."""
     counts: bool = False
     """Printed to two decimals instead of four digits."""
+    measure: Implementation | None = None
+    """Function of a plug-in: `evaluation.inputs.Inputs` and settings → a number, or a `Measurement`."""
+    settings: type[MetricSettings] = MetricSettings
 
     def named(self, part: str) -> str:
         """Name for an extractor or for an out-of-distribution set."""
@@ -150,26 +151,37 @@ def _detection(quantity: str, score: str) -> Metric:
 DETECTION = {(quantity, score): _detection(quantity, score) for quantity in MEANINGS for score in SCORES}
 """(measure, score) → the metric."""
 
-METRICS = (
+STANDARD_METRICS = (
     FD, FD_HELDOUT, FD_STRETCHED, KID, IS, PRECISION, RECALL, MODES, MODES_FLOOR, KL, KL_FLOOR, *DETECTION.values(),
     ELBO, ELBO_TRAIN, LOG_LIKELIHOOD, BITS_PER_DIMENSION, SECONDS_PER_50,
 )  # fmt: skip
-"""All metrics, in the order of the tables."""
-QUANTITIES = list(dict.fromkeys(one.quantity for one in METRICS))
+"""All metrics but those of plug-ins, in the order of the tables."""
+
+
+def order(one: Metric) -> int:
+    """Place of a metric's quantity in the tables."""
+    return list(dict.fromkeys(each.quantity for each in (*STANDARD_METRICS, *METRICS.values()))).index(one.quantity)
+
+
+def other_extractors() -> list[str]:
+    """Extractors that give their name to a metric; with standard Inception weights it has its `standard` name."""
+    return [name for name in EXTRACTORS if name != "inception"]
 
 
 @cache
 def metric(name: str) -> Metric:
-    """The registered metric of this name.
+    """The registered metric of this name; a plug-in cannot take a standard one.
 
     Raises:
         UserError: there is none.
     """
-    parts = {"{extractor}": f"({'|'.join(OTHER_EXTRACTORS)})", "{set}": NAME}
-    for one in sorted(METRICS, key=lambda one: -len(one.pattern)):  # a set's name may have hyphens too
+    parts = {"{extractor}": f"({'|'.join(other_extractors())})", "{set}": NAME}
+    for one in sorted(STANDARD_METRICS, key=lambda one: -len(one.pattern)):  # a set's name may have hyphens too
         expression = re.sub(r"{\w+}", lambda part: parts[part[0]], one.pattern)
         if name and (name == one.standard or re.fullmatch(expression, name)):
             return one
+    if name in METRICS:
+        return METRICS[name]
     raise UserError(f"expected a metric of docs/metrics.md, found {name!r}; register it in vaebm/records/metrics.py")
 
 
@@ -203,10 +215,10 @@ def reference_page() -> str:
         "files. The arrow shows the better direction. The files with the values are described in",
         "[results/README.md](../results/README.md).",
     ]
-    for title, found in groupby(METRICS, key=lambda one: one.family):
+    for title, found in groupby(STANDARD_METRICS, key=lambda one: one.family):
         text += ["", f"## {title}", "", "| name | better | measured with | meaning, unit, range |", "|---|---|---|---|"]
         for one in found:
-            parts = ["inception", *OTHER_EXTRACTORS] if one.standard else ["SET"]
+            parts = ["inception", *other_extractors()] if one.standard else ["SET"]
             names = ", ".join(f"`{one.named(part)}`" for part in parts)
             text.append(f"| {names} | {one.better} | {one.measured_with} | {one.sentence} |")
     return "\n".join([*text, ""])

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, RootModel, model_serializer, model_validator
 
-from vaebm.config import ChainSettings, Settings
+from vaebm.config import Settings
 from vaebm.config.base import later
 from vaebm.records.metrics import metric
 
@@ -111,6 +111,8 @@ class TrainingRecord(Settings):
     processes: int | None = None
     commit: str
     changed: Changed
+    plugins: list[str] = later([])
+    """Name, version and hash of the source of each plug-in."""
 
 
 class ClassifierRecord(Settings):
@@ -203,9 +205,12 @@ class ExtractorRecord(Settings):
     torch_fidelity: str = Field(alias="torch-fidelity")
 
 
-class ChainRecord(ChainSettings):
-    """The test chain."""
+class ChainRecord(Settings, extra="allow"):
+    """The test chain, with the settings of a plug-in's kernel."""
 
+    steps: int
+    step_size: float
+    kernel: str = later("langevin")
     potential: str | None = None
     positives: str | None = None
     """Setting of the energy's training; both are None without an energy."""
@@ -235,6 +240,7 @@ class RunRecord(Settings):
     commit: list[str]
     changed: Changed
     versions: dict[str, str]
+    plugins: list[str] = later([])
     models: dict[str, str]
     """Network → hash of its weights."""
     training: dict[str, TrainingRecord]
@@ -243,7 +249,10 @@ class RunRecord(Settings):
     @property
     def common(self) -> dict[str, Any]:
         """The fields in which all seeds of a variant have to agree."""
-        return {name: getattr(self, name) for name in ("data", "users", "extractor", "modes_by", "chain", "versions")}
+        return {
+            name: getattr(self, name)
+            for name in ("data", "users", "extractor", "modes_by", "chain", "versions", "plugins")
+        }
 
 
 class SeedRecord(Settings):
@@ -272,6 +281,7 @@ class VariantRecord(Settings):
     modes_by: ExtractorRecord | None
     chain: ChainRecord
     versions: dict[str, str]
+    plugins: list[str] = later([])
     commit: list[str]
     changed: Changed
     tracking: str | None

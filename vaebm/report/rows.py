@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from vaebm.config import BASELINE
-from vaebm.records.metrics import QUANTITIES, format_value, metric, number
+from vaebm.records.metrics import format_value, metric, number, order
 from vaebm.records.results import MetricValue, SeedValue, VariantRecord
 
 
@@ -79,7 +79,7 @@ def comparison_rows(variants: dict[str, VariantRecord]) -> list[ComparisonRow]:
     shown = [name for name in names if metric(name).shown != "floor"]
     others = non_baseline(variants)
     rows = []
-    for name in sorted(shown, key=lambda name: QUANTITIES.index(metric(name).quantity)):
+    for name in sorted(shown, key=lambda name: order(metric(name))):
         figures = {variant: record.metrics.get(name) for variant, record in variants.items()}
         floor = metric(name).floor
         floors = [record.metrics[floor] for record in variants.values() if floor in record.metrics]

@@ -3,6 +3,7 @@
 The measured column contains only values of runs; rows that were not run name the command.
 """
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ def _line(
     line |= figure.model_dump(include={"spread", "samples", "unit"})
     line |= {"measured": figure.value, "floor": floor and floor.value}
     line["low"], line["high"] = figure.interval or (None, None)
-    line |= {"seeds": " ".join(map(str, figure.seeds)), "commit": " ".join(record.commit)}
+    line |= {"seeds": " ".join(map(str, figure.seeds)), "commit": " ".join([*record.commit, *record.plugins])}
     line |= {"changed": str(record.changed).lower(), "data": data_of(record), "chain": chain_of(record)}
     return line | ({"extractor": extractor_of(record, name)} if metric(name).uses_extractor else {})
 
@@ -66,7 +67,8 @@ def chain_of(record: VariantRecord) -> str:
     """The test chain in words, and whether images were stretched."""
     chain, steps = record.chain, "no chain"
     if chain.steps:
-        steps = f"{chain.steps} steps of {chain.step_size:g}, potential {chain.potential}"
+        kernel = "" if chain.kernel == "langevin" else f"{chain.kernel}, "
+        steps = f"{kernel}{chain.steps} steps of {chain.step_size:g}, potential {chain.potential}"
     return steps + ", each image stretched" * chain.stretch
 
 
@@ -192,7 +194,8 @@ def origin_table(variants: dict[str, VariantRecord]) -> Cells:
     for record in variants.values():
         seeds = ", ".join(str(run.seed) for run in record.runs)
         changed = {True: " + changes", "unknown": ""}.get(record.changed, "")
-        commit = " ".join(name[:12] for name in record.commit) + changed
+        plugins = [re.sub(r"(sha256:.{12}).*", r"\1", one) for one in record.plugins]
+        commit = " ".join([*(name[:12] for name in record.commit), *plugins]) + changed
         facts = [chain_of(record), extractor_of(record), commit, data_of(record, 12), record.configuration[:12]]
         rows.append([record.variant, seeds, *facts, record.tracking or ""])
     return header, rows

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PROGRAM = ("vaebm", "workflow", "config", "Snakefile")
+PROGRAM = ("vaebm", "workflow", "config", "plugins", "Snakefile")
 """Files of the repository on which results depend."""
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "torch-fidelity")

@@ -59,4 +59,4 @@ class SpectralPenalty(nn.Module):
                 self.get_buffer(f"u{number}").copy_(u)
                 self.get_buffer(f"v{number}").copy_(v)
             total.append(torch.einsum("no,nok,nk->", u, matrices, v))
-        return torch.stack(total).sum()
+        return torch.stack(total).sum() if total else torch.zeros((), device=self.started.device)

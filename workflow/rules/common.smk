@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from vaebm.config import BASELINE, DataSettings
+from vaebm.config import BASELINE, EXTRACTORS, DataSettings
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
 from vaebm.config.base import NAME
 from vaebm.config.pipeline import pinned_sets, resolve
-from vaebm.config.weights import weights_hash
+from vaebm.config.weights import plugin_hash, weights_hash
 from vaebm.records.files import read_tracking
 from vaebm.records.metrics import metric
 from vaebm.system.errors import UserError
@@ -152,13 +152,15 @@ def classifier_option(wildcards, input):
 
 def reference_of(wildcards):
     """Reference statistics of an experiment, the extractor's settings, and the classifier if there is one."""
-    reference = f"results/{wildcards.experiment}/reference/{EXPERIMENTS[wildcards.experiment].evaluation.extractor}"
+    reference = f"results/{wildcards.experiment}/reference/{EXPERIMENTS[wildcards.experiment].evaluation.extractor.name}"
     return {"reference": f"{reference}.npz", "extractor": ancient(settings(f"{reference}.yaml", kept=True)(wildcards)), **classifier_of(wildcards)}
 
 
 def weights_of(wildcards):
     """Hash of an extractor's weights, so that a moved file triggers no rerun."""
     extraction = EXPERIMENTS[wildcards.experiment].evaluation.extraction
+    if extraction.name in EXTRACTORS.plugins:
+        return plugin_hash(extraction)
     return weights_hash(extraction.name, extraction.weights) if extraction.weights and extraction.name != "inception" else ""
 
 
