@@ -1,189 +1,227 @@
-"""Experiments as deltas: `base`, defaults, settings of the command line, grids."""
-
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
+"""Convolutions, batch norm, squeeze-and-excitation and data-dependent initialisation, against their formulas."""
 
 import pytest
-import yaml
-from experiments import EXPERIMENTS
-from pydantic import BaseModel
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vaebm.config import Experiment
-from vaebm.config.layers import group_of, source, split_changes, values
-from vaebm.config.yaml_files import read_experiment, read_layers, read_yaml
-from vaebm.system.errors import UserError
-
-ALWAYS = ("steps", "step_size")
-"""Settings of chains, which a file may repeat."""
-
-
-def repeated(content: dict[str, Any], model: type[BaseModel], inherited: BaseModel | None, key: str = "") -> list[str]:
-    """Keys that a file gives the value that they have without it: that of the base, or the default."""
-    found = []
-    for name, value in content.items():
-        field, group = model.model_fields[name], group_of(model.model_fields[name].annotation)
-        before = getattr(inherited, name) if inherited is not None else None
-        if inherited is None and not field.is_required():
-            before = field.get_default()
-        if isinstance(value, dict) and group is not None:
-            found += repeated(value, group, before, f"{key}{name}.")
-        elif not (name in ALWAYS and key.endswith("chain.")) and not (inherited is None and field.is_required()):
-            plain = before.model_dump() if isinstance(before, BaseModel) else before
-            found += [key + name] if plain == value else []
-    return found
-
-
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_experiment_files_are_valid_and_repeat_nothing(path: Path) -> None:
-    """Variants may: they say what they are."""
-    experiment = read_experiment(path)
-    assert yaml.safe_load(yaml.safe_dump(experiment.model_dump())) == experiment.model_dump()
-    content = read_yaml(path)
-    base = content.pop("base", None)
-    content.pop("variants", None)
-    inherited = None if base is None else read_experiment(path.with_name(f"{base}.yaml"))
-    assert repeated(content, Experiment, inherited) == []
-
-
-def test_experiment_files_are_short() -> None:
-    assert sum(len(path.read_text().splitlines()) for path in EXPERIMENTS.glob("*.yaml")) <= 700
-
-
-def write(folder: Path, **files: str) -> Path:
-    """Experiment files in a folder; the path of the first."""
-    for name, text in files.items():
-        (folder / f"{name}.yaml").write_text(text)
-    return folder / f"{next(iter(files))}.yaml"
-
-
-DIGITS = (EXPERIMENTS / "digits.yaml").read_text()
-
-
-def test_base_is_followed_along_a_chain(tmp_path: Path) -> None:
-    """Groups are merged, lists and variants replaced, null is a value."""
-    own = "base: middle\nsamples: {chain: {steps: 40}}\nevaluation: {ood: [turned]}\n"
-    middle = "base: digits\nebm: {replay: {capacity: 64}}\nvariants: {mine: {}}\nsamples: {count: 2000}\n"
-    path = write(tmp_path, own=own, middle=middle, digits=DIGITS)
-    plain, found = read_experiment(tmp_path / "digits.yaml"), read_experiment(path)
-    assert found.samples and found.ebm and found.ebm.replay and found.evaluation and plain.samples
-    assert (found.samples.chain.steps, found.samples.chain.step_size, found.samples.count) == (40, 4e-2, 2000)
-    assert (found.ebm.replay.capacity, found.ebm.replay.probability) == (64, 0.6)
-    assert found.evaluation.ood == ["turned"] and found.models == ["nvae", "mine"] and found.nvae == plain.nvae
-    write(tmp_path, alone="base: own\nebm: null\nvariants: {vaebm: {}}\n")
-    assert read_experiment(tmp_path / "alone.yaml").models == ["nvae"]
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"a": "base: a"}, "a.yaml: base: expected a file that does not start from this one, found a → a"),
-        ({"a": "base: b", "b": "base: c", "c": "base: b"}, "c.yaml: base: expected .*, found a → b → c → b"),
-        ({"a": "base: c"}, "a.yaml: base: .*c.yaml: there is no experiment 'c'; experiments that exist: a"),
-        ({"a": "base: 3"}, "a.yaml: base: expected the name of an experiment, found 3"),
-        ({"a": "base: ../b"}, "a.yaml: base: name: expected a name of letters .*, found '../b'; choose another"),
-        ({"a": "base: b", "b": "[1]"}, "b.yaml: the whole: |b.yaml: Input should be a valid dictionary"),
-        ({"a": "base: b", "b": DIGITS.replace("latents: 4", "latents: x")}, "/b.yaml: nvae.network.latents: .*'x'"),
-        ({"a": "base: b\nnvae: {networks: 3}", "b": DIGITS}, "/a.yaml: nvae.networks: unknown key; keys that exist: n"),
-    ],
+from vaebm.nvae.layers import (
+    BatchNorm,
+    BatchNormSwish,
+    DataInitializedConv2d,
+    NormalizedConv2d,
+    PlainConv2d,
+    SqueezeExcitation,
+    _Depthwise,
+    convolution_weights,
+    data_initialization,
+    pointwise,
 )
-def test_mistake_in_a_chain_is_one_line_with_its_file(files: dict[str, str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        read_experiment(write(tmp_path, **files))
-    assert "\n" not in str(error.value)
+
+DOUBLE = torch.float64
 
 
-def test_each_value_has_its_source(tmp_path: Path) -> None:
-    """Every setting is listed, also those that dumps omit."""
-    path = write(tmp_path, own="base: digits\nsamples: {count: 2000}\n", digits=DIGITS)
-    changes = ["samples.chain.steps=40", "ebm.network.widths=[1, 2]", "ebm.network.down=[0]"]
-    layers, experiment = read_layers(path, changes), read_experiment(path, changes)
-    found = dict(values(experiment))
-    assert found["samples.chain.steps"] == 40 and found["ebm.network.widths"] == [1, 2]
-    assert found["ebm.positives"] == "matched" and found["nvae.network.bits"] == 8 and len(found) > 100
-    sources = {key: source(layers, key, "defaults") for key in found}
-    assert sources["samples.chain.steps"] == "set" and sources["samples.count"] == str(path)
-    assert sources["samples.batch"] == str(tmp_path / "digits.yaml") and sources["nvae.network.bits"] == "defaults"
+def norms(weight: Tensor) -> Tensor:
+    """Of each output channel, (out, 1, 1, 1)."""
+    return weight.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
-def test_changes_are_what_the_file_could_say() -> None:
-    path = EXPERIMENTS / "digits_replay.yaml"
-    changes = ["variants.vaebm.samples.chain.steps=3", "ebm.training.learning_rate=1e-3", "evaluation.ood=[]"]
-    found = read_experiment(path, [*changes, "variants.new.ebm.replay={}"])
-    assert found.models == ["nvae", "vaebm", "vaebm_persistent", "new"]
-    assert [found.samples_of(name).chain.steps for name in ("vaebm", "vaebm_persistent")] == [3, 10]  # type: ignore[union-attr]
-    assert found.ebm and found.ebm.training.learning_rate == 1e-3 and found.evaluation and not found.evaluation.ood
-    assert read_experiment(EXPERIMENTS / "digits.yaml", ["variants.new.samples.count=3000"]).models[1:] == [
-        "vaebm",
-        "new",
-    ]
+# --- convolutions
+def test_normalized_convolution_has_the_norm_of_its_parameter() -> None:
+    torch.manual_seed(0)
+    conv = NormalizedConv2d(3, 5, 3).double()
+    raw, before = norms(conv.weight), norms(conv.effective_weight())
+    torch.testing.assert_close(before, raw * (raw + 1e-2) / (raw + 1e-5))  # 1e-2 at the start, 1e-5 in use
+    with torch.no_grad():
+        conv.weight.mul_(7)
+    torch.testing.assert_close(
+        norms(conv.effective_weight()), before, rtol=1e-4, atol=0
+    )  # 1e-5 beside norms of 0.3 or more
+    with torch.no_grad():
+        conv.log_weight_norm.add_(1)
+    torch.testing.assert_close(norms(conv.effective_weight()), torch.e * before, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("samples.chain.stepz=3", "set: samples.chain.stepz: unknown key; nearest keys: samples.chain.step"),
-        ("samples.chain.steps=x", "set: samples.chain.steps: Input should be a valid integer.*, found 'x'"),
-        ("samples.chain.steps=-1", "set: samples.chain.steps: Input should be greater than or equal to 0, found -1"),
-        ("samples.chain.steps", "set: expected settings as samples.chain.steps=40, found 'samples.chain.steps'"),
-        ("ebm.network.widths=[1", "set: ebm.network.widths:1: not YAML"),
-        ("nvae.network.crop=4", "set: nvae.network.crop: expected less than half of the images' 8 rows, found 4"),
-        ("variants.vaebm.ebm.chian.steps=3", "unknown key; nearest keys: variants.vaebm.ebm.chain.steps, "),
-        ("variants.vaebm.ebm.chain.steps=-3", "set: variants.vaebm.ebm.chain.steps: .*, found -3"),
-        ("=3", "unknown key; nearest keys: "),
-    ],
-)
-def test_wrong_change_is_one_line(change: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        read_experiment(EXPERIMENTS / "digits.yaml", [change])
-    assert "\n" not in str(error.value) and str(error.value).startswith("set: ")
+def test_mask_is_taken_before_the_norm() -> None:
+    mask = (torch.arange(4 * 2 * 9).reshape(4, 2, 3, 3) % 3 > 0).float()
+    mask[0] = 0
+    conv = NormalizedConv2d(2, 4, 3, mask=mask).double()
+    kept = conv.weight * mask
+    torch.testing.assert_close(conv.log_weight_norm, (norms(kept) + 1e-2).log())
+    torch.testing.assert_close(conv.effective_weight(), conv.log_weight_norm.exp() * kept / (norms(kept) + 1e-5))
+    before = conv.effective_weight()
+    with torch.no_grad():
+        conv.weight.add_(1e3 * (1 - mask))  # what the mask hides does not count
+    assert torch.equal(conv.effective_weight(), before)
+    gradients = torch.autograd.grad(conv(torch.rand(1, 2, 4, 4, dtype=DOUBLE)).sum(), list(conv.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)  # also of a channel that sees nothing, of norm 0
 
 
-def test_changes_of_the_command_line_are_split() -> None:
-    """Snakemake gives a list, or the text where a value is a list."""
-    assert split_changes(["a=1", "b=2"]) == ["a=1", "b=2"] and split_changes("a=1") == ["a=1"]
-    assert split_changes("[a=[1, 2], b={c: [3, 4]}, d=5]") == ["a=[1, 2]", "b={c: [3, 4]}", "d=5"]
-    for wrong in (3, [], [{"a": "1"}], "", "[]", "[a=1,]", None):
-        with pytest.raises(UserError, match="set: expected a list as"):
-            split_changes(wrong)
+@pytest.mark.parametrize("kernel", [1, 3, 5, 11])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_resolution_is_kept_or_halved(kernel: int, dilation: int) -> None:
+    x = torch.rand(1, 2, 8, 6)
+    assert NormalizedConv2d(2, 3, kernel, dilation=dilation)(x).shape == (1, 3, 8, 6)
+    assert NormalizedConv2d(2, 3, kernel, dilation=dilation, stride=2)(x).shape == (1, 3, 4, 3)
+    assert PlainConv2d(2, 4, kernel, groups=2)(x).shape == (1, 4, 8, 6) and PlainConv2d(2, 4, kernel, stride=2)(
+        x
+    ).shape == (1, 4, 4, 3)
 
 
-GRID = "base: digits\nvariants:\n  vaebm: {}\n  sweep:\n    grid: {%s}\n"
+def test_dilated_convolution_sees_every_other_pixel_around_its_own() -> None:
+    x = torch.rand(1, 1, 9, 9, dtype=DOUBLE, requires_grad=True)
+    (gradient,) = torch.autograd.grad(NormalizedConv2d(1, 1, 3, dilation=2).double()(x)[0, 0, 4, 4], x)
+    seen = torch.zeros(9, 9, dtype=torch.bool)
+    seen[2:7:2, 2:7:2] = True
+    assert torch.equal(gradient[0, 0] != 0, seen)
 
 
-def test_grid_is_a_variant_for_each_combination(tmp_path: Path) -> None:
-    """A grid over the samples takes the energy of `vaebm`; one over energies trains each once."""
-    grid = "samples.chain.steps: [5, 10, 20], samples.chain.step_size: [1e-2, 4e-2]"
-    found = read_experiment(write(tmp_path, mine=GRID % grid, digits=DIGITS))
-    assert found.models == ["nvae", "vaebm", *(f"sweep_{index}" for index in range(6))]
-    chains = [found.samples_of(name).chain for name in found.models[2:]]  # type: ignore[union-attr]
-    assert [(one.steps, one.step_size) for one in chains] == [(k, s) for k in (5, 10, 20) for s in (1e-2, 4e-2)]
-    assert [found.same_energy(name) for name in found.models] == [None, None, *["vaebm"] * 6]
-    assert found.every_variant["sweep_3"].grid == {"samples.chain.steps": [10], "samples.chain.step_size": [4e-2]}
-    assert Experiment.model_validate(found.model_dump()) == found
-    grid = "ebm.training.learning_rate: [1e-4, 2e-4], samples.count: [2000, 3000]"
-    found = read_experiment(write(tmp_path, mine=GRID % grid))
-    energies = [found.same_energy(f"sweep_{index}") for index in range(4)]
-    assert energies == [None, "sweep_0", "vaebm", "vaebm"], "2e-4 is the experiment's"
-    lists = read_experiment(write(tmp_path, mine=GRID % "ebm.network.widths: [[1, 1, 2, 2], [1, 1, 1, 1]]"))
-    assert lists.stage_of("sweep_1").settings.network.widths == [1, 1, 1, 1]  # type: ignore[union-attr]
+def test_weights_of_all_convolutions_as_they_are_now() -> None:
+    """In the order of the modules, each once, nothing else; the norm is part of it, and so are gradients to L."""
+    module = nn.Sequential(
+        NormalizedConv2d(2, 4, 3),
+        nn.Sequential(BatchNorm(4), PlainConv2d(4, 8, 5, groups=4)),
+        nn.Linear(8, 8),
+        DataInitializedConv2d(8, 2, 1),
+    )
+    weights = convolution_weights(module)
+    assert [tuple(weight().shape) for weight in weights] == [(4, 2, 3, 3), (8, 1, 5, 5), (2, 8, 1, 1)]
+    with torch.no_grad():
+        module[0].log_weight_norm.zero_()
+    torch.testing.assert_close(norms(weights[0]()).flatten(), torch.ones(4), rtol=1e-3, atol=0)
+    (gradient,) = torch.autograd.grad(weights[0]().square().sum(), module[0].log_weight_norm)
+    torch.testing.assert_close(gradient.flatten(), torch.full((4,), 2.0), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("grid", "message"),
-    [
-        ("samples.chain.stepz: [1]", "variants.sweep_0.samples.chain.stepz: Extra inputs are not permitted"),
-        ("samples.chain.steps: [1, x]", "variants.sweep_1.samples.chain.steps: .*, found 'x'"),
-        ("samples.chain.steps: 1", "variants.sweep.grid.samples.chain.steps: Input should be a valid list, found 1"),
-        ("samples.chain.steps: []", "variants.sweep.grid.samples.chain.steps: .*at least 1 item"),
-        (
-            "nvae.network.latents: [1]",
-            "variants.sweep.grid: expected settings of ebm or samples.*'nvae.network.latents'",
-        ),
-    ],
-)
-def test_wrong_grid_is_one_line(grid: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        read_experiment(write(tmp_path, mine=GRID % grid, digits=DIGITS))
-    assert "\n" not in str(error.value)
+# --- data-dependent initialisation
+class Nested(nn.Module):
+    """Convolutions at several depths, one without bias, one after a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = DataInitializedConv2d(1, 6, 3)
+        self.inner = nn.Sequential(nn.ELU(), nn.Sequential(DataInitializedConv2d(6, 4, 3, stride=2), nn.ELU()))
+        self.skip = DataInitializedConv2d(6, 4, 1, stride=2, bias=False)
+        self.last = DataInitializedConv2d(4, 2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(self.inner(x) + self.skip(x))
+
+
+def test_data_initialization_sets_every_layer_on_what_is_initialised_already() -> None:
+    """In the pass that sets them and in the next one: deviation 0.2 for all, mean 0 for those with a bias."""
+    torch.manual_seed(0)
+    module, x = Nested().double(), 3 + 5 * torch.rand(16, 1, 8, 8, dtype=DOUBLE)
+    seen: dict[str, Tensor] = {}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, DataInitializedConv2d)}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda layer, inputs, out, name=name: seen.update({name: out}))
+    with torch.no_grad(), data_initialization(module):
+        first = module(x)
+    assert torch.equal(module(x), first)  # the context is over: nothing is set again
+    assert len(seen) == 4
+    for name, out in seen.items():
+        torch.testing.assert_close(
+            out.std((0, 2, 3)), torch.full((out.shape[1],), 0.2, dtype=DOUBLE), rtol=1e-4, atol=0
+        )  # scale + 1e-5
+        assert (out.mean((0, 2, 3)).abs().max() < 1e-10) == (layers[name].bias is not None)
+
+
+def test_data_initialization_forgets_the_scale_it_finds() -> None:
+    """L and bias follow from the direction of the weights and from the data, whatever L and the bias were."""
+    torch.manual_seed(0)
+    conv, other, x = (
+        DataInitializedConv2d(2, 3, 3).double(),
+        DataInitializedConv2d(2, 3, 3).double(),
+        torch.randn(4, 2, 8, 8, dtype=DOUBLE),
+    )
+    other.load_state_dict({"weight": conv.weight, "bias": conv.bias + 3, "log_weight_norm": conv.log_weight_norm - 2})
+    conv.initialize(x)
+    other.initialize(x)
+    assert torch.equal(conv.log_weight_norm, other.log_weight_norm) and torch.equal(conv.bias, other.bias)
+    out = F.conv2d(x, conv.weight / (norms(conv.weight) + 1e-5), padding=1)
+    scale = 5 * out.std((0, 2, 3))  # of N − 1
+    torch.testing.assert_close(conv.log_weight_norm.flatten(), -(scale + 1e-5).log())
+    torch.testing.assert_close(conv.bias, -out.mean((0, 2, 3)) / (scale + 1e-5))
+
+
+def test_data_initialization_is_over_after_an_error() -> None:
+    module = Nested()
+    with pytest.raises(RuntimeError, match="channels"), data_initialization(module):
+        module(torch.rand(1, 2, 8, 8))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module(torch.rand(4, 1, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+# --- batch norm, squeeze-excitation
+@pytest.mark.parametrize("layer", [BatchNorm, BatchNormSwish])
+def test_batch_norm_keeps_a_twentieth_of_each_batch(layer: type[BatchNorm]) -> None:
+    """Normalised by the biased variance, remembered with the unbiased one; in evaluation by what is remembered."""
+    torch.manual_seed(0)
+    norm, x = layer(3).double(), 2 + 3 * torch.randn(4, 3, 5, 5, dtype=DOUBLE)
+    activation = F.silu if layer is BatchNormSwish else lambda x: x
+    assert norm.weight.eq(1).all() and norm.bias.eq(0).all()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.normal_()
+    scale, shift = norm.weight[:, None, None], norm.bias[:, None, None]
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(norm(x), activation(scale * (x - mean) / (variance + 1e-5).sqrt() + shift))
+    torch.testing.assert_close(norm.running_mean, 0.05 * mean.flatten())
+    torch.testing.assert_close(norm.running_var, 0.95 + 0.05 * x.var((0, 2, 3)))
+    norm.eval()
+    remembered = (x - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), activation(scale * remembered + shift))
+
+
+@pytest.mark.parametrize(("channels", "hidden"), [(4, 4), (32, 4), (128, 8), (20, 4)])
+def test_squeeze_excitation_gates_whole_channels_by_all_means(channels: int, hidden: int) -> None:
+    torch.manual_seed(0)
+    module, x = SqueezeExcitation(channels).double(), torch.randn(2, channels, 4, 3, dtype=DOUBLE)
+    first, first_bias, second, second_bias = module.parameters()
+    assert first.shape == (hidden, channels)
+    gate = torch.sigmoid((x.mean((2, 3)) @ first.T + first_bias).relu() @ second.T + second_bias)
+    torch.testing.assert_close(module(x), x * gate[:, :, None, None])
+
+
+def test_matrix_products_for_pointwise_convolutions() -> None:
+    """What a GPU computes 1×1 convolutions by: the same function and gradients, and no copy of what is in the layout
+    channels_last.
+    """
+    x, weight, bias = (
+        torch.randn(2, 3, 4, 5, dtype=torch.float64),
+        torch.randn(6, 3, 1, 1, dtype=torch.float64),
+        torch.randn(6, dtype=torch.float64),
+    )
+    x = x.contiguous(memory_format=torch.channels_last)
+    inputs = [part.requires_grad_() for part in (x, weight, bias)]
+    gradient = torch.randn(2, 6, 4, 5, dtype=torch.float64)
+    found, expected = pointwise(*inputs), F.conv2d(*inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, gradient),
+        torch.autograd.grad(expected, inputs, gradient),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    with torch.profiler.profile() as seen:
+        pointwise(x.detach(), weight.detach(), bias.detach())
+    assert "aten::clone" not in {event.name for event in seen.events()}
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_backward_pass_of_depthwise_convolutions(kernel: int) -> None:
+    """What a GPU trains with: gradients of input and weight are the library's."""
+    x, weight = torch.randn(2, 3, 6, 7, dtype=torch.float64), torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
+    inputs, gradient = [part.requires_grad_() for part in (x, weight)], torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    found, expected = _Depthwise.apply(*inputs), F.conv2d(*inputs, padding=kernel // 2, groups=3)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, gradient),
+        torch.autograd.grad(expected, inputs, gradient),
+        rtol=1e-12,
+        atol=1e-12,
+    )

@@ -299,10 +299,8 @@ class VariantRecord(Settings):
     @property
     def origin(self) -> str:
         """Base and changes of a run whose settings are not those of its file, in words; else empty."""
-        if not (self.base or self.changes):
-            return ""
         changed = f" with {', '.join(self.changes)}" if self.changes else ""
-        return f"{self.experiment} is {self.base or f'{self.experiment}.yaml'}{changed}"
+        return f"{self.experiment} is {self.base or f'{self.experiment}.yaml'}{changed}" if self.base or changed else ""
 
     @property
     def point(self) -> str:

@@ -26,7 +26,7 @@ GROUP = "vaebm.plugins"
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 """Names of experiments, variants and entries: they become parts of paths, shell lines and MLflow's names."""
 
-Entry = TypeVar("Entry")
+Registrable = TypeVar("Registrable")
 
 Implementation = str | Callable[..., Any]
 """A function or class, or `module:name` of one, whose module is imported at its first use."""
@@ -75,23 +75,23 @@ _problem: UserError | None = None
 _loaded = False
 
 
-class Registry(UserDict[str, Entry]):
+class Registry(UserDict[str, Registrable]):
     """Name → entry; `registry[name] = entry` in a plug-in adds one.
 
     Args:
         what: description of an entry, for errors.
     """
 
-    def __init__(self, what: str, own: dict[str, Entry] | None = None):
+    def __init__(self, what: str, own: dict[str, Registrable] | None = None):
         self.what, self.own, self.plugins = what, own or {}, dict[str, Plugin]()
 
     @property
-    def data(self) -> dict[str, Entry]:  # type: ignore[override]  # read at each look
+    def data(self) -> dict[str, Registrable]:  # type: ignore[override]  # read at each look
         """All entries."""
         load_plugins()
         return self.own
 
-    def __setitem__(self, name: str, entry: Entry) -> None:
+    def __setitem__(self, name: str, entry: Registrable) -> None:
         if not re.fullmatch(NAME, name):
             raise ValueError(f"expected a name of letters, digits, _ and -, found {name!r}")
         if name not in self.own:
