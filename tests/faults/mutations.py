@@ -130,13 +130,14 @@ def pictures(chance: random.Random) -> list[tuple[str, bytes]]:
     """Small pictures of all formats, modes and compressions."""
     made = []
     random_bytes = np.random.default_rng(chance.randrange(1 << 30))
+    compressions = [{"compression": name} for name in ("raw", "tiff_lzw", "tiff_adobe_deflate")]
     for form, modes, options in (
         ("PNG", ["1", "L", "LA", "I;16", "P", "RGB", "RGBA"], [{}, {"transparency": 3}]),
         ("JPEG", ["L", "RGB", "CMYK"], [{}, {"progressive": True}, {"quality": 100, "subsampling": 0}]),
         ("WEBP", ["RGB", "RGBA"], [{}, {"lossless": True}]),
         ("BMP", ["1", "L", "P", "RGB"], [{}]),
         ("GIF", ["L", "P"], [{}]),
-        ("TIFF", ["1", "L", "I;16", "RGB", "RGBA", "CMYK", "P"], [{"compression": name} for name in ("raw", "tiff_lzw", "tiff_adobe_deflate")]),
+        ("TIFF", ["1", "L", "I;16", "RGB", "RGBA", "CMYK", "P"], compressions),
         ("PPM", ["1", "L", "I;16", "RGB"], [{}]),
     ):  # fmt: skip
         for mode in modes:

@@ -15,6 +15,9 @@ Several = Annotated[int, Field(ge=2)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
+MOST_CHANNELS = 1 << 16
+"""Most channels of a layer, beyond which no network can be built."""
+
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 """Names of experiments, variants and data sets: they become parts of paths, shell lines and MLflow's names."""
 

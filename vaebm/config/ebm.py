@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vaebm.config.base import Decay, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several, later
+from vaebm.config.base import MOST_CHANNELS, Decay, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several, later
 
 PotentialKind = Literal["noise", "density", "pixels"]
 
@@ -24,9 +24,11 @@ class EnergyNetworkSettings(Settings):
     """Indices, from 0, of the blocks that end with a 2×2 mean pool."""
 
     @model_validator(mode="after")
-    def _down_names_blocks(self) -> Self:
+    def _blocks_can_be_built(self) -> Self:
         if any(block >= len(self.widths) for block in self.down):
             raise ValueError(f"down must name blocks 0 to {len(self.widths) - 1}, found {self.down}")
+        if (most := self.channels * max(self.widths)) > MOST_CHANNELS:
+            raise ValueError(f"expected at most {MOST_CHANNELS:,} channels in a block, found {most:,}")
         return self
 
 

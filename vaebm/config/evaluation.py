@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
-from vaebm.config.base import NonNegativeInt, Settings, Several
+from vaebm.config.base import MOST_CHANNELS, NonNegativeInt, Settings, Several
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import ChainSettings
@@ -57,6 +57,13 @@ class ClassifierSettings(Settings):
     """Images per step."""
     learning_rate: PositiveFloat
     """Peak Adam learning rate of the one-cycle schedule."""
+
+    @field_validator("channels")
+    @classmethod
+    def _can_be_built(cls, channels: int) -> int:
+        if channels > MOST_CHANNELS:
+            raise ValueError(f"expected at most {MOST_CHANNELS:,} channels, found {channels:,}")
+        return channels
 
 
 ExtractorName = Literal["classifier", "inception", "resnet56"]
