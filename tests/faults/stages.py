@@ -70,7 +70,7 @@ EDITED = {
 """The same for text that users may edit: another number there is no damage that a program can see."""
 TRAININGS = {"nvae": NVAE, "ebm": RUN}
 STEPS = {"nvae": 30, "ebm": 16}
-"""Steps after which trainings are interrupted whose checkpoints are damaged; the energy then has a good snapshot."""
+"""Steps after which trainings are interrupted to damage their checkpoints; the energy then has a good snapshot."""
 LONGEST = 240
 """Seconds for a command."""
 

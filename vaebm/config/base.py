@@ -31,6 +31,9 @@ Several = Annotated[int, Field(ge=2)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
+MOST_CHANNELS = 1 << 16
+"""Most channels of a layer, beyond which no network can be built."""
+
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
 from vaebm.config.base import (
+    MOST_CHANNELS,
     Choice,
     Decay,
     Fraction,
@@ -49,10 +50,13 @@ class EnergyNetworkSettings(NetworkSettings):
     """Indices, from 0, of the blocks that end with a 2×2 mean pool."""
 
     @model_validator(mode="after")
-    def _down_names_blocks(self) -> Self:
-        plugin = not isinstance(self, EnergyNetworkSettings)  # pydantic asks for these too
-        if not plugin and any(block >= len(self.widths) for block in self.down):
+    def _blocks_can_be_built(self) -> Self:
+        if not isinstance(self, EnergyNetworkSettings):  # a plug-in's, for which pydantic asks too
+            return self
+        if any(block >= len(self.widths) for block in self.down):
             raise ValueError(f"down must name blocks 0 to {len(self.widths) - 1}, found {self.down}")
+        if (most := self.channels * max(self.widths)) > MOST_CHANNELS:
+            raise ValueError(f"expected at most {MOST_CHANNELS:,} channels in a block, found {most:,}")
         return self
 
 

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from vaebm.config.base import ByName, Choice, NonNegativeInt, Registered, Settings, Several, later
+from vaebm.config.base import MOST_CHANNELS, ByName, Choice, NonNegativeInt, Registered, Settings, Several, later
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import ChainSettings
@@ -67,6 +67,13 @@ class ClassifierSettings(Settings):
     """Images per step."""
     learning_rate: PositiveFloat = 3e-3
     """Peak Adam learning rate of the one-cycle schedule."""
+
+    @field_validator("channels")
+    @classmethod
+    def _can_be_built(cls, channels: int) -> int:
+        if channels > MOST_CHANNELS:
+            raise ValueError(f"expected at most {MOST_CHANNELS:,} channels, found {channels:,}")
+        return channels
 
 
 EXTRACTORS: Registry["ExtractorFacts"] = Registry("extractor")

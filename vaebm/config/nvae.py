@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from vaebm.config.base import Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several
+from vaebm.config.base import MOST_CHANNELS, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several
 
 Architecture = Literal[
     "res_mbconv", "res53_mbconv", "res35_mbconv", "res55_mbconv", "mbconv_res",
@@ -72,6 +72,10 @@ class NVAENetworkSettings(Settings):
         cells = outside + sum(self.groups) * (self.cells_encoder + self.cells_decoder + 2 * self.flows)
         if cells > MOST_CELLS:
             raise ValueError(f"expected at most {MOST_CELLS:,} cells in all groups and blocks, found {cells:,}")
+        scales = min(self.preprocess_blocks + len(self.groups) - 1, 99)  # each doubles the channels
+        most = max(self.channels_encoder, self.channels_decoder, self.latents, self.mixtures) * 2**scales
+        if most > MOST_CHANNELS:
+            raise ValueError(f"expected at most {MOST_CHANNELS:,} channels in all scales, found {most:,}")
         return self
 
     @model_validator(mode="after")
