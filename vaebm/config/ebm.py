@@ -51,11 +51,10 @@ class EnergyNetworkSettings(NetworkSettings):
 
     @model_validator(mode="after")
     def _blocks_can_be_built(self) -> Self:
-        if not isinstance(self, EnergyNetworkSettings):  # a plug-in's, for which pydantic asks too
-            return self
-        if any(block >= len(self.widths) for block in self.down):
+        plugin = not isinstance(self, EnergyNetworkSettings)  # pydantic asks for these too
+        if not plugin and any(block >= len(self.widths) for block in self.down):
             raise ValueError(f"down must name blocks 0 to {len(self.widths) - 1}, found {self.down}")
-        if (most := self.channels * max(self.widths)) > MOST_CHANNELS:
+        if not plugin and (most := self.channels * max(self.widths)) > MOST_CHANNELS:
             raise ValueError(f"expected at most {MOST_CHANNELS:,} channels in a block, found {most:,}")
         return self
 
