@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vaebm import VAEBM
 from vaebm.config.layers import split_changes
@@ -205,6 +206,10 @@ def test_a_model_and_its_images_travel(tiny_run, tmp_path, python):
     drawn = quantize_to_uint8(model.sample(20, seed=0, batch=20)).numpy()
     # other batches round otherwise
     assert np.abs(drawn.astype(int) - samples[:20]).max() <= 1
+    (block,) = blocks("Take a model or images along", "python")
+    here: dict[str, torch.Tensor] = {}
+    exec(block.replace("digits-vaebm", str(tmp_path / "model")), here)
+    assert here["again"].shape == (64, 1, 8, 8) and here["paths"].shape == (8, 7, 1, 8, 8)
     card = (tmp_path / "model" / "README.md").read_text()
     record = json.loads((tiny_run.folder / run / "metrics.json").read_text())
     for text in ("license: apache-2.0", record["data"], record["runs"][0]["models"]["energy"], *record["metrics"]):
