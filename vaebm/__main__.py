@@ -10,16 +10,16 @@ def _stop(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def main() -> None:
+def start() -> None:
     """Run the command line; Ctrl-C while it is loaded is one line."""
     if loading := signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _stop)
-    from vaebm.cli import main as run
+    from vaebm.cli import main
 
     if loading:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    run()
+    main()
 
 
 if __name__ == "__main__":
-    main()
+    start()
