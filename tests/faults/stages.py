@@ -121,14 +121,6 @@ class Project:
             assert status == 0, f"{stage}: {output}"
             self.seconds[stage] = time.monotonic() - began
             self.outputs[stage] = set(contents(self.base)) - before
-        for stage, run in TRAININGS.items():
-            shutil.copytree(self.base, self.work)
-            self.clear(stage)
-            self.run(
-                stage, self.work, until=(self.work / run / "checkpoints", STEPS[stage]), options="--checkpoint-every 0"
-            )
-            shutil.copytree(self.work / run / "checkpoints", self.interrupted / stage)
-            shutil.rmtree(self.work)
         shutil.copytree(self.base, self.work)
         self.expected = contents(self.base)
 
@@ -176,6 +168,17 @@ class Project:
                 os.waitpid(child, 0)
                 return (-signal.SIGKILL if reached or kill_after is not None else 124), ""
             time.sleep(0.002)
+
+    def interrupt(self, stage: str) -> Path:
+        """Folder of the checkpoints of a training in the copy, as they were when it was killed at `STEPS`."""
+        checkpoints, kept = self.work / TRAININGS[stage] / "checkpoints", self.interrupted / stage
+        self.clear(stage)
+        if kept.is_dir():
+            shutil.copytree(kept, checkpoints)
+        else:
+            self.run(stage, self.work, until=(checkpoints, STEPS[stage]), options="--checkpoint-every 0")
+            shutil.copytree(checkpoints, kept)
+        return checkpoints
 
     def clear(self, stage: str) -> None:
         """Remove the outputs of a stage from the copy."""
@@ -228,11 +231,8 @@ def damage(project: Project, chance: random.Random) -> tuple[str, str]:
     name = chance.choice(sorted(kind))
     if kind is TRAININGS:
         stage = name
-        project.clear(stage)
-        shutil.copytree(project.interrupted / stage, project.work / TRAININGS[stage] / "checkpoints")
-        path = chance.choice(
-            sorted(p for p in (project.work / TRAININGS[stage] / "checkpoints").rglob("*") if p.is_file())
-        )
+        checkpoints = project.interrupt(stage)
+        path = chance.choice(sorted(file for file in checkpoints.rglob("*") if file.is_file()))
     else:
         stage, path = chance.choice(kind[name]), project.work / name
     content = path.read_bytes()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def test_a_share_of_the_fault_suite() -> None:
-    share = ["--pictures", "2000", "--configurations", "20", "--damage", "6", "--kills", "3"]
+    share = ["--pictures", "2000", "--configurations", "20", "--damage", "5", "--kills", "2"]
     command = [sys.executable, str(Path(__file__).with_name("run.py")), *share]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
