@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "vaebm"
-SHARED = {"main": "the entry of the command line", "run": "the entry of a stage"}
+SHARED = {"run": "the entry of a stage"}
 """Names that several modules define → their one meaning."""
 
 
