@@ -11,6 +11,7 @@ from experiments import EXPERIMENTS
 from pydantic import BaseModel
 
 from vaebm.config import Experiment
+from vaebm.config.base import merge
 from vaebm.config.layers import group_of, source, split_changes, values
 from vaebm.config.yaml_files import read_experiment, read_layers, read_yaml
 from vaebm.system.errors import UserError
@@ -147,6 +148,14 @@ def test_changes_of_the_command_line_are_split() -> None:
     for wrong in (3, [], [{"a": "1"}], "", "[]", "[a=1,]", None):
         with pytest.raises(UserError, match="set: expected a list as"):
             split_changes(wrong)
+
+
+def test_another_data_set_or_network_has_none_of_the_base_s_settings() -> None:
+    base = {"data": {"dataset": "folder", "side": 32}, "network": {"channels": 8, "widths": [1]}}
+    assert merge(base, {"data": {"dataset": "cifar10"}}) == base | {"data": {"dataset": "cifar10"}}
+    assert merge(base, {"data": {"side": 64}})["data"] == {"dataset": "folder", "side": 64}
+    assert merge(base, {"network": {"kind": "pooled"}})["network"] == {"kind": "pooled"}
+    assert merge(base, {"network": {"kind": "residual", "channels": 4}})["network"]["widths"] == [1]
 
 
 GRID = "base: digits\nvariants:\n  vaebm: {}\n  sweep:\n    grid: {%s}\n"

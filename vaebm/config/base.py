@@ -162,13 +162,19 @@ def fingerprint(value: Any) -> str:
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Plain `values` with `changes`, group by group; lists are replaced."""
+    """Plain `values` with `changes`, group by group; lists, and groups of another `kind` or `dataset`, are replaced."""
     groups = {
-        key: merge(values[key], value)
+        key: merge(group, value)
         for key, value in changes.items()
-        if isinstance(value, dict) and isinstance(values.get(key), dict)
+        if isinstance(value, dict) and isinstance(group := values.get(key), dict) and not _is_another(group, value)
     }
     return {**values, **changes, **groups}
+
+
+def _is_another(group: dict[str, Any], changes: dict[str, Any]) -> bool:
+    """Whether `changes` name another energy network, or another data set, whose settings are others."""
+    given = {"kind": "residual", "dataset": None} | group
+    return any(changes.get(tag, given[tag]) != given[tag] for tag in ("kind", "dataset"))
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
