@@ -31,7 +31,7 @@ from stages import Project, damage, kill, pipelines  # noqa: E402
 
 COLUMNS = (SURVIVED, REFUSED, TRACEBACK, WRONG)
 LIMIT = {"pictures": 20, "configurations": 60}
-"""Seconds after which a trial counts as one that hangs; kills and damage have limits of their own."""
+"""Seconds of work after which a trial counts as one that hangs; kills and damage have limits of their own."""
 
 Trial = Callable[[int], tuple[str, str]]
 """Number of a trial → its result, and details of one that is not right."""
@@ -59,7 +59,8 @@ def in_forks(numbers: list[int], trial: Trial, limit: int) -> list[Found]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # native code prints there
             with os.fdopen(writer, "w") as out:
                 for number in numbers[len(found) :]:
-                    signal.alarm(limit)
+                    signal.setitimer(signal.ITIMER_PROF, limit)
+                    signal.alarm(20 * limit)
                     print(json.dumps([number, *trial(number)]), file=out, flush=True)
             os._exit(0)
         os.close(writer)
@@ -67,7 +68,7 @@ def in_forks(numbers: list[int], trial: Trial, limit: int) -> list[Found]:
             found += [tuple(json.loads(line)) for line in lines]
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if len(found) < len(numbers):
-            hangs = status == -signal.SIGALRM
+            hangs = status in (-signal.SIGPROF, -signal.SIGALRM)
             # `vaebm data` reads pictures in a child process, whose crash is one line
             result = (WRONG, "hangs") if hangs else (REFUSED, "") if status < 0 else (TRACEBACK, f"status {status}")
             found.append((numbers[len(found)], *result))
