@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vaebm.config import BASELINE, EXTRACTORS, DataSettings
+from vaebm.config import BASELINE, EXTRACTORS
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
 from vaebm.config.base import NAME
 from vaebm.config.pipeline import pinned_sets, resolve
@@ -113,8 +113,7 @@ def data_settings_of(wildcards):
 
 def images_of(wildcards):
     """Settings of a data set without its path: other settings prepare it again, another path does not."""
-    settings = DATASETS.get(wildcards.dataset) or DataSettings.model_construct(dataset=wildcards.dataset)
-    return settings.model_dump_json(exclude={"path"})
+    return DATASETS[wildcards.dataset].model_dump_json(exclude={"path"}) if wildcards.dataset in DATASETS else ""
 
 
 def preparable():
