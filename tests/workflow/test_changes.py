@@ -77,7 +77,7 @@ def test_named_run_stays_apart(finished):
             "name: digits is the experiment of config/experiments/digits.yaml;",
         ),
         (
-            ["set=[variants.vaebm={grid: {samples.count: [50]}, metric: FIDD}]"],
+            ["set=[variants.vaebm={grid: {samples.chain.steps: [3]}, metric: FIDD}]"],
             "metric of docs/metrics.md, found 'FIDD'",
         ),
     ],

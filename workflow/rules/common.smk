@@ -1,6 +1,7 @@
 """The configuration, and functions that find the inputs, parameters and resources of a job in it."""
 
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 from vaebm.config import BASELINE, EXTRACTORS
@@ -117,8 +118,13 @@ def images_of(wildcards):
 
 
 def preparable():
-    """Pattern of the data sets that `data` prepares: not those of data.dvc that are there and that no chosen experiment uses."""
-    kept = [Path(folder).name for folder in PINNED if Path(folder).name not in DATASETS and Path(folder, "manifest.json").is_file()]
+    """Pattern of the data sets that `data` prepares: not those of data.dvc that are there, whole, and that no chosen experiment uses."""
+
+    def is_whole(file):
+        return Path(file).is_file() and not Path(".snakemake/incomplete", b64encode(file.encode()).decode()).exists()
+
+    files = ("images.npy", "labels.npy", "manifest.json")
+    kept = [name for name in {Path(folder).name for folder in PINNED} - {*DATASETS} if all(is_whole(f"data/{name}/{file}") for file in files)]
     return f"(?!(?:{'|'.join(kept)})/){NAME}"
 
 

@@ -37,7 +37,7 @@ ruleorder: same_energy > ebm
 rule same_energy:
     input:
         unpack(same_energy),
-        settings="results/{experiment}/{variant}/seed{seed}/ebm.yaml",
+        settings=settings("results/{experiment}/{variant}/seed{seed}/ebm.yaml"),
     output:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
