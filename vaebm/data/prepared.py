@@ -127,7 +127,7 @@ def open_images(manifest: Path) -> ImageSet:
         middle, facts = splits["train"][1], DATASETS.get(name := content["dataset"])
         if splits != {"train": (0, middle), "heldout": (middle, count)} or not 0 <= middle <= count:
             raise ValueError(f"splits {splits} of {count} images")
-        if facts is not None and middle != facts.train:
+        if facts and facts.train and count == facts.train + (facts.heldout or 0) and middle != facts.train:
             raise ValueError(f"{middle} training images of {name} instead of {facts.train}")
         whole = content.pop("hash", None)
         if whole not in (None, fingerprint(content)):
@@ -155,7 +155,7 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, 
     except FileNotFoundError:
         found = "no file"
     except Exception:  # NumPy raises many classes for damaged files
-        found = "a file that is not a whole .npy array"
+        array, found = None, "a file that is not a whole .npy array"
     if array is None or array.shape != shape or array.dtype != dtype:
         raise UserError(f"{path}: expected {expected}, found {found}; {AGAIN}")
     if checksum(path, "sha256") != checksums[path.name]:
