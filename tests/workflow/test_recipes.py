@@ -119,7 +119,7 @@ def test_own_metric_stands_in_the_table(finished_mine):
     plug_in(finished_mine, "grey_levels", "Add a metric")
     (named,) = blocks("Add a metric", "yaml")
     (again,) = blocks("Add a metric", "sh")
-    finished_mine.edit(MINE, "    - turned\n", f"    - turned\n{named}")
+    finished_mine.edit(MINE, "turned]\n", f"turned]\n{named}")
     printed = shell(finished_mine, again)
     assert "rule evaluation:" in printed and "rule ebm:" not in printed
     figures = json.loads((finished_mine.folder / "results/benchmarks.json").read_text())["mine"]
