@@ -59,8 +59,8 @@ class VAEBM(HubModel):
     kinds: ClassVar[dict[str, Callable[..., VAEBM]]] = {}
     """Potential → class of its models, where that is a subclass."""
 
-    def __init_subclass__(cls, potential: PotentialKind) -> None:
-        VAEBM.kinds[potential] = cls
+    def __init_subclass__(cls, potential: PotentialKind | None = None) -> None:
+        VAEBM.kinds |= {potential: cls} if potential else {}
 
     def __init__(
         self,
