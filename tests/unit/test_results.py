@@ -55,7 +55,7 @@ def test_earlier_files_are_written_as_they_were_read(tmp_path: Path) -> None:
     assert seen == set((tmp_path / "results").rglob("*.json"))
     known = json.loads((tmp_path / "results" / "tiny" / "vaebm" / "seed0" / "training.json").read_text())
     model = tmp_path / "results" / "tiny" / "vaebm" / "seed0" / "model.pt"
-    (trained,) = _training(model, known["model"], known["data"]).values()
+    trained, _ = _training(model, known["model"], known["data"])
     for other in ((known["model"], "other"), ("other", known["data"])):
         with pytest.raises(UserError, match="model.pt: expected .* of training.json, found other; train again"):
             _training(model, *other)
