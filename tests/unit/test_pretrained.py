@@ -9,10 +9,11 @@ import pytest
 import torch
 from networks import ENERGY, NETWORK
 from safetensors import safe_open
+from torch import nn
 
 from vaebm import VAEBM
-from vaebm.config.ebm import ChainSettings
-from vaebm.energy.network import EnergyNetwork
+from vaebm.config.ebm import ENERGIES, ChainSettings, EnergyFacts, NetworkSettings
+from vaebm.energy.network import EnergyNetwork, build_energy
 from vaebm.model import build_model
 from vaebm.nvae.model import NVAE
 from vaebm.system.device import to_device_channels_last
@@ -109,6 +110,19 @@ def test_pushing_makes_one_upload(monkeypatch):
     files = ["README.md", "config.json", "model.safetensors"]
     creation = ("create", "somebody/digits", {"private": True, "exist_ok": True})
     assert calls == [creation, ("upload", "somebody/digits", files)]
+
+
+def test_a_network_of_a_plugin_travels_and_one_of_no_registry_is_one_line(tmp_path, monkeypatch):
+    def build(settings, channels):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 1), nn.Flatten(0)).requires_grad_(False)
+
+    monkeypatch.setitem(ENERGIES.own, "linear", EnergyFacts(build, NetworkSettings))
+    model = VAEBM(made(energy=False).nvae, build_energy(NetworkSettings(kind="linear"), 1))
+    model.save_pretrained(tmp_path)
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(VAEBM.from_pretrained(tmp_path).energy(images), model.energy(images))
+    with pytest.raises(UserError, match="save_pretrained: energy.* there is no energy network 'Sequential'"):
+        VAEBM(model.nvae, build(None, 1)).save_pretrained(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from vaebm.nvae.cells import set_recompute
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
 from vaebm.records.metrics import number
-from vaebm.report.templates import render
+from vaebm.records.templates import render
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path("config/experiments")

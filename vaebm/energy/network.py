@@ -74,7 +74,9 @@ class EnergyNetwork(nn.Module):
 
 def build_energy(settings: NetworkSettings, channels: int) -> nn.Module:
     """Build a registered energy network for images of C `channels`."""
-    return imported(ENERGIES[settings.kind].network)(settings, channels)
+    energy: nn.Module = imported(ENERGIES[settings.kind].network)(settings, channels)
+    energy.settings = settings  # type: ignore[assignment]  # with which a model is saved; a plug-in's module has none
+    return energy
 
 
 def load_energy(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:

@@ -12,6 +12,7 @@ from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
 from vaebm.config.base import Settings
 from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_yaml, validate
+from vaebm.records.templates import render
 from vaebm.system.checkpoint import load_model, save_model
 from vaebm.system.device import to_device_channels_last
 from vaebm.system.errors import UserError, brief
@@ -30,7 +31,7 @@ class PretrainedConfig(Settings):
     potential: PotentialKind
     start: Start
     positives: Positives
-    chain: ChainSettings
+    chain: SerializeAsAny[ChainSettings]
     """The test chain."""
 
 
@@ -55,13 +56,8 @@ def find_folder(source: Path | str) -> Path:
 
 def model_card(config: PretrainedConfig, **facts: Any) -> str:
     """README.md of a model: what it is, how to use it, and the `facts` of the run that are known (card.md.j2)."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    template = Environment(
-        loader=PackageLoader("vaebm.model", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     known = {"repository": "ORGANISATION/NAME", "licence": None, "record": None, "rows": []} | facts
-    return template.get_template("card.md.j2").render(config=config, **known)
+    return render("model/card.md.j2", config=config, **known)
 
 
 class HubModel(nn.Module):
@@ -82,6 +78,9 @@ class HubModel(nn.Module):
 
         Args:
             readme: text of README.md; None: what the model is, and how to use it.
+
+        Raises:
+            UserError: the energy is a module without `settings`, or a file cannot be written.
         """
         folder, config = Path(folder), self.config
         save_model(folder / MODEL, "vaebm", {}, self.state_dict())

@@ -13,7 +13,7 @@ from torch import nn
 from vaebm.chain.langevin import PotentialFunction
 from vaebm.config import BASELINE, SamplesSettings
 from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
-from vaebm.config.yaml_files import read_settings
+from vaebm.config.yaml_files import read_settings, validate
 from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
 from vaebm.energy.network import build_energy, load_energy
 from vaebm.fast import PreparationCache, PreparedKind, prepare_energy, run_chain
@@ -115,13 +115,10 @@ class VAEBM(HubModel):
     @property
     def config(self) -> PretrainedConfig:
         """Architecture, potential and test chain."""
-        energy = None if self.energy is None else self.energy.settings
-        return PretrainedConfig.model_validate(
-            {
-                "nvae": self.nvae.settings, "shape": [*self.nvae.shape], "energy": energy, "chain": self.test_chain,
-                "potential": self.potential_kind, "start": self.start, "positives": self.positives,
-            }
-        )  # fmt: skip
+        energy = getattr(self.energy, "settings", None if self.energy is None else type(self.energy).__name__)
+        content = {"nvae": self.nvae.settings, "shape": [*self.nvae.shape], "energy": energy, "chain": self.test_chain}
+        content |= {"potential": self.potential_kind, "start": self.start, "positives": self.positives}
+        return validate(PretrainedConfig, content, "save_pretrained")
 
     @classmethod
     def of_config(cls, config: PretrainedConfig) -> VAEBM:

@@ -9,9 +9,9 @@ import pandas as pd
 from vaebm.records.files import read_record
 from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import Numbers, VariantRecord
+from vaebm.records.templates import render
 from vaebm.report.rows import with_certainty, z_score
 from vaebm.report.table import chain_of, extractor_of, grid
-from vaebm.report.templates import render
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 

@@ -12,6 +12,7 @@ import pandas as pd
 from vaebm.config import BASELINE
 from vaebm.records.metrics import FD, format_value, metric, number, with_direction
 from vaebm.records.results import MetricValue, VariantRecord
+from vaebm.records.templates import render
 from vaebm.report import rows, table
 from vaebm.report.captions import Picture, gallery
 from vaebm.report.paper import Paper
@@ -25,7 +26,6 @@ from vaebm.report.rows import (
     z_score,
 )
 from vaebm.report.table import Cells, Commands, Measured, snapshots
-from vaebm.report.templates import render
 
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
 """Kind of `rows.uncertainty` → units of a difference at about 95 %, and their description."""

@@ -3,9 +3,9 @@ r"""The results as LaTeX: one `table` per experiment and per table of the paper,
 import re
 
 from vaebm.records.metrics import with_direction
+from vaebm.records.templates import render
 from vaebm.report.paper import Paper
 from vaebm.report.table import LEGEND, Measured, overview, paper_cells
-from vaebm.report.templates import render
 
 SYMBOLS = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

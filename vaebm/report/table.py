@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from vaebm.config.yaml_files import read_experiment
 from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import VariantRecord
+from vaebm.records.templates import render
 from vaebm.report.paper import Paper, PaperRow, Table
 from vaebm.report.rows import comparison_rows, ratio_name, with_certainty
-from vaebm.report.templates import render
 
 TABLE_COLUMNS = [
     "table", "model", "experiment", "variant", "metric", "measured", "spread", "low", "high", "floor", "samples",
