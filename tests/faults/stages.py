@@ -271,7 +271,7 @@ def pipelines(root: Path, folder: Path, chance: random.Random, count: int) -> li
     def fresh() -> None:
         shutil.rmtree(project, ignore_errors=True)
         project.mkdir()
-        for name in ("Snakefile", "workflow", "config", "profiles", "data.dvc"):
+        for name in ("Snakefile", "workflow", "config", "profiles", "data.dvc", "environment.yml"):
             (shutil.copytree if (root / name).is_dir() else shutil.copy2)(root / name, project / name)
 
     def outcome() -> dict[str, Any]:
