@@ -85,11 +85,15 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def comparable(path: Path) -> Any:
-    """Bytes of a file; of JSON its values without seconds."""
+    """Bytes of a file; of JSON its values without seconds and the name of MLflow's run."""
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: without(part) for key, part in value.items() if key not in ("seconds", "seconds-per-50")}
+            return {
+                key: without(part)
+                for key, part in value.items()
+                if key not in ("seconds", "seconds-per-50", "tracking")
+            }
         return [without(part) for part in value] if isinstance(value, list) else value
 
     content = path.read_bytes()
@@ -191,12 +195,14 @@ class Project:
         return sorted(name for name in found.keys() | self.expected if found.get(name) != self.expected.get(name))
 
     def restore(self) -> None:
-        """Make the copy like the finished run again."""
-        for name in self.difference():
-            (self.work / name).unlink(missing_ok=True)
-            if name in self.expected:
-                (self.work / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(self.base / name, self.work / name)
+        """Make the copy like the finished run again, also its seconds, which tables show."""
+        for name in contents(self.work).keys() | self.expected:
+            copy, original = self.work / name, self.base / name
+            if not (original.is_file() and copy.is_file() and original.read_bytes() == copy.read_bytes()):
+                copy.unlink(missing_ok=True)
+                if original.is_file():
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(original, copy)
         for run in TRAININGS.values():
             shutil.rmtree(self.work / run / "checkpoints", ignore_errors=True)
 
