@@ -71,6 +71,8 @@ EDITED = {
 TRAININGS = {"nvae": NVAE, "ebm": RUN}
 STEPS = {"nvae": 30, "ebm": 16}
 """Steps after which trainings are interrupted to damage their checkpoints; the energy then has a good snapshot."""
+DIFFERENT = ("seconds", "seconds-per-50", "tracking")
+"""Keys of JSON whose values differ from run to run: times, and the name of MLflow's run."""
 LONGEST = 240
 """Seconds for a command."""
 
@@ -89,11 +91,7 @@ def comparable(path: Path) -> Any:
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
-            return {
-                key: without(part)
-                for key, part in value.items()
-                if key not in ("seconds", "seconds-per-50", "tracking")
-            }
+            return {key: without(part) for key, part in value.items() if key not in DIFFERENT}
         return [without(part) for part in value] if isinstance(value, list) else value
 
     content = path.read_bytes()
