@@ -15,7 +15,7 @@ from vaebm.config.base import NonNegativeInt, later
 from vaebm.config.experiment import with_changes
 from vaebm.config.yaml_files import read_experiment, read_settings, read_yaml, write_settings
 from vaebm.evaluation import inputs
-from vaebm.records.results import TrainingRecord
+from vaebm.records.training import TrainingRecord
 from vaebm.system.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "config" / "experiments"

@@ -15,15 +15,8 @@ from records import RECORD
 
 from vaebm.evaluation.inputs import _training
 from vaebm.records.files import METRICS_RECORD, AnotherVersion, dump, read_record, write_record
-from vaebm.records.results import (
-    ClassifierRecord,
-    Numbers,
-    RunRecord,
-    ShardRecord,
-    TrackingRecord,
-    TrainingRecord,
-    VariantRecord,
-)
+from vaebm.records.results import Numbers, RunRecord, ShardRecord, TrackingRecord, VariantRecord
+from vaebm.records.training import ClassifierRecord, TrainingRecord
 from vaebm.system.errors import UserError
 
 EARLIER = Path(__file__).parents[1] / "workflow" / "data" / "tiny.tar.xz"

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from vaebm.cli import pretrained_command as pretrained_command  # registers its command
 from vaebm.cli.commands import app
 from vaebm.system.errors import UserError
 from vaebm.system.log_file import tee_output

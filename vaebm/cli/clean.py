@@ -6,7 +6,7 @@ from pathlib import Path
 from vaebm.config import STAGES
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.records.files import TRAINING_RECORD, read_record
-from vaebm.records.results import TrainingRecord
+from vaebm.records.training import TrainingRecord
 from vaebm.system.errors import UserError
 from vaebm.system.files import model_of
 

@@ -31,6 +31,9 @@ Several = Annotated[int, Field(ge=2)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
+OF_TRAINING = {"training", "encoded", "guard", "negatives", "quantize_positives", "replay", "selection"}
+"""Settings of a section that a model from a checkpoint has no use for."""
+
 MOST_CHANNELS = 1 << 16
 """Most channels of a layer, beyond which no network can be built."""
 
@@ -162,13 +165,22 @@ def fingerprint(value: Any) -> str:
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Plain `values` with `changes`, group by group; lists, and groups of another `kind` or `dataset`, are replaced."""
+    """Plain `values` with `changes`, group by group; lists, and groups of another `kind` or `dataset`, are replaced.
+
+    A checkpoint replaces the settings of a training.
+    """
+    values = without_training(values, changes)
     groups = {
         key: merge(group, value)
         for key, value in changes.items()
         if isinstance(value, dict) and isinstance(group := values.get(key), dict) and not _is_another(group, value)
     }
     return {**values, **changes, **groups}
+
+
+def without_training(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values`, without those of a training if the `changes` name a checkpoint."""
+    return {key: one for key, one in values.items() if not (changes.get("checkpoint") and key in OF_TRAINING)}
 
 
 def _is_another(group: dict[str, Any], changes: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from vaebm.config.base import (
     Several,
     later,
 )
+from vaebm.config.checkpoint import ModelSettings
 from vaebm.system.plugins import Implementation, Registry
 
 PotentialKind = Literal["noise", "density", "pixels"]
@@ -165,7 +166,7 @@ class SelectionSettings(Settings):
     """Chain used to compare snapshots; default: training chain. The longer test chain separates them better."""
 
 
-class EBMSettings(Settings):
+class EBMSettings(ModelSettings):
     """Stage `ebm`."""
 
     network: SerializeAsAny[EnergyNetworkSettings] = EnergyNetworkSettings()

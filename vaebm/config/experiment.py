@@ -7,7 +7,8 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny, ValidationError, model_validator
 
-from vaebm.config.base import Choice, Name, S, Settings, fingerprint, later, merge, nested
+from vaebm.config.base import Choice, Name, S, Settings, fingerprint, later, merge, nested, without_training
+from vaebm.config.checkpoint import CheckpointSettings, ModelSettings, portable
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import EBMSettings
@@ -130,6 +131,11 @@ class Experiment(Settings):
             return Stage("wgan", variant.wgan)
         return Stage("ebm", None if self.ebm is None else with_changes(self.ebm, variant.ebm, f"variants.{model}.ebm"))
 
+    def checkpoint_of(self, model: str) -> CheckpointSettings | None:
+        """Checkpoint from which a model is taken; None: it is trained."""
+        settings = self.stage_of(model).settings
+        return settings.checkpoint if isinstance(settings, ModelSettings) else None
+
     def samples_of(self, variant: str) -> SamplesSettings | None:
         """Settings of stage `samples` of a model; without an energy there is no chain."""
         if self.samples is None:
@@ -245,11 +251,11 @@ class Experiment(Settings):
 
     def image_count_problem(self, train: int, heldout: int) -> str | None:
         """One line on a setting that requires more than `train` training or `heldout` held-out images, or None."""
-        required = {"nvae.training.batch": self.nvae.training.batch}
-        for where, section in self._trained.items():
+        required = {}
+        for where, section in {"nvae": self.nvae, **self._trained}.items():
             if isinstance(section, WGANSettings):
                 required[f"{where}.batch"] = section.batch
-            else:
+            elif section.checkpoint is None:
                 required[f"{where}.training.batch"] = section.training.batch
         if self.evaluation is not None:
             required |= {f"evaluation.{key}": found for key, found in _image_counts(self.evaluation).items()}
@@ -286,8 +292,8 @@ class Experiment(Settings):
 
     def hash(self) -> str:
         """Hash of all settings on which metrics depend: without `resources` and local paths."""
-        portable = self.model_copy(update={"evaluation": self.evaluation and self.evaluation.without_paths})
-        return fingerprint(portable.model_dump(exclude={"resources": True, "data": {"path"}}))
+        without_paths = self.model_copy(update={"evaluation": self.evaluation and self.evaluation.without_paths})
+        return fingerprint(portable(without_paths.model_dump(exclude={"resources": True, "data": {"path"}})))
 
 
 def _image_counts(evaluation: EvaluationSettings) -> dict[str, int]:
@@ -328,7 +334,9 @@ def _merged(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
         for key, value in changes.items()
         if isinstance(value, dict) and isinstance(group := values.get(key), Settings)
     }
-    return {**values, **changes, **groups}
+    if isinstance(settings, ModelSettings) and settings.checkpoint is not None and "checkpoint" not in changes:
+        changes = {"checkpoint": settings.checkpoint, **changes}
+    return {**without_training(values, changes), **changes, **groups}
 
 
 STAGES: dict[str, type[Settings]] = {

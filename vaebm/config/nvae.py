@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from vaebm.config.base import MOST_CHANNELS, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several
+from vaebm.config.checkpoint import ModelSettings
 
 Architecture = Literal[
     "res_mbconv", "res53_mbconv", "res35_mbconv", "res55_mbconv", "mbconv_res",
@@ -141,7 +142,7 @@ class NVAETrainingSettings(Settings):
         return self
 
 
-class NVAESettings(Settings):
+class NVAESettings(ModelSettings):
     """Stage `nvae`."""
 
     network: NVAENetworkSettings = NVAENetworkSettings()

@@ -6,6 +6,7 @@ The Snakefile calls `resolve` in every job. Paths are relative to the project.
 import contextlib
 import shlex
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from vaebm.config.yaml_files import (
     write_settings,
 )
 from vaebm.system.errors import UserError, brief, listed
-from vaebm.system.files import EARLIER_MODEL, MODEL, found_at, model_of
+from vaebm.system.files import EARLIER_MODEL, MODEL, found_at, model_of, snakemake_record
 
 CONFIG = Path("config/config.yaml")
 
@@ -73,7 +74,9 @@ def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path) -> Pipeli
         check_models(experiments)
     written: dict[str, str] = {}
     for name, experiment in experiments.items() if write else ():
+        check_checkpoints(experiment, seeds, str(files[name]))
         written |= write_settings(experiment, Path("results", name), seeds, instead)
+        check_by_hand(experiment, Path("results", name), seeds, written)
     check_complete(experiments, files)  # after writing: an incomplete experiment's stages run by hand with these files
     for name, experiment in experiments.items() if write else ():
         if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
@@ -149,6 +152,36 @@ def check_models(experiments: Mapping[str, Experiment]) -> None:
             )
     if lines:
         raise UserError("\n".join(lines))
+
+
+def check_checkpoints(experiment: Experiment, seeds: list[int], file: str) -> None:
+    """Raise `UserError` where a model is to be taken from a file or folder that does not exist."""
+    for model, seed in product(experiment.models, seeds):
+        checkpoint = experiment.checkpoint_of(model)
+        if checkpoint is None or checkpoint.is_hub or found_at(checkpoint.path(seed)) in ("a file", "a folder"):
+            continue
+        key, found = experiment.stage_of(model).name, found_at(checkpoint.path(seed))
+        raise UserError(
+            f"{file}: {key}.checkpoint: expected a file, a folder or the id OWNER/NAME of a repository, "
+            f"found {found} at {checkpoint.path(seed)}; docs/reproduce.md says where published files are"
+        )
+
+
+def check_by_hand(experiment: Experiment, results: Path, seeds: list[int], written: Mapping[str, str]) -> None:
+    """Raise `UserError` where a job would replace a model that no job wrote.
+
+    Args:
+        written: settings files with other content than before.
+    """
+    for model, seed in product(experiment.models, seeds):
+        folder, stage = results / model / f"seed{seed}", experiment.stage_of(model).name
+        records = [snakemake_record(kind, folder / MODEL) for kind in ("metadata", "incomplete")]
+        kept = (folder / "training.json").is_file() and str(folder / f"{stage}.yaml") not in written
+        if (folder / MODEL).is_file() and not kept and not any(record.exists() for record in records):
+            raise UserError(
+                f"{folder / MODEL}: expected no file or a model that this pipeline made with these settings, found "
+                f"another, which would be lost; move it elsewhere, and name it as {stage}.checkpoint to use it"
+            )
 
 
 def collect_datasets(

@@ -9,10 +9,11 @@ import numpy as np
 from vaebm.config import DatasetFacts, DataSettings
 from vaebm.data.convert_large import LazyImages
 from vaebm.data.decode import Decoded, Unsuitable, read_resized
-from vaebm.data.download import checksum, checksums, folder_of
+from vaebm.data.download import checksums, folder_of
 from vaebm.data.lmdb_reader import Database, Entry
 from vaebm.data.tfrecord import TFRecord, read_image, records
 from vaebm.system.errors import UserError
+from vaebm.system.files import checksum
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 SOURCES = {"train": "train", "heldout": "validation"}

@@ -1,6 +1,5 @@
 """Raw files with published checksums: downloaded by torchvision, or at a path of the user; verified in both cases."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ from vaebm.config import DataSettings
 from vaebm.config.datasets import missing_files, raw_folder
 from vaebm.system.device import Progress
 from vaebm.system.errors import UserError, brief
-from vaebm.system.files import locked
+from vaebm.system.files import checksum, locked
 
 Source = dict[str, dict[str, str]]
 """Name of each raw file → kind of checksum → checksum, for the manifest."""
@@ -67,19 +66,6 @@ def verified(data: DataSettings, *files: PublishedFile) -> tuple[Path, Source]:
                 f"changed; get it anew from {url}, or use images of your own through the data set arrays"
             )
     return folder, {file.name: {"md5": file.md5} for file in files}
-
-
-def checksum(path: Path, kind: str) -> str:
-    """Checksum of a file; `kind` is a name in `hashlib`.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, kind).hexdigest()
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read: {error.strerror or error}") from None
 
 
 def shown(name: Path | str) -> str:

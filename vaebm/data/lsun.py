@@ -8,9 +8,10 @@ import io
 from vaebm.config import DataSettings
 from vaebm.data.convert_large import LazyImages
 from vaebm.data.decode import Decoded, read_resized
-from vaebm.data.download import checksum, folder_of
+from vaebm.data.download import folder_of
 from vaebm.data.lmdb_reader import Database, Entry
 from vaebm.system.errors import UserError
+from vaebm.system.files import checksum
 
 FOLDERS = {"train": "church_outdoor_train_lmdb", "heldout": "church_outdoor_val_lmdb"}
 

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaebm.config import DATASETS, fingerprint
-from vaebm.data.download import checksum
 from vaebm.system.errors import UserError, brief, listed
-from vaebm.system.files import found_at, warn_unverified, write_json, writing
+from vaebm.system.files import checksum, found_at, warn_unverified, write_json, writing
 
 Splits = dict[str, tuple[int, int]]
 """Name of a split → (first, last + 1)."""

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from vaebm.config import DataSettings
 from vaebm.data.convert_large import LazyImages
 from vaebm.data.decode import Decoded, read_resized
-from vaebm.data.download import checksum, checksums, folder_of, shown
+from vaebm.data.download import checksums, folder_of, shown
 from vaebm.data.prepared import USERS, Prepared
 from vaebm.system.child import reading
 from vaebm.system.errors import UserError, brief, listed
+from vaebm.system.files import checksum
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),

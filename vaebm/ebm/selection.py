@@ -12,7 +12,7 @@ from vaebm.data import ImageSet
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, batches, derive
 from vaebm.nvae.model import NVAE
-from vaebm.records.results import Selection
+from vaebm.records.training import Selection
 from vaebm.training.loop import batch_indices
 
 

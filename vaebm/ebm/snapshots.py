@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vaebm.data.download import checksum
 from vaebm.system import distributed
 from vaebm.system.checkpoint import load_plain
 from vaebm.system.errors import UserError
-from vaebm.system.files import writing
+from vaebm.system.files import checksum, writing
 
 
 class Snapshot(NamedTuple):

@@ -19,7 +19,7 @@ from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import derive
 from vaebm.records.files import write_record
-from vaebm.records.results import ClassifierRecord
+from vaebm.records.training import ClassifierRecord
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import Progress, seeded
 from vaebm.system.errors import UserError

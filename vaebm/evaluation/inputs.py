@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vaebm.config import DATASETS, STAGES, DataSettings, EvaluationSettings, SamplesSettings, Settings
 from vaebm.config.base import plugins_in
+from vaebm.config.checkpoint import portable
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.data import ImageSet, open_images
-from vaebm.data.download import checksum
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.reference import Reference, read_reference
 from vaebm.evaluation.sampling_time import SHARD_RECORD
@@ -21,11 +21,12 @@ from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import VAEBM
 from vaebm.records.files import TRAINING_RECORD, read_record
 from vaebm.records.metrics import FD
-from vaebm.records.results import ShardRecord, TrainingRecord
+from vaebm.records.results import ShardRecord
+from vaebm.records.training import TrainingRecord
 from vaebm.samples import origin_of
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
-from vaebm.system.files import warn_unverified
+from vaebm.system.files import checksum, warn_unverified
 
 
 def run_folder(metrics: Path) -> Path:
@@ -120,7 +121,7 @@ def _training(model: Path, weights: str, data: str) -> tuple[TrainingRecord, Set
         raise UserError(f"{path}: stage: expected one of {', '.join(STAGES)}, found {record.stage}")
     settings, kind = model.with_name(f"{record.stage}.yaml"), STAGES[record.stage]
     trained = validate(kind, record.settings, f"{path}: settings")
-    if trained != read_settings(settings, kind)[1]:
+    if portable(trained.model_dump()) != portable(read_settings(settings, kind)[1].model_dump()):
         raise UserError(
             f"{model}: expected a model trained with {settings}, found one trained with other settings; "
             "remove it and run again"

@@ -47,6 +47,10 @@ class ConvertedNVAE(NamedTuple):
     """Arguments missing in the file → the values used."""
     names: dict[str, str]
     """Published name of every tensor used → our name, in the file's order."""
+    dataset: str
+    """The published program's name of the data set."""
+    epoch: int | None
+    """Epoch of the training; None: not in the file."""
 
 
 def adaptive_groups(scales: int, groups: int, smallest: int) -> list[int]:
@@ -120,9 +124,10 @@ def read_published_nvae(path: Path) -> ConvertedNVAE:
         if state[theirs].shape != expected[ours].shape:
             refuse(path, theirs, f"the shape {tuple(expected[ours].shape)}", tuple(state[theirs].shape))
     weights = {ours: state[theirs] for theirs, ours in names.items()}
+    dataset, epoch = parts["args"].dataset, parts.get("epoch") if type(parts.get("epoch")) is int else None
     if settings.single_group:
         weights["prior_constant"] = torch.zeros(expected["prior_constant"].shape)
-    return ConvertedNVAE(settings, shape, {name: weights[name] for name in expected}, filled, names)
+    return ConvertedNVAE(settings, shape, {name: weights[name] for name in expected}, filled, names, dataset, epoch)
 
 
 def _check(path: Path, state: dict[str, Tensor]) -> None:

@@ -1,21 +1,18 @@
 """What the JSON files of results contain; `records.files` reads and writes them."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, ConfigDict, Field, RootModel, model_serializer, model_validator
 
 from vaebm.config import Settings
 from vaebm.config.base import later
 from vaebm.records.metrics import metric
+from vaebm.records.training import Changed, FolderName, TrainingRecord
 
-FolderName = Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")]
-"""No path."""
 MetricName = Annotated[str, AfterValidator(lambda name: metric(name) and name)]
 """Name in the registry."""
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 """95 % bounds over images: [low, high]."""
-Changed = bool | Literal["unknown"]
-"""Whether the program had uncommitted changes."""
 
 
 class Measurement(Settings):
@@ -60,71 +57,6 @@ class MetricValue(Settings):
     seeds: list[int]
     by_seed: list[SeedValue]
     unit: str | None = later(None)
-
-
-class GuardEvent(Settings):
-    """A problem of a training, and the action taken."""
-
-    iteration: int
-    reason: str
-    action: str
-
-
-class Selection(Settings):
-    """The snapshot that became the model, and the comparison."""
-
-    rule: str
-    """Description of the rule."""
-    candidates: dict[int, float | None]
-    """Iteration → distance; None if its images are not finite."""
-    chosen: int
-    """Iteration of the model."""
-    last: int
-    """Iteration of the last candidate."""
-
-
-class TrainingRecord(Settings):
-    """training.json of an NVAE, an energy or a GAN; within metrics.json without settings and data."""
-
-    stage: FolderName
-    steps: int
-    seconds: float
-    fingerprint: str
-    seed: int
-    settings: dict[str, Any] | None = None
-    data: str | None = None
-    nvae: str | None = None
-    """Hash of the weights of the NVAE below."""
-    status: str
-    snapshot: int | None = None
-    events: list[GuardEvent] = []
-    selection: Selection | None = None
-    diagnostics: dict[str, int | float | str | list[float]] | None = None
-    """`ChainDiagnostics` of the training chain, or the `problem` with it."""
-    parameters: int | None = None
-    skipped_steps: int | None = None
-    heldout: float | None = None
-    model: str
-    """Hash of the weights."""
-    device: str | None = None
-    threads: int | None = None
-    processes: int | None = None
-    commit: str
-    changed: Changed
-    plugins: list[str] = later([])
-    """Name, version and hash of the source of each plug-in."""
-
-
-class ClassifierRecord(Settings):
-    """training.json of a classifier."""
-
-    status: str
-    seed: int
-    data: str
-    model: str
-    accuracy: float
-    heldout: int
-    wrong: int
 
 
 class ShardRecord(Settings):

@@ -27,7 +27,8 @@ def gallery(record: VariantRecord) -> list[Picture]:
     first, quantities = record.runs[0], {metric(name).quantity for name in record.metrics}
     kind = "baseline" if record.variant == BASELINE else "gan" if "wgan" in first.training else "chains"
     start = "pixels" if record.chain.potential == "pixels" else "noise"
-    facts = {kind, start, *first.training, *quantities}
+    trained = {stage for stage, record in first.training.items() if record.checkpoint is None}
+    facts = {kind, start, *trained, *quantities}
     if steps := first.steps:
         fewer = steps.samples < record.metrics[steps.metric].samples
         facts |= {"steps", "fewer images" if fewer else "as many images"}

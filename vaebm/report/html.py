@@ -106,7 +106,7 @@ def training(record: VariantRecord) -> tuple[Cells, list[str]]:
     rows, events = [], []
     for run in record.runs:
         own = run.training[next((stage for stage in run.training if stage != BASELINE), BASELINE)]
-        known = {name: getattr(own, key) for key, name in facts.items()}
+        known = {name: getattr(own, key) for key, name in facts.items() if key == "status" or own.checkpoint is None}
         rows.append({"seed": str(run.seed), **{name: str(fact) for name, fact in known.items() if fact is not None}})
         events += [
             f"Seed {run.seed}, iteration {event.iteration}: {event.reason}: {event.action}." for event in own.events

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaebm.config import BASELINE
 from vaebm.config.yaml_files import read_experiment
 from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import VariantRecord
@@ -215,9 +216,16 @@ def remarks(variants: dict[str, VariantRecord]) -> list[str]:
             names = ", ".join(name for name, why in record.without.items() if why == reason)
             unavailable.append(f"{variant} has no {names}: {reason}.")
     by_unit = [f"In {unit}: {', '.join(names)}." for unit, names in units.items()]
+    taken = dict.fromkeys(
+        f"{name}, {stage}: {one.status}."
+        for name, record in variants.items()
+        for run in record.runs
+        for stage, one in run.training.items()
+        if one.checkpoint is not None and (stage != BASELINE or name == BASELINE)
+    )
     origin = next(iter(variants.values())).origin
     settings = [f"{origin}."] * bool(origin) + [f"{name}: {one.point}." for name, one in variants.items() if one.grid]
-    return [*settings, f"Real images, held out, score {', '.join(scores)}.", *by_unit, *unavailable]
+    return [*settings, *taken, f"Real images, held out, score {', '.join(scores)}.", *by_unit, *unavailable]
 
 
 def snapshots(record: VariantRecord) -> list[str]:

@@ -1,7 +1,9 @@
 """Atomic writing and locking of files, and what is at a path, without torch, which takes seconds to load."""
 
+import base64
 import contextlib
 import errno
+import hashlib
 import io
 import itertools
 import json
@@ -129,6 +131,19 @@ def write_json(path: Path, value: Any) -> None:
         stream.write((json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def checksum(path: Path, kind: str = "sha256") -> str:
+    """Checksum of a file; `kind` is a name in `hashlib`.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, kind).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, which is created; without one where the file system has no locks.
@@ -157,6 +172,13 @@ def lockless(path: Path) -> Iterator[None]:
             reason = f"{error.strerror}; start one run at a time there"
             print(f"{path}: going on without a lock, which this file system does not have ({reason})", file=sys.stderr)
         _said_no_locks = True
+
+
+def snakemake_record(kind: str, output: Path | str) -> Path:
+    """Path of Snakemake's record of an output, `metadata` of a finished job or `incomplete`."""
+    name = base64.urlsafe_b64encode(str(output).encode()).decode()
+    parts = [name[start : start + 254] for start in range(0, len(name), 254)]  # file systems have names up to 255
+    return Path(".snakemake", kind, *(f"@{part}" for part in parts[:-1]), parts[-1])
 
 
 def warn_unverified(path: Path, advice: str) -> None:

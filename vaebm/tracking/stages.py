@@ -10,7 +10,8 @@ from typing import Any
 from vaebm.config import BASELINE, SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_experiment, read_yaml, validate
 from vaebm.records.files import METRICS_RECORD, TRAINING_RECORD, dump, read_record
-from vaebm.records.results import ClassifierRecord, MirroredRun, Numbers, RunRecord, TrainingRecord, VariantRecord
+from vaebm.records.results import MirroredRun, Numbers, RunRecord, VariantRecord
+from vaebm.records.training import ClassifierRecord, TrainingRecord
 from vaebm.system.files import model_of
 
 TABLE = ("benchmarks.csv", "benchmarks.md", "benchmarks.tex", "benchmarks.json", "report.html")
@@ -96,8 +97,9 @@ class StageRun:
 
 def stages(results: Path) -> list[StageRun]:
     """All stage runs with results, in order."""
-    trained = [*results.glob("classifier/history.jsonl"), *sorted(results.glob("*/seed*/history.jsonl"))]
-    found = [_training(path.parent) for path in trained]
+    begun = {path.parent for name in ("history.jsonl", "training.json") for path in results.glob(f"*/seed*/{name}")}
+    trained = [*(path.parent for path in results.glob("classifier/history.jsonl")), *sorted(begun)]
+    found = [_training(folder) for folder in trained]
     evaluated = results.glob("*/seed*/evaluation/metrics.json")
     seeds = sorted(evaluated, key=lambda path: (path.parts[-4], len(path.parts[-3]), path.parts[-3]))
     shown = set[str]()
@@ -112,7 +114,7 @@ def stages(results: Path) -> list[StageRun]:
 
 def _training(folder: Path) -> StageRun:
     """A run of one of `TRAININGS`; without training.json it is unfinished."""
-    record = folder / "training.json"
+    record, history = folder / "training.json", folder / "history.jsonl"
     facts: ClassifierRecord | TrainingRecord | None = None
     if record.is_file():
         kind: type[ClassifierRecord | TrainingRecord]
@@ -127,7 +129,7 @@ def _training(folder: Path) -> StageRun:
         " ".join(filter(None, (name, variant if variant != BASELINE else "", f"seed{settings['seed']}"))),
         flatten_settings({name: settings[name]}),
         _tags(name, variant, settings, facts, facts.status if facts else "unfinished"),
-        (folder / "history.jsonl").read_text(encoding="utf-8").splitlines(),
+        history.read_text(encoding="utf-8").splitlines() if history.is_file() else [],  # none of a checkpoint
         files={
             "model": sorted(folder.glob(model_of(folder).name)),
             "pictures": sorted(folder.glob("pictures/*.png")),

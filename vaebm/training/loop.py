@@ -16,7 +16,7 @@ from vaebm.config import fingerprint
 from vaebm.data import ImageSet
 from vaebm.noise import derive
 from vaebm.records.files import recording, write_record
-from vaebm.records.results import TrainingRecord
+from vaebm.records.training import TrainingRecord
 from vaebm.system import distributed
 from vaebm.system.checkpoint import Checkpoints
 from vaebm.system.device import RESUME, Interrupted, Progress, StopSignals, deadline

@@ -1,17 +1,18 @@
 """The configuration, and functions that find the inputs, parameters and resources of a job in it."""
 
 import sys
-from base64 import b64encode
 from pathlib import Path
 
-from vaebm.config import BASELINE, EXTRACTORS
+from vaebm.config import BASELINE, EXTRACTORS, fingerprint
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
 from vaebm.config.base import NAME
+from vaebm.config.checkpoint import portable
 from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import plugin_hash, weights_hash
 from vaebm.records.files import read_tracking
 from vaebm.records.metrics import metric
 from vaebm.system.errors import UserError
+from vaebm.system.files import checksum, snakemake_record
 
 # A dry run, and a run beside another one, change nothing under results/: they plan with settings files in another folder.
 # Jobs read the Snakefile too, while their run holds the lock.
@@ -61,9 +62,15 @@ def runs(pattern):
     ]
 
 
-def trained_by(stage):
-    """Pattern of the models that a stage trains; without any, a pattern that matches nothing."""
-    return "|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.stage_of(model).name == stage}) or "(?!)"
+def experiments_of(rule):
+    """Pattern of the experiments, followed by their models in results/, whose models a rule makes."""
+
+    def makes(experiment, model):
+        own = "same_energy" if experiment.same_energy(model) else experiment.stage_of(model).name
+        return "pretrained" if experiment.checkpoint_of(model) else own
+
+    models = [f"{name}/{model}" for name, experiment in EXPERIMENTS.items() for model in experiment.models if makes(experiment, model) == rule]
+    return f"(?=(?:{'|'.join(models)})/){NAME}" if models else "(?!)"
 
 
 def same_energy(wildcards):
@@ -71,6 +78,24 @@ def same_energy(wildcards):
     variant = EXPERIMENTS[wildcards.experiment].same_energy(wildcards.variant)
     files = {"model": "model.safetensors", "training": "training.json", "history": "history.jsonl"}
     return {name: f"results/{wildcards.experiment}/{variant}/seed{wildcards.seed}/{file}" for name, file in files.items()}
+
+
+def nvae_below(wildcards):
+    """NVAE below an energy from a checkpoint."""
+    return {} if wildcards.variant == BASELINE else {"nvae": f"results/{wildcards.experiment}/{BASELINE}/seed{wildcards.seed}/model.safetensors"}
+
+
+def pretrained_settings_of(wildcards):
+    """Settings of a model from a checkpoint. A file that moved reruns nothing, other contents do."""
+    stage = EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name
+    return ancient(settings(f"results/{{experiment}}/{{variant}}/seed{{seed}}/{stage}.yaml", kept=True)(wildcards))
+
+
+def checkpoint_hash(wildcards):
+    """Hash of a checkpoint's settings without its path, and of its local file."""
+    stage = EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).settings
+    file = None if stage.checkpoint.is_hub else checksum(stage.checkpoint.file(wildcards.seed))
+    return fingerprint([portable(stage.model_dump()), file])
 
 
 def resource(stage, name):
@@ -121,7 +146,7 @@ def preparable():
     """Pattern of the data sets that `data` prepares: not those of data.dvc that are there, whole, and that no chosen experiment uses."""
 
     def is_whole(file):
-        return Path(file).is_file() and not Path(".snakemake/incomplete", b64encode(file.encode()).decode()).exists()
+        return Path(file).is_file() and not snakemake_record("incomplete", file).exists()
 
     files = ("images.npy", "labels.npy", "manifest.json")
     kept = [name for name in {Path(folder).name for folder in PINNED} - {*DATASETS} if all(is_whole(f"data/{name}/{file}") for file in files)]

@@ -17,7 +17,7 @@ rule ebm:
     log:
         "results/{experiment}/{variant}/seed{seed}/ebm.log",
     wildcard_constraints:
-        variant=trained_by("ebm"),
+        experiment=experiments_of("ebm"),
     priority: 2  # as for the NVAE
     retries: 3
     conda:
@@ -30,10 +30,7 @@ rule ebm:
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
 
 
-# A combination of a grid with the energy of another variant. Where there is none, its input does not exist, and `ebm` trains one.
-ruleorder: same_energy > ebm
-
-
+# A combination of a grid with the energy of another variant.
 rule same_energy:
     input:
         unpack(same_energy),
@@ -45,7 +42,7 @@ rule same_energy:
     log:
         "results/{experiment}/{variant}/seed{seed}/same_energy.log",
     wildcard_constraints:
-        variant="|".join({model for experiment in EXPERIMENTS.values() for model in experiment.models if experiment.same_energy(model)}) or "(?!)",
+        experiment=experiments_of("same_energy"),
     conda:
         "../../environment.yml"
     shell:
@@ -72,7 +69,7 @@ rule wgan:
     log:
         "results/{experiment}/{variant}/seed{seed}/wgan.log",
     wildcard_constraints:
-        variant=trained_by("wgan"),
+        experiment=experiments_of("wgan"),
     priority: 2  # as for the NVAE
     retries: 3
     conda:

@@ -15,6 +15,8 @@ rule nvae:
         ),
     log:
         "results/{experiment}/nvae/seed{seed}/nvae.log",
+    wildcard_constraints:
+        experiment=experiments_of("nvae"),
     priority: 2  # trainings first: they are on the longest path
     retries: 3  # a training stops before its time limit, and the next attempt resumes it
     conda:
@@ -25,3 +27,26 @@ rule nvae:
     shell:
         "python -m vaebm nvae {input.settings} --data {input.data} --model {output.model}"
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+
+
+# Instead of `nvae` or `ebm`, for a model from elsewhere. Before the trainings, so that one that does not fit shows at once.
+rule pretrained:
+    input:
+        unpack(data_of),
+        unpack(nvae_below),
+        settings=pretrained_settings_of,
+    output:
+        model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
+        training="results/{experiment}/{variant}/seed{seed}/training.json",
+    log:
+        "results/{experiment}/{variant}/seed{seed}/pretrained.log",
+    wildcard_constraints:
+        experiment=experiments_of("pretrained"),
+    priority: 3
+    conda:
+        "../../environment.yml"
+    params:
+        checkpoint=checkpoint_hash,
+        nvae=lambda wildcards, input: f"--nvae {input.nvae}" if "nvae" in input.keys() else "",
+    shell:
+        "python -m vaebm pretrained {input.settings} --data {input.data} {params.nvae} --model {output.model} --log {log}"

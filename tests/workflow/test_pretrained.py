@@ -1,0 +1,64 @@
+"""Models from elsewhere instead of trainings, really run: the figures are those of the run that they are from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from mlflow.tracking import MlflowClient
+
+NVAE = "results/tiny/nvae/seed{seed}"
+ENERGY = "results/tiny/vaebm/seed0/model.safetensors"
+NAMED = "name=tiny_taken"
+AFTER = {"classifier": 1, "reference": 1, "samples": 4, "evaluation": 2, "tracking": 1, "benchmarks": 1, "track": 1}
+
+
+def taken(nvae: str, energy: str) -> tuple[str, ...]:
+    return "--config", NAMED, f"set=[nvae.checkpoint={nvae}, ebm.checkpoint={energy}]"
+
+
+def record(project, path: str) -> dict:
+    return json.loads((project.folder / "results" / path).read_text())
+
+
+def test_models_of_another_run_give_its_figures(finished):
+    """No training starts; images and figures are equal; table and MLflow say where the weights are from."""
+    assert finished.planned(*taken(NVAE, ENERGY)) == {"pretrained": 2, **AFTER}
+    finished.snakemake(*taken(NVAE, ENERGY))
+    for variant in ("nvae", "vaebm"):
+        found, expected = (
+            record(finished, f"{name}/{variant}/seed0/evaluation/metrics.json") for name in ("tiny_taken", "tiny")
+        )
+        for one in (found, expected):
+            del one["metrics"]["seconds-per-50"]
+        assert {key: found[key] for key in ("metrics", "ood", "models")} == {
+            key: expected[key] for key in ("metrics", "ood", "models")
+        }
+    origin = record(finished, "tiny_taken/vaebm/seed0/training.json")["checkpoint"]
+    assert origin["source"] == ENERGY and origin["layout"] == "model"
+    said = f"vaebm, ebm: weights of {ENERGY}, sha256 {origin['sha256'][:16]}."
+    for page in ("benchmarks.md", "report.html"):
+        assert said in (finished.folder / "results" / page).read_text()
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished.folder / 'mlflow.db'}")
+    home = client.get_experiment_by_name("vaebm").experiment_id
+    tags = [run.data.tags for run in client.search_runs([home]) if run.info.run_name == "ebm vaebm seed0"]
+    assert any(each["status"] == f"weights of {ENERGY}, sha256 {origin['sha256'][:16]}" for each in tags)
+
+    # the same files elsewhere change nothing, also in a dry run; other weights are another model
+    shutil.copytree(finished.folder / "results/tiny/nvae/seed0", finished.folder / "moved")
+    assert finished.planned(*taken("moved", ENERGY)) == {}
+    (finished.folder / "moved/model.safetensors").write_bytes((finished.folder / ENERGY).read_bytes())
+    assert finished.planned(*taken("moved", ENERGY))["pretrained"] == 2
+    said = finished.snakemake(*taken("moved", ENERGY), fails=True)
+    assert "moved/model.safetensors: expected a model of kind 'nvae', found one of kind 'energy'" in said
+
+
+def test_a_model_put_by_hand_is_refused_and_kept(finished):
+    """It would be lost where a training wrote the same file."""
+    folder = finished.folder / "results/tiny_hand/nvae/seed0"
+    folder.mkdir(parents=True)
+    shutil.copy2(finished.folder / "results/tiny/nvae/seed0/model.safetensors", folder)
+    for arguments in ((), ("--dry-run",)):
+        said = finished.snakemake("--config", "name=tiny_hand", "set=[samples.count=150]", *arguments, fails=True)
+        assert said.splitlines()[-1].startswith("results/tiny_hand/nvae/seed0/model.safetensors: expected no file")
+    assert (folder / "model.safetensors").is_file()
