@@ -127,7 +127,7 @@ def main() -> None:
             "report.compare",
         ):
             importlib.import_module(f"vaebm.{name}")
-    with tempfile.TemporaryDirectory(prefix="faults") as name:
+    with tempfile.TemporaryDirectory(prefix="faults", ignore_cleanup_errors=True) as name:
         children = {}
         for job in range(options.jobs):
             (folder := Path(name, str(job))).mkdir()

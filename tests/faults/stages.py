@@ -166,7 +166,10 @@ class Project:
                 return os.waitstatus_to_exitcode(status), log.read_text(errors="replace") if log.is_file() else ""
             reached = until is not None and any(_step(path) >= until[1] for path in until[0].glob("*/*.json"))
             if reached or taken > (LONGEST if kill_after is None else kill_after):
-                os.killpg(child, signal.SIGKILL) if taken > 0.02 else os.kill(child, signal.SIGKILL)
+                try:
+                    os.killpg(child, signal.SIGKILL)
+                except ProcessLookupError:  # before it has a group of its own
+                    os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 return (-signal.SIGKILL if reached or kill_after is not None else 124), ""
             time.sleep(0.002)
