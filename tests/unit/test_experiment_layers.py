@@ -86,7 +86,10 @@ def test_base_is_followed_along_a_chain(tmp_path: Path) -> None:
         ({"a": "base: ../b"}, "a.yaml: base: name: expected a name of letters .*, found '../b'; choose another"),
         ({"a": "base: b", "b": "[1]"}, "b.yaml: the whole: |b.yaml: Input should be a valid dictionary"),
         ({"a": "base: b", "b": DIGITS.replace("latents: 4", "latents: x")}, "/b.yaml: nvae.network.latents: .*'x'"),
-        ({"a": "base: b\nnvae: {networks: 3}", "b": DIGITS}, "/a.yaml: nvae.networks: unknown key; keys that exist: n"),
+        (
+            {"a": "base: b\nnvae: {networks: 3}", "b": DIGITS},
+            "/a.yaml: nvae.networks: unknown key; keys that exist: checkpoint, network",
+        ),
     ],
 )
 def test_mistake_in_a_chain_is_one_line_with_its_file(files: dict[str, str], message: str, tmp_path: Path) -> None:

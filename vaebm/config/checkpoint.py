@@ -29,7 +29,8 @@ class CheckpointSettings(Settings):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """A source or a section."""
-        return {"anyOf": [{"type": "string"}, handler(schema)]}
+        group = handler(schema)
+        return {"description": group.pop("description"), "anyOf": [{"type": "string"}, group]}
 
     def path(self, seed: int | str) -> Path:
         """The local file or folder."""
