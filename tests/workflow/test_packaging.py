@@ -71,20 +71,21 @@ def installed(packages, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def extras_only(installed) -> list[str]:
-    """Modules of this environment that the base install of the wheel does not bring."""
+def others(installed: Path, extra: str = "") -> list[str]:
+    """Modules of this environment that the wheel with an extra does not bring."""
     (own,) = metadata.distributions(path=[str(installed)])
-    base, waiting = set(), [*own.requires]
+    brought, waiting = {"vaebm"}, [(line, extra) for line in own.requires]
     while waiting:
-        requirement = Requirement(waiting.pop())
+        line, extra = waiting.pop()
+        requirement = Requirement(line)
         name = normal(requirement.name)
-        if name not in base and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
-            base.add(name)
-            waiting += metadata.requires(name) or []
-    assert "huggingface-hub" in base and "typer" not in base
-    owners = metadata.packages_distributions().items()
-    return [module for module, names in owners if not base & {*map(normal, names)} and module != "vaebm"]
+        if name not in brought and (requirement.marker is None or requirement.marker.evaluate({"extra": extra})):
+            brought.add(name)
+            waiting += [(line, "") for line in metadata.requires(name) or []]
+    assert "huggingface-hub" in brought and "typer" not in brought
+    return [
+        module for module, names in metadata.packages_distributions().items() if not brought & {*map(normal, names)}
+    ]
 
 
 def python(program: str, installed: Path, folder: Path, hidden: list[str]) -> subprocess.CompletedProcess[str]:
@@ -110,7 +111,7 @@ def test_version_and_address_are_the_same_everywhere(installed, tmp_path):
     assert citation["repository-code"] == address and address in (ROOT / "CONTRIBUTING.md").read_text()
 
 
-def test_base_install_samples_without_unix(installed, extras_only, tmp_path):
+def test_base_install_samples_without_unix(installed, tmp_path):
     """Models load, draw and are saved without the extras, fcntl and /proc."""
     nvae, energy = NVAE(NETWORK, (1, 8, 8)), EnergyNetwork(ENERGY, 1)
     energy.initialize(torch.rand(16, 1, 8, 8))
@@ -134,8 +135,20 @@ def test_base_install_samples_without_unix(installed, extras_only, tmp_path):
         assert torch.equal(images, saved.sample(4, seed=1)) and saved.score(images).shape == (4,)
         print(sys.modules["vaebm"].__file__)
     """
-    done = python(program, installed, tmp_path, [*extras_only, "fcntl"])
+    done = python(program, installed, tmp_path, [*others(installed), "fcntl"])
     assert done.returncode == 0 and Path(done.stdout.strip()).is_relative_to(installed), done.stderr
+
+
+def test_evaluation_is_enough_for_all_but_commands(installed, tmp_path):
+    """Every other module can be imported."""
+    program = """if True:
+        import pkgutil, vaebm
+        for module in pkgutil.walk_packages(vaebm.__path__, "vaebm.", onerror=lambda name: None):
+            if not module.name.startswith(("vaebm.cli", "vaebm.fast.triton_kernels", "vaebm.__main__")):
+                __import__(module.name)
+    """
+    done = python(program, installed, tmp_path, others(installed, "evaluation"))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -146,10 +159,10 @@ def test_base_install_samples_without_unix(installed, extras_only, tmp_path):
         ("sklearn", ("data", "digits", "--folder", "digits"), "evaluation"),  # in a child process
     ],
 )
-def test_a_command_names_the_extra_that_it_lacks(installed, extras_only, tmp_path, module, arguments, extra):
+def test_a_command_names_the_extra_that_it_lacks(installed, tmp_path, module, arguments, extra):
     """In one line; None: nothing but the base install."""
     program = f"sys.argv[1:] = {arguments}\nfrom vaebm.__main__ import start\nstart()"
-    done = python(program, installed, tmp_path, [module] if module else extras_only)
+    done = python(program, installed, tmp_path, [module] if module else others(installed))
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert f'pip install "vaebm[{extra}]"' in done.stderr and (module or "typer") in done.stderr
 
