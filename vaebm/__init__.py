@@ -23,4 +23,6 @@ def __getattr__(name: str) -> Any:
     """Load a public name when it is first used: `import vaebm.config` must not import torch."""
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("vaebm")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

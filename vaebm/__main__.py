@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -14,7 +15,14 @@ def start() -> None:
     """Run the command line; Ctrl-C while it is loaded is one line."""
     if loading := signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _stop)
-    from vaebm.cli import main
+    try:
+        from vaebm.cli import main
+    except ModuleNotFoundError as error:
+        from vaebm.system.errors import missing_extra
+
+        if reason := missing_extra(error):
+            sys.exit(reason)
+        raise
 
     if loading:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -39,23 +39,12 @@ ROOMS = [
 TOP = {"__init__", "__main__", "noise", "samples"}
 """The modules that stand in no folder."""
 
-LIBRARY = ["vaebm", "vaebm.model", "vaebm.nvae.model", "vaebm.energy.network"]
-"""What `from vaebm import …` loads, which has to work without the locks of Unix."""
-
 Imports = dict[str, set[str]]
 """Module → the modules that it imports; a package is the module in its `__init__`."""
 
 
-def read(modules: dict[str, str], everywhere: bool = True) -> Imports:
-    """The imports in the programs of modules, also those within functions and for type checkers unless `everywhere` is
-    false.
-    """
-
-    def statements(tree: ast.AST) -> Iterator[ast.AST]:
-        for node in ast.iter_child_nodes(tree):
-            yield node
-            if everywhere or not isinstance(node, ast.FunctionDef | ast.If):
-                yield from statements(node)
+def read(modules: dict[str, str]) -> Imports:
+    """The imports in the programs of modules, also those within functions and for type checkers."""
 
     def targets(node: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
@@ -66,7 +55,7 @@ def read(modules: dict[str, str], everywhere: bool = True) -> Imports:
                 yield whole if (whole := f"{node.module}.{alias.name}") in modules else node.module
 
     return {
-        name: {target for node in statements(ast.parse(text)) for target in targets(node)}
+        name: {target for node in ast.walk(ast.parse(text)) for target in targets(node)}
         for name, text in modules.items()
     }
 
@@ -136,17 +125,6 @@ def test_an_import_that_goes_up_or_round_is_found(modules: dict[str, str], expec
     assert len(found) == len(expected) and all(
         part in problem for part, problem in zip(expected, found, strict=True)
     ), found
-
-
-def test_library_loads_no_locks() -> None:
-    """`fcntl`, which Windows lacks, is imported by no module that `from vaebm import …` loads."""
-    imports, loaded, waiting = read(package(), everywhere=False), set[str](), [*LIBRARY]
-    while waiting:
-        if (module := waiting.pop()) not in loaded:
-            loaded.add(module)
-            waiting += [*imports.get(module, ()), module.rpartition(".")[0]]
-    assert {"vaebm.system.device", "vaebm.fast.decoder"} <= loaded and "fcntl" not in loaded
-    assert any("fcntl" in targets for targets in read(package()).values())
 
 
 def test_five_modules_stand_at_the_top() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vaebm.cli import pretrained_command as pretrained_command  # registers its command
 from vaebm.cli.commands import app
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, missing_extra
 from vaebm.system.log_file import tee_output
 
 __all__ = ["main"]
@@ -70,6 +70,8 @@ def _run(arguments: list[str]) -> None:
             sys.exit(error.status)
         if isinstance(error, OSError) and error.filename is not None:  # of the user's files and disks
             _tell(f"{error.filename}: cannot be read or written: {error.strerror}")
+        elif isinstance(error, ModuleNotFoundError) and (reason := missing_extra(error)):
+            _tell(reason)
         else:
             _tell(traceback.format_exc().rstrip())
     sys.exit(1)

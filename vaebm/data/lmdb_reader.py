@@ -16,16 +16,12 @@ class Database:
         folder: folder of its data.mdb.
 
     Raises:
-        UserError: the LMDB is absent or damaged, or the package lmdb is not installed.
+        UserError: the LMDB is absent or damaged.
     """
 
     def __init__(self, folder: Path):
-        try:
-            import lmdb
-        except ModuleNotFoundError:
-            raise UserError(
-                f"{folder}: an LMDB is read with the package lmdb, which is not installed; pip install lmdb"
-            ) from None
+        import lmdb
+
         self.folder = folder
         reading(str(folder))
         try:

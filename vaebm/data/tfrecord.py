@@ -6,7 +6,6 @@ has the features `shape`, three integers, and `data`, its bytes.
 """
 
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +31,8 @@ def records(path: Path) -> list[TFRecord]:
     """All records of a file.
 
     Raises:
-        UserError: the file is truncated, damaged, or not of this format, or the package tfrecord is not installed.
+        UserError: the file is truncated, damaged, or not of this format.
     """
-    if find_spec("tfrecord") is None:
-        raise UserError(
-            f"{path}: TFRecords are read with the package tfrecord, which is not installed; pip install tfrecord"
-        )
     found: list[TFRecord] = []
     end = path.stat().st_size
     with path.open("rb") as file:

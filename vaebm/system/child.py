@@ -73,7 +73,7 @@ def _run(work: Callable[[], None], answering: Connection) -> None:
         _silence_libraries()
         work()
         answering.send(None)
-    except (UserError, KeyboardInterrupt) as error:
+    except (UserError, ModuleNotFoundError, KeyboardInterrupt) as error:
         answering.send(error)
     except BaseException:
         answering.send(RuntimeError(traceback.format_exc()[-10_000:]))

@@ -1,7 +1,13 @@
 """The error of a user's mistake, and short texts for errors."""
 
+import re
+
 MOST = 1000
 """Characters of an error; the middle of a longer one is left out."""
+
+
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "dvc_data": "dvc", "dvc_objects": "dvc", "crc32c": "tfrecord"}
+"""Module → package that installs it, where their names differ."""
 
 
 class UserError(ValueError):
@@ -29,3 +35,17 @@ def listed(names: list[str], most: int = 3) -> str:
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     first = [name if name.strip() and name.isprintable() else ascii(name) for name in names[:most]]
     return ", ".join(map(shorten, first)) + more
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """One line for a module of an extra that is not installed; None for any other module."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    module = str(error.name).partition(".")[0]
+    package = PACKAGES.get(module, module).replace("_", "-")
+    try:
+        found = "\n".join(requires("vaebm") or ())
+    except PackageNotFoundError:
+        return None
+    extra = re.search(rf"^{re.escape(package)}\b(?!-).*; extra == [\"'](.+)[\"']$", found, re.MULTILINE)
+    return extra and f'{module}: expected the package {package}, found none; pip install "vaebm[{extra[1]}]"'

@@ -34,8 +34,11 @@ PER_CALL = {"metrics": 900, "params": 90}
 LINES_PER_SAVE = 100
 """Lines of a history that are logged before the state is saved."""
 
-NEEDS = ("torch", "numpy", "pydantic", "pyyaml", "tqdm")
-"""Requirements of a registered model, without its own code."""
+NEEDS = (
+    "torch", "safetensors", "huggingface_hub", "jaxtyping", "numpy", "pydantic", "tqdm", "jinja2", "markupsafe",
+    "pyyaml", "ruamel.yaml",
+)  # fmt: skip
+"""Requirements of a registered model, without its own code: the base install's."""
 
 
 def prepare_database(path: Path) -> None:
