@@ -1,7 +1,6 @@
 """A stage's model from elsewhere: a published checkpoint, a model file, a folder, or a hub repository."""
 
 import argparse
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from vaebm.records.training import ModelOrigin, TrainingRecord
 from vaebm.system.checkpoint import hash_tensors, load_model, load_plain, save_model
 from vaebm.system.errors import UserError
 from vaebm.system.files import checksum, model_of
-from vaebm.system.provenance import commit
+from vaebm.system.provenance import commit, version_of
 
 KINDS = {"nvae": "nvae", "ebm": "energy"}
 """Stage → kind of its model."""
@@ -88,7 +87,7 @@ def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
     words = "published weights" if found.layout == "published" else f"weights of {stage.checkpoint.source}"
     origin = {"source": stage.checkpoint.source, "layout": found.layout, "sha256": sha256, **found.facts}
     record |= {"status": f"{words}, sha256 {sha256[:16]}", "model": hash_tensors(found.weights)}
-    record |= {"checkpoint": ModelOrigin(**origin, version=version("vaebm")), **commit()}
+    record |= {"checkpoint": ModelOrigin(**origin, version=version_of("vaebm")), **commit()}
     write_record(model.with_name("training.json"), TrainingRecord.model_validate(record))
     print(f"{model}: {record['status']}", flush=True)
 

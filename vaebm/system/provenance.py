@@ -68,10 +68,12 @@ def merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and `LIBRARIES`; "unknown" without metadata."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = UNKNOWN
-    return found
+    return {"python": platform.python_version(), **{name: version_of(name) for name in LIBRARIES}}
+
+
+def version_of(package: str) -> str:
+    """Version of an installed package; "unknown" without metadata."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return UNKNOWN
