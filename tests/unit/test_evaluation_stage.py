@@ -194,3 +194,9 @@ def test_bits_per_dimension_are_those_of_a_probability(decoder, crop):
     bits = found.get("bits-per-dimension")
     assert (bits is None) == (decoder == "normal")
     assert bits is None or bits.value == pytest.approx(15 / size / np.log(2))
+
+
+def test_an_energy_needs_its_nvae(tmp_path):
+    metrics, nothing = tmp_path / "digits" / "vaebm" / "seed0" / "evaluation" / "metrics.json", tmp_path / "none"
+    with pytest.raises(UserError, match=r"--energy: expected the NVAE below it too \(--nvae\), found none"):
+        stage.run(inputs.Files(nothing, nothing, None, nothing, nothing, nothing, nothing, [nothing], metrics))

@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from networks import ENERGY, NETWORK
+from PIL import Image
 
 from vaebm.config.ebm import ChainSettings
 from vaebm.energy.network import EnergyNetwork
+from vaebm.evaluation import plots
 from vaebm.model import VAEBM, PixelEBM
 from vaebm.model.latent_space import great_circle, posterior_noise
 from vaebm.noise import NoiseSource
@@ -59,6 +62,21 @@ def test_paths_end_at_the_reconstructions_and_chains_move_them(model):
     assert torch.allclose(paths[:, 0], model.reconstruct(first, seed=1), atol=1e-9)
     assert torch.allclose(paths[:, -1], model.reconstruct(last, seed=1), atol=1e-9)
     assert not torch.allclose(model.interpolate(first, last, 4, seed=1, steps=2), paths)
+
+
+def test_the_picture_has_pairs_of_images_around_paths_and_the_chain_below(model, tmp_path):
+    """Of seven images three pairs; each cell is 40 pixels wide and has a line of 2."""
+    images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8)
+    rows = {}
+    for name, energy in (("vaebm", model.energy), ("nvae", None)):
+        found = VAEBM(model.nvae, energy, chain=model.test_chain)
+        plots.interpolations(found, images, 0, tmp_path / f"{name}.png")
+        cells = np.asarray(Image.open(tmp_path / f"{name}.png"))[..., 0]
+        rows[name] = cells[2:, 2:].reshape(-1, 42, 8, 42)[:, :40:5, :, :40:5].swapaxes(1, 2)
+    assert rows["vaebm"].shape == (6, 8, 8, 8) and np.array_equal(rows["vaebm"][::2], rows["nvae"])
+    ends = rows["nvae"][:, [0, 7]]
+    assert np.array_equal(ends, images[:6].reshape(2, 3, 8, 8).swapaxes(0, 1))
+    assert (rows["vaebm"][1::2, [0, 7]] == 214).all() and not np.array_equal(rows["vaebm"][1::2], rows["nvae"])
 
 
 def test_temperature_scales_the_priors(model):

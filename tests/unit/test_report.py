@@ -16,7 +16,7 @@ from vaebm.report.captions import gallery
 from vaebm.report.html import cards, page
 from vaebm.report.paper import read_paper
 from vaebm.report.rows import z_score
-from vaebm.report.table import Measured, commands
+from vaebm.report.table import Measured, commands, lines
 
 ROOT = Path(__file__).parents[2]
 PAPER = read_paper(ROOT / "config" / "paper.yaml")
@@ -151,7 +151,7 @@ def test_every_picture_that_a_run_should_have_is_shown_or_named(tmp_path):
     """What a run has no figures of it needs no picture of."""
     full = record(measured(steps=STEPS, modes=990.0, AUROC_turned=0.8))
     wanted = [picture.path.as_posix() for picture in gallery(full)]
-    measured_there = ["before", "after", "chain", "steps", "neighbours", "modes", "sets", "ood"]
+    measured_there = ["before", "after", "chain", "interpolations", "steps", "neighbours", "modes", "sets", "ood"]
     assert set(wanted) == {f"vaebm/seed0/evaluation/pictures/{name}.png" for name in measured_there} | {
         f"vaebm/seed0/pictures/{name}.png" for name in ("energies", "chains", "curves")
     }
@@ -166,6 +166,21 @@ def test_every_picture_that_a_run_should_have_is_shown_or_named(tmp_path):
     folder = "digits/vaebm/seed0/evaluation/pictures"
     missing = f"Before the chain ({folder}/before.png), After the chain ({folder}/after.png)"
     assert f"Missing though the run should have made them: {missing}." in text
+    (tmp_path / folder / "interpolations.png").unlink()
+    assert f"Missing though the run should have made them: {missing}." in show(tmp_path, full), "an earlier version's"
+
+
+def test_images_of_another_program_are_named_with_their_hash_and_count(tmp_path):
+    """In the report, in the remarks, in the table; without a training, and with the pictures of samples alone."""
+    foreign = {"path": "drawn/pngs", "images": 1234, "sha256": "a" * 64}
+    run = measured("drawn", chain_steps=0) | {"foreign": foreign, "training": {}, "without": {"ELBO": "no model"}}
+    one = record(run)
+    words = f"1,234 images of another program, drawn/pngs, SHA-256 {'a' * 64}"
+    assert {picture.path.stem for picture in gallery(one)} == {"samples", "neighbours"}
+    text = show(tmp_path, record(measured("nvae", chain_steps=0)), one)
+    assert f"drawn: {words}." in text and "drawn has no ELBO: no model." in text and text.count(">Training<") == 1
+    (line, *_) = lines(Measured({"digits": {"drawn": one}}, []), PAPER, COMMANDS)
+    assert line["note"] == words and line["chain"] == "images of another program"
 
 
 def test_an_energy_without_test_steps_is_shown_as_an_energy_and_a_gan_as_a_gan():
@@ -176,7 +191,7 @@ def test_an_energy_without_test_steps_is_shown_as_an_energy_and_a_gan_as_a_gan()
     gan["training"] = {"wgan": TRAINED | {"stage": "wgan"}}
     shown = [{picture.path.stem for picture in gallery(record(run))} for run in (energy, gan)]
     assert shown == [
-        {"before", "after", "chain", "neighbours", "energies", "chains", "curves"},
+        {"before", "after", "chain", "interpolations", "neighbours", "energies", "chains", "curves"},
         {"samples", "neighbours", "curves"},
     ]
 

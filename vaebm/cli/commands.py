@@ -14,7 +14,9 @@ from vaebm.cli.options import (
     Data,
     EnergyModel,
     GPUs,
+    MeasuredNVAE,
     NVAEModel,
+    OODManifests,
     OutputModel,
     SettingsFile,
     Threads,
@@ -205,20 +207,17 @@ def samples(
 )
 def evaluation(
     settings: SettingsFile,
-    shards: Annotated[list[Path], typer.Argument(help="The samples.")],
+    shards: Annotated[list[Path], typer.Argument(help="The samples; or a folder of PNG files, a .npy or a .npz file.")],
     data: Data,
-    nvae: NVAEModel,
     extractor: Annotated[Path, typer.Option(help="Settings file of the extractor.")],
     reference: Annotated[Path, typer.Option(help="Statistics of the real images.")],
     metrics: Annotated[
         Path, typer.Option(help="Output file: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")
     ],
+    nvae: MeasuredNVAE = None,
     energy: EnergyModel = None,
     classifier: ClassifierModel = None,
-    ood: Annotated[
-        list[Path] | None,
-        typer.Option(help="manifest.json of an out-of-distribution data set.", show_default=False),
-    ] = None,
+    ood: OODManifests = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
 ) -> None:

@@ -11,11 +11,18 @@ from vaebm.config import DATASETS
 SettingsFile = Annotated[Path, typer.Argument(help="The stage's settings file.")]
 Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
 NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.safetensors of the NVAE.")]
+MeasuredNVAE = Annotated[
+    Path | None,
+    typer.Option("--nvae", help="model.safetensors of the NVAE; none: the samples are another program's images."),
+]
 EnergyModel = Annotated[
     Path | None, typer.Option("--energy", help="model.safetensors of the energy network; none: the NVAE alone.")
 ]
 ClassifierModel = Annotated[
     Path | None, typer.Option("--classifier", help="model.safetensors of the classifier, if the experiment trains one.")
+]
+OODManifests = Annotated[
+    list[Path] | None, typer.Option(help="manifest.json of an out-of-distribution data set.", show_default=False)
 ]
 OutputModel = Annotated[Path, typer.Option(help="Output file.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]

@@ -29,8 +29,9 @@ from vaebm.config.evaluation import (
     MetricSettings,
     SamplesSettings,
 )
-from vaebm.config.experiment import BASELINE, STAGES, CPUResources, Experiment, GPUResources, Resources, Stage, Variant
+from vaebm.config.experiment import BASELINE, STAGES, Experiment, Stage, Variant
 from vaebm.config.nvae import NVAENetworkSettings, NVAESettings, NVAETrainingSettings
+from vaebm.config.resources import CPUResources, GPUResources, Resources
 from vaebm.config.wgan import WGANSettings
 
 __all__ = [

@@ -5,7 +5,7 @@ from functools import reduce
 from itertools import product
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, SerializeAsAny, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from vaebm.config.base import Choice, Name, S, Settings, fingerprint, later, merge, nested, without_training
 from vaebm.config.checkpoint import CheckpointSettings, ModelSettings, portable
@@ -14,6 +14,7 @@ from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import EBMSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
 from vaebm.config.nvae import NVAESettings
+from vaebm.config.resources import Resources
 from vaebm.config.wgan import WGANSettings
 from vaebm.system.errors import brief
 
@@ -24,41 +25,11 @@ TAKEN = (BASELINE, "classifier", "reference", "mirrored")
 """Folders and files in an experiment's results, whose names no variant can have, also not in capitals (macOS)."""
 
 
-class CPUResources(Settings):
-    """Resources of one job of a stage; not in the settings files, so that a change reruns nothing."""
-
-    threads: PositiveInt = 1
-    """CPU threads."""
-    mem_mb: PositiveInt = 2000
-    """Memory in MB."""
-    runtime: PositiveInt = 60
-    """Time limit in minutes; trainings stop before it and are resumed."""
-
-
-class GPUResources(CPUResources):
-    """Resources of one job of a stage that can use GPUs."""
-
-    gpu: NonNegativeInt = 0
-    """Number of GPUs; 0: use the CPU."""
-
-
-class Resources(Settings):
-    """Resources of the jobs of each stage."""
-
-    data: CPUResources = CPUResources()
-    classifier: CPUResources = CPUResources()
-    nvae: GPUResources = GPUResources()
-    ebm: GPUResources = GPUResources()
-    samples: GPUResources = GPUResources()
-    evaluation: GPUResources = GPUResources()
-    benchmarks: CPUResources = CPUResources()
-
-
 class Stage(NamedTuple):
     """Training stage of a model."""
 
     name: str
-    """`nvae`, `ebm` or `wgan`: name of the command, of the settings file and of its section."""
+    """`nvae`, `ebm` or `wgan`: name of the command, of the settings file and of its section. `images`: none."""
     settings: Settings | None
     """None: the experiment has no such section."""
 
@@ -81,6 +52,15 @@ class Variant(Settings):
     variant, named by its index. Equal energies are trained once."""
     metric: str | None = later(None)
     """Metric that the report plots over the grid; default: the Fréchet distance."""
+    images: Annotated[str, Field(min_length=1)] | None = later(None)
+    """Images that another program drew, measured without a model: a folder of PNG files, or a file .npy or .npz."""
+
+    @model_validator(mode="after")
+    def _images_are_alone(self) -> Self:
+        others = [key for key in self.model_dump(exclude_defaults=True) if key != "images"]
+        if self.images is not None and others:
+            raise ValueError(f"images: expected no other key with images of another program, found {', '.join(others)}")
+        return self
 
 
 class Experiment(Settings):
@@ -110,8 +90,12 @@ class Experiment(Settings):
 
     @property
     def models(self) -> list[str]:
-        """Names of all models: the NVAE, and the variants that have settings."""
-        return [BASELINE, *(name for name in self.every_variant if self.stage_of(name).settings is not None)]
+        """Names of all models: the NVAE, and the variants that have settings or images of another program."""
+        return [BASELINE, *(name for name in self.every_variant if self.stage_of(name) != Stage("ebm", None))]
+
+    def seeds_of(self, model: str, seeds: list[int]) -> list[int]:
+        """Those of `seeds` that a model is measured with: the first for images of another program, which have none."""
+        return seeds[:1] if self.stage_of(model).name == "images" else seeds
 
     def same_energy(self, model: str) -> str | None:
         """Variant whose energy a combination of a grid takes, because the settings are equal; None: it has its own."""
@@ -127,6 +111,8 @@ class Experiment(Settings):
         if model == BASELINE:
             return Stage("nvae", self.nvae)
         variant = self.every_variant[model]
+        if variant.images is not None:
+            return Stage("images", None)
         if variant.wgan is not None:
             return Stage("wgan", variant.wgan)
         return Stage("ebm", None if self.ebm is None else with_changes(self.ebm, variant.ebm, f"variants.{model}.ebm"))
@@ -138,7 +124,7 @@ class Experiment(Settings):
 
     def samples_of(self, variant: str) -> SamplesSettings | None:
         """Settings of stage `samples` of a model; without an energy there is no chain."""
-        if self.samples is None:
+        if self.samples is None or self.stage_of(variant).name == "images":
             return None
         if self.stage_of(variant).name != "ebm":
             return with_changes(self.samples, {"chain": {"steps": 0, "step_size": 1.0}}, variant)
@@ -180,7 +166,7 @@ class Experiment(Settings):
         if network.decoder == "logistic_mixture" and facts.channels != 3:
             found = f"{self.data.dataset} has {facts.channels} channel(s)"
             raise ValueError(f"nvae.network.decoder: logistic_mixture is made for 3 colours, {found}")
-        if (self.ebm is not None or len(self.models) > 1) and network.decoder != "normal":
+        if self._trained and network.decoder != "normal":
             raise ValueError(
                 f"nvae.network.decoder: energies and GANs need the decoder normal, found {network.decoder}"
             )

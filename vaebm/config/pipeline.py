@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vaebm.config import DataSettings, Experiment
 from vaebm.config.datasets import missing_files
+from vaebm.config.foreign import foreign_files
 from vaebm.config.layers import split_changes
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import (
@@ -82,6 +83,10 @@ def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path) -> Pipeli
         if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
             with _located(f"{files[name]}: evaluation"):
                 weights_hash(experiment.evaluation.extractor.name, weights)
+        for variant, one in experiment.variants.items():
+            if one.images is not None:
+                with _located(f"{files[name]}: variants.{variant}.images"):
+                    foreign_files(Path(one.images))
     options = [*(("--set", change) for change in changes), *([("--base", names[0])] if "name" in overrides else [])]
     said = "".join(f" {option} {shlex.quote(value)}" for option, value in options)
     said = said.replace("{", "{{").replace("}", "}}")

@@ -251,8 +251,8 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int], inste
         files.append(
             (folder / "reference" / f"{evaluation.extractor.name}.yaml", 0, "extractor", evaluation.extraction)
         )
-    for seed in seeds:
-        for model in experiment.models:
+    for model in experiment.models:
+        for seed in experiment.seeds_of(model, seeds):
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
             files.append((run / f"{stage.name}.yaml", seed, stage.name, stage.settings))
             files.append((run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model)))

@@ -1,5 +1,7 @@
 """Raw files with published checksums: downloaded by torchvision, or at a path of the user; verified in both cases."""
 
+import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +88,14 @@ def checksums(paths: list[Path], threads: int) -> list[str]:
             progress.advance()
     progress.close()
     return found
+
+
+def whole_checksum(folder: Path, paths: list[Path], hashes: list[str]) -> str:
+    """SHA-256 of the names of files in a folder, and of their hashes."""
+    whole = hashlib.sha256()
+    for path, one in zip(paths, hashes, strict=True):
+        whole.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0" + one.encode() + b"\n")
+    return whole.hexdigest()
 
 
 def torchvision_datasets() -> Any:

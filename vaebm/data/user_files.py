@@ -4,7 +4,6 @@ The images with the smallest hashes are held out, so order and names do not matt
 """
 
 import hashlib
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from vaebm.config import DataSettings
 from vaebm.data.convert_large import LazyImages
 from vaebm.data.decode import Decoded, read_resized
-from vaebm.data.download import checksums, folder_of, shown
+from vaebm.data.download import checksums, folder_of, shown, whole_checksum
 from vaebm.data.prepared import USERS, Prepared
 from vaebm.system.child import reading
 from vaebm.system.errors import UserError, brief, listed
@@ -146,11 +145,8 @@ def prepare_folder(data: DataSettings, threads: int) -> LazyImages:
             f"{shown(lone)}: expected every picture in the folder of its class ({listed(classes[:3])}, …), "
             "or all of them in none, found one beside"
         )
-    whole = hashlib.sha256()
-    for path, one in zip(found, hashes, strict=True):
-        whole.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0" + one.encode() + b"\n")
     counts = {"other files": len(files) - len(found), "duplicates": len(found) - len(set(hashes))}
-    about = {"sha256": whole.hexdigest(), "pictures": len(found), **counts, "classes": classes}
+    about = {"sha256": whole_checksum(folder, found, hashes), "pictures": len(found), **counts, "classes": classes}
     source = {USERS: {key: value for key, value in about.items() if value}}
 
     def read(path: Path) -> Decoded:

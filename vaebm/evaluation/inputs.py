@@ -13,15 +13,16 @@ from vaebm.config.base import plugins_in
 from vaebm.config.checkpoint import portable
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.data import ImageSet, open_images
+from vaebm.data.foreign import read_foreign
 from vaebm.evaluation.extractors import Extractor, open_extractor
 from vaebm.evaluation.reference import Reference, read_reference
 from vaebm.evaluation.sampling_time import SHARD_RECORD
 from vaebm.measures.bootstrap import Features
 from vaebm.measures.frechet import Statistics, frechet_distance
-from vaebm.model import VAEBM
+from vaebm.model import NO_CHAIN, VAEBM
 from vaebm.records.files import TRAINING_RECORD, read_record
 from vaebm.records.metrics import FD
-from vaebm.records.results import ShardRecord
+from vaebm.records.results import ForeignImages, ShardRecord
 from vaebm.records.training import TrainingRecord
 from vaebm.samples import origin_of
 from vaebm.system.checkpoint import load_model
@@ -140,8 +141,8 @@ class Files(NamedTuple):
     """evaluation.yaml."""
     data: Path
     """Manifest of the images."""
-    nvae: Path
-    """Model file of the NVAE, or of the NVAE whose decoder is a GAN's generator."""
+    nvae: Path | None
+    """Model file of the NVAE, or of the NVAE whose decoder is a GAN's generator; None: images of another program."""
     energy: Path | None
     """Model file of the energy; None: the NVAE alone."""
     extractor: Path
@@ -151,7 +152,7 @@ class Files(NamedTuple):
     reference: Path
     """Output of `reference.write_reference`."""
     shards: list[Path]
-    """The samples, in the folder of samples.yaml."""
+    """The samples, in the folder of samples.yaml; or a folder or a file with images of another program."""
     metrics: Path
     """results/<experiment>/<variant>/seed<k>/evaluation/metrics.json, the output."""
     ood_data: Sequence[Path] = ()
@@ -171,13 +172,16 @@ class Inputs(NamedTuple):
     manifests: dict[str, Path]
     """Name of a prepared out-of-distribution set → its manifest."""
     shards: list[Path]
+    foreign: ForeignImages | None
+    """Origin of the samples if another program drew them."""
     samples: Tensor
     """(N, C, H, W) uint8."""
     extractor: Extractor
     mode_extractor: Extractor
     """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
     reference: Reference
-    model: VAEBM
+    model: VAEBM | None
+    """None: another program drew the samples."""
     trained: dict[str, TrainingRecord]
     """Stage → its training record."""
     hashes: dict[str, str]
@@ -193,6 +197,8 @@ class Inputs(NamedTuple):
     @property
     def no_likelihood_reason(self) -> str:
         """Why log p(x) cannot be estimated; empty if it can."""
+        if self.model is None:
+            return "another program drew these images, and its model is not here"
         if "wgan" in self.trained:
             return "a generator has no posterior, and no estimate of log p(x)"
         return self.model.no_likelihood_reason
@@ -200,6 +206,22 @@ class Inputs(NamedTuple):
     def distance(self, features: Features) -> float:
         """Fréchet distance of features (N, D) to the training images."""
         return frechet_distance(Statistics.of(features), self.reference.train)
+
+
+def _foreign_samples(
+    files: Files, settings: EvaluationSettings, shape: tuple[int, int, int]
+) -> tuple[Tensor, ForeignImages]:
+    """Images of another program, enough for the metrics."""
+    if len(files.shards) > 1:
+        raise UserError(f"{files.shards[1]}: expected one folder or file of images, or the model (--nvae), found more")
+    samples, origin = read_foreign(files.shards[0], shape)
+    counts = {"kid_subset_size": settings.kid_subset_size, "inception_splits": settings.inception_splits}
+    for key, count in (counts | {"precision_recall.images": settings.precision_recall.images}).items():
+        if count > len(samples):
+            raise UserError(
+                f"evaluation.{key}: expected at most the {len(samples)} images of {origin.path}, found {count}"
+            )
+    return samples, origin
 
 
 def load(files: Files, device: torch.device | str) -> Inputs:
@@ -210,13 +232,14 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     """
     folder, nvae, energy, classifier = run_folder(files.metrics), files.nvae, files.energy, files.classifier
     own = energy or nvae
-    if own.absolute().parent != folder:
+    if nvae is None and energy is not None:
+        raise UserError("--energy: expected the NVAE below it too (--nvae), found none")
+    if own is not None and own.absolute().parent != folder:
         raise UserError(
             f"{files.metrics}: expected the model of this run, "
             f"{folder.name}/model.safetensors of the variant {folder.parent.name}, found {own}"
         )
     seed, chosen = read_settings(files.settings, EvaluationSettings)
-    sampling_seed, sampling = read_settings(files.shards[0].with_name("samples.yaml"), SamplesSettings)
     opened, images = open_extractor(files.extractor, classifier, device), open_images(files.data)
     if opened.kind != chosen.extractor.name:
         raise UserError(
@@ -224,13 +247,21 @@ def load(files: Files, device: torch.device | str) -> Inputs:
             f"found {opened.kind}"
         )
     statistics = read_reference(files.reference, images.hash, opened.weights)
-    samples = read_samples(files.shards, images.shape, sampling.count)
     hashes = {kind: load_model(path, kind)["hash"] for kind, path in (("nvae", nvae), ("energy", energy)) if path}
-    check_shards(files.shards, sampling_seed, sampling, hashes)
-    model = VAEBM.load(nvae, energy, device)
-    model.configure_sampling(sampling)
-    trained = [_training(nvae, hashes["nvae"], images.hash)]
-    trained += [] if energy is None else [_training(energy, hashes["energy"], images.hash)]
+    trained: list[tuple[TrainingRecord, Settings]] = []
+    model: VAEBM | None = None
+    foreign: ForeignImages | None = None
+    if nvae is None:
+        samples, foreign = _foreign_samples(files, chosen, images.shape)
+        sampling_seed, sampling = seed, SamplesSettings(count=len(samples), chain=NO_CHAIN)
+    else:
+        sampling_seed, sampling = read_settings(files.shards[0].with_name("samples.yaml"), SamplesSettings)
+        samples = read_samples(files.shards, images.shape, sampling.count)
+        check_shards(files.shards, sampling_seed, sampling, hashes)
+        model = VAEBM.load(nvae, energy, device)
+        model.configure_sampling(sampling)
+        models = {"nvae": nvae, "energy": energy}
+        trained = [_training(path, hashes[kind], images.hash) for kind, path in models.items() if path is not None]
     sets = [DataSettings.model_validate(images.name)] if images.name in DATASETS else []
     used = [chosen, sampling, *sets, *filter(None, chosen.ood_sets.values()), *(settings for _, settings in trained)]
     plugins = plugins_in(used).union(*(record.plugins for record, _ in trained))
@@ -244,6 +275,6 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     hashes |= {one.kind: one.weights for one in (opened, mode_extractor)}
     return Inputs(
         folder, seed, chosen, sampling_seed, sampling, images, {path.parent.name: path for path in files.ood_data},
-        files.shards, samples, opened, mode_extractor, statistics, model,
+        files.shards, foreign, samples, opened, mode_extractor, statistics, model,
         {record.stage: record for record, _ in trained}, hashes, sorted(plugins),
     )  # fmt: skip

@@ -22,6 +22,9 @@ from vaebm.records.results import AlongChain
 GRID, CHAINS = 160, 10
 """Images in a grid of samples; chains shown step by step."""
 
+PAIRS, PLACES = 6, 6
+"""Pairs of held-out images with a path between them; places on a path."""
+
 QUERIES, NEIGHBOURS = 12, 4
 """Samples shown with their nearest training images; neighbours per sample, by pixels and by features."""
 
@@ -36,6 +39,21 @@ def ood(inside: Scores, outside: dict[str, Scores], figures: Measurements, path:
             area = figures[DETECTION["AUROC", kind].named(name)].value
             panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out images": inside[kind], name: found[kind]}
     plots.histograms(panels, path, "score")
+
+
+def interpolations(model: VAEBM, images: Tensor, seed: int, path: Path) -> None:
+    """Write pairs of images (N, C, H, W) uint8 at the ends of the path between them, whose ends are reconstructions.
+
+    Below each path of a model with an energy is the same path after its test chain.
+    """
+    count = min(PAIRS, len(images) // 2)
+    ends, steps = (images[:count], images[count : 2 * count]), (0, model.test_chain.steps)
+    rows = steps if model.energy is not None else steps[:1]
+    paths = [model.interpolate(*ends, PLACES, seed, steps=one).cpu() for one in rows]
+    first, last = (to_float(end)[:, None] for end in ends)
+    gap = torch.full_like(first, plots.BACKGROUND / 255)
+    framed = [torch.cat([first, paths[0], last], dim=1), *(torch.cat([gap, one, gap], dim=1) for one in paths[1:])]
+    plots.image_grid(torch.stack(framed, dim=1).flatten(0, 2), path, columns=PLACES + 2)
 
 
 def chains(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:

@@ -14,7 +14,7 @@ from vaebm.evaluation.inputs import Files, Inputs, load
 from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_likelihood
 from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
-from vaebm.model import Estimates
+from vaebm.model import VAEBM, Estimates
 from vaebm.plots import image_grid
 from vaebm.records.files import recording, write_record
 from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
@@ -60,9 +60,9 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
     return metrics
 
 
-def model_metrics(inputs: Inputs, pictures: Path) -> tuple[Measurements, OODRecord]:
-    """Compute likelihoods and out-of-distribution detection; draw the sets and the scores."""
-    seed, chosen, images, model = inputs.seed, inputs.settings, inputs.images, inputs.model
+def model_metrics(inputs: Inputs, model: VAEBM, pictures: Path) -> tuple[Measurements, OODRecord]:
+    """Compute likelihoods and out-of-distribution detection; draw the sets, the scores and interpolations."""
+    seed, chosen, images = inputs.seed, inputs.settings, inputs.images
 
     def estimated(pixels: Tensor) -> Estimates:
         if "wgan" in inputs.trained:
@@ -78,6 +78,8 @@ def model_metrics(inputs: Inputs, pictures: Path) -> tuple[Measurements, OODReco
 
     held_out, train = images.split("heldout")[0], images.split("train", TRAIN)[0]
     of_held_out, of_train = estimated(held_out), estimated(train)
+    if not inputs.no_likelihood_reason:
+        plots.interpolations(model, held_out, seed, pictures / "interpolations.png")
     training = detection.scores(of_train)
     inside = detection.with_typicality(detection.scores(of_held_out), training)
     outside: dict[str, Scores] = {}
@@ -95,9 +97,11 @@ def model_metrics(inputs: Inputs, pictures: Path) -> tuple[Measurements, OODReco
 
 
 def plugin_metrics(inputs: Inputs) -> Measurements:
-    """Compute the metrics of plug-ins that the settings name."""
+    """Compute the metrics of plug-ins that the settings name, without a model those of the images alone."""
     metrics: Measurements = {}
     for one in inputs.settings.metrics:
+        if inputs.model is None and METRICS[one.name].measured_with in ("model", "clock"):
+            continue
         if registered_metric(one.name) is not METRICS[one.name]:
             raise UserError(
                 f"evaluation.metrics: {one.name} is a metric of this program; the plug-in needs another name"
@@ -110,9 +114,9 @@ def plugin_metrics(inputs: Inputs) -> Measurements:
     return metrics
 
 
-def along_chain(inputs: Inputs, pictures: Path) -> AlongChain:
+def along_chain(inputs: Inputs, model: VAEBM, pictures: Path) -> AlongChain:
     """Compute the quality against the number of steps of the chain, for a model with an energy; draw the chains."""
-    model, sampling = inputs.model, inputs.sampling
+    sampling = inputs.sampling
     found = quality_along_chain(
         model, inputs.settings.steps, sampling, inputs.sampling_seed, inputs.distance_name,
         lambda images: inputs.distance(inputs.extractor.features(images)),
@@ -127,12 +131,17 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     inputs, pictures = load(files, device), files.metrics.parent / "pictures"
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
     metrics = sample_metrics(inputs, pictures)
-    of_model, of_sets = model_metrics(inputs, pictures)
-    metrics |= of_model | sampling_time.measure_sampling_time(inputs.shards) | plugin_metrics(inputs)
+    of_sets, steps, potential, positives = None, None, None, None
+    if model is not None:
+        of_model, of_sets = model_metrics(inputs, model, pictures)
+        metrics |= of_model | sampling_time.measure_sampling_time(inputs.shards)
+        if model.energy is not None:
+            steps, potential, positives = along_chain(inputs, model, pictures), model.potential_kind, model.positives
+    metrics |= plugin_metrics(inputs)
     unavailable = unavailable_metrics(list(inputs.settings.ood_sets), inputs.no_likelihood_reason)
     if SECONDS_PER_50.pattern not in metrics:
-        unavailable[SECONDS_PER_50.pattern] = "its samples have no record of the time they took"
-    potential, positives = (model.potential_kind, model.positives) if model.energy is not None else (None, None)
+        reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
+        unavailable[SECONDS_PER_50.pattern] = reason
     heldout = Measurement(value=inputs.reference.real, samples=len(images.view("heldout")))
     separate = inputs.mode_extractor is not inputs.extractor
     experiment, variant, _ = inputs.folder.parts[-3:]
@@ -141,7 +150,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         variant=variant,
         seed=inputs.seed,
         metrics=metrics,
-        steps=along_chain(inputs, pictures) if model.energy is not None else None,
+        steps=steps,
         ood=of_sets,
         without=unavailable,
         real={inputs.distance_name: heldout},
@@ -155,6 +164,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         plugins=inputs.plugins,
         models=inputs.hashes,
         training=inputs.trained,
+        foreign=inputs.foreign,
     )
 
 

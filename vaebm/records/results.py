@@ -149,6 +149,15 @@ class ChainRecord(Settings, extra="allow"):
     stretch: bool
 
 
+class ForeignImages(Settings):
+    """Images that another program drew."""
+
+    path: str
+    images: int
+    sha256: str
+    """Hash of the file, or of the names and contents of a folder's files."""
+
+
 class RunRecord(Settings):
     """metrics.json of one variant with one seed."""
 
@@ -177,14 +186,14 @@ class RunRecord(Settings):
     """Network → hash of its weights."""
     training: dict[str, TrainingRecord]
     """Stage → its record."""
+    foreign: ForeignImages | None = later(None)
+    """Images that were measured in place of samples, without a model."""
 
     @property
     def common(self) -> dict[str, Any]:
         """The fields in which all seeds of a variant have to agree."""
-        return {
-            name: getattr(self, name)
-            for name in ("data", "users", "extractor", "modes_by", "chain", "versions", "plugins")
-        }
+        names = ("data", "users", "extractor", "modes_by", "chain", "versions", "plugins", "foreign")
+        return {name: getattr(self, name) for name in names}
 
 
 class SeedRecord(Settings):
@@ -226,18 +235,8 @@ class VariantRecord(Settings):
     """Settings of a combination of a grid → their values."""
     plotted: str | None = later(None)
     """Metric that the report plots over the grid; None: the Fréchet distance."""
+    foreign: ForeignImages | None = later(None)
     runs: list[SeedRecord]
-
-    @property
-    def origin(self) -> str:
-        """Base and changes of a run whose settings are not those of its file, in words; else empty."""
-        changed = f" with {', '.join(self.changes)}" if self.changes else ""
-        return f"{self.experiment} is {self.base or f'{self.experiment}.yaml'}{changed}" if self.base or changed else ""
-
-    @property
-    def point(self) -> str:
-        """Settings of a combination of a grid, in words; empty for another variant."""
-        return ", ".join(f"{key}={value}" for key, value in self.grid.items())
 
     @property
     def values(self) -> dict[str, float]:

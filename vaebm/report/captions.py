@@ -20,12 +20,15 @@ class Picture(NamedTuple):
     """Spans the whole width."""
     grid: bool
     """Consists of images, which are shown without smoothing."""
+    later: bool
+    """Evaluations of earlier versions did not draw it."""
 
 
 def gallery(record: VariantRecord) -> list[Picture]:
     """The plots of the first seed of one variant, which captions.yaml lists."""
     first, quantities = record.runs[0], {metric(name).quantity for name in record.metrics}
     kind = "baseline" if record.variant == BASELINE else "gan" if "wgan" in first.training else "chains"
+    kind = "foreign" if record.foreign else kind
     start = "pixels" if record.chain.potential == "pixels" else "noise"
     trained = {stage for stage, record in first.training.items() if record.checkpoint is None}
     facts = {kind, start, *trained, *quantities}
@@ -39,6 +42,7 @@ def gallery(record: VariantRecord) -> list[Picture]:
             path=Path(record.variant, f"seed{first.seed}", one["file"]),
             wide=one.get("wide", False),
             grid=one.get("grid", False),
+            later=one.get("later", False),
         )
         for one in read_yaml(Path(__file__).with_name("captions.yaml"))
         if facts.issuperset(one["when"])

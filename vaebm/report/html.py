@@ -94,7 +94,7 @@ def pictures(record: VariantRecord, folder: Path) -> tuple[list[tuple[Picture, s
     for picture in gallery(record):
         if url := inlined(folder / picture.path):
             shown.append((picture, url, tables.get(picture.path.name)))
-        else:
+        elif not picture.later:
             missing.append(f"{picture.title} ({folder.name}/{picture.path.as_posix()})")
     return shown, missing
 

@@ -64,9 +64,23 @@ def extractor_of(record: VariantRecord, name: str = "") -> str:
     return f"{found.name}, torch-fidelity {found.torch_fidelity}"
 
 
+def changes_of(record: VariantRecord) -> str:
+    """Base and changes of a run whose settings are not those of its file, in words; else empty."""
+    changed = f" with {', '.join(record.changes)}" if record.changes else ""
+    file = record.base or f"{record.experiment}.yaml"
+    return f"{record.experiment} is {file}{changed}" if record.base or changed else ""
+
+
+def kind_of(record: VariantRecord) -> str:
+    """Settings of a combination of a grid, or origin of another program's images, in words; else empty."""
+    if (one := record.foreign) is not None:
+        return f"{one.images:,} images of another program, {one.path}, SHA-256 {one.sha256}"
+    return ", ".join(f"{key}={value}" for key, value in record.grid.items())
+
+
 def chain_of(record: VariantRecord) -> str:
     """The test chain in words, and whether images were stretched."""
-    chain, steps = record.chain, "no chain"
+    chain, steps = record.chain, "images of another program" if record.foreign else "no chain"
     if chain.steps:
         kernel = "" if chain.kernel == "langevin" else f"{chain.kernel}, "
         steps = f"{kernel}{chain.steps} steps of {chain.step_size:g}, potential {chain.potential}"
@@ -115,7 +129,7 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, An
         title = f"measured: {experiment}"
         for variant, record in variants.items():
             shown = [name for name in record.metrics if metric(name).shown != "floor"]
-            note = "; ".join(filter(None, (record.origin, record.point)))
+            note = "; ".join(filter(None, (changes_of(record), kind_of(record))))
             found += [_line(title, variant, name, record, note) for name in shown]
             unavailable += [_line(title, variant, name, note=why) for name, why in record.without.items()]
     found += unavailable
@@ -223,8 +237,8 @@ def remarks(variants: dict[str, VariantRecord]) -> list[str]:
         for stage, one in run.training.items()
         if one.checkpoint is not None and (stage != BASELINE or name == BASELINE)
     )
-    origin = next(iter(variants.values())).origin
-    settings = [f"{origin}."] * bool(origin) + [f"{name}: {one.point}." for name, one in variants.items() if one.grid]
+    changes, kinds = changes_of(next(iter(variants.values()))), {name: kind_of(one) for name, one in variants.items()}
+    settings = [f"{changes}."] * bool(changes) + [f"{name}: {kind}." for name, kind in kinds.items() if kind]
     return [*settings, *taken, f"Real images, held out, score {', '.join(scores)}.", *by_unit, *unavailable]
 
 

@@ -172,22 +172,15 @@ def _evaluation(folder: Path) -> StageRun | None:
     run_folder = folder.parent
     experiment, variant, seed = run_folder.parts[-3:]
     facts = read_record(RunRecord, folder / "metrics.json", *METRICS_RECORD)
-    records = [run / "training.json" for run in (run_folder, run_folder.parent.parent / BASELINE / seed)]
-    if not all(record.is_file() for record in records):  # a training is running again
+    settings = read_yaml(folder / "evaluation.yaml")
+    found = ({}, {"images": dump(facts.foreign)}, {}) if facts.foreign else _sources(run_folder, facts)
+    if found is None:
         return None
-    own, nvae = (read_record(TrainingRecord, record, *TRAINING_RECORD) for record in records)
-    trained = {one.stage: one for one in ((nvae, own) if own.stage == "ebm" else (own,))}
-    settings, sampling = read_yaml(folder / "evaluation.yaml"), read_yaml(run_folder / "samples" / "samples.yaml")
-    same_models = {one.model for one in trained.values()} <= set(facts.models.values())
-    chosen = validate(SamplesSettings, sampling["samples"], f"{run_folder / 'samples' / 'samples.yaml'}: samples")
-    same_chain = facts.chain.model_copy(update={**dict(chosen.chain), "stretch": chosen.stretch}) == facts.chain
-    if not (same_models and same_chain):
-        return None
-    sections = {name: one.settings for name, one in (("nvae", nvae), *trained.items())}
+    trainings, sampling, networks = found
     tags = _tags("evaluation", variant, {**settings, **sampling}, facts, "finished")
     stage = StageRun(
         f"evaluation {variant} {seed}",
-        flatten_settings({**sections, "samples": sampling["samples"], "evaluation": settings["evaluation"]}),
+        flatten_settings({**trainings, **sampling, "evaluation": settings["evaluation"]}),
         tags,
         files={"pictures": sorted(folder.glob("pictures/*.png")), "figures": [folder / "metrics.json"]},
         note="\n\n".join(f"No {metric}: {reason}." for metric, reason in facts.without.items())[:TEXT],
@@ -195,12 +188,31 @@ def _evaluation(folder: Path) -> StageRun | None:
     numbers = dump(facts, include={"metrics", "steps", "ood", "real"})
     for name, value in (numbers.pop("metrics") | numbers).items():
         stage.add(name, value)
-    identity = {"networks": {name: one.model for name, one in trained.items()}, "chain": dump(facts.chain)}
+    if facts.foreign:
+        return stage
+    identity = {"networks": networks, "chain": dump(facts.chain)}
     kept = {name: tags[name] for name in ("variant", "seed", "data", "commit", "changed")}
     stage.model = RegisteredModel(
         f"vaebm-{experiment}-{variant}", run_folder, fingerprint(identity), {"experiment": experiment, **kept}
     )
     return stage
+
+
+def _sources(run_folder: Path, facts: RunRecord) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]] | None:
+    """Settings of the trainings and of the samples, and hashes of the networks; None if they changed since."""
+    records = [run / "training.json" for run in (run_folder, run_folder.parent.parent / BASELINE / run_folder.name)]
+    if not all(record.is_file() for record in records):  # a training is running again
+        return None
+    own, nvae = (read_record(TrainingRecord, record, *TRAINING_RECORD) for record in records)
+    trained = {one.stage: one for one in ((nvae, own) if own.stage == "ebm" else (own,))}
+    file = run_folder / "samples" / "samples.yaml"
+    sampling = {"samples": read_yaml(file)["samples"]}
+    chosen = validate(SamplesSettings, sampling["samples"], f"{file}: samples")
+    same_chain = facts.chain.model_copy(update={**dict(chosen.chain), "stretch": chosen.stretch}) == facts.chain
+    networks = {name: one.model for name, one in trained.items()}
+    if not (same_chain and {*networks.values()} <= {*facts.models.values()}):
+        return None
+    return {name: one.settings for name, one in (("nvae", nvae), *trained.items())}, sampling, networks
 
 
 def experiment_run(results: Path) -> StageRun:

@@ -7,6 +7,7 @@ from vaebm.config import BASELINE, EXTRACTORS, fingerprint
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
 from vaebm.config.base import NAME
 from vaebm.config.checkpoint import portable
+from vaebm.config.foreign import foreign_state
 from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import plugin_hash, weights_hash
 from vaebm.records.files import read_tracking
@@ -58,7 +59,10 @@ def settings(pattern, kept=False):
 def runs(pattern):
     """`pattern` for every experiment, variant and seed."""
     return [
-        path for name, experiment in EXPERIMENTS.items() for path in expand(pattern, experiment=name, variant=experiment.models, seed=SEEDS, allow_missing=True)
+        path
+        for name, experiment in EXPERIMENTS.items()
+        for variant in experiment.models
+        for path in expand(pattern, experiment=name, variant=variant, seed=experiment.seeds_of(variant, SEEDS))
     ]
 
 
@@ -222,6 +226,16 @@ def models_of(wildcards):
 def energy_option(wildcards, input):
     """Option with the energy, if the variant has one."""
     return f"--energy {input.energy}" if "energy" in input.keys() else ""
+
+
+def foreign_images(wildcards):
+    """Images of another program."""
+    return str(Path(EXPERIMENTS[wildcards.experiment].variants[wildcards.variant].images))
+
+
+def state_of_foreign_images(wildcards):
+    """Names, sizes and times of the files, because the time of a folder says nothing of a file that is written again."""
+    return foreign_state(Path(foreign_images(wildcards)))
 
 
 def shards_of(wildcards):

@@ -39,6 +39,9 @@ rule reference:
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
 
 
+ruleorder: foreign_evaluation > evaluation
+
+
 rule evaluation:
     input:
         unpack(data_of),
@@ -64,3 +67,30 @@ rule evaluation:
         "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
         " --extractor {input.extractor} {params.classifier} --reference {input.reference} --metrics {output.metrics}"
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.shards}"
+
+
+# The same of images that another program drew, without what needs a model.
+rule foreign_evaluation:
+    input:
+        unpack(data_of),
+        unpack(reference_of),
+        settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
+        images=foreign_images,
+    output:
+        metrics="results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",
+    log:
+        "results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.log",
+    wildcard_constraints:
+        experiment=experiments_of("images"),
+    conda:
+        "../../environment.yml"
+    threads: resource("evaluation", "threads")
+    resources:
+        **resources_of("evaluation"),
+    params:
+        classifier=classifier_option,
+        state=state_of_foreign_images,
+    shell:
+        "python -m vaebm evaluation {input.settings} --data {input.data} --extractor {input.extractor} {params.classifier}"
+        " --reference {input.reference} --metrics {output.metrics}"
+        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.images:q}"
