@@ -12,10 +12,11 @@ MINE = (
 )
 
 
-def evaluation_of(printed):
-    """Inputs and command of the evaluations that are planned."""
-    jobs = re.findall(r"rule evaluation:\n    input: (.*)\n", printed)
-    return jobs, re.findall(r"python -m vaebm evaluation .*", printed)
+def detection_of(printed):
+    """Inputs and command of the jobs `ood` that are planned; evaluations do not wait for their sets."""
+    assert not any("--ood" in command for command in re.findall(r"python -m vaebm evaluation .*", printed))
+    jobs = re.findall(r"rule ood:\n    input: (.*)\n", printed)
+    return jobs, re.findall(r"python -m vaebm ood .*", printed)
 
 
 def test_arrays_are_asked_for_prepared_and_told_apart(finished):
@@ -26,15 +27,17 @@ def test_arrays_are_asked_for_prepared_and_told_apart(finished):
     (finished.folder / "raw").mkdir()
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 1), dtype=np.uint8)
     np.savez(finished.folder / "raw/mine.npz", images=images, labels=np.zeros(40, int))
-    assert finished.planned() == {"data": 1, "pin": 1, "evaluation": 2, "benchmarks": 1, "track": 1}
-    jobs, commands = evaluation_of(finished.snakemake("--dry-run", "--printshellcmds"))
+    assert finished.planned() == {"data": 1, "pin": 1, "evaluation": 2, "ood": 2, "benchmarks": 1, "track": 1}
+    jobs, commands = detection_of(finished.snakemake("--dry-run", "--printshellcmds"))
     assert len(jobs) == 2 and all(
         "data/mine/manifest.json" in job and "data/mine/images.npy" in job and "mine.pinned" in job for job in jobs
     )
     assert all("--ood data/mine/manifest.json" in command for command in commands)
     finished.snakemake()
     assert finished.planned() == {}
-    found = json.loads((finished.folder / "results/tiny/vaebm/seed0/evaluation/metrics.json").read_text())
+    folder = finished.folder / "results/tiny/vaebm/seed0/evaluation"
+    measured, found = (json.loads((folder / name).read_text()) for name in ("metrics.json", "ood.json"))
+    assert measured["ood"] is None and "seconds-per-50" in measured["metrics"]
     assert found["ood"]["sets"]["mine"] | {"data": ""} == {
         "images": 40,
         "data": "",
@@ -42,7 +45,10 @@ def test_arrays_are_asked_for_prepared_and_told_apart(finished):
         "side": 16,
         "users": True,
     }
-    assert {"AUROC-mine", "AUROC-mine-energy", "AUPR-mine", "FPR95-mine", "seconds-per-50"} <= set(found["metrics"])
+    inside = {"AUROC-mine", "AUROC-mine-energy", "AUPR-mine", "FPR95-mine", "AUROC-turned"}
+    over_seeds = json.loads((finished.folder / "results/tiny/vaebm/metrics.json").read_text())
+    assert inside <= set(found["metrics"]) and inside | {"seconds-per-50"} <= set(over_seeds["metrics"])
+    assert over_seeds["runs"][0]["ood"]["sets"].keys() == {"interpolation", "turned", "photographs", "mine"}
     assert {"AUROC-mine-typicality", "AUPR-mine-likelihood-elbo", "FPR95-turned-elbo"} <= set(
         found["ood"]["figures"]
     ) - set(found["metrics"])
@@ -70,7 +76,7 @@ def test_published_sets_are_planned_where_their_files_are(clone):
     (clone.folder / "faces/img_align_celeba").mkdir(parents=True)
     (clone.folder / "faces/list_eval_partition.txt").touch()
     printed = clone.snakemake("--dry-run", "--printshellcmds", "--config", "experiments=[one,two]")
-    jobs, commands = evaluation_of(printed)
+    jobs, commands = detection_of(printed)
     assert len(jobs) == 4 and all(
         "--ood data/svhn/manifest.json --ood data/celeba64/manifest.json" in command for command in commands
     )

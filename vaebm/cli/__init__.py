@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from vaebm.cli import pretrained_command as pretrained_command  # registers its command
+from vaebm.cli import job_commands as job_commands  # registers its commands
 from vaebm.cli.commands import app
 from vaebm.system.errors import UserError, missing_extra
 from vaebm.system.log_file import tee_output

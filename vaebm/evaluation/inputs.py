@@ -1,6 +1,7 @@
 """Inputs of the stage `evaluation`: files, samples, models and training records, read and checked."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,27 +160,17 @@ class Files(NamedTuple):
     """Manifests data/<name>/manifest.json of the out-of-distribution sets."""
 
 
-class Inputs(NamedTuple):
-    """Everything that the evaluation of one run reads."""
+@dataclass(frozen=True)
+class ModelInputs:
+    """What the measurements of models read."""
 
     folder: Path
     """results/<experiment>/<variant>/seed<k>."""
     seed: int
     settings: EvaluationSettings
-    sampling_seed: int
-    sampling: SamplesSettings
     images: ImageSet
     manifests: dict[str, Path]
     """Name of a prepared out-of-distribution set → its manifest."""
-    shards: list[Path]
-    foreign: ForeignImages | None
-    """Origin of the samples if another program drew them."""
-    samples: Tensor
-    """(N, C, H, W) uint8."""
-    extractor: Extractor
-    mode_extractor: Extractor
-    """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
-    reference: Reference
     model: VAEBM | None
     """None: another program drew the samples."""
     trained: dict[str, TrainingRecord]
@@ -190,9 +181,9 @@ class Inputs(NamedTuple):
     """Name, version and hash of the source of each plug-in."""
 
     @property
-    def distance_name(self) -> str:
-        """Name of the Fréchet distance."""
-        return FD.named(self.extractor.kind)
+    def ood_is_apart(self) -> bool:
+        """Whether `vaebm ood` measures the out-of-distribution sets, because some of them have to be prepared."""
+        return not self.manifests and any(self.settings.ood_sets.values())
 
     @property
     def no_likelihood_reason(self) -> str:
@@ -202,6 +193,28 @@ class Inputs(NamedTuple):
         if "wgan" in self.trained:
             return "a generator has no posterior, and no estimate of log p(x)"
         return self.model.no_likelihood_reason
+
+
+@dataclass(frozen=True)
+class Inputs(ModelInputs):
+    """Everything that the evaluation of one run reads."""
+
+    sampling_seed: int
+    sampling: SamplesSettings
+    shards: list[Path]
+    foreign: ForeignImages | None
+    """Origin of the samples if another program drew them."""
+    samples: Tensor
+    """(N, C, H, W) uint8."""
+    extractor: Extractor
+    mode_extractor: Extractor
+    """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
+    reference: Reference
+
+    @property
+    def distance_name(self) -> str:
+        """Name of the Fréchet distance."""
+        return FD.named(self.extractor.kind)
 
     def distance(self, features: Features) -> float:
         """Fréchet distance of features (N, D) to the training images."""
@@ -224,47 +237,67 @@ def _foreign_samples(
     return samples, origin
 
 
+def load_models(
+    settings: Path,
+    data: Path,
+    nvae: Path | None,
+    energy: Path | None,
+    output: Path,
+    ood_data: Sequence[Path],
+    device: torch.device | str,
+) -> ModelInputs:
+    """Read and check the models of a run, its data and its settings; `Files` explains the arguments.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not belong to the others.
+    """
+    folder, own = run_folder(output), energy or nvae
+    if nvae is None and energy is not None:
+        raise UserError("--energy: expected the NVAE below it too (--nvae), found none")
+    if own is not None and own.absolute().parent != folder:
+        raise UserError(
+            f"{output}: expected the model of this run, "
+            f"{folder.name}/model.safetensors of the variant {folder.parent.name}, found {own}"
+        )
+    seed, chosen = read_settings(settings, EvaluationSettings)
+    images = open_images(data)
+    models = {kind: path for kind, path in (("nvae", nvae), ("energy", energy)) if path is not None}
+    hashes = {kind: load_model(path, kind)["hash"] for kind, path in models.items()}
+    model = None if nvae is None else VAEBM.load(nvae, energy, device)
+    trained = [_training(path, hashes[kind], images.hash) for kind, path in models.items()]
+    sets = [DataSettings.model_validate(images.name)] if images.name in DATASETS else []
+    used = [chosen, *sets, *filter(None, chosen.ood_sets.values()), *(settings for _, settings in trained)]
+    plugins = plugins_in(used).union(*(record.plugins for record, _ in trained))
+    manifests = {path.parent.name: path for path in ood_data}
+    records = {record.stage: record for record, _ in trained}
+    return ModelInputs(folder, seed, chosen, images, manifests, model, records, hashes, sorted(plugins))
+
+
 def load(files: Files, device: torch.device | str) -> Inputs:
     """Read and check all inputs.
 
     Raises:
         UserError: a file is missing, damaged, or does not belong to the others.
     """
-    folder, nvae, energy, classifier = run_folder(files.metrics), files.nvae, files.energy, files.classifier
-    own = energy or nvae
-    if nvae is None and energy is not None:
-        raise UserError("--energy: expected the NVAE below it too (--nvae), found none")
-    if own is not None and own.absolute().parent != folder:
-        raise UserError(
-            f"{files.metrics}: expected the model of this run, "
-            f"{folder.name}/model.safetensors of the variant {folder.parent.name}, found {own}"
-        )
-    seed, chosen = read_settings(files.settings, EvaluationSettings)
-    opened, images = open_extractor(files.extractor, classifier, device), open_images(files.data)
+    arguments = (files.settings, files.data, files.nvae, files.energy, files.metrics, files.ood_data)
+    models = load_models(*arguments, device)
+    chosen, images, classifier = models.settings, models.images, files.classifier
+    opened = open_extractor(files.extractor, classifier, device)
     if opened.kind != chosen.extractor.name:
         raise UserError(
             f"{files.extractor}: expected the extractor {chosen.extractor.name}, as {files.settings} says, "
             f"found {opened.kind}"
         )
     statistics = read_reference(files.reference, images.hash, opened.weights)
-    hashes = {kind: load_model(path, kind)["hash"] for kind, path in (("nvae", nvae), ("energy", energy)) if path}
-    trained: list[tuple[TrainingRecord, Settings]] = []
-    model: VAEBM | None = None
     foreign: ForeignImages | None = None
-    if nvae is None:
+    if models.model is None:
         samples, foreign = _foreign_samples(files, chosen, images.shape)
-        sampling_seed, sampling = seed, SamplesSettings(count=len(samples), chain=NO_CHAIN)
+        sampling_seed, sampling = models.seed, SamplesSettings(count=len(samples), chain=NO_CHAIN)
     else:
         sampling_seed, sampling = read_settings(files.shards[0].with_name("samples.yaml"), SamplesSettings)
         samples = read_samples(files.shards, images.shape, sampling.count)
-        check_shards(files.shards, sampling_seed, sampling, hashes)
-        model = VAEBM.load(nvae, energy, device)
-        model.configure_sampling(sampling)
-        models = {"nvae": nvae, "energy": energy}
-        trained = [_training(path, hashes[kind], images.hash) for kind, path in models.items() if path is not None]
-    sets = [DataSettings.model_validate(images.name)] if images.name in DATASETS else []
-    used = [chosen, sampling, *sets, *filter(None, chosen.ood_sets.values()), *(settings for _, settings in trained)]
-    plugins = plugins_in(used).union(*(record.plugins for record, _ in trained))
+        check_shards(files.shards, sampling_seed, sampling, models.hashes)
+        models.model.configure_sampling(sampling)
     mode_extractor = opened
     if chosen.classifier is not None and opened.kind != "classifier":
         if classifier is None:
@@ -272,9 +305,10 @@ def load(files: Files, device: torch.device | str) -> Inputs:
                 f"{files.settings}: expected the model of the classifier beside it (--classifier), found none"
             )
         mode_extractor = Extractor.of("classifier", classifier, device)
-    hashes |= {one.kind: one.weights for one in (opened, mode_extractor)}
+    hashes = models.hashes | {one.kind: one.weights for one in (opened, mode_extractor)}
+    plugins = sorted({*models.plugins, *plugins_in(sampling)})
     return Inputs(
-        folder, seed, chosen, sampling_seed, sampling, images, {path.parent.name: path for path in files.ood_data},
-        files.shards, foreign, samples, opened, mode_extractor, statistics, model,
-        {record.stage: record for record, _ in trained}, hashes, sorted(plugins),
+        **{**vars(models), "hashes": hashes, "plugins": plugins}, sampling_seed=sampling_seed, sampling=sampling,
+        shards=files.shards, foreign=foreign, samples=samples, extractor=opened, mode_extractor=mode_extractor,
+        reference=statistics,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from vaebm.config import METRICS
 from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
-from vaebm.evaluation.inputs import Files, Inputs, load
+from vaebm.evaluation.inputs import Files, Inputs, ModelInputs, load, load_models
 from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_likelihood
 from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
@@ -19,11 +19,14 @@ from vaebm.plots import image_grid
 from vaebm.records.files import recording, write_record
 from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
 from vaebm.records.metrics import metric as registered_metric
-from vaebm.records.results import AlongChain, ChainRecord, Measurement, OODRecord, RunRecord
+from vaebm.records.results import AlongChain, ChainRecord, DetectionRecord, Measurement, OODRecord, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
 from vaebm.system.errors import UserError
 from vaebm.system.plugins import imported
+
+TRAIN_AGAIN = "train the models again, with a smaller learning rate"
+"""What to do about a figure that is not finite."""
 
 TRAIN = 3000
 """Maximum number of training images for the ELBO: the first ones."""
@@ -60,40 +63,61 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
     return metrics
 
 
-def model_metrics(inputs: Inputs, model: VAEBM, pictures: Path) -> tuple[Measurements, OODRecord]:
-    """Compute likelihoods and out-of-distribution detection; draw the sets, the scores and interpolations."""
-    seed, chosen, images = inputs.seed, inputs.settings, inputs.images
+def estimates(inputs: ModelInputs, pixels: Tensor) -> Estimates:
+    """Estimates of log p(x) and E(x) of images (N, C, H, W) uint8.
 
-    def estimated(pixels: Tensor) -> Estimates:
-        if "wgan" in inputs.trained:
-            return Estimates(None, None, None)
-        found = model.estimate(pixels, seed, chosen.elbo_samples)
-        for name, each in found._asdict().items():
-            if each is not None and (bad := int((~each.isfinite()).sum())):
-                raise UserError(
-                    f"{inputs.folder}: {name}: expected finite estimates, found {bad} of {len(each)} images with "
-                    f"{each[~each.isfinite()][0]:g}; train the models again, with a smaller learning rate"
-                )
-        return found
+    Raises:
+        UserError: one is not finite.
+    """
+    if inputs.model is None or "wgan" in inputs.trained:
+        return Estimates(None, None, None)
+    found = inputs.model.estimate(pixels, inputs.seed, inputs.settings.elbo_samples)
+    for name, each in found._asdict().items():
+        if each is not None and (bad := int((~each.isfinite()).sum())):
+            raise UserError(
+                f"{inputs.folder}: {name}: expected finite estimates, found {bad} of {len(each)} images with "
+                f"{each[~each.isfinite()][0]:g}; train the models again, with a smaller learning rate"
+            )
+    return found
 
-    held_out, train = images.split("heldout")[0], images.split("train", TRAIN)[0]
-    of_held_out, of_train = estimated(held_out), estimated(train)
+
+def of_real_images(inputs: ModelInputs) -> tuple[Estimates, Estimates]:
+    """Estimates of the held-out images, and of the first training images."""
+    held_out, train = inputs.images.split("heldout")[0], inputs.images.split("train", TRAIN)[0]
+    return estimates(inputs, held_out), estimates(inputs, train)
+
+
+def model_metrics(inputs: ModelInputs, model: VAEBM, pictures: Path) -> tuple[Measurements, OODRecord | None]:
+    """Compute likelihoods and, unless it is apart, out-of-distribution detection; draw interpolations."""
+    of_held_out, of_train = of_real_images(inputs)
     if not inputs.no_likelihood_reason:
-        plots.interpolations(model, held_out, seed, pictures / "interpolations.png")
+        held_out = inputs.images.split("heldout")[0]
+        plots.interpolations(model, held_out, inputs.seed, pictures / "interpolations.png")
+    metrics = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples)
+    if inputs.ood_is_apart:
+        return metrics, None
+    found, record = ood_metrics(inputs, of_held_out, of_train, pictures)
+    return metrics | found, record
+
+
+def ood_metrics(
+    inputs: ModelInputs, of_held_out: Estimates, of_train: Estimates, pictures: Path
+) -> tuple[Measurements, OODRecord]:
+    """Compute out-of-distribution detection: those in the table, and all; draw the sets and the scores."""
+    seed, chosen, images = inputs.seed, inputs.settings, inputs.images
     training = detection.scores(of_train)
     inside = detection.with_typicality(detection.scores(of_held_out), training)
     outside: dict[str, Scores] = {}
-    shown, sources = [held_out[:16]], {}
+    shown, sources = [images.split("heldout", 16)[0]], {}
     for name, other in chosen.ood_sets.items() if inside else []:
         others, sources[name] = ood.make_ood_set(name, other, images, inputs.manifests)
-        outside[name] = detection.with_typicality(detection.scores(estimated(others)), training)
+        outside[name] = detection.with_typicality(detection.scores(estimates(inputs, others)), training)
         shown.append(others[:16])
     figures = detection.measure_ood(inside, outside, chosen.bootstrap, seed)
     if outside:
         image_grid(to_float(torch.cat(shown)), pictures / "sets.png")
         plots.ood(inside, outside, figures, pictures / "ood.png")
-    metrics = measure_likelihood(model.nvae, of_held_out, of_train, chosen.elbo_samples)
-    return metrics | detection.in_the_table(figures), OODRecord(sets=sources, figures=figures)
+    return detection.in_the_table(figures), OODRecord(sets=sources, figures=figures)
 
 
 def plugin_metrics(inputs: Inputs) -> Measurements:
@@ -138,7 +162,8 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         if model.energy is not None:
             steps, potential, positives = along_chain(inputs, model, pictures), model.potential_kind, model.positives
     metrics |= plugin_metrics(inputs)
-    unavailable = unavailable_metrics(list(inputs.settings.ood_sets), inputs.no_likelihood_reason)
+    sets = list(inputs.settings.ood_sets)
+    unavailable = unavailable_metrics(sets, inputs.no_likelihood_reason)
     if SECONDS_PER_50.pattern not in metrics:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
         unavailable[SECONDS_PER_50.pattern] = reason
@@ -174,5 +199,27 @@ def run(files: Files, device: torch.device | str = "cpu") -> None:
     Raises:
         UserError: a file is missing, damaged, or does not belong to the others, or a figure is not finite.
     """
-    with recording(files.metrics, "train the models again, with a smaller learning rate"):
+    with recording(files.metrics, TRAIN_AGAIN):
         write_record(files.metrics, evaluation_record(files, device))
+
+
+def run_ood(
+    settings: Path,
+    data: Path,
+    nvae: Path,
+    energy: Path | None,
+    ood_data: list[Path],
+    output: Path,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Measure the out-of-distribution sets of one run; write `output`, ood.json, and pictures/ next to it.
+
+    Raises:
+        UserError: as `run`.
+    """
+    inputs = load_models(settings, data, nvae, energy, output, ood_data, device)
+    with recording(output, TRAIN_AGAIN):
+        metrics, found = ood_metrics(inputs, *of_real_images(inputs), output.parent / "pictures")
+        origin = provenance.merged([*map(dict, inputs.trained.values()), provenance.commit()])
+        models, images = inputs.hashes, inputs.images.hash
+        write_record(output, DetectionRecord(models=models, data=images, ood=found, metrics=metrics, **origin))

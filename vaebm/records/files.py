@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from vaebm.config.yaml_files import problem_line
-from vaebm.records.results import TrackingRecord
+from vaebm.records.results import DetectionRecord, RunRecord, TrackingRecord
 from vaebm.system.errors import UserError
 from vaebm.system.files import write_json
+from vaebm.system.provenance import merged
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -50,6 +51,23 @@ def read_record(model: type[R], path: Path, what: str, advice: str, absent: str 
         raise kind(f"{expected} none of its {', '.join(lacking)}: {advice}")
     first = next(problem for problem in problems if kind is AnotherVersion or problem["type"] != "missing")
     raise kind(f"{path}: {problem_line(model, first)}; {advice}")
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read metrics.json of a run, with ood.json next to it if a job of its own measured those sets.
+
+    Raises:
+        UserError: a file is missing or damaged, or they are of different models.
+    """
+    run, file = read_record(RunRecord, path, *METRICS_RECORD), path.with_name("ood.json")
+    if run.ood is not None or run.foreign is not None or not file.is_file():
+        return run
+    found = read_record(DetectionRecord, file, "out-of-distribution detection", "remove the file and run again")
+    if found.data != run.data or not found.models.items() <= run.models.items():
+        raise UserError(f"{file}: expected figures of the models and data of {path.name}, found others; run again")
+    without = {name: reason for name, reason in run.without.items() if name not in found.metrics}
+    update = {"ood": found.ood, "metrics": run.metrics | found.metrics, "without": without}
+    return run.model_copy(update={**update, **merged([dict(run), dict(found)])})
 
 
 @contextlib.contextmanager

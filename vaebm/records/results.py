@@ -126,6 +126,19 @@ class OODRecord(Settings):
     """Every metric of every set and score."""
 
 
+class DetectionRecord(Settings):
+    """ood.json: out-of-distribution detection of one run by a job of its own."""
+
+    models: dict[str, str]
+    """Network → hash of its weights."""
+    data: str
+    ood: OODRecord
+    metrics: dict[MetricName, Measurement]
+    """Those in the table."""
+    commit: list[str]
+    changed: Changed
+
+
 class ExtractorRecord(Settings):
     """A feature extractor."""
 

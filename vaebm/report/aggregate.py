@@ -8,7 +8,7 @@ import pandas as pd
 
 from vaebm.config import Variant
 from vaebm.config.yaml_files import read_experiment
-from vaebm.records.files import METRICS_RECORD, AnotherVersion, read_record, read_tracking, write_record
+from vaebm.records.files import METRICS_RECORD, AnotherVersion, read_record, read_run, read_tracking, write_record
 from vaebm.records.results import Measurement, MetricValue, Numbers, RunRecord, SeedRecord, SeedValue, VariantRecord
 from vaebm.report.html import page
 from vaebm.report.latex import latex
@@ -90,7 +90,7 @@ def collect_records(
     """
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for path in metrics:
-        run = read_record(RunRecord, path, *METRICS_RECORD)
+        run = read_run(path)
         groups.setdefault((run.experiment, run.variant), []).append(run)
     records: dict[str, dict[str, VariantRecord]] = {}
     for (experiment, variant), runs in groups.items():

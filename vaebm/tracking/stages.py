@@ -9,7 +9,7 @@ from typing import Any
 
 from vaebm.config import BASELINE, SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_experiment, read_yaml, validate
-from vaebm.records.files import METRICS_RECORD, TRAINING_RECORD, dump, read_record
+from vaebm.records.files import METRICS_RECORD, TRAINING_RECORD, dump, read_record, read_run
 from vaebm.records.results import MirroredRun, Numbers, RunRecord, VariantRecord
 from vaebm.records.training import ClassifierRecord, TrainingRecord
 from vaebm.system.files import model_of
@@ -171,7 +171,7 @@ def _evaluation(folder: Path) -> StageRun | None:
     """Metrics and settings of one variant with one seed; None if its models or its chain changed since."""
     run_folder = folder.parent
     experiment, variant, seed = run_folder.parts[-3:]
-    facts = read_record(RunRecord, folder / "metrics.json", *METRICS_RECORD)
+    facts = read_run(folder / "metrics.json")
     settings = read_yaml(folder / "evaluation.yaml")
     found = ({}, {"images": dump(facts.foreign)}, {}) if facts.foreign else _sources(run_folder, facts)
     if found is None:

@@ -1,6 +1,7 @@
 rule benchmarks:
     input:
         metrics=runs("results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json"),
+        ood=runs("results/{experiment}/{variant}/seed{seed}/evaluation/ood.json", ood=True),
         paper="config/paper.yaml",
     output:
         over_seeds=sorted(set(runs("results/{experiment}/{variant}/metrics.json"))),

@@ -56,12 +56,13 @@ def settings(pattern, kept=False):
     return of
 
 
-def runs(pattern):
-    """`pattern` for every experiment, variant and seed."""
+def runs(pattern, ood=False):
+    """`pattern` for every experiment, variant and seed; `ood`: those whose OOD sets are measured by a job of its own."""
     return [
         path
         for name, experiment in EXPERIMENTS.items()
         for variant in experiment.models
+        if not ood or (experiment.ood_data and experiment.stage_of(variant).name != "images")
         for path in expand(pattern, experiment=name, variant=variant, seed=experiment.seeds_of(variant, SEEDS))
     ]
 

@@ -47,7 +47,6 @@ rule evaluation:
         unpack(data_of),
         unpack(models_of),
         unpack(reference_of),
-        unpack(ood_of),
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
         shards=shards_of,
     output:
@@ -62,11 +61,35 @@ rule evaluation:
     params:
         energy=energy_option,
         classifier=classifier_option,
-        ood=ood_options,
+        ood=lambda wildcards, input: "",  # kept, so that results of earlier versions stay up to date
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
         " --extractor {input.extractor} {params.classifier} --reference {input.reference} --metrics {output.metrics}"
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.shards}"
+
+
+# Out-of-distribution detection where sets have to be prepared, apart, so that image quality does not wait for them.
+rule ood:
+    input:
+        unpack(data_of),
+        unpack(models_of),
+        unpack(ood_of),
+        settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
+    output:
+        "results/{experiment}/{variant}/seed{seed}/evaluation/ood.json",
+    log:
+        "results/{experiment}/{variant}/seed{seed}/evaluation/ood.log",
+    conda:
+        "../../environment.yml"
+    threads: resource("evaluation", "threads")
+    resources:
+        **resources_of("evaluation"),
+    params:
+        energy=energy_option,
+        ood=ood_options,
+    shell:
+        "python -m vaebm ood {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
+        " --output {output} --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
 
 
 # The same of images that another program drew, without what needs a model.

@@ -1,0 +1,48 @@
+"""Commands of jobs that only some experiments have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaebm.cli.commands import EXAMPLE_RUN, command
+from vaebm.cli.options import Data, EnergyModel, GPUs, NVAEModel, OODManifests, OutputModel, SettingsFile, Threads
+from vaebm.system.startup import imports
+
+
+@command(
+    "pretrained results/cifar10_published/nvae/seed0/nvae.yaml --data data/cifar10/manifest.json --model m.safetensors"
+)
+def pretrained(
+    settings: SettingsFile,
+    data: Data,
+    model: OutputModel,
+    nvae: Annotated[Path | None, typer.Option(help="model.safetensors of the NVAE below an energy.")] = None,
+) -> None:
+    """Take the model of stage nvae or ebm from the checkpoint that its settings name, instead of training it."""
+    with imports():
+        from vaebm.model.from_checkpoint import run
+    run(settings, data, nvae, model)
+
+
+@command(
+    f"ood {EXAMPLE_RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json "
+    f"--nvae results/digits/nvae/seed0/model.safetensors --energy {EXAMPLE_RUN}/model.safetensors "
+    f"--output {EXAMPLE_RUN}/evaluation/ood.json --ood data/mnist/manifest.json",
+    "ood",
+)
+def detect(
+    settings: SettingsFile,
+    data: Data,
+    nvae: NVAEModel,
+    output: Annotated[Path, typer.Option(help="Output file: results/EXPERIMENT/VARIANT/seedK/evaluation/ood.json.")],
+    energy: EnergyModel = None,
+    ood: OODManifests = None,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+) -> None:
+    """Measure out-of-distribution detection where its sets have to be prepared; image quality does not wait for it."""
+    with imports():
+        from vaebm.evaluation.stage import run_ood
+        from vaebm.system.device import setup_device
+    run_ood(settings, data, nvae, energy, ood or [], output, setup_device(threads, gpus))
