@@ -50,6 +50,12 @@ def networks(device: str, **changes: object) -> tuple[NVAE, EnergyNetwork]:
         return NVAE(settings, (3, 16, 16)), EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[1]), 3)
 
 
+def test_a_model_from_elsewhere_takes_no_training() -> None:
+    said = describe_experiment(EXPERIMENTS / "cifar10_published.yaml", 10.0)
+    assert "nvae is taken from checkpoints/nvae_cifar10.pt" in said and "energy training" in said
+    assert "NVAE training" not in said and "NVAE training" in describe_experiment(EXPERIMENTS / "cifar10.yaml", 10.0)
+
+
 @pytest.mark.parametrize(
     ("name", "nvae", "energy"),
     [
