@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
+import torch
+import yaml
 from mlflow.tracking import MlflowClient
+from published_files import write_published
+
+from vaebm.config import NVAENetworkSettings
+from vaebm.nvae.model import NVAE
+from vaebm.system.checkpoint import load_model
 
 NVAE = "results/tiny/nvae/seed{seed}"
 ENERGY = "results/tiny/vaebm/seed0/model.safetensors"
+NETWORK = {
+    "channels_encoder": 8, "channels_decoder": 8, "groups": [1, 1], "latents": 2, "preprocess_cells": 1,
+    "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1,
+}  # fmt: skip
 NAMED = "name=tiny_taken"
 AFTER = {"classifier": 1, "reference": 1, "samples": 4, "evaluation": 2, "tracking": 1, "benchmarks": 1, "track": 1}
 
@@ -62,3 +74,34 @@ def test_a_model_put_by_hand_is_refused_and_kept(finished):
         said = finished.snakemake("--config", "name=tiny_hand", "set=[samples.count=150]", *arguments, fails=True)
         assert said.splitlines()[-1].startswith("results/tiny_hand/nvae/seed0/model.safetensors: expected no file")
     assert (folder / "model.safetensors").is_file()
+
+
+def test_a_published_file_gives_both_rows_without_training_an_nvae(finished):
+    """The authors' layout, with all states of their training; a damaged one stops before any training."""
+    torch.manual_seed(0)
+    nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK), (3, 16, 16))
+    write_published(finished.folder / "official.pt", nvae, prefix="module.")
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (400, 16, 16, 3), dtype=np.uint8)
+    np.savez(finished.folder / "mine.npz", images=images, labels=np.arange(400) % 10)
+    mine = {"dataset": "arrays", "path": "mine.npz", "name": "mine", "side": 16, "channels": 3, "heldout": 0.25}
+    network = {**NETWORK, "pixel_log_sigma_floor": None}
+    content = {"base": "tiny", "data": mine, "nvae": {"network": network, "checkpoint": "official.pt"}}
+    content["evaluation"] = {"ood": ["interpolation"]}
+    path = finished.folder / "config/experiments/mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+
+    plan = finished.planned("--config", "experiments=[mine]")
+    assert plan["pretrained"] == plan["ebm"] == 1 and "nvae" not in plan
+    whole = (finished.folder / "official.pt").read_bytes()
+    (finished.folder / "official.pt").write_bytes(whole[:-100])
+    said = finished.snakemake("--config", "experiments=[mine]", fails=True)
+    assert "official.pt: expected" in said and not (finished.folder / "results/mine/vaebm/seed0/ebm.log").exists()
+    (finished.folder / "official.pt").write_bytes(whole)
+    finished.snakemake("--config", "experiments=[mine]")
+    assert finished.planned("--config", "experiments=[mine]") == {}
+    table = json.loads((finished.folder / "results/benchmarks.json").read_text())["mine"]
+    assert table.keys() == {"nvae", "vaebm"} and all("FD-classifier" in row for row in table.values())
+    assert "nvae, nvae: published weights, sha256 " in (finished.folder / "results/benchmarks.md").read_text()
+    weights = load_model(finished.folder / "results/mine/nvae/seed0/model.safetensors")["weights"]
+    assert all(torch.equal(weights[name], value) for name, value in nvae.state_dict().items())
