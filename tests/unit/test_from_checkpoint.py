@@ -100,7 +100,7 @@ def test_every_layout_gives_the_same_nvae(tmp_path: Path, monkeypatch: pytest.Mo
     words = "published weights" if layout == "published" else f"weights of {source}"
     assert record["status"] == f"{words}, sha256 {origin['sha256'][:16]}" and record["seed"] == 3
     if layout == "published":
-        assert origin["epoch"] == 7 and origin["filled"]["num_x_bits"] == 8
+        assert origin["epoch"] == 7 and origin["filled"]["min_groups_per_scale"] == 1
 
 
 def test_an_energy_belongs_to_its_nvae(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vaebm.config import NVAENetworkSettings
 from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import load_model
 
-NVAE = "results/tiny/nvae/seed{seed}"
+RUN = "results/tiny/nvae/seed{seed}"
 ENERGY = "results/tiny/vaebm/seed0/model.safetensors"
 NETWORK = {
     "channels_encoder": 8, "channels_decoder": 8, "groups": [1, 1], "latents": 2, "preprocess_cells": 1,
@@ -35,8 +35,8 @@ def record(project, path: str) -> dict:
 
 def test_models_of_another_run_give_its_figures(finished):
     """No training starts; images and figures are equal; table and MLflow say where the weights are from."""
-    assert finished.planned(*taken(NVAE, ENERGY)) == {"pretrained": 2, **AFTER}
-    finished.snakemake(*taken(NVAE, ENERGY))
+    assert finished.planned(*taken(RUN, ENERGY)) == {"pretrained": 2, **AFTER}
+    finished.snakemake(*taken(RUN, ENERGY))
     for variant in ("nvae", "vaebm"):
         found, expected = (
             record(finished, f"{name}/{variant}/seed0/evaluation/metrics.json") for name in ("tiny_taken", "tiny")
