@@ -284,7 +284,9 @@ def pipelines(root: Path, folder: Path, chance: random.Random, count: int) -> li
     def outcome() -> dict[str, Any]:
         kept = (".safetensors", ".npy", ".npz", ".jsonl", "metrics.json", "training.json")
         return {
-            name: value for name, value in contents(project).items() if name.endswith(kept) and ".snakemake" not in name
+            name: value
+            for name, value in contents(project).items()
+            if name.endswith(kept) and name.startswith(("data/", "results/"))
         }
 
     fresh()

@@ -168,15 +168,19 @@ def test_files_stay_while_one_of_two_checkpoints_names_them(tmp_path: Path) -> N
             assert files == named | {"0-0.pt"}
 
 
-def test_damaged_snapshot_is_reported_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_snapshot_is_refused_until_it_is_removed(tmp_path: Path) -> None:
+    """Without it another snapshot might become the model, which the user has to decide."""
     made = snapshots(tmp_path)
     for iteration in (10, 20):
         taken(made, iteration)
     made.confirm_all()
     (tmp_path / "20-0.pt").write_bytes(b"")
-    assert iterations(made.usable) == [10]
-    warning = f"warning: {tmp_path}/20-0.pt: expected a snapshot, found a damaged file; the others are used\n"
-    assert capsys.readouterr().out == warning and made.last_good == Snapshot(10, 0)
+    with pytest.raises(
+        UserError, match=r"20-0.pt: expected a snapshot with the hash \w+, found .*; remove it to go without"
+    ):
+        _ = made.usable
+    (tmp_path / "20-0.pt").unlink()
+    assert iterations(made.usable) == [10] and made.last_good == Snapshot(10, 0)
 
 
 def test_a_snapshot_that_is_gone_is_one_clear_line(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vaebm.config import EBMSettings
+from vaebm.config.yaml_files import parse_yaml
 from vaebm.energy.network import EnergyNetwork, load_energy
 from vaebm.energy.published_checkpoint import (
     PUBLISHED_ENERGIES,
@@ -66,10 +68,16 @@ def test_conversion_keeps_the_function(name: str, tmp_path: Path, capsys: pytest
     """Each network is recognised at another number of channels, and the model file gives the same energies."""
     energy, state = published(name)
     convert_published_energy(save(tmp_path / "EBM_100.pth", state), tmp_path / "model.pt")
+    line, section = capsys.readouterr().out.split("\n", 1)
     assert (
         f"the energy network {name} with 4 channels "
-        f"for 3×{PUBLISHED_ENERGIES[name].side}×{PUBLISHED_ENERGIES[name].side} images" in capsys.readouterr().out
+        f"for 3×{PUBLISHED_ENERGIES[name].side}×{PUBLISHED_ENERGIES[name].side} images" in line
     )
+    stage = EBMSettings.model_validate(
+        parse_yaml(section, "section")["ebm"] | {"chain": {"steps": 1, "step_size": 1.0}}
+    )
+    assert stage.network == PUBLISHED_ENERGIES[name].network.model_copy(update={"channels": 4})
+    assert stage.potential == "density" and stage.checkpoint.source == str(tmp_path / "EBM_100.pth")
     x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(
         load_energy(tmp_path / "model.pt").double()(x), energy.double()(x), rtol=1e-12, atol=0

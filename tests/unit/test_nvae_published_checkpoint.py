@@ -1,14 +1,18 @@
 """Published NVAE checkpoints: their names by a literal list, every architecture and every setting there and back."""
 
 import argparse
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from experiments import EXPERIMENTS
 from published_files import network, published, write_published
 
+from vaebm.config import Experiment
 from vaebm.config.nvae import Architecture
+from vaebm.config.yaml_files import parse_yaml, read_experiment
 from vaebm.nvae.cells import ARCHITECTURES
 from vaebm.nvae.model import NVAE, load_nvae
 from vaebm.nvae.published_checkpoint import adaptive_groups, convert_published_nvae, read_published_nvae
@@ -73,14 +77,47 @@ def test_conversion_gives_a_model_file_and_says_what_it_is(tmp_path: Path, capsy
     path = write_published(tmp_path / "checkpoint.pt", nvae)
     convert_published_nvae(path, tmp_path / "model.pt")
     parameters = sum(parameter.numel() for parameter in nvae.parameters())
-    (line,) = capsys.readouterr().out.splitlines()
+    line, *section = capsys.readouterr().out.splitlines()
     assert (
         line == f"{tmp_path / 'model.pt'}: NVAE of 3×16×16 images, {parameters:,} parameters "
         f"in {len(nvae.state_dict())} tensors"
     )
+    assert section == [
+        "# For an experiment file:",
+        "nvae:",
+        "  network:",
+        "    channels_encoder: 8",
+        "    channels_decoder: 8",
+        "    groups: [2, 1]",
+        "    latents: 2",
+        "    cells_encoder: 1",
+        "    cells_decoder: 1",
+        "    flows: 1",
+        f"  checkpoint: {path}",
+    ]
     again = load_nvae(tmp_path / "model.pt")
     assert not again.training and not [parameter for parameter in again.parameters() if parameter.requires_grad]
     assert all(torch.equal(value, nvae.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_printed_section_gives_the_settings_of_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In an experiment with other sections; the path has characters that YAML gives a meaning."""
+    nvae = network(groups=[4, 2], residual_posterior=False, architecture="res_elu", bits=5)
+    path = write_published(tmp_path / "epoch: 1 #'é.pt", nvae)
+    convert_published_nvae(path, tmp_path / "model.pt")
+    others = read_experiment(EXPERIMENTS / "tiny.yaml").model_dump(exclude={"nvae"})
+    experiment = Experiment.model_validate(others | parse_yaml(capsys.readouterr().out.split("\n", 1)[1], "section"))
+    assert experiment.nvae.network == nvae.settings
+    assert experiment.nvae.checkpoint is not None and experiment.nvae.checkpoint.source == str(path)
+
+
+@pytest.mark.parametrize(("legacy", "prefix", "old"), [(True, "", False), (False, "module.", True)])
+def test_files_of_other_versions_and_of_several_gpus(legacy: bool, prefix: str, old: bool, tmp_path: Path) -> None:
+    nvae = network(groups=[2, 2], flows=1)
+    path = write_published(tmp_path / "checkpoint.pt", nvae, legacy=legacy, prefix=prefix, old=old, epoch=399)
+    assert zipfile.is_zipfile(path) != legacy
+    same(path, nvae)
+    assert read_published_nvae(path)[-2:] == ("cifar10", 399)
 
 
 def test_adaptive_groups_are_those_of_the_published_program() -> None:

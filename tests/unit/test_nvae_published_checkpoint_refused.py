@@ -230,11 +230,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save(content["state_dict"], tmp_path / "bare")
     torch.save({"state_dict": content["state_dict"], "args": vars(content["args"])}, tmp_path / "arguments")
     torch.save({"state_dict": [1], "args": content["args"]}, tmp_path / "weights")
-    save(
-        tmp_path / "parallel",
-        {f"module.{name}": value for name, value in content["state_dict"].items()},
-        content["args"],
-    )
     (tmp_path / "cut").write_bytes(whole[:-1000])
     (tmp_path / "holed").write_bytes(whole[:200_000] + bytes(2000) + whole[202_000:])
     (tmp_path / "text").write_text("not a checkpoint")
@@ -244,7 +239,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         "bare": "a dict under the key state_dict, found the keys prior_ftr0, ",
         "arguments": "a Namespace under the key args, found dict",
         "weights": "a dict under the key state_dict, found list",
-        "parallel": "stem.weight: expected this weight of every published NVAE, found none",
         "cut": "found a damaged file or one of another kind",
         "holed": "found a damaged file or one of another kind",
         "text": "found a damaged file or one of another kind",

@@ -1,6 +1,7 @@
 """Experiment files and settings files: read, checked and written as YAML; every error is one line."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,15 @@ _Dumper.add_implicit_resolver(  # numbers of YAML 1.2 only
     "tag:yaml.org,2002:float",
     re.compile(r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+)$"),
     [*"-+.0123456789"],
+)
+
+
+class _SectionDumper(_Dumper):
+    """Writes lists on one line."""
+
+
+_SectionDumper.add_representer(
+    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True)
 )
 
 
@@ -294,6 +304,13 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
         )
     if data == experiment.data and (problem := experiment.image_count_problem(train, heldout)):
         raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
+
+
+def checkpoint_section(stage: str, network: Settings, source: Path, **others: str) -> str:
+    """Section of an experiment file that takes the model of `stage` from `source`, without the network's defaults."""
+    content = {"network": network.model_dump(exclude_defaults=True), **others, "checkpoint": str(source)}
+    text = yaml.dump({stage: content}, Dumper=_SectionDumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    return f"# For an experiment file:\n{text.rstrip()}"
 
 
 def _write(path: Path, seed: int, section: str, settings: Settings | None, instead: Path) -> str | None:

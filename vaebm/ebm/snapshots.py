@@ -69,13 +69,15 @@ class Snapshots:
             UserError: the file is missing or damaged.
         """
         path = self._path(snapshot)
+        advice = f"remove it to go without it, or remove {self.folder.parent} to train again from the beginning"
         expected = self._hashes.get(path.name)
         if expected and path.is_file() and (found := checksum(path, "sha256")) != expected:
-            raise UserError(
-                f"{path}: expected a snapshot with the hash {expected[:12]}, found {found[:12]}: damaged; "
-                f"remove {self.folder.parent} and run again, which starts the training anew"
-            )
-        return load_plain(path, "a snapshot of the training")
+            wanted = f"expected a snapshot with the hash {expected[:12]}"
+            raise UserError(f"{path}: {wanted}, found {found[:12]}: damaged; {advice}")
+        try:
+            return load_plain(path, "a snapshot of the training")
+        except UserError as error:
+            raise UserError(f"{error}; {advice}") from None
 
     def confirm(self, iteration: int) -> None:
         """Mark as good all snapshots that have waited for the patience, after `iteration` good updates."""
@@ -93,22 +95,18 @@ class Snapshots:
 
     @property
     def usable(self) -> list[Snapshot]:
-        """The good snapshots whose files can be read; damaged ones are reported.
+        """The good snapshots whose files exist.
 
         A file may be missing when a state that is not finite was not saved, and the resumed training, on a GPU, took
         another course.
-        """
-        return [snapshot for snapshot in self.good if self._path(snapshot).is_file() and self._is_intact(snapshot)]
 
-    def _is_intact(self, snapshot: Snapshot) -> bool:
-        try:
+        Raises:
+            UserError: a file is damaged; without it another snapshot might become the model.
+        """
+        there = [snapshot for snapshot in self.good if self._path(snapshot).is_file()]
+        for snapshot in there:
             self.read(snapshot)
-        except UserError:
-            if distributed.rank() == 0:
-                path = self._path(snapshot)
-                print(f"warning: {path}: expected a snapshot, found a damaged file; the others are used", flush=True)
-            return False
-        return True
+        return there
 
     @property
     def last_good(self) -> Snapshot:

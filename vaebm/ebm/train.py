@@ -78,7 +78,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     if not (usable := snapshots.usable):
         if snapshots.good:
             raise UserError(
-                f"{snapshots.folder}: expected the good snapshots, found all of them damaged; remove "
+                f"{snapshots.folder}: expected the good snapshots, found none of them; remove "
                 f"{run_state.scratch} and run again, from the beginning"
             )
         reason = guard.last_reason or "none was followed by good iterations (ebm.guard)"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaebm.config import EnergyNetworkSettings
+from vaebm.config.yaml_files import checkpoint_section
 from vaebm.energy.network import EnergyNetwork
 from vaebm.nvae.published_checkpoint import refuse
 from vaebm.system.checkpoint import load_plain, save_model
@@ -50,7 +51,7 @@ class ConvertedEnergy(NamedTuple):
 
 
 def convert_published_energy(path: Path, output: Path) -> None:
-    """Convert the published checkpoint `path` to the model file `output`, and print a summary.
+    """Convert the published checkpoint `path` to the model file `output`, and print a summary and its section.
 
     Raises:
         UserError: the file is missing, or not a published energy network.
@@ -62,6 +63,7 @@ def convert_published_energy(path: Path, output: Path) -> None:
         f"{output}: the energy network {name} with {settings.channels} channels "
         f"for {'×'.join(map(str, shape))} images, {parameters:,} parameters"
     )
+    print(checkpoint_section("ebm", settings, path, potential="density"))
 
 
 def read_published_energy(path: Path) -> ConvertedEnergy:

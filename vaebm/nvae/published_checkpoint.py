@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vaebm.config import NVAENetworkSettings
+from vaebm.config.yaml_files import checkpoint_section
 from vaebm.nvae.cells import ARCHITECTURES, ResidualCell
 from vaebm.nvae.layers import SqueezeExcitation
 from vaebm.nvae.model import NVAE
@@ -62,7 +63,7 @@ def adaptive_groups(scales: int, groups: int, smallest: int) -> list[int]:
 
 
 def convert_published_nvae(path: Path, output: Path) -> None:
-    """Convert the published checkpoint `path` to the model file `output`, and print a summary.
+    """Convert the published checkpoint `path` to the model file `output`, and print a summary and its section.
 
     Raises:
         UserError: as `read_published_nvae`.
@@ -81,6 +82,7 @@ def convert_published_nvae(path: Path, output: Path) -> None:
         f"{output}: NVAE of {channels}×{height}×{width} images, {trainable:,} parameters "
         f"in {len(converted.weights)} tensors"
     )
+    print(checkpoint_section("nvae", converted.settings, path))
 
 
 def read_published_nvae(path: Path) -> ConvertedNVAE:
@@ -99,7 +101,9 @@ def read_published_nvae(path: Path) -> ConvertedNVAE:
             wanted = f"a published NVAE checkpoint with a {kind.__name__} under the key {key}"
             raise UserError(f"{path}: expected {wanted}, found {found}")
     state: dict[str, Tensor] = {
-        name: value for name, value in parts["state_dict"].items() if not str(name).endswith(".weight_normalized")
+        name.removeprefix("module.") if isinstance(name, str) else name: value  # prefix of DistributedDataParallel
+        for name, value in parts["state_dict"].items()
+        if not str(name).endswith(".weight_normalized")
     }
     _check(path, state)
     settings, shape, filled = _settings(path, dict(vars(parts["args"])), state)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +44,7 @@ def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str
     Raises:
         UserError: a weight is not finite.
     """
-    state = {name: w.detach().cpu().clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+    state = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
         raise UserError(f"{path}: {bad}: expected finite weights, found others; choose a smaller learning rate")
     header = {"kind": kind, "network": network, "hash": hash_tensors(state), **more}
@@ -105,7 +106,8 @@ def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) ->
     damaged = UserError(f"{path}: expected {expected}, found a damaged file or one of another kind")
     with torch.serialization.safe_globals(list(allowed)):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # mapped, so that what nobody uses, as the state of an optimiser, takes no memory; other files cannot be
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             if refused is None:
