@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -66,14 +67,19 @@ def test_models_of_another_run_give_its_figures(finished):
 
 
 def test_a_model_put_by_hand_is_refused_and_kept(finished):
-    """It would be lost where a training wrote the same file."""
+    """It would be lost where a training wrote the same file; also one that comes with its record and settings."""
     folder = finished.folder / "results/tiny_hand/nvae/seed0"
     folder.mkdir(parents=True)
     shutil.copy2(finished.folder / "results/tiny/nvae/seed0/model.safetensors", folder)
     for arguments in ((), ("--dry-run",)):
         said = finished.snakemake("--config", "name=tiny_hand", "set=[samples.count=150]", *arguments, fails=True)
         assert said.splitlines()[-1].startswith("results/tiny_hand/nvae/seed0/model.safetensors: expected no file")
-    assert (folder / "model.safetensors").is_file()
+    assert (folder / "model.safetensors").is_file() and not (folder / "nvae.yaml").exists()
+    shutil.copytree(finished.folder / "results/tiny/nvae", finished.folder / "results/tiny_copied/nvae")
+    os.utime(finished.folder / "data/digits/manifest.json")  # prepared after the model was copied
+    for _ in range(2):
+        said = finished.snakemake("--config", "name=tiny_copied", "set=[samples.count=150]", fails=True)
+        assert "results/tiny_copied/nvae/seed0/model.safetensors: expected no file" in said
 
 
 def test_a_published_file_gives_both_rows_without_training_an_nvae(finished):

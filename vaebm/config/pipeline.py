@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebm.config import DataSettings, Experiment
+from vaebm.config import BASELINE, DataSettings, Experiment
 from vaebm.config.datasets import missing_files
 from vaebm.config.foreign import foreign_files
 from vaebm.config.layers import split_changes
@@ -18,6 +18,7 @@ from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import (
     check_name,
     check_prepared,
+    holds,
     read_experiment,
     read_yaml,
     write_data_settings,
@@ -76,8 +77,8 @@ def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path) -> Pipeli
     written: dict[str, str] = {}
     for name, experiment in experiments.items() if write else ():
         check_checkpoints(experiment, seeds, str(files[name]))
+        check_by_hand(experiment, Path("results", name), seeds)
         written |= write_settings(experiment, Path("results", name), seeds, instead)
-        check_by_hand(experiment, Path("results", name), seeds, written)
     check_complete(experiments, files)  # after writing: an incomplete experiment's stages run by hand with these files
     for name, experiment in experiments.items() if write else ():
         if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
@@ -172,20 +173,21 @@ def check_checkpoints(experiment: Experiment, seeds: list[int], file: str) -> No
         )
 
 
-def check_by_hand(experiment: Experiment, results: Path, seeds: list[int], written: Mapping[str, str]) -> None:
-    """Raise `UserError` where a job would replace a model that no job wrote.
-
-    Args:
-        written: settings files with other content than before.
-    """
+def check_by_hand(experiment: Experiment, results: Path, seeds: list[int]) -> None:
+    """Raise `UserError` where a job would replace a model that no job wrote; before settings files are written."""
     for model, seed in product(experiment.models, seeds):
-        folder, stage = results / model / f"seed{seed}", experiment.stage_of(model).name
-        records = [snakemake_record(kind, folder / MODEL) for kind in ("metadata", "incomplete")]
-        kept = (folder / "training.json").is_file() and str(folder / f"{stage}.yaml") not in written
-        if (folder / MODEL).is_file() and not kept and not any(record.exists() for record in records):
+        folder, stage = results / model / f"seed{seed}", experiment.stage_of(model)
+        written, own = folder / MODEL, folder / f"{stage.name}.yaml"
+        records = [snakemake_record(kind, written) for kind in ("metadata", "incomplete")]
+        if not written.is_file() or stage.settings is None or any(record.exists() for record in records):
+            continue
+        inputs = [own, Path("data", experiment.data.prepared, "manifest.json")]
+        inputs += [] if model == BASELINE else [results / BASELINE / f"seed{seed}" / MODEL]
+        older = [path for path in inputs if path.is_file() and path.stat().st_mtime <= written.stat().st_mtime]
+        if older != inputs or not holds(own, seed, stage.settings) or not (folder / "training.json").is_file():
             raise UserError(
-                f"{folder / MODEL}: expected no file or a model that this pipeline made with these settings, found "
-                f"another, which would be lost; move it elsewhere, and name it as {stage}.checkpoint to use it"
+                f"{written}: expected no file or a model that this pipeline made with these settings, found "
+                f"another, which would be lost; move it elsewhere, and name it as {stage.name}.checkpoint to use it"
             )
 
 

@@ -313,15 +313,18 @@ def checkpoint_section(stage: str, network: Settings, source: Path, **others: st
     return f"# For an experiment file:\n{text.rstrip()}"
 
 
+def holds(path: Path, seed: int, settings: Settings) -> bool:
+    """Whether a settings file has this content, in any text; false if it is absent, damaged or of another version."""
+    try:
+        return read_settings(path, type(settings)) == (seed, settings)
+    except UserError:
+        return False
+
+
 def _write(path: Path, seed: int, section: str, settings: Settings | None, instead: Path) -> str | None:
     """Write one settings file, unless `path` has the same content; returns its place under `instead`."""
-    if settings is None:
+    if settings is None or holds(path, seed, settings):
         return None
-    try:
-        if read_settings(path, type(settings)) == (seed, settings):
-            return None
-    except UserError:
-        pass  # absent, damaged, or of another version
     with writing(instead / path) as stream:
         content = {"seed": seed, section: settings.model_dump()}
         stream.write(yaml.dump(content, Dumper=_Dumper, sort_keys=False).encode())
