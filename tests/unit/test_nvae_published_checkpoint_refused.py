@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_files import network, write_published
 from torch import nn
 
 from vaebm.nvae.published_checkpoint import convert_published_nvae
@@ -247,3 +248,24 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     }
     for name, message in messages.items():
         refused(tmp_path / name, message)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_full_files_that_are_cut_or_hold_other_objects_are_refused(legacy: bool, tmp_path: Path) -> None:
+    path = write_published(tmp_path / "checkpoint.pt", network(), legacy=legacy)
+    whole = path.read_bytes()
+    for length in (1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refused(path, "found a damaged file or one of another kind")
+    path.write_bytes(whole)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, weights_only=True)
+    state = content["state_dict"]
+    for changes, message in (
+        ({"state_dict": without("stem.bias")(state) | {"stem.offset": state["stem.bias"]}}, "stem.bias: expected this"),
+        ({"state_dict": state | {"stem.bias": [0.0]}}, "stem.bias: expected a tensor, found list"),
+        ({"args": [1]}, "a Namespace under the key args, found list"),
+        ({"scheduler": {"lr": Stranger()}}, "found an object of [\\w.]*Stranger in it"),
+    ):
+        torch.save(content | changes, path, _use_new_zipfile_serialization=not legacy)
+        refused(path, message)
