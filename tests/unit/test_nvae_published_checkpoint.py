@@ -82,19 +82,9 @@ def test_conversion_gives_a_model_file_and_says_what_it_is(tmp_path: Path, capsy
         line == f"{tmp_path / 'model.pt'}: NVAE of 3×16×16 images, {parameters:,} parameters "
         f"in {len(nvae.state_dict())} tensors"
     )
-    assert section == [
-        "# For an experiment file:",
-        "nvae:",
-        "  network:",
-        "    channels_encoder: 8",
-        "    channels_decoder: 8",
-        "    groups: [2, 1]",
-        "    latents: 2",
-        "    cells_encoder: 1",
-        "    cells_decoder: 1",
-        "    flows: 1",
-        f"  checkpoint: {path}",
-    ]
+    assert section[:3] == ["# For an experiment file:", "nvae:", "  network:"]
+    assert section[5] == "    groups: [2, 1]" and section[-1] == f"  checkpoint: {path}"
+    assert len(section) == 4 + len(nvae.settings.model_dump())  # also the defaults, which a base may have changed
     again = load_nvae(tmp_path / "model.pt")
     assert not again.training and not [parameter for parameter in again.parameters() if parameter.requires_grad]
     assert all(torch.equal(value, nvae.state_dict()[name]) for name, value in again.state_dict().items())

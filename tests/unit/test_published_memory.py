@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 from vaebm.nvae.published_checkpoint import convert_published_nvae
 
-def peak():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+def resident(kind):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(kind)).split()[1]) * 1024
 
 convert_published_nvae(Path(sys.argv[1]), Path(sys.argv[3]))  # what the libraries take at their first use
-before = peak()
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+before = resident("VmRSS")
 convert_published_nvae(Path(sys.argv[2]), Path(sys.argv[4]))
-print("taken", peak() - before)
+print("taken", resident("VmHWM") - before)
 """
 
 

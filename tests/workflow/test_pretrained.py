@@ -34,7 +34,7 @@ def record(project, path: str) -> dict:
     return json.loads((project.folder / "results" / path).read_text())
 
 
-def test_models_of_another_run_give_its_figures(finished):
+def test_models_of_another_run_give_its_figures(finished, python):
     """No training starts; images and figures are equal; table and MLflow say where the weights are from."""
     assert finished.planned(*taken(RUN, ENERGY)) == {"pretrained": 2, **AFTER}
     finished.snakemake(*taken(RUN, ENERGY))
@@ -52,6 +52,10 @@ def test_models_of_another_run_give_its_figures(finished):
     said = f"vaebm, ebm: weights of {ENERGY}, sha256 {origin['sha256'][:16]}."
     for page in ("benchmarks.md", "report.html"):
         assert said in (finished.folder / "results" / page).read_text()
+    assert "reconstructions.png" not in (finished.folder / "results/report.html").read_text().partition("tiny_taken")[2]
+    finished.run(*python("publish", "results/tiny_taken/vaebm", "folder"))
+    card = (finished.folder / "folder/README.md").read_text()
+    assert f"Stage ebm was not trained here: weights of {ENERGY}, sha256" in card
     client = MlflowClient(tracking_uri=f"sqlite:///{finished.folder / 'mlflow.db'}")
     home = client.get_experiment_by_name("vaebm").experiment_id
     tags = [run.data.tags for run in client.search_runs([home]) if run.info.run_name == "ebm vaebm seed0"]

@@ -34,5 +34,6 @@ def run(run_folder: Path, folder: Path, licence: str | None) -> None:
     ]
     model = VAEBM.from_results(seed)
     facts = {"record": record, "rows": rows, "seed": own[0].seed, "hashes": own[0].models, "licence": licence}
+    facts["training"] = own[0].training
     model.save_pretrained(folder, model_card(model.config, **facts))
     print(f"{folder}: the model of {seed}; `VAEBM.from_pretrained` loads it")

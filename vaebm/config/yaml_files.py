@@ -307,10 +307,11 @@ def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> 
 
 
 def checkpoint_section(stage: str, network: Settings, source: Path, **others: str) -> str:
-    """Section of an experiment file that takes the model of `stage` from `source`, without the network's defaults."""
-    content = {"network": network.model_dump(exclude_defaults=True), **others, "checkpoint": str(source)}
+    """Section of an experiment file that takes the model of `stage` from `source`, with all settings of the network."""
+    content = {"network": network.model_dump(), **others, "checkpoint": str(source)}
     text = yaml.dump({stage: content}, Dumper=_SectionDumper, sort_keys=False, allow_unicode=True, width=math.inf)
-    return f"# For an experiment file:\n{text.rstrip()}"
+    chain = ", with the chain of its training" if stage == "ebm" else ""
+    return f"# For an experiment file{chain}:\n{text.rstrip()}"
 
 
 def holds(path: Path, seed: int, settings: Settings) -> bool:

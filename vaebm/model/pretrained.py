@@ -56,7 +56,7 @@ def find_folder(source: Path | str) -> Path:
 
 def model_card(config: PretrainedConfig, **facts: Any) -> str:
     """README.md of a model: what it is, how to use it, and the `facts` of the run that are known (card.md.j2)."""
-    known = {"repository": "ORGANISATION/NAME", "licence": None, "record": None, "rows": []} | facts
+    known = {"repository": "ORGANISATION/NAME", "licence": None, "record": None, "rows": [], "training": {}} | facts
     return render("model/card.md.j2", config=config, **known)
 
 

@@ -106,8 +106,12 @@ def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) ->
     damaged = UserError(f"{path}: expected {expected}, found a damaged file or one of another kind")
     with torch.serialization.safe_globals(list(allowed)):
         try:
+            if is_zip := zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as file:  # torch compares no checksums
+                    if file.testzip() is not None:
+                        raise damaged
             # mapped, so that what nobody uses, as the state of an optimiser, takes no memory; other files cannot be
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         except pickle.UnpicklingError as error:
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             if refused is None:
