@@ -274,6 +274,15 @@ def test_model_is_read_as_it_was_written(earlier: bool, tmp_path: Path) -> None:
         assert content["weights"][name].dtype == tensor.dtype and torch.equal(content["weights"][name], tensor)
 
 
+def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
+    """As a network of a plug-in may have; safetensors refuses them."""
+    weight = torch.arange(6.0).reshape(2, 3)
+    save_model(tmp_path / "model", "energy", {}, {"first": weight, "second": weight.t(), "third": weight[1:]})
+    again = load_model(tmp_path / "model")["weights"]
+    assert torch.equal(again["first"], weight) and torch.equal(again["second"], weight.t())
+    assert torch.equal(again["third"], weight[1:])
+
+
 @pytest.mark.parametrize("earlier", [False, True])
 def test_flipped_bit_of_a_weight_is_found(earlier: bool, tmp_path: Path) -> None:
     path = tmp_path / "model"

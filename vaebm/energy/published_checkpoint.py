@@ -10,7 +10,7 @@ from torch import Tensor
 from vaebm.config import EnergyNetworkSettings
 from vaebm.config.yaml_files import checkpoint_section
 from vaebm.energy.network import EnergyNetwork
-from vaebm.nvae.published_checkpoint import refuse
+from vaebm.nvae.published_checkpoint import refuse, unwrapped
 from vaebm.system.checkpoint import load_plain, save_model
 from vaebm.system.errors import UserError
 
@@ -72,7 +72,7 @@ def read_published_energy(path: Path) -> ConvertedEnergy:
     Raises:
         UserError: as `convert_published_energy`.
     """
-    content = load_plain(path, "a published energy network")
+    content = load_plain(path, "a published energy network", mapped=True)
     state = content.get("model", content) if isinstance(content, dict) else content
     pairs = state.items() if isinstance(state, dict) else ()
     if not pairs or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
@@ -82,7 +82,7 @@ def read_published_energy(path: Path) -> ConvertedEnergy:
             f"{path}: expected a published energy network, a dictionary with its weights under the key model, "
             f"found {found}"
         )
-    state = {name.removeprefix("module."): value for name, value in state.items()}  # prefix of DistributedDataParallel
+    state = unwrapped(state)
     name, settings, channels = _recognize(path, state)
     with torch.device("meta"):
         expected = EnergyNetwork(settings, channels).state_dict()

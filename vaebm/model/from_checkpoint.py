@@ -112,7 +112,9 @@ def read(file: Path, kind: str) -> Found:
     """
     if file.with_name(MODEL_CONFIG).is_file():
         return _pretrained(file.parent, kind)
-    if file.suffix != ".safetensors" and "hash" not in load_plain(file, "a checkpoint", [argparse.Namespace]):
+    if file.suffix != ".safetensors" and "hash" not in load_plain(
+        file, "a checkpoint", [argparse.Namespace], mapped=True
+    ):
         return _published(file, kind)
     content = load_model(file, kind)
     own: dict[str, Any] = {key: content[key] for key in ("potential", "start", "positives") if key in content}

@@ -36,6 +36,12 @@ def refuse(path: Path, key: str, expected: str, found: object) -> NoReturn:
     raise UserError(f"{path}: {key}: expected {expected}, found {found}")
 
 
+def unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """Weights without the prefix that DistributedDataParallel puts before every name."""
+    wrapped = all(str(name).startswith("module.") for name in state)
+    return {name.removeprefix("module."): value for name, value in state.items()} if wrapped else state
+
+
 class ConvertedNVAE(NamedTuple):
     """A published checkpoint, converted."""
 
@@ -91,7 +97,7 @@ def read_published_nvae(path: Path) -> ConvertedNVAE:
     Raises:
         UserError: the file is missing, not a published NVAE, or its weights do not fit its arguments.
     """
-    content = load_plain(path, "a published NVAE checkpoint", [argparse.Namespace])
+    content = load_plain(path, "a published NVAE checkpoint", [argparse.Namespace], mapped=True)
     parts = content if isinstance(content, dict) else {}
     for key, kind in (("state_dict", dict), ("args", argparse.Namespace)):
         if not isinstance(parts.get(key), kind):
@@ -101,8 +107,8 @@ def read_published_nvae(path: Path) -> ConvertedNVAE:
             wanted = f"a published NVAE checkpoint with a {kind.__name__} under the key {key}"
             raise UserError(f"{path}: expected {wanted}, found {found}")
     state: dict[str, Tensor] = {
-        name.removeprefix("module.") if isinstance(name, str) else name: value  # prefix of DistributedDataParallel
-        for name, value in parts["state_dict"].items()
+        name: value
+        for name, value in unwrapped(parts["state_dict"]).items()
         if not str(name).endswith(".weight_normalized")
     }
     _check(path, state)

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -45,6 +46,10 @@ def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str
         UserError: a weight is not finite.
     """
     state = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
+    for name, tensor in state.items():
+        if uses[tensor.untyped_storage().data_ptr()] > 1:  # safetensors refuses shared memory
+            state[name] = tensor.clone()
     if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
         raise UserError(f"{path}: {bad}: expected finite weights, found others; choose a smaller learning rate")
     header = {"kind": kind, "network": network, "hash": hash_tensors(state), **more}
@@ -94,11 +99,13 @@ def _read_safetensors(path: Path | str) -> dict[str, Any] | None:
         return None
 
 
-def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) -> Any:
+def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = (), mapped: bool = False) -> Any:
     """Content of a file of `torch.save`, on the CPU: tensors, plain values and objects of the `allowed` classes only.
 
     Args:
         expected: description of the file, for errors.
+        mapped: whether a zip file is mapped, so that what nobody uses, as the state of an optimiser, takes no memory;
+            its checksums, which torch ignores, are compared. Not for files that are written again while they are used.
 
     Raises:
         UserError: the file does not exist, is damaged, or contains an object of another class, which is not created.
@@ -106,12 +113,11 @@ def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = ()) ->
     damaged = UserError(f"{path}: expected {expected}, found a damaged file or one of another kind")
     with torch.serialization.safe_globals(list(allowed)):
         try:
-            if is_zip := zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as file:  # torch compares no checksums
+            if mapped := mapped and zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as file:
                     if file.testzip() is not None:
                         raise damaged
-            # mapped, so that what nobody uses, as the state of an optimiser, takes no memory; other files cannot be
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             if refused is None:
