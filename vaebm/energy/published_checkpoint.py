@@ -11,6 +11,7 @@ from vaebm.config import EnergyNetworkSettings
 from vaebm.config.yaml_files import checkpoint_section
 from vaebm.energy.network import EnergyNetwork
 from vaebm.nvae.published_checkpoint import refuse, unwrapped
+from vaebm.system.allocator import return_freed_memory
 from vaebm.system.checkpoint import load_plain, save_model
 from vaebm.system.errors import UserError
 
@@ -57,6 +58,7 @@ def convert_published_energy(path: Path, output: Path) -> None:
         UserError: the file is missing, or not a published energy network.
     """
     name, settings, shape, weights = read_published_energy(path)
+    return_freed_memory()  # of the optimiser's state
     save_model(output, "energy", settings.model_dump(), weights, shape=list(shape), potential="density", start="prior")
     parameters = sum(tensor.numel() for tensor in weights.values())
     print(

@@ -16,6 +16,7 @@ from vaebm.model.vaebm import VAEBM
 from vaebm.nvae.published_checkpoint import read_published_nvae
 from vaebm.records.files import TRAINING_RECORD, read_record, write_record
 from vaebm.records.training import ModelOrigin, TrainingRecord
+from vaebm.system.allocator import return_freed_memory
 from vaebm.system.checkpoint import hash_tensors, load_model, load_plain, save_model
 from vaebm.system.errors import UserError
 from vaebm.system.files import checksum, model_of
@@ -68,6 +69,7 @@ def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
     if stage.checkpoint.sha256 not in (None, sha256):
         raise UserError(f"{file}: expected the SHA-256 {stage.checkpoint.sha256} of {settings}, found {sha256}")
     found = read(file, KINDS[settings.stem])
+    return_freed_memory()  # of a published optimiser's state
     below = None if nvae is None else load_model(nvae, "nvae")["hash"]
     check(found, file, stage, settings, images)
     if None not in (found.nvae, below) and found.nvae != below:

@@ -21,6 +21,7 @@ from vaebm.config.yaml_files import checkpoint_section
 from vaebm.nvae.cells import ARCHITECTURES, ResidualCell
 from vaebm.nvae.layers import SqueezeExcitation
 from vaebm.nvae.model import NVAE
+from vaebm.system.allocator import return_freed_memory
 from vaebm.system.checkpoint import load_plain, save_model
 from vaebm.system.errors import UserError, brief
 
@@ -75,6 +76,7 @@ def convert_published_nvae(path: Path, output: Path) -> None:
         UserError: as `read_published_nvae`.
     """
     converted = read_published_nvae(path)
+    return_freed_memory()  # of the optimiser's state
     save_model(output, "nvae", converted.settings.model_dump(), converted.weights, shape=list(converted.shape))
     for name, value in converted.filled.items():
         print(f"{path}: args.{name}: not in the file, taken as {value!r}")

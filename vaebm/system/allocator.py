@@ -1,4 +1,4 @@
-"""Host memory: keep freed memory for the next large tensors."""
+"""Host memory: keep freed memory for the next large tensors, or return it."""
 
 import ctypes
 import platform
@@ -23,3 +23,9 @@ def keep_freed_memory() -> None:
         # Threads have separate heaps in pieces of 64 MB, and keep an empty piece if TOP_PAD is larger. One heap for all
         # threads mixes their blocks, and chains are slower.
         library.mallopt(TOP_PAD, 2**27)
+
+
+def return_freed_memory() -> None:
+    """Make glibc return freed memory to the system, also between blocks in use; no effect with other C libraries."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
