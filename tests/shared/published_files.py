@@ -13,6 +13,14 @@ from vaebm.nvae.cells import ResidualCell
 from vaebm.nvae.layers import BatchNorm, BatchNormSwish, PlainConv2d
 from vaebm.nvae.model import NVAE
 
+TWO_SCALES = {
+    "channels_encoder": 8, "channels_decoder": 8, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1,
+    "preprocess_cells": 2, "postprocess_cells": 2, "cells_encoder": 1, "cells_decoder": 1,
+}  # fmt: skip
+"""A small network."""
+
+SMALLEST = TWO_SCALES | {"groups": [1, 1], "preprocess_cells": 1, "postprocess_cells": 1}
+
 NEWER = ("ada_groups", "min_groups_per_scale", "num_mixture_dec")
 """Arguments that files of older versions lack."""
 
@@ -124,19 +132,8 @@ def plain(layers: list[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
 
 def network(**changes: Any) -> NVAE:
     """A random network of 8 channels for 3×16×16 images, no value of which is special."""
-    base = {
-        "channels_encoder": 8,
-        "channels_decoder": 8,
-        "groups": [2, 1],
-        "latents": 2,
-        "preprocess_blocks": 1,
-        "preprocess_cells": 2,
-        "postprocess_cells": 2,
-    }
     torch.manual_seed(0)
-    nvae = NVAE(
-        NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1} | changes), (3, 16, 16)
-    )
+    nvae = NVAE(NVAENetworkSettings.model_validate(TWO_SCALES | changes), (3, 16, 16))
     with torch.no_grad():
         for value in nvae.state_dict().values():
             value.uniform_(0.5, 1.5) if value.is_floating_point() else value.fill_(7)

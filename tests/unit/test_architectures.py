@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 import torch
+from published_files import TWO_SCALES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -198,19 +199,8 @@ def test_factorized_reduce_sees_each_pixel_of_a_block_once(channels: int, widths
 
 # -------------------------------------------------------------------------------------------------------- architectures
 def network(architecture: Architecture) -> NVAE:
-    """Of 8 channels, two scales, one flow."""
-    base = {
-        "channels_encoder": 8,
-        "channels_decoder": 8,
-        "groups": [2, 1],
-        "latents": 2,
-        "preprocess_blocks": 1,
-        "preprocess_cells": 2,
-        "postprocess_cells": 2,
-    }
-    settings = NVAENetworkSettings.model_validate(
-        base | {"cells_encoder": 1, "cells_decoder": 1, "flows": 1, "architecture": architecture}
-    )
+    """A small network with one flow."""
+    settings = NVAENetworkSettings.model_validate(TWO_SCALES | {"flows": 1, "architecture": architecture})
     return NVAE(settings, (3, 8, 8))
 
 

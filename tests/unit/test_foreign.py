@@ -115,3 +115,10 @@ def test_such_a_variant_has_no_stage_and_the_first_seed_alone(pytestconfig):
     for other, value in (("ebm", "{positives: clean}"), ("metric", "FID"), ("grid", "{samples.chain.steps: [1]}")):
         with pytest.raises(UserError, match=f"images: expected no other key with images of .*, found {other}"):
             read_experiment(path, ["variants.drawn.images=pngs", f"variants.drawn.{other}={value}"])
+
+
+def test_path_of_images_is_in_no_hash(pytestconfig):
+    """As the paths of data and weights: figures do not depend on the place of the files."""
+    path = pytestconfig.rootpath / TINY
+    here, there = (read_experiment(path, [f"variants.other.images={name}"]) for name in ("here", "there"))
+    assert here.hash() == there.hash() != read_experiment(path).hash()

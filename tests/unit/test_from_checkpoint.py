@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from published_files import write_published
+from published_files import SMALLEST, write_published
 
 from vaebm import VAEBM
 from vaebm.config import ChainSettings, EBMSettings, EnergyNetworkSettings, NVAENetworkSettings, NVAESettings
@@ -23,10 +23,6 @@ from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.errors import UserError
 from vaebm.system.files import checksum
 
-NETWORK = {
-    "channels_encoder": 8, "channels_decoder": 8, "groups": [1], "latents": 2, "preprocess_cells": 1,
-    "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1,
-}  # fmt: skip
 ENERGY = {"channels": 64, "widths": [1, 1, 2, 2], "down": [0, 2]}
 """The published network for MNIST, whose images are 32×32."""
 
@@ -41,7 +37,7 @@ def dataset(folder: Path, name: str = "mine", side: int = 32, channels: int = 3,
 
 def nvae(**changes: Any) -> NVAE:
     torch.manual_seed(0)
-    return NVAE(NVAENetworkSettings.model_validate({**NETWORK, "groups": [1, 1], **changes}), (3, 32, 32)).eval()
+    return NVAE(NVAENetworkSettings.model_validate(SMALLEST | changes), (3, 32, 32)).eval()
 
 
 def energy(channels: int = 3) -> EnergyNetwork:
@@ -52,9 +48,7 @@ def energy(channels: int = 3) -> EnergyNetwork:
 def settings(folder: Path, source: object, stage: str = "nvae", **changes: Any) -> Path:
     """Settings file of a stage with a checkpoint."""
     if stage == "nvae":
-        content = NVAESettings.model_validate(
-            {"network": {**NETWORK, "groups": [1, 1], **changes}, "checkpoint": {"source": str(source)}}
-        )
+        content = NVAESettings.model_validate({"network": SMALLEST | changes, "checkpoint": {"source": str(source)}})
     else:
         own = {"network": ENERGY, "chain": ChainSettings(steps=1, step_size=0.1), "potential": "density", **changes}
         content = EBMSettings.model_validate({**own, "checkpoint": {"source": str(source)}})
@@ -167,6 +161,13 @@ def test_what_does_not_fit_is_one_line(
             tmp_path / "model",
         )
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("content", [torch.zeros(2), [1], 3, {"state": 1}])
+def test_files_of_torch_without_a_model_are_one_line(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="other.pt: expected a published NVAE checkpoint with a dict under the key"):
+        run(settings(tmp_path / "run", tmp_path / "other.pt"), dataset(tmp_path / "data"), None, tmp_path / "model")
 
 
 def test_another_file_than_stated_is_refused(tmp_path: Path) -> None:

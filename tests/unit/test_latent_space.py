@@ -65,7 +65,7 @@ def test_paths_end_at_the_reconstructions_and_chains_move_them(model):
 
 
 def test_the_picture_has_pairs_of_images_around_paths_and_the_chain_below(model, tmp_path):
-    """Of seven images three pairs; each cell is 40 pixels wide and has a line of 2."""
+    """Seven images make three pairs; each cell is 40 pixels wide and has a line of 2."""
     images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8)
     rows = {}
     for name, energy in (("vaebm", model.energy), ("nvae", None)):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
-from published_files import write_published
+from published_files import SMALLEST, write_published
 
 from vaebm.config import NVAENetworkSettings
 from vaebm.nvae.model import NVAE
@@ -19,10 +19,6 @@ from vaebm.system.files import checksum
 
 RUN = "results/tiny/nvae/seed{seed}"
 ENERGY = "results/tiny/vaebm/seed0/model.safetensors"
-NETWORK = {
-    "channels_encoder": 8, "channels_decoder": 8, "groups": [1, 1], "latents": 2, "preprocess_cells": 1,
-    "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1,
-}  # fmt: skip
 NAMED = "name=tiny_taken"
 AFTER = {"classifier": 1, "reference": 1, "samples": 4, "evaluation": 2, "tracking": 1, "benchmarks": 1, "track": 1}
 
@@ -46,6 +42,10 @@ def test_models_of_another_run_draw_its_images(finished):
         assert one.read_bytes() == other.read_bytes()
     origin = record(finished, "tiny_taken/vaebm/seed0/training.json")["checkpoint"]
     assert origin["source"] == ENERGY and origin["layout"] == "model"
+
+    (finished.folder / "empty").mkdir()
+    said = finished.snakemake("--dry-run", *taken("empty", ENERGY), fails=True).splitlines()[-1]
+    assert "nvae.checkpoint: expected a file, a folder with a model" in said and "found none at empty/model.saf" in said
 
     # the same files elsewhere change nothing, also in a dry run; other weights are another model
     shutil.copytree(finished.folder / "results/tiny/nvae/seed0", finished.folder / "moved")
@@ -75,13 +75,13 @@ def test_a_model_put_by_hand_is_refused_and_kept(finished):
 def test_a_published_file_gives_both_rows_without_training_an_nvae(finished, python):
     """The authors' layout, with all states of their training; a damaged one stops before any training."""
     torch.manual_seed(0)
-    nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK), (3, 16, 16))
+    nvae = NVAE(NVAENetworkSettings.model_validate(SMALLEST), (3, 16, 16))
     write_published(finished.folder / "official.pt", nvae, prefix="module.")
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (400, 16, 16, 3), dtype=np.uint8)
     np.savez(finished.folder / "mine.npz", images=images, labels=np.arange(400) % 10)
     mine = {"dataset": "arrays", "path": "mine.npz", "name": "mine", "side": 16, "channels": 3, "heldout": 0.25}
-    network = {**NETWORK, "pixel_log_sigma_floor": None}
+    network = {**SMALLEST, "pixel_log_sigma_floor": None}
     content = {"base": "tiny", "data": mine, "nvae": {"network": network, "checkpoint": "official.pt"}}
     content["evaluation"] = {"ood": ["interpolation"]}
     path = finished.folder / "config/experiments/mine.yaml"
@@ -99,7 +99,7 @@ def test_a_published_file_gives_both_rows_without_training_an_nvae(finished, pyt
     assert table.keys() == {"nvae", "vaebm"} and all("FD-classifier" in row for row in table.values())
     words = f"published weights, sha256 {checksum(finished.folder / 'official.pt')[:16]}"
     for page in ("benchmarks.md", "report.html"):
-        assert f"nvae, nvae: {words}." in (finished.folder / "results" / page).read_text()
+        assert f"nvae: {words}." in (finished.folder / "results" / page).read_text()
     assert "reconstructions.png" not in (finished.folder / "results/report.html").read_text().partition("mine")[2]
     finished.run(*python("publish", "results/mine/nvae", "folder"))
     assert f"Stage nvae was not trained here: {words}." in (finished.folder / "folder/README.md").read_text()

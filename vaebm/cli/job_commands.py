@@ -41,7 +41,7 @@ def detect(
     threads: Threads = 1,
     gpus: GPUs = 0,
 ) -> None:
-    """Measure out-of-distribution detection where its sets have to be prepared; image quality does not wait for it."""
+    """Measure out-of-distribution detection with prepared sets, as a job next to the evaluation."""
     with imports():
         from vaebm.evaluation.stage import run_ood
         from vaebm.system.device import setup_device

@@ -33,7 +33,7 @@ def run(run_folder: Path, folder: Path, licence: str | None) -> None:
         (name, format_value(name, one.value), certainty(name, one), one.samples) for name, one in record.metrics.items()
     ]
     model = VAEBM.from_results(seed)
-    facts = {"record": record, "rows": rows, "seed": own[0].seed, "hashes": own[0].models, "licence": licence}
-    facts["training"] = own[0].training
+    facts = {"record": record, "rows": rows, "licence": licence}
+    facts |= {"seed": own[0].seed, "hashes": own[0].models, "training": own[0].training}
     model.save_pretrained(folder, model_card(model.config, **facts))
     print(f"{folder}: the model of {seed}; `VAEBM.from_pretrained` loads it")

@@ -17,7 +17,7 @@ class CheckpointSettings(Settings):
 
     source: Annotated[str, Field(min_length=1)]
     """A published checkpoint, a model file, a folder with one (of a run, or of `save_pretrained`), or the id of a
-    repository on the Hugging Face hub. `{seed}` stands for the seed."""
+    repository on the Hugging Face hub. `{seed}` is replaced by the seed."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the file; of a folder or a repository, that of its model.safetensors. None: any."""
 

@@ -279,7 +279,8 @@ class Experiment(Settings):
     def hash(self) -> str:
         """Hash of all settings on which metrics depend: without `resources` and local paths."""
         without_paths = self.model_copy(update={"evaluation": self.evaluation and self.evaluation.without_paths})
-        return fingerprint(portable(without_paths.model_dump(exclude={"resources": True, "data": {"path"}})))
+        paths: Any = {"resources": True, "data": {"path"}, "variants": {"__all__": {"images"}}}
+        return fingerprint(portable(without_paths.model_dump(exclude=paths)))
 
 
 def _image_counts(evaluation: EvaluationSettings) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaebm.config import BASELINE, DataSettings, Experiment
+from vaebm.config.checkpoint import ModelSettings
 from vaebm.config.datasets import missing_files
 from vaebm.config.foreign import foreign_files
 from vaebm.config.layers import split_changes
@@ -164,12 +165,12 @@ def check_checkpoints(experiment: Experiment, seeds: list[int], file: str) -> No
     """Raise `UserError` where a model is to be taken from a file or folder that does not exist."""
     for model, seed in product(experiment.models, seeds):
         checkpoint = experiment.checkpoint_of(model)
-        if checkpoint is None or checkpoint.is_hub or found_at(checkpoint.path(seed)) in ("a file", "a folder"):
+        if checkpoint is None or checkpoint.is_hub or (found := found_at(checkpoint.file(seed))) == "a file":
             continue
-        key, found = experiment.stage_of(model).name, found_at(checkpoint.path(seed))
+        where = checkpoint.file(seed) if checkpoint.path(seed).is_dir() else checkpoint.path(seed)
         raise UserError(
-            f"{file}: {key}.checkpoint: expected a file, a folder or the id OWNER/NAME of a repository, "
-            f"found {found} at {checkpoint.path(seed)}; docs/reproduce.md says where published files are"
+            f"{file}: {experiment.stage_of(model).name}.checkpoint: expected a file, a folder with a model or the id "
+            f"OWNER/NAME of a repository, found {found} at {where}; docs/reproduce.md says where published files are"
         )
 
 
@@ -185,9 +186,10 @@ def check_by_hand(experiment: Experiment, results: Path, seeds: list[int]) -> No
         inputs += [] if model == BASELINE else [results / BASELINE / f"seed{seed}" / MODEL]
         older = [path for path in inputs if path.is_file() and path.stat().st_mtime <= written.stat().st_mtime]
         if older != inputs or not holds(own, seed, stage.settings) or not (folder / "training.json").is_file():
+            use = f", and name it as {stage.name}.checkpoint to use it" * isinstance(stage.settings, ModelSettings)
             raise UserError(
                 f"{written}: expected no file or a model that this pipeline made with these settings, found "
-                f"another, which would be lost; move it elsewhere, and name it as {stage.name}.checkpoint to use it"
+                f"another, which would be lost; move it elsewhere{use}"
             )
 
 

@@ -181,7 +181,7 @@ class ModelInputs:
     """Name, version and hash of the source of each plug-in."""
 
     @property
-    def ood_is_apart(self) -> bool:
+    def ood_is_separate(self) -> bool:
         """Whether `vaebm ood` measures the out-of-distribution sets, because some of them have to be prepared."""
         return not self.manifests and any(self.settings.ood_sets.values())
 

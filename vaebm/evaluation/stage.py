@@ -88,13 +88,13 @@ def of_real_images(inputs: ModelInputs) -> tuple[Estimates, Estimates]:
 
 
 def model_metrics(inputs: ModelInputs, model: VAEBM, pictures: Path) -> tuple[Measurements, OODRecord | None]:
-    """Compute likelihoods and, unless it is apart, out-of-distribution detection; draw interpolations."""
+    """Compute likelihoods and, unless it is separate, out-of-distribution detection; draw interpolations."""
     of_held_out, of_train = of_real_images(inputs)
     if not inputs.no_likelihood_reason:
         held_out = inputs.images.split("heldout")[0]
         plots.interpolations(model, held_out, inputs.seed, pictures / "interpolations.png")
     metrics = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples)
-    if inputs.ood_is_apart:
+    if inputs.ood_is_separate:
         return metrics, None
     found, record = ood_metrics(inputs, of_held_out, of_train, pictures)
     return metrics | found, record

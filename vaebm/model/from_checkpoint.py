@@ -15,7 +15,7 @@ from vaebm.model.pretrained import MODEL_CONFIG, find_folder
 from vaebm.model.vaebm import VAEBM
 from vaebm.nvae.published_checkpoint import read_published_nvae
 from vaebm.records.files import TRAINING_RECORD, read_record, write_record
-from vaebm.records.training import ModelOrigin, TrainingRecord
+from vaebm.records.training import Layout, ModelOrigin, TrainingRecord
 from vaebm.system.allocator import return_freed_memory
 from vaebm.system.checkpoint import hash_tensors, load_model, load_plain, save_model
 from vaebm.system.errors import UserError
@@ -32,18 +32,18 @@ PUBLISHED_DATASETS = {"celeba_64": "celeba64", "celeba_256": "celebahq256", "lsu
 class Found(NamedTuple):
     """A model that was found elsewhere."""
 
-    layout: str
+    layout: Layout
     settings: dict[str, Any]
-    """Those of the section of its stage that belong to a model."""
+    """Settings that its stage's section has too: network, and of an energy potential, start and positives."""
     shape: tuple[int, ...]
-    """(C, H, W) of its images."""
+    """(C, H, W) of the images."""
     weights: dict[str, Tensor]
     dataset: str | None = None
     """Name of the data set that it was trained on; None: unknown."""
     facts: dict[str, Any] = {}
     """`epoch` and `filled` of `ModelOrigin`."""
     record: TrainingRecord | None = None
-    """Of its training, if it was trained by this program; None: unknown."""
+    """Record of the training by this program; None: unknown."""
     nvae: str | None = None
     """Hash of the NVAE that an energy was trained on; None: unknown."""
 
@@ -76,20 +76,24 @@ def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
         raise UserError(f"{file}: expected an energy of the NVAE {below} ({nvae}), found one of {found.nvae}")
     own = {key: getattr(stage, key) for key in ("potential", "start", "positives") if isinstance(stage, EBMSettings)}
     save_model(model, KINDS[settings.stem], stage.network.model_dump(), found.weights, shape=list(found.shape), **own)
-    content = stage.model_dump()
-    identity = {
+    source, content = stage.checkpoint.source, stage.model_dump()
+    depends_on = {"settings": portable(content), "data": images.hash, "file": sha256, "nvae": below}
+    words = "published weights" if found.layout == "published" else f"weights of {source}"
+    version = version_of("vaebm")
+    record: dict[str, Any] = {
         "stage": settings.stem,
+        "steps": 0,
+        "seconds": 0.0,
+        "fingerprint": fingerprint({"stage": settings.stem, **depends_on}),
         "seed": seed,
-        "settings": portable(content),
+        "settings": content,
         "data": images.hash,
-        "file": sha256,
+        **({"nvae": below} if below else {}),
+        "status": f"{words}, sha256 {sha256[:16]}",
+        "model": hash_tensors(found.weights),
+        "checkpoint": ModelOrigin(source=source, layout=found.layout, sha256=sha256, version=version, **found.facts),
+        **commit(),
     }
-    record: dict[str, Any] = {"stage": settings.stem, "steps": 0, "seconds": 0.0, "fingerprint": fingerprint(identity)}
-    record |= {"seed": seed, "settings": content, "data": images.hash, **({"nvae": below} if below else {})}
-    words = "published weights" if found.layout == "published" else f"weights of {stage.checkpoint.source}"
-    origin = {"source": stage.checkpoint.source, "layout": found.layout, "sha256": sha256, **found.facts}
-    record |= {"status": f"{words}, sha256 {sha256[:16]}", "model": hash_tensors(found.weights)}
-    record |= {"checkpoint": ModelOrigin(**origin, version=version_of("vaebm")), **commit()}
     write_record(model.with_name("training.json"), TrainingRecord.model_validate(record))
     print(f"{model}: {record['status']}", flush=True)
 
@@ -114,10 +118,10 @@ def read(file: Path, kind: str) -> Found:
     """
     if file.with_name(MODEL_CONFIG).is_file():
         return _pretrained(file.parent, kind)
-    if file.suffix != ".safetensors" and "hash" not in load_plain(
-        file, "a checkpoint", [argparse.Namespace], mapped=True
-    ):
-        return _published(file, kind)
+    if file.suffix != ".safetensors":
+        there = load_plain(file, "a checkpoint", [argparse.Namespace], mapped=True)
+        if not (isinstance(there, dict) and "hash" in there):  # a model of an earlier version has one
+            return _published(file, kind)
     content = load_model(file, kind)
     own: dict[str, Any] = {key: content[key] for key in ("potential", "start", "positives") if key in content}
     training = file.with_name("training.json")
@@ -164,9 +168,9 @@ def check(found: Found, file: Path, stage: ModelSettings, settings: Path, images
             pairs[key] = (other, own)
     for key, (expected, value) in pairs.items():
         if expected != value:
+            advice = "; `vaebm convert` prints the whole section" if found.layout == "published" else ""
             raise UserError(
-                f"{settings}: {settings.stem}.{key}: expected {expected}, as {file} has, found {value}; "
-                "`vaebm convert` prints the whole section"
+                f"{settings}: {settings.stem}.{key}: expected {expected}, as {file} has, found {value}{advice}"
             )
     if found.shape != images.shape:
         raise UserError(f"{file}: expected a model of images {images.shape}, as the data, found one of {found.shape}")

@@ -54,7 +54,7 @@ def read_record(model: type[R], path: Path, what: str, advice: str, absent: str 
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read metrics.json of a run, with ood.json next to it if a job of its own measured those sets.
+    """Read metrics.json of a run, with ood.json next to it if a separate job measured those sets.
 
     Raises:
         UserError: a file is missing or damaged, or they are of different models.

@@ -127,7 +127,7 @@ class OODRecord(Settings):
 
 
 class DetectionRecord(Settings):
-    """ood.json: out-of-distribution detection of one run by a job of its own."""
+    """ood.json: out-of-distribution detection of one run, measured by a separate job."""
 
     models: dict[str, str]
     """Network → hash of its weights."""
@@ -217,6 +217,11 @@ class SeedRecord(Settings):
     training: dict[str, TrainingRecord]
     steps: AlongChain | None
     ood: OODRecord | None = None
+
+    @property
+    def own_training(self) -> TrainingRecord | None:
+        """Record of the variant's own training, not of the NVAE below; None: images of another program."""
+        return next((one for stage, one in self.training.items() if stage != "nvae"), self.training.get("nvae"))
 
 
 class VariantRecord(Settings):

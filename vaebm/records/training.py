@@ -12,6 +12,9 @@ FolderName = Annotated[str, Field(pattern=r"^[^/\\]*[^/\\.][^/\\]*$")]
 Changed = bool | Literal["unknown"]
 """Whether the program had uncommitted changes."""
 
+Layout = Literal["published", "model", "pretrained"]
+"""A file of the authors' program, a model file, or a folder of `save_pretrained`."""
+
 
 class GuardEvent(Settings):
     """A problem of a training, and the action taken."""
@@ -39,12 +42,11 @@ class ModelOrigin(Settings):
 
     source: str
     """As in the settings."""
-    layout: Literal["published", "model", "pretrained"]
-    """Of the authors' program, a model file, or a folder of `save_pretrained`."""
+    layout: Layout
     sha256: str
     """Hash of the file."""
     epoch: int | None = None
-    """Of the published training."""
+    """Epoch of the published training."""
     filled: dict[str, Any] = {}
     """Arguments missing in the file → the values used."""
     version: str

@@ -30,7 +30,7 @@ def gallery(record: VariantRecord) -> list[Picture]:
     kind = "baseline" if record.variant == BASELINE else "gan" if "wgan" in first.training else "chains"
     kind = "foreign" if record.foreign else kind
     start = "pixels" if record.chain.potential == "pixels" else "noise"
-    trained = {stage for stage, record in first.training.items() if record.checkpoint is None}
+    trained = {stage for stage, one in first.training.items() if one.checkpoint is None}
     facts = {kind, start, *trained, *quantities}
     if steps := first.steps:
         fewer = steps.samples < record.metrics[steps.metric].samples

@@ -105,7 +105,8 @@ def training(record: VariantRecord) -> tuple[Cells, list[str]]:
     facts |= {"seconds": "seconds", "device": "device"}
     rows, events = [], []
     for run in record.runs:
-        own = run.training[next((stage for stage in run.training if stage != BASELINE), BASELINE)]
+        if (own := run.own_training) is None:
+            continue
         known = {name: getattr(own, key) for key, name in facts.items() if key == "status" or own.checkpoint is None}
         rows.append({"seed": str(run.seed), **{name: str(fact) for name, fact in known.items() if fact is not None}})
         events += [

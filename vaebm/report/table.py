@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebm.config import BASELINE
 from vaebm.config.yaml_files import read_experiment
 from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import VariantRecord
@@ -231,11 +230,10 @@ def remarks(variants: dict[str, VariantRecord]) -> list[str]:
             unavailable.append(f"{variant} has no {names}: {reason}.")
     by_unit = [f"In {unit}: {', '.join(names)}." for unit, names in units.items()]
     taken = dict.fromkeys(
-        f"{name}, {stage}: {one.status}."
+        f"{name}: {own.status}."
         for name, record in variants.items()
-        for run in record.runs
-        for stage, one in run.training.items()
-        if one.checkpoint is not None and (stage != BASELINE or name == BASELINE)
+        for own in (run.own_training for run in record.runs)
+        if own is not None and own.checkpoint is not None
     )
     changes, kinds = changes_of(next(iter(variants.values()))), {name: kind_of(one) for name, one in variants.items()}
     settings = [f"{changes}."] * bool(changes) + [f"{name}: {kind}." for name, kind in kinds.items() if kind]

@@ -57,7 +57,7 @@ def settings(pattern, kept=False):
 
 
 def runs(pattern, ood=False):
-    """`pattern` for every experiment, variant and seed; `ood`: those whose OOD sets are measured by a job of its own."""
+    """`pattern` for every experiment, variant and seed; `ood`: those whose OOD sets a separate job measures."""
     return [
         path
         for name, experiment in EXPERIMENTS.items()

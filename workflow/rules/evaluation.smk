@@ -39,6 +39,7 @@ rule reference:
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
 
 
+# `evaluation` fits every path of metrics.json.
 ruleorder: foreign_evaluation > evaluation
 
 
@@ -68,7 +69,7 @@ rule evaluation:
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.shards}"
 
 
-# Out-of-distribution detection where sets have to be prepared, apart, so that image quality does not wait for them.
+# Out-of-distribution detection with sets that have to be prepared, as a separate job: image quality does not wait for them.
 rule ood:
     input:
         unpack(data_of),
