@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -43,6 +44,11 @@ def test_models_of_another_run_draw_its_images(finished):
     origin = record(finished, "tiny_taken/vaebm/seed0/training.json")["checkpoint"]
     assert origin["source"] == ENERGY and origin["layout"] == "model"
 
+    # an energy on an NVAE that is trained here does not wait for that training
+    said = finished.snakemake("--dry-run", "--config", "name=tiny_energy", f"set=[ebm.checkpoint={ENERGY}]")
+    waits = re.findall(r"rule pretrained:\n    input: (.*)\n", said)
+    assert len(waits) == 1 and "nvae/seed0/model" not in waits[0] and "rule nvae:" in said
+
     (finished.folder / "empty").mkdir()
     said = finished.snakemake("--dry-run", *taken("empty", ENERGY), fails=True).splitlines()[-1]
     assert "nvae.checkpoint: expected a file, a folder with a model" in said and "found none at empty/model.saf" in said
@@ -54,6 +60,12 @@ def test_models_of_another_run_draw_its_images(finished):
     assert finished.planned(*targets, *taken("moved", ENERGY))["pretrained"] == 2
     said = finished.snakemake(*targets, *taken("moved", ENERGY), fails=True)
     assert "moved/model.safetensors: expected a model of kind 'nvae', found one of kind 'energy'" in said
+
+    # the evaluation compares an energy with its NVAE, wherever both are from
+    finished.edit("results/tiny/vaebm/seed0/training.json", '"nvae": "', '"nvae": "0')
+    metrics = "results/tiny/vaebm/seed0/evaluation/metrics.json"
+    said = finished.snakemake(metrics, "--forcerun", metrics, fails=True)
+    assert re.search(rf"{ENERGY}: expected an energy of the NVAE \w{{64}} .*, found one of 0\w{{64}}", said)
 
 
 def test_a_model_put_by_hand_is_refused_and_kept(finished):

@@ -265,6 +265,8 @@ def load_models(
     hashes = {kind: load_model(path, kind)["hash"] for kind, path in models.items()}
     model = None if nvae is None else VAEBM.load(nvae, energy, device)
     trained = [_training(path, hashes[kind], images.hash) for kind, path in models.items()]
+    if energy is not None and (below := trained[1][0].nvae) not in (None, hashes["nvae"]):
+        raise UserError(f"{energy}: expected an energy of the NVAE {hashes['nvae']} ({nvae}), found one of {below}")
     sets = [DataSettings.model_validate(images.name)] if images.name in DATASETS else []
     used = [chosen, *sets, *filter(None, chosen.ood_sets.values()), *(settings for _, settings in trained)]
     plugins = plugins_in(used).union(*(record.plugins for record, _ in trained))

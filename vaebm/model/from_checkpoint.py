@@ -54,7 +54,7 @@ def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
     Args:
         settings: nvae.yaml or ebm.yaml.
         data: manifest of the data set.
-        nvae: model of the NVAE below an energy.
+        nvae: model of the NVAE below an energy; None: it is not compared here but by the evaluation.
         model: file to write.
 
     Raises:
@@ -70,7 +70,7 @@ def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
         raise UserError(f"{file}: expected the SHA-256 {stage.checkpoint.sha256} of {settings}, found {sha256}")
     found = read(file, KINDS[settings.stem])
     return_freed_memory()  # of a published optimiser's state
-    below = None if nvae is None else load_model(nvae, "nvae")["hash"]
+    below = found.nvae if nvae is None else load_model(nvae, "nvae")["hash"]
     check(found, file, stage, settings, images)
     if None not in (found.nvae, below) and found.nvae != below:
         raise UserError(f"{file}: expected an energy of the NVAE {below} ({nvae}), found one of {found.nvae}")

@@ -86,8 +86,9 @@ def same_energy(wildcards):
 
 
 def nvae_below(wildcards):
-    """NVAE below an energy from a checkpoint."""
-    return {} if wildcards.variant == BASELINE else {"nvae": f"results/{wildcards.experiment}/{BASELINE}/seed{wildcards.seed}/model.safetensors"}
+    """NVAE below an energy from a checkpoint. Not one that is trained here: the energy's file is checked before that training."""
+    nvae = f"results/{wildcards.experiment}/{BASELINE}/seed{wildcards.seed}/model.safetensors"
+    return {"nvae": nvae} if wildcards.variant != BASELINE and EXPERIMENTS[wildcards.experiment].checkpoint_of(BASELINE) else {}
 
 
 def pretrained_settings_of(wildcards):
