@@ -26,6 +26,35 @@ def test_first_run_leaves_table_report_and_tracking(tiny_run):
     assert (tiny_run.folder / "data" / "digits" / "manifest.json").is_file()
 
 
+MODULE = """
+module vaebm:
+    snakefile:
+        "workflow/Snakefile"
+    config:
+        config
+
+
+use rule * from vaebm as vaebm_*
+
+
+rule all:
+    default_target: True
+    input:
+        rules.vaebm_all.input,
+"""
+
+
+def test_another_workflow_uses_this_one_as_a_module(finished):
+    """Its rules have other names and the same files, so a finished run is up to date; what is missing is made again."""
+    (finished.folder / "other.smk").write_text(MODULE)
+    assert "Nothing to be done" in finished.snakemake("--snakefile", "other.smk")
+    (finished.folder / "results/tiny/vaebm/seed0/evaluation/metrics.json").unlink()
+    planned = {"vaebm_evaluation": 1, "vaebm_benchmarks": 1, "vaebm_track": 1}
+    assert finished.planned("--snakefile", "other.smk") == planned
+    finished.snakemake("--snakefile", "other.smk")
+    assert "Nothing to be done" in finished.snakemake()
+
+
 def test_second_run_does_nothing(tiny_run):
     """The same command again."""
     assert "Nothing to be done" in tiny_run.snakemake()

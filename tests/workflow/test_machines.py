@@ -1,0 +1,48 @@
+"""What describes the project to other machines: container, checks on GitHub, catalogues."""
+
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*command: str) -> None:
+    """A command in the project's folder, which has to succeed."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_container_and_checks_pass_their_linters():
+    """Hadolint, GitHub's schema of workflows, and zizmor, which looks for rights and inputs that an attacker can use."""
+    run("hadolint", "Dockerfile")
+    run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", ".github/workflows/checks.yml")
+    run("zizmor", "--offline", "--no-progress", ".github")
+
+
+def test_the_oldest_torch_that_is_tested_is_the_oldest_allowed():
+    """In pyproject.toml and in the checks."""
+    (needed,) = [one for one in project()["dependencies"] if one.startswith("torch>")]
+    tested = re.search(r"torch==(\d+\.\d+)\.\*", (ROOT / ".github/workflows/checks.yml").read_text())
+    assert tested is not None and needed == f"torch>={tested[1]}"
+
+
+def test_catalogues_know_the_same_project():
+    """Licence, authors and keywords are those of pyproject.toml and CITATION.cff."""
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert zenodo["license"] == citation["license"] == project()["license"]
+    assert [one["name"] for one in zenodo["creators"]] == [one["name"] for one in citation["authors"]]
+    assert zenodo["keywords"] == project()["keywords"]
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage["software-stack-deployment"]["conda"] is True and (ROOT / "environment.yml").exists()
+    assert (ROOT / "config/README.md").exists() and (ROOT / "workflow/Snakefile").exists()
+
+
+def project() -> dict:
+    """The section `project` of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
