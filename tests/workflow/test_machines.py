@@ -18,7 +18,7 @@ def run(*command: str) -> None:
 
 
 def test_container_and_checks_pass_their_linters():
-    """Hadolint, GitHub's schema of workflows, and zizmor, which looks for rights and inputs that an attacker can use."""
+    """Hadolint, GitHub's schema of workflows, and zizmor, which finds rights that an attacker can use."""
     run("hadolint", "Dockerfile")
     run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", ".github/workflows/checks.yml")
     run("zizmor", "--offline", "--no-progress", ".github")

@@ -130,7 +130,7 @@ def test_report(tiny_run, tmp_path):
 
 def test_snakefile_is_short():
     """The rules stand with their stages."""
-    assert len(Path("Snakefile").read_text().splitlines()) <= 45
+    assert len(Path("workflow/Snakefile").read_text().splitlines()) <= 45
 
 
 def test_what_the_snakefile_imports_is_light(clone):
