@@ -33,7 +33,7 @@ def written() -> set[str]:
     """The names that the functions of the stage `evaluation` write, with every extractor and decoder."""
     random = np.random.default_rng(0)
     features, estimates = random.normal(size=(12, 3)), Estimates(*3 * [torch.zeros(2)])
-    reference = Reference(features, Statistics.of(features), Statistics.of(features), 0.0)
+    reference = Reference(features, Statistics.of(features), Statistics.of(features), 0.0, features[:5])
     output = ExtractorOutput(features, random.normal(size=(12, 1, 4)))
     found = {SECONDS_PER_50.pattern, *(FD_STRETCHED.named(extractor) for extractor in EXTRACTORS)}
     found |= set(measure_modes(np.array([3, 5]), np.array([0.5, 0.5]), 2, seed=0))

@@ -12,6 +12,9 @@ from vaebm.measures.fidelity_backend import torch_fidelity
 COVARIANCE_BATCH = 8192
 """Number of images whose features are held in double precision at once."""
 
+PARTS = 5
+"""Most parts of the samples in the extrapolation of the distance."""
+
 
 class Statistics(NamedTuple):
     """Mean (D,) and covariance (D, D) of features."""
@@ -59,3 +62,19 @@ class DistanceTo:
         return float(
             (mean - self.mean).square().sum() + covariance.trace() + self.trace - 2 * values.clamp(min=0).sqrt().sum()
         )
+
+
+def extrapolated_distance(
+    features: NDArray[np.floating[Any]], reference: Statistics, device: torch.device | str = "cpu"
+) -> float:
+    """Fréchet distance of infinitely many samples (Chong and Forsyth, 2020, section 4).
+
+    The distance of n samples is linear in 1/n to first order. The fit has n = N, N/2, …, N/5, each the mean over
+    disjoint parts of all samples, so that every point uses all features (N, D), which are in random order.
+    """
+    distance, values = DistanceTo(reference, device), torch.from_numpy(features).to(device, torch.float64)
+    means = [
+        np.mean([distance(part.mean(dim=0), part.T.cov()) for part in values.tensor_split(parts)])
+        for parts in range(1, PARTS + 1)
+    ]
+    return float(np.polyfit(range(1, PARTS + 1), means, 1)[1])
