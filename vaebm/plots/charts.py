@@ -200,6 +200,23 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
             axis.legend(fontsize=8)
 
 
+def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], path: Path) -> None:
+    """Write ROC curves as PNG.
+
+    Args:
+        panels: title → name of a curve → false and true positive rates, rising.
+    """
+    with _figure(path, len(panels), width=3.9, height=3.7) as axes:
+        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+            axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+            for (name, rates), colour in zip(curves.items(), COLOURS, strict=False):
+                axis.plot(*rates, color=colour, linewidth=1.5, label=name)
+            axis.set(
+                title=title, xlabel="share of the set above", ylabel="share of held-out images above", aspect="equal"
+            )
+            axis.legend(fontsize=7, loc="lower right")
+
+
 def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64] | None = None) -> None:
     """Write a confusion matrix (labels, predictions) as PNG, its counts written in the cells.
 

@@ -151,12 +151,14 @@ SCORES = {
     "elbo": "ELBO − E(x)",
     "likelihood-elbo": "the ELBO",
     "typicality": "the typicality of log p(x) − E(x)",
+    "complexity": "log p(x) − E(x) + the length of the image as PNG, in nats (Serrà et al., 2020)",
 }
 """Score of out-of-distribution detection ("": the full score) → its formula; without an energy E(x) is 0."""
 
 MEANINGS = {
     "AUROC": "Probability that a held-out image scores higher than an image of the set",
     "AUPR": "Average precision, with held-out images as positives and the set as negatives",
+    "AUPR-out": "Average precision, with the set as positives and held-out images as negatives",
     "FPR95": "Share of the set that passes the threshold which 95 % of the held-out images pass",
 }
 """Measure of how well a score separates held-out images from a set → its meaning."""

@@ -141,8 +141,9 @@ def _detection(record: VariantRecord) -> Cells | None:
     found = [run.ood.figures for run in record.runs if run.ood and run.ood.figures]
     if not found:
         return None
-    arrows = {metric(name).quantity: metric(name).better for name in found[0]}
-    scored = dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in found[0])
+    names = [name for name in found[0] if all(name in figures for figures in found)]
+    arrows = {metric(name).quantity: metric(name).better for name in names}
+    scored = dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in names)
     rows = [
         [one, *(_mean([figures[f"{quantity}-{one}"].value for figures in found]) for quantity in arrows)]
         for one in scored
