@@ -173,7 +173,7 @@ def test_every_picture_that_a_run_should_have_is_shown_or_named(tmp_path):
         plots.image_grid(torch.full((1, 1, 8, 8), 0.5), tmp_path / "digits" / path)
     text = show(tmp_path, full)
     outline = Outline(text)
-    assert len(outline.all("img")) == len(wanted) - 2
+    assert len(outline.all("img")) == len(wanted) - 2 + 1, "and the quality against cost"
     folder = "digits/vaebm/seed0/evaluation/pictures"
     missing = f"Before the chain ({folder}/before.png), After the chain ({folder}/after.png)"
     assert f"Missing though the run should have made them: {missing}." in text

@@ -22,6 +22,9 @@ from vaebm.system.files import writing
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8F98"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
 
+CostPoint = tuple[float | None, float | None, float, float]
+"""Seconds per image, gradient evaluations, distance, its uncertainty."""
+
 
 @contextmanager
 def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, height: float = 2.7) -> Iterator[list[Axes]]:
@@ -156,6 +159,34 @@ def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str,
         axis.set(title=label, xlabel=along)
         if len(lines) > 1:
             axis.legend()
+
+
+def against_cost(curves: Mapping[str, tuple[int, Sequence[CostPoint]]], label: str, path: Path) -> None:
+    """Write a distance against seconds per image and against gradient evaluations as PNG, with one legend.
+
+    Args:
+        curves: name → number of its colour (below 0: grey), and its points; a single point is a diamond.
+        label: of the distance.
+    """
+    every = [point for _, points in curves.values() for point in points]
+    shown = [place for place in (0, 1) if any(point[place] is not None for point in every)]
+    with _figure(path, len(shown), width=5.2, height=4.2) as axes:
+        for place, axis in zip(shown, axes, strict=True):
+            for name, (number, points) in curves.items():
+                known = [(one[place], *one[2:]) for one in points if one[place] is not None]
+                costs, values, errors = zip(*known, strict=True) if known else ((), (), ())
+                style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.5, "capsize": 2, "label": name}
+                style["color"] = COLOURS[number % len(COLOURS)] if number >= 0 else GREY
+                if len(points) == 1:
+                    style |= {"marker": "D", "markersize": 7, "linestyle": "none", "markeredgecolor": "white"}
+                axis.errorbar(costs, values, yerr=errors, **style)
+            axis.set(xlabel=("seconds per image", "gradient evaluations")[place], ylabel=label)
+            for each, log in ((axis.xaxis, place == 0), (axis.yaxis, all(point[2] > 0 for point in every))):
+                if log:
+                    each.axes.set(**{f"{each.axis_name}scale": "log"})
+                    each.set_major_formatter("{x:g}")
+                    each.set_minor_formatter("{x:g}")
+        axes[-1].legend(fontsize=8)
 
 
 def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:

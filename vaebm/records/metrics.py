@@ -143,6 +143,8 @@ SECONDS_PER_50 = Metric(
     "seconds", "seconds-per-50", "Speed", "clock", "↓", has_ratio=True,
     sentence="Time to sample 50 images (noise and chain, models loaded), in seconds; from 0.",
 )  # fmt: skip
+IMAGES_TIMED = 50
+"""Number of images of that metric, the one of the published times."""
 
 SCORES = {
     "": "log p(x) − E(x)",
