@@ -13,8 +13,9 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from vaebm.system.files import writing
@@ -179,14 +180,24 @@ def against_cost(curves: Mapping[str, tuple[int, Sequence[CostPoint]]], label: s
                 style["color"] = COLOURS[number % len(COLOURS)] if number >= 0 else GREY
                 if len(points) == 1:
                     style |= {"marker": "D", "markersize": 7, "linestyle": "none", "markeredgecolor": "white"}
-                axis.errorbar(costs, values, yerr=errors, **style)
+                axis.errorbar(costs, values, yerr=errors if any(errors) else None, **style)
             axis.set(xlabel=("seconds per image", "gradient evaluations")[place], ylabel=label)
-            for each, log in ((axis.xaxis, place == 0), (axis.yaxis, all(point[2] > 0 for point in every))):
-                if log:
-                    each.axes.set(**{f"{each.axis_name}scale": "log"})
-                    each.set_major_formatter("{x:g}")
-                    each.set_minor_formatter("{x:g}")
+            if all(point[2] > 0 for point in every):
+                _logarithmic(axis.yaxis, [point[2] for point in every])
+            if place == 0:
+                _logarithmic(axis.xaxis, [point[0] for point in every if point[0] is not None])
+            else:
+                axis.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
         axes[-1].legend(fontsize=8)
+
+
+def _logarithmic(axis: Axis, values: Sequence[float]) -> None:
+    """Make an axis logarithmic, with ticks that do not overlap whatever the range of the positive `values`."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    wide = max(values) > 5 * min(values)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(5))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:
@@ -237,7 +248,7 @@ def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.
     Args:
         panels: title → name of a curve → false and true positive rates, rising.
     """
-    with _figure(path, len(panels), width=3.9, height=3.7) as axes:
+    with _figure(path, len(panels), width=3.7, height=4.7) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
             for (name, rates), colour in zip(curves.items(), COLOURS, strict=False):
@@ -245,7 +256,7 @@ def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.
             axis.set(
                 title=title, xlabel="share of the set above", ylabel="share of held-out images above", aspect="equal"
             )
-            axis.legend(fontsize=7, loc="lower right")
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64] | None = None) -> None:
