@@ -35,13 +35,14 @@ def ood(inside: Scores, outside: dict[str, Scores], figures: Measurements, folde
 
     whole = "log p(x) − E(x)" if "energy" in inside else "log p(x)"
     names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)", "complexity": f"{whole} + PNG"}
-    panels, curves = {}, {}
+    panels = {}
+    curves: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {name: {} for name in outside}
     for name, found in outside.items():
         for kind in filter(inside.__contains__, names):
             label = f"{names[kind]}, AUROC {figures[DETECTION['AUROC', kind].named(name)].value:.3f}"
             labels = np.repeat([1, 0], [len(inside[kind]), len(found[kind])])
-            rates = roc_curve(labels, np.concatenate([inside[kind], found[kind]]))[:2]
-            curves.setdefault(name, {})[label] = rates
+            others, hits, _ = roc_curve(labels, np.concatenate([inside[kind], found[kind]]))
+            curves[name][label] = others, hits
             if kind != "complexity":
                 panels[f"{name}: {label}"] = {"held-out images": inside[kind], name: found[kind]}
     plots.histograms(panels, folder / "ood.png", "score")

@@ -183,19 +183,19 @@ def against_cost(curves: Mapping[str, tuple[int, Sequence[CostPoint]]], label: s
                 axis.errorbar(costs, values, yerr=errors if any(errors) else None, **style)
             axis.set(xlabel=("seconds per image", "gradient evaluations")[place], ylabel=label)
             if all(point[2] > 0 for point in every):
-                _logarithmic(axis.yaxis, [point[2] for point in every])
+                axis.set_yscale("log")
+                _set_log_ticks(axis.yaxis, [point[2] for point in every])
             if place == 0:
-                _logarithmic(axis.xaxis, [point[0] for point in every if point[0] is not None])
+                axis.set_xscale("log")
+                _set_log_ticks(axis.xaxis, [point[0] for point in every if point[0] is not None])
             else:
                 axis.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
         axes[-1].legend(fontsize=8)
 
 
-def _logarithmic(axis: Axis, values: Sequence[float]) -> None:
-    """Make an axis logarithmic, with ticks that do not overlap whatever the range of the positive `values`."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    wide = max(values) > 5 * min(values)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(5))
+def _set_log_ticks(axis: Axis, values: Sequence[float]) -> None:
+    """Set ticks of a logarithmic axis that do not overlap, whatever the range of the positive `values`."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if max(values) > 5 * min(values) else MaxNLocator(5))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
