@@ -98,6 +98,9 @@ def test_figures_are_about_what_they_are_named_after():
         low, high = figure.interval
         assert low <= figure.value <= high
     assert found == measurements.measure_fidelity(judged, reference, SETTINGS, seed=0), "a function of the seed"
+    equal = reference._replace(train_features=np.ones((40, 4)), heldout_features=np.ones((20, 4)))
+    alike = measurements.measure_fidelity(judged._replace(features=np.ones((40, 4))), equal, SETTINGS, seed=0)
+    assert alike["neighbour-ratio-classifier"].value == 1 and alike["authenticity-classifier"].value == 0
     stacks = measurements.measure_fidelity(
         judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0
     )

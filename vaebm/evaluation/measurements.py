@@ -21,6 +21,9 @@ from vaebm.system.errors import UserError
 
 Measurements = dict[str, Measurement]
 
+TINY = 1e-100
+"""Added to distances, so that the ratio is 1 if all images are equal."""
+
 
 def measure_fidelity(
     output: ExtractorOutput,
@@ -53,8 +56,8 @@ def measure_fidelity(
         value = frechet_distance(statistics, real)
         add(metric, value, bootstrap.interval(value, replicates, 0.0))
     if number >= 2 * PARTS:
-        order = bootstrap.generator(seed, "extrapolation").permutation(number)
-        value = extrapolated_distance(features[order], reference.train, device)
+        random = bootstrap.generator(seed, "extrapolation")
+        value = extrapolated_distance(features, reference.train, random, device)
         # to first order all points of the fit have the same errors, which are those of the distance itself
         add(registry.FD_INFINITE, value, bootstrap.interval(value, distances[:, 0]))
 
@@ -75,9 +78,11 @@ def measure_fidelity(
         share = float(each.mean())
         add(metric, share, bootstrap.proportion(share, images), images, neighbours=k)
     drawn = bootstrap.resamples(images, settings.bootstrap, bootstrap.generator(seed, "neighbours"))
+    ratio = found.train + TINY, found.heldout + TINY
     for metric, one, other in (
-        (registry.DENSITY, found.inside, np.full(images, k)), (registry.NEIGHBOUR_RATIO, found.train, found.heldout)
-    ):  # fmt: skip
+        (registry.DENSITY, found.inside / k, np.ones(images)),
+        (registry.NEIGHBOUR_RATIO, *ratio),
+    ):
         value = float(one.sum() / other.sum())
         add(metric, value, bootstrap.interval(value, drawn @ one / (drawn @ other), 0.0), images, neighbours=k)
 

@@ -65,16 +65,19 @@ class DistanceTo:
 
 
 def extrapolated_distance(
-    features: NDArray[np.floating[Any]], reference: Statistics, device: torch.device | str = "cpu"
+    features: NDArray[np.floating[Any]],
+    reference: Statistics,
+    random: np.random.Generator,
+    device: torch.device | str = "cpu",
 ) -> float:
-    """Fréchet distance of infinitely many samples (Chong and Forsyth, 2020, section 4).
+    """Fréchet distance of infinitely many samples (Chong and Forsyth, 2020, section 4), from features (N, D).
 
     The distance of n samples is linear in 1/n to first order. The fit has n = N, N/2, …, N/5, each the mean over
-    disjoint parts of all samples, so that every point uses all features (N, D), which are in random order.
+    random disjoint parts, so that every point uses all samples.
     """
-    distance, values = DistanceTo(reference, device), torch.from_numpy(features).to(device, torch.float64)
-    means = [
-        np.mean([distance(part.mean(dim=0), part.T.cov()) for part in values.tensor_split(parts)])
-        for parts in range(1, PARTS + 1)
-    ]
-    return float(np.polyfit(range(1, PARTS + 1), means, 1)[1])
+    distance, order, numbers = DistanceTo(reference, device), random.permutation(len(features)), range(1, PARTS + 1)
+    means = []
+    for parts in numbers:
+        statistics = (Statistics.of(features[part]) for part in np.array_split(order, parts))
+        means.append(np.mean([distance(*(torch.from_numpy(one).to(device) for one in each)) for each in statistics]))
+    return float(np.polyfit(numbers, means, 1)[1])
