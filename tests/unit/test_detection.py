@@ -5,23 +5,33 @@ import pytest
 import torch
 
 from vaebm.evaluation import detection, stage
-from vaebm.evaluation.detection import measure_ood, replicates, scores, separations, with_typicality
+from vaebm.evaluation.detection import measure_ood, replicates, scores, separations, with_complexity, with_typicality
 from vaebm.measures import bootstrap
 from vaebm.model import Estimates
+from vaebm.records.metrics import MEANINGS
 from vaebm.system.errors import UserError
 
 
 def by_hand(inside, outside):
-    """The three measures from their definitions, one pair and one threshold at a time."""
+    """The measures from their definitions, one pair and one threshold at a time."""
     pairs = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in inside for b in outside])
-    precision, before, passing = 0.0, 0.0, None
+    passing = None
     for threshold in sorted({*inside, *outside}, reverse=True):
         hits, others = sum(a >= threshold for a in inside), sum(b >= threshold for b in outside)
-        precision += (hits / len(inside) - before) * hits / (hits + others)
-        before = hits / len(inside)
         if passing is None and 100 * hits >= 95 * len(inside):
             passing = others / len(outside)
-    return {"AUROC": pairs, "AUPR": precision, "FPR95": passing}
+    out = average_precision([-b for b in outside], [-a for a in inside])
+    return {"AUROC": pairs, "AUPR": average_precision(inside, outside), "AUPR-out": out, "FPR95": passing}
+
+
+def average_precision(positives, negatives):
+    """Higher values are more positive."""
+    found, before = 0.0, 0.0
+    for threshold in sorted({*positives, *negatives}, reverse=True):
+        hits, others = sum(a >= threshold for a in positives), sum(b >= threshold for b in negatives)
+        found += (hits / len(positives) - before) * hits / (hits + others)
+        before = hits / len(positives)
+    return found
 
 
 @pytest.mark.parametrize(("levels", "sizes"), [(9, (40, 30)), (3, (20, 50)), (10**6, (60, 60)), (1, (5, 7))])
@@ -35,7 +45,7 @@ def test_measures_are_those_of_their_definitions(levels, sizes):
     expected = by_hand(inside, outside)
     assert separations(inside, outside) == pytest.approx(expected, rel=1e-12)
     shift = 2 * levels
-    assert separations(inside + shift, outside) == {"AUROC": 1, "AUPR": 1, "FPR95": 0}
+    assert separations(inside + shift, outside) == {"AUROC": 1, "AUPR": 1, "AUPR-out": 1, "FPR95": 0}
     below = separations(inside - shift, outside)
     assert below["AUROC"] == 0 and below["FPR95"] == 1
 
@@ -90,17 +100,32 @@ def test_typicality_is_the_distance_from_the_mean_of_training_images():
     assert with_typicality({"energy": np.zeros(3)}, {"energy": np.zeros(2)}).keys() == {"energy"}
 
 
+def test_complexity_is_the_length_of_the_png():
+    """Constant images are short, noise is long, whatever the channels; without a full score there is none."""
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8))
+    images = torch.cat([torch.full_like(noise, 9), noise])
+    for channels in (1, 2, 3):
+        found = with_complexity({"": np.arange(6.0)}, images[:, :channels])["complexity"] - np.arange(6)
+        bits = found / np.log(2)
+        assert (
+            (bits[:3] < 8 * 100).all()
+            and (bits[3:] > channels * 16 * 16 * 8).all()
+            and bits == pytest.approx(bits.round())
+        )
+    assert with_complexity({"energy": np.zeros(6)}, images).keys() == {"energy"}
+
+
 def test_the_table_has_some_of_the_figures_and_the_record_all():
     random = np.random.default_rng(2)
     kinds = ("", "elbo", "energy", "likelihood", "likelihood-elbo", "typicality")
     inside, outside = ({name: random.normal(mean, size=30) for name in kinds} for mean in (1.5, 0))
     figures = measure_ood(inside, {"svhn": outside, "celeba": outside}, 50, 0)
-    assert len(figures) == 2 * 6 * 3
+    assert len(figures) == 2 * 6 * 4
     for figure in figures.values():
         low, high = figure.interval
         assert figure.samples == 30 and 0 <= low < figure.value < high <= 1
     shown = detection.in_the_table(figures)
-    wanted = ["AUROC-{}", "AUROC-{}-energy", "AUROC-{}-likelihood", "AUPR-{}", "FPR95-{}"]
+    wanted = ["AUROC-{}", "AUROC-{}-energy", "AUROC-{}-likelihood", "AUPR-{}", "AUPR-out-{}", "FPR95-{}"]
     assert set(shown) == {name.format(one) for name in wanted for one in ("svhn", "celeba")}
     assert figures == measure_ood(inside, {"svhn": outside, "celeba": outside}, 50, 0), "a function of the seed"
 
@@ -120,6 +145,6 @@ def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():
         not others and name == "AUROC-turned-energy" and area.value == 0.5 and area.interval[0] < 0.5 < area.interval[1]
     )
     assert scores(Estimates(None, None, None)) == {}
-    names = ["ELBO", "ELBO-train", "log-likelihood", "AUROC-turned", "AUPR-turned", "FPR95-turned"]
+    names = ["ELBO", "ELBO-train", "log-likelihood", *(f"{one}-turned" for one in MEANINGS)]
     assert stage.unavailable_metrics(["turned"], "why") == dict.fromkeys(names, "why")
     assert stage.unavailable_metrics(["turned"], "") == {}

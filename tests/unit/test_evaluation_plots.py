@@ -1,10 +1,12 @@
 """What stands where in the pictures of a run."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from vaebm.evaluation import plots
+from vaebm.evaluation.detection import measure_ood
 from vaebm.plots import BACKGROUND, charts
 from vaebm.records.results import AlongChain
 
@@ -56,3 +58,19 @@ def test_modes_are_shown_beside_as_many_draws_from_the_data(tmp_path, monkeypatc
     plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
     plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "again.png")
     assert (tmp_path / "modes.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_roc_curves_are_those_of_the_scores_with_their_areas(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots.plots, "roc", lambda curves, path: drawn.update(curves))
+    inside = {name: np.array([1.0, 2.0, 3.0]) for name in ("", "energy", "complexity", "typicality")}
+    outside = {"svhn": {name: np.array([0.0, 2.5]) for name in inside}}
+    figures = measure_ood(inside, outside, 10, 0)
+    plots.ood(inside, outside, figures, tmp_path)
+    names = ["log p(x) − E(x)", "−E(x)", "log p(x) − E(x) + PNG"]
+    assert list(drawn["svhn"]) == [f"{name}, AUROC 0.667" for name in names]
+    others, hits = drawn["svhn"]["−E(x), AUROC 0.667"]
+    assert others.tolist() == [0, 0, 0.5, 0.5, 1] and hits.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1, 1])
+    monkeypatch.undo()
+    plots.ood(inside, outside, figures, tmp_path)
+    assert Image.open(tmp_path / "roc.png").size[0] > 300 and (tmp_path / "ood.png").is_file()

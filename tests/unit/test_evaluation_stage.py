@@ -12,7 +12,6 @@ from vaebm.config.yaml_files import read_experiment
 from vaebm.evaluation import inputs, measurements, stage
 from vaebm.evaluation.extractors import ExtractorOutput
 from vaebm.evaluation.reference import Reference
-from vaebm.measures.fidelity import precision_recall
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import Estimates
 from vaebm.nvae.model import NVAE
@@ -71,7 +70,7 @@ def test_figures_are_about_what_they_are_named_after():
     """Samples like the held-out images are nearer to these; of a stack there is no inception score."""
     random = np.random.default_rng(0)
     train, held_out, features = (random.normal(mean, 1, (40, 4)) for mean in (0, 3, 3))
-    reference = Reference(train, Statistics.of(train), Statistics.of(held_out), 0.0)
+    reference = Reference(train, Statistics.of(train), Statistics.of(held_out), 0.0, held_out)
     judged = ExtractorOutput(features, random.normal(size=(40, 1, 10)))
     found = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
     statistics = Statistics.of(features)
@@ -81,19 +80,27 @@ def test_figures_are_about_what_they_are_named_after():
         == frechet_distance(statistics, reference.heldout)
         < found["FD-classifier"].value / 5
     )
-    assert found["precision-classifier"].value == precision_recall(features[:30], train, 3)[0] < 0.3
+    assert found["precision-classifier"].value < 0.3 and found["neighbour-ratio-classifier"].value > 1.5
     assert {name: figure.samples for name, figure in found.items()} == {
         "FD-classifier": 40,
         "FD-classifier-heldout": 40,
+        "FD-classifier-infinity": 40,
         "KID-classifier": 40,
         "precision-classifier": 30,
         "recall-classifier": 30,
+        "density-classifier": 30,
+        "coverage-classifier": 30,
+        "authenticity-classifier": 30,
+        "neighbour-ratio-classifier": 30,
         "IS-classifier": 40,
     }
     for figure in found.values():
         low, high = figure.interval
         assert low <= figure.value <= high
     assert found == measurements.measure_fidelity(judged, reference, SETTINGS, seed=0), "a function of the seed"
+    equal = reference._replace(train_features=np.ones((40, 4)), heldout_features=np.ones((20, 4)))
+    alike = measurements.measure_fidelity(judged._replace(features=np.ones((40, 4))), equal, SETTINGS, seed=0)
+    assert alike["neighbour-ratio-classifier"].value == 1 and alike["authenticity-classifier"].value == 0
     stacks = measurements.measure_fidelity(
         judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0
     )

@@ -162,52 +162,29 @@ def test_inception_score_by_hand():
     assert fidelity.inception_score(np.tile(certain[:1], (20, 1)), 2)[0] == pytest.approx(1), "always the same class"
 
 
-def test_precision_and_recall_agree_with_brute_force():
-    random = np.random.default_rng(0)
-    samples, real = random.normal(size=(40, 3)) + 0.8, random.normal(size=(50, 3))
-
-    def share(points, centres, neighbours):
-        radii = [
-            sorted(np.linalg.norm(centre - other) for other in centres)[neighbours] for centre in centres
-        ]  # the first is the centre itself
-        return np.mean(
-            [
-                any(np.linalg.norm(point - centre) <= radius for centre, radius in zip(centres, radii, strict=True))
-                for point in points
-            ]
-        )
-
-    for neighbours in (1, 3):
-        expected = share(samples, real, neighbours), share(real, samples, neighbours)
-        assert fidelity.precision_recall(samples, real, neighbours) == expected
-        assert min(expected) > 0.1 and max(expected) < 0.9, "a case that tells something"
-    with pytest.raises(UserError, match="neighbours: expected less than 40, the images there are, found 40"):
-        fidelity.precision_recall(samples, real, 40)
-
-
-def test_collapse_costs_recall_and_scatter_costs_precision():
-    """Which is which: real images around eight centres; samples around one of them, or everywhere."""
-    random = np.random.default_rng(0)
-    centres = 10 * np.array([[np.cos(angle), np.sin(angle)] for angle in np.arange(8) * np.pi / 4])
-    real = centres[np.arange(400) % 8] + 0.5 * random.normal(size=(400, 2))
-    precision, recall = fidelity.precision_recall(centres[0] + 0.5 * random.normal(size=(400, 2)), real, 3)
-    assert precision > 0.9 and recall < 0.2
-    precision, recall = fidelity.precision_recall(random.uniform(-13, 13, size=(400, 2)), real, 3)
-    assert precision < 0.4 and recall > 0.9
-
-
 def test_reference_holds_what_real_images_score(tmp_path):
     manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
     reference.write_reference(settings_of(tmp_path), manifest, model, tmp_path / "reference.npz")
     images, extractor = open_images(manifest), Extractor.of("classifier", model)
     found = reference.read_reference(tmp_path / "reference.npz", images.hash, extractor.weights)
     train, held_out = (extractor.extract(images.split(split)[0]).features for split in ("train", "heldout"))
-    assert np.array_equal(found.train_features, train)
+    assert np.array_equal(found.train_features, train) and np.array_equal(found.heldout_features, held_out)
     # sums in another order, in double precision
     assert np.allclose(found.train.mean, train.astype(float).mean(0), rtol=1e-12) and np.allclose(
         found.heldout.covariance, np.cov(held_out, rowvar=False), 1e-10
     )
     assert found.real == frechet_distance(Statistics.of(held_out), Statistics.of(train)) > 0
+
+
+def test_reference_of_an_earlier_version_has_no_features_of_held_out_images(tmp_path, capsys):
+    manifest, model = data_set(tmp_path / "data", 0), classifier_file(tmp_path / "model.pt", 0)
+    reference.write_reference(settings_of(tmp_path), manifest, model, tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as content:
+        np.savez(
+            tmp_path / "old.npz", **{key: content[key] for key in content if key not in ("heldout_features", "hash")}
+        )
+        found = reference.read_reference(tmp_path / "old.npz", str(content["data"]), str(content["weights"]))
+    assert found.heldout_features.shape == (0, 64) and len(found.train_features) == 100
 
 
 def test_reference_of_other_data_or_weights_is_refused(tmp_path):

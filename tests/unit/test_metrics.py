@@ -19,7 +19,15 @@ from vaebm.measures.frechet import Statistics
 from vaebm.measures.modes import measure_modes
 from vaebm.model import Estimates
 from vaebm.nvae.model import NVAE
-from vaebm.records.metrics import FD_STRETCHED, SECONDS_PER_50, STANDARD_METRICS, metric, reference_page, with_direction
+from vaebm.records.metrics import (
+    FD_STRETCHED,
+    MEANINGS,
+    SECONDS_PER_50,
+    STANDARD_METRICS,
+    metric,
+    reference_page,
+    with_direction,
+)
 from vaebm.report.paper import Table, read_paper
 from vaebm.system.errors import UserError
 
@@ -33,7 +41,7 @@ def written() -> set[str]:
     """The names that the functions of the stage `evaluation` write, with every extractor and decoder."""
     random = np.random.default_rng(0)
     features, estimates = random.normal(size=(12, 3)), Estimates(*3 * [torch.zeros(2)])
-    reference = Reference(features, Statistics.of(features), Statistics.of(features), 0.0)
+    reference = Reference(features, Statistics.of(features), Statistics.of(features), 0.0, features[:5])
     output = ExtractorOutput(features, random.normal(size=(12, 1, 4)))
     found = {SECONDS_PER_50.pattern, *(FD_STRETCHED.named(extractor) for extractor in EXTRACTORS)}
     found |= set(measure_modes(np.array([3, 5]), np.array([0.5, 0.5]), 2, seed=0))
@@ -46,7 +54,7 @@ def written() -> set[str]:
     cells = {"preprocess_cells": 1, "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1}
     network = NVAENetworkSettings.model_validate(sizes | cells | {"decoder": "bernoulli"})
     found |= set(measure_likelihood(NVAE(network, (1, 8, 8)), estimates, estimates, draws=1))
-    kinds = ("", "elbo", "energy", "likelihood", "likelihood-elbo")
+    kinds = ("", "elbo", "energy", "likelihood", "likelihood-elbo", "complexity")
     scores = with_typicality({kind: random.normal(size=4) for kind in kinds}, {"": np.zeros(2)})
     return found | set(measure_ood(scores, {"svhn": scores}, 2, 0))
 
@@ -97,6 +105,9 @@ def test_better_direction_of_every_extractor() -> None:
     assert metric("FD-classifier-heldout").better == "↓" and metric("IS").better == "↑"
 
 
-@pytest.mark.parametrize("score", ["", "-energy", "-likelihood", "-elbo", "-likelihood-elbo", "-typicality"])
+@pytest.mark.parametrize(
+    "score", ["", "-energy", "-likelihood", "-elbo", "-likelihood-elbo", "-typicality", "-complexity"]
+)
 def test_set_with_hyphens_in_its_name_has_its_metrics(score: str) -> None:
-    assert metric(f"AUROC-my-own-set{score}").pattern == f"AUROC-{{set}}{score}"
+    for quantity in MEANINGS:
+        assert metric(f"{quantity}-my-own-set{score}").pattern == f"{quantity}-{{set}}{score}"

@@ -1,5 +1,7 @@
 """Quality and energy against the number of steps: the samples' own chains, looked at on their way."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +9,11 @@ from torch import nn
 from vaebm.config import NVAENetworkSettings, SamplesSettings
 from vaebm.config.ebm import ChainSettings
 from vaebm.config.evaluation import StepsSettings
+from vaebm.evaluation import quality_along_chain as quality_along_chain_module
 from vaebm.evaluation.quality_along_chain import quality_along_chain, stops
 from vaebm.model import VAEBM, sample_noise
 from vaebm.nvae.model import NVAE
+from vaebm.records.results import AlongChain
 from vaebm.samples import grey_levels
 from vaebm.system.device import seeded
 
@@ -57,12 +61,12 @@ def test_after_the_test_chains_steps_the_samples_themselves_come_out(model):
     noise = sample_noise(3, range(5))
     found = stops(model, noise, [0, 4, 6], ChainSettings(steps=6, step_size=1e-2))
     for stop, steps in zip(found, (0, 4, 6), strict=True):
-        assert torch.equal(stop[0], model.sample_means(noise, ChainSettings(steps=steps, step_size=1e-2)))
+        assert torch.equal(stop.means, model.sample_means(noise, ChainSettings(steps=steps, step_size=1e-2)))
         eps_z, eps_x = model.refine(*model.initial_noise(noise), steps=steps, step_size=1e-2, noise=noise)
         with torch.no_grad():
             expected = model.energy(model.decode(eps_z)[0].sample(eps_x))
         # the decoder prepared for the chains folds its weights: float32 rounding
-        assert torch.allclose(stop[1], expected, rtol=1e-4)
+        assert torch.allclose(stop.energies, expected, rtol=1e-4) and stop.gradients == steps
 
 
 def test_curves_do_not_depend_on_the_batch_and_follow_the_energy(model):
@@ -77,6 +81,18 @@ def test_curves_do_not_depend_on_the_batch_and_follow_the_energy(model):
     assert found.energy == sorted(found.energy, reverse=True) and found.distances[2] < found.distances[0], (
         "down the energy, to darker images"
     )
+
+
+def test_time_is_that_of_the_chain_without_the_measurements(model, monkeypatch):
+    """A clock that ticks once a second when it is looked at: begin, and before and after the decoding of each stop."""
+    ticks = itertools.count()
+    monkeypatch.setattr(quality_along_chain_module.time, "monotonic", lambda: float(next(ticks)))
+    found = stops(model, sample_noise(0, range(2)), [0, 2, 3], ChainSettings(steps=3, step_size=1e-2))
+    assert [stop.seconds for stop in found] == [2, 3, 4], "one for each chain and one for the decoding"
+    steps = StepsSettings(images=4, counts=[0, 2, 3])
+    along = quality_along_chain(model, steps, sampling(2), 0, "FD-resnet56", brightness)
+    assert along.seconds == [2 * 2 / 4, 2 * 3 / 4, 2 * 4 / 4] and along.gradients == [0, 2, 3]
+    assert AlongChain.model_validate(along.model_dump()) == along
 
 
 def test_chains_that_leave_the_finite_numbers_leave_a_gap(model):

@@ -151,18 +151,29 @@ def test_every_picture_that_a_run_should_have_is_shown_or_named(tmp_path):
     """What a run has no figures of it needs no picture of."""
     full = record(measured(steps=STEPS, modes=990.0, AUROC_turned=0.8))
     wanted = [picture.path.as_posix() for picture in gallery(full)]
-    measured_there = ["before", "after", "chain", "interpolations", "steps", "neighbours", "modes", "sets", "ood"]
+    measured_there = [
+        "before",
+        "after",
+        "chain",
+        "interpolations",
+        "steps",
+        "neighbours",
+        "modes",
+        "sets",
+        "ood",
+        "roc",
+    ]
     assert set(wanted) == {f"vaebm/seed0/evaluation/pictures/{name}.png" for name in measured_there} | {
         f"vaebm/seed0/pictures/{name}.png" for name in ("energies", "chains", "curves")
     }
     plain = {picture.path.stem for picture in gallery(record(measured()))}
-    assert plain == {Path(path).stem for path in wanted} - {"steps", "modes", "sets", "ood"}
+    assert plain == {Path(path).stem for path in wanted} - {"steps", "modes", "sets", "ood", "roc"}
 
     for path in wanted[2:]:
         plots.image_grid(torch.full((1, 1, 8, 8), 0.5), tmp_path / "digits" / path)
     text = show(tmp_path, full)
     outline = Outline(text)
-    assert len(outline.all("img")) == len(wanted) - 2
+    assert len(outline.all("img")) == len(wanted) - 2 + 1, "and the quality against cost"
     folder = "digits/vaebm/seed0/evaluation/pictures"
     missing = f"Before the chain ({folder}/before.png), After the chain ({folder}/after.png)"
     assert f"Missing though the run should have made them: {missing}." in text

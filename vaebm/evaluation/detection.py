@@ -3,8 +3,13 @@
 In-distribution images are the positives; higher scores are more in-distribution.
 """
 
+import io
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from vaebm.evaluation.measurements import Measurements
 from vaebm.measures import bootstrap
@@ -57,18 +62,35 @@ def with_typicality(found: Scores, training: Scores) -> Scores:
     return {**found, "typicality": -np.abs(found[""] - training[""].mean())} if "" in found else found
 
 
+def with_complexity(found: Scores, images: Tensor) -> Scores:
+    """Add "complexity" → full score + length of each PNG in nats, if there is a full score.
+
+    The likelihood ratio of the model and a general compressor (Serrà et al., 2020), for images (N, C, H, W) uint8.
+    Images of neither one channel nor three are compressed with their channels one below the other.
+    """
+    if "" not in found:
+        return found
+    lengths = []
+    for image in images.permute(0, 2, 3, 1).numpy():
+        pixels = image if image.shape[2] == 3 else image.transpose(2, 0, 1).reshape(-1, image.shape[1])
+        Image.fromarray(pixels).save(stream := io.BytesIO(), format="png", optimize=True)
+        lengths.append(8 * math.log(2) * stream.tell())
+    return {**found, "complexity": found[""] + lengths}
+
+
 def separations(inside: Values, outside: Values) -> dict[str, float]:
-    """Values in [0, 1] of the three measures, for in-distribution scores (n,) and scores of the set (m,).
+    """Values in [0, 1] of the measures, for in-distribution scores (n,) and scores of the set (m,).
 
     AUROC: probability that an in-distribution image has the higher score. AUPR: Σ (R_k − R_{k−1}) P_k over falling
-    thresholds. FPR95: share of the set at the highest threshold passed by at least 95 % of the in-distribution images.
+    thresholds. AUPR-out: the same over rising thresholds, with the set as positives. FPR95: share of the set at the
+    highest threshold passed by at least 95 % of the in-distribution images.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
     pair = np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
     others, hits, _ = roc_curve(*pair, drop_intermediate=False)
-    found = (roc_auc_score(*pair), average_precision_score(*pair), others[hits >= RATE / 100].min())
-    return dict(zip(MEANINGS, map(float, found), strict=True))
+    areas = [roc_auc_score(*pair), average_precision_score(*pair), average_precision_score(1 - pair[0], -pair[1])]
+    return dict(zip(MEANINGS, map(float, [*areas, others[hits >= RATE / 100].min()]), strict=True))
 
 
 def replicates(inside: Values, outside: Values, inside_counts: Counts, outside_counts: Counts) -> dict[str, Values]:
@@ -80,9 +102,20 @@ def replicates(inside: Values, outside: Values, inside_counts: Counts, outside_c
     enough = (100 * hits >= RATE * len(inside)).argmax(axis=1)[:, None]
     # ties count half
     areas = (rises * (2 * below + passed)).sum(axis=1) / (2 * len(inside) * len(outside))
-    precisions = (rises * hits / np.maximum(hits + others, 1)).sum(axis=1) / len(inside)
     shares = 1 - np.take_along_axis(below, enough, axis=1)[:, 0] / len(outside)
-    return dict(zip(MEANINGS, (areas, precisions, shares), strict=True))
+    precisions = _precision(hits, others), _precision(_failing(others), _failing(hits))
+    return dict(zip(MEANINGS, (areas, *precisions, shares), strict=True))
+
+
+def _precision(hits: Counts, others: Counts) -> Values:
+    """Average precision (R,) from the positives and the negatives that pass each threshold, (R, T) each."""
+    rises = np.diff(hits, prepend=0)
+    return (rises * hits / np.maximum(hits + others, 1)).sum(axis=1) / hits[:, -1]
+
+
+def _failing(passing: Counts) -> Counts:
+    """Number of images per resample with a score of at most each threshold, rising, from `_passing`: (R, T)."""
+    return passing[:, -1:] - np.pad(passing, ((0, 0), (1, 0)))[:, -2::-1]
 
 
 def _passing(found: Values, counts: Counts, thresholds: Values) -> Counts:

@@ -291,6 +291,8 @@ def load(files: Files, device: torch.device | str) -> Inputs:
             f"found {opened.kind}"
         )
     statistics = read_reference(files.reference, images.hash, opened.weights)
+    if not len(statistics.heldout_features):  # an earlier version wrote it
+        statistics = statistics._replace(heldout_features=opened.features(images.split("heldout")[0]))
     foreign: ForeignImages | None = None
     if models.model is None:
         samples, foreign = _foreign_samples(files, chosen, images.shape)

@@ -3,13 +3,15 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from vaebm.config import EvaluationSettings
 from vaebm.evaluation.extractors import ExtractorOutput
 from vaebm.evaluation.reference import Reference
 from vaebm.measures import bootstrap, fidelity
-from vaebm.measures.frechet import Statistics, frechet_distance
+from vaebm.measures.frechet import PARTS, Statistics, extrapolated_distance, frechet_distance
+from vaebm.measures.neighbours import find_neighbours
 from vaebm.model import Estimates
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
@@ -19,6 +21,9 @@ from vaebm.system.errors import UserError
 
 Measurements = dict[str, Measurement]
 
+TINY = 1e-100
+"""Added to distances, so that the ratio is 1 if all images are equal."""
+
 
 def measure_fidelity(
     output: ExtractorOutput,
@@ -27,10 +32,10 @@ def measure_fidelity(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Measurements:
-    """Compare the samples with real images: Fréchet distances, KID, precision and recall, inception score.
+    """Compare the samples with real images: Fréchet distances, KID, nearest neighbours, inception score.
 
     Each name ends with the extractor's; with the standard Inception weights the Fréchet distance is the FID. Bootstrap
-    intervals resample the samples and keep the real images. Precision and recall have Wilson intervals instead,
+    intervals resample the samples and keep the real images. Shares of neighbours have Wilson intervals instead,
     because a repeated sample would be its own neighbour. Stacks have no inception score: one part has too few images
     for a mean over a thousand modes.
 
@@ -50,21 +55,36 @@ def measure_fidelity(
     for metric, real, replicates in zip((registry.FD, registry.FD_HELDOUT), references, distances.T, strict=True):
         value = frechet_distance(statistics, real)
         add(metric, value, bootstrap.interval(value, replicates, 0.0))
+    if number >= 2 * PARTS:
+        random = bootstrap.generator(seed, "extrapolation")
+        value = extrapolated_distance(features, reference.train, random, device)
+        # to first order all points of the fit have the same errors, which are those of the distance itself
+        add(registry.FD_INFINITE, value, bootstrap.interval(value, distances[:, 0]))
 
     subsets, size = settings.kid_subsets, settings.kid_subset_size
     value, spread = fidelity.kid(features, real_features, subsets, size, derive(seed, "kid"))
     interval = bootstrap.interval(value, bootstrap.kid_replicates(features, real_features, counts, device))
     add(registry.KID, value, interval, subsets=subsets, subset_size=size, spread_over_subsets=spread)
 
-    images, neighbours = settings.precision_recall.images, settings.precision_recall.neighbours
+    images, k = settings.precision_recall.images, settings.precision_recall.neighbours
     if images > (there := min(number, len(real_features))):
         raise UserError(
             f"evaluation: precision_recall.images: expected at most {there}, the images there are, found {images}"
         )
-    chosen = bootstrap.generator(seed, "training images").permutation(len(real_features))[:images]
-    shares = fidelity.precision_recall(features[:images], real_features[chosen], neighbours)
-    for metric, share in zip((registry.PRECISION, registry.RECALL), shares, strict=True):
-        add(metric, share, bootstrap.proportion(share, images), images, neighbours=neighbours)
+    train = real_features[bootstrap.generator(seed, "training images").permutation(len(real_features))]
+    found = find_neighbours(features[:images], train, reference.heldout_features, images, k, device)
+    shares = {registry.PRECISION: found.inside > 0, registry.RECALL: found.recalled}
+    for metric, each in (shares | {registry.COVERAGE: found.covered, registry.AUTHENTICITY: found.authentic}).items():
+        share = float(each.mean())
+        add(metric, share, bootstrap.proportion(share, images), images, neighbours=k)
+    drawn = bootstrap.resamples(images, settings.bootstrap, bootstrap.generator(seed, "neighbours"))
+    ratio = found.train + TINY, found.heldout + TINY
+    for metric, one, other in (
+        (registry.DENSITY, found.inside / k, np.ones(images)),
+        (registry.NEIGHBOUR_RATIO, *ratio),
+    ):
+        value = float(one.sum() / other.sum())
+        add(metric, value, bootstrap.interval(value, drawn @ one / (drawn @ other), 0.0), images, neighbours=k)
 
     if output.logits.shape[1] == 1:
         logits, splits = output.logits[:, 0], settings.inception_splits

@@ -29,16 +29,24 @@ QUERIES, NEIGHBOURS = 12, 4
 """Samples shown with their nearest training images; neighbours per sample, by pixels and by features."""
 
 
-def ood(inside: Scores, outside: dict[str, Scores], figures: Measurements, path: Path) -> None:
-    """Write histograms of the scores of held-out images and of each set, with the AUROC."""
+def ood(inside: Scores, outside: dict[str, Scores], figures: Measurements, folder: Path) -> None:
+    """Write ood.png, histograms of the scores of held-out images and of each set, and roc.png, the ROC curves."""
+    from sklearn.metrics import roc_curve
+
     whole = "log p(x) − E(x)" if "energy" in inside else "log p(x)"
-    names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)"}
+    names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)", "complexity": f"{whole} + PNG"}
     panels = {}
+    curves: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {name: {} for name in outside}
     for name, found in outside.items():
         for kind in filter(inside.__contains__, names):
-            area = figures[DETECTION["AUROC", kind].named(name)].value
-            panels[f"{name}: {names[kind]}, AUROC {area:.3f}"] = {"held-out images": inside[kind], name: found[kind]}
-    plots.histograms(panels, path, "score")
+            label = f"{names[kind]}, AUROC {figures[DETECTION['AUROC', kind].named(name)].value:.3f}"
+            labels = np.repeat([1, 0], [len(inside[kind]), len(found[kind])])
+            others, hits, _ = roc_curve(labels, np.concatenate([inside[kind], found[kind]]))
+            curves[name][label] = others, hits
+            if kind != "complexity":
+                panels[f"{name}: {label}"] = {"held-out images": inside[kind], name: found[kind]}
+    plots.histograms(panels, folder / "ood.png", "score")
+    plots.roc(curves, folder / "roc.png")
 
 
 def interpolations(model: VAEBM, images: Tensor, seed: int, path: Path) -> None:

@@ -1,7 +1,9 @@
 """Sample quality and energy against the number of steps of the test chain."""
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,27 +17,47 @@ from vaebm.records.results import AlongChain
 from vaebm.samples import grey_levels
 
 
-@torch.no_grad()
-def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], chain: ChainSettings) -> list[tuple[Tensor, Tensor]]:
-    """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`.
+class Stop(NamedTuple):
+    """Chains of a batch after a number of steps."""
 
-    Returns:
-        Decoder means (B, C, H, W), which may leave [0, 1], and energies E(x), (B,), at the chain's x, which includes
-        pixel noise.
-    """
+    means: Tensor
+    """Decoder means (B, C, H, W), which may leave [0, 1]."""
+    energies: Tensor
+    """E(x), (B,), at the chain's x, which includes pixel noise."""
+    gradients: int
+    """Evaluations of the potential and its gradient."""
+    seconds: float
+    """Time of noise, chain and decoding, without the stops before. The chain runs step by step, without the recorded
+    step of a GPU and without threads of its own."""
+
+
+@torch.no_grad()
+def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], chain: ChainSettings) -> list[Stop]:
+    """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`."""
     assert (energy := model.energy) is not None
+    potential, taken, began = model.chain_potential(), itertools.count(), time.monotonic()
     eps_z, eps_x = model.initial_noise(noise)
-    found: list[tuple[Tensor, Tensor]] = []
-    taken = itertools.count()
+    found: list[Stop] = []
+    evaluated = 0
+
+    def counted(eps: Sequence[Tensor]) -> Tensor:
+        nonlocal evaluated
+        evaluated += 1
+        return potential(eps)
 
     def look(eps: Sequence[Tensor]) -> None:
+        nonlocal began
         if next(taken) in counts:
+            eps[0].sum().item()  # waits for the device
+            stopped = time.monotonic()
             pixels = model.decoder.decode(eps[:-1])[0]
-            found.append((pixels.mean.cpu(), energy(pixels.sample(eps[-1])).cpu()))
+            means, seconds = pixels.mean.cpu(), time.monotonic() - began
+            found.append(Stop(means, energy(pixels.sample(eps[-1])).cpu(), evaluated, seconds))
+            began += time.monotonic() - stopped
 
     start = [*eps_z, eps_x]
     look(start)
-    run_chain(model.chain_potential(), start, chain.model_copy(update={"steps": counts[-1]}), noise, look)
+    run_chain(counted, start, chain.model_copy(update={"steps": counts[-1]}), noise, look)
     return found
 
 
@@ -47,7 +69,7 @@ def quality_along_chain(
     name: str,
     distance: Callable[[Tensor], float],
 ) -> AlongChain:
-    """Compute distance and mean energy after each number of steps; None if a chain is not finite.
+    """Compute distance, mean energy and cost after each number of steps; None if a chain is not finite.
 
     The chains are those of the first samples, with their `sampling` and `seed`. `distance` maps images (N, C, H, W)
     uint8 to their distance, which is called `name`.
@@ -56,12 +78,15 @@ def quality_along_chain(
     chains = [stops(model, sample_noise(seed, part), settings.counts, sampling.chain) for part in parts]
     distances: list[float | None] = []
     energies: list[float | None] = []
+    seconds: list[float] = []
     for at in zip(*chains, strict=True):
-        images, each = map(torch.cat, zip(*at, strict=True))
+        images, each = torch.cat([stop.means for stop in at]), torch.cat([stop.energies for stop in at])
         energy = each.double().mean()
         kept = grey_levels(images, sampling.stretch).permute(0, 3, 1, 2) if images.isfinite().all() else None
         distances.append(None if kept is None else distance(kept))
         energies.append(float(energy) if energy.isfinite() else None)
+        seconds.append(sum(stop.seconds for stop in at) / settings.images)
     return AlongChain(
-        counts=settings.counts, metric=name, distances=distances, energy=energies, samples=settings.images
-    )
+        counts=settings.counts, metric=name, distances=distances, energy=energies, samples=settings.images,
+        gradients=[stop.gradients for stop in chains[0]], seconds=seconds,
+    )  # fmt: skip

@@ -24,6 +24,8 @@ class Reference(NamedTuple):
     heldout: Statistics
     real: float
     """Fréchet distance between held-out and training images."""
+    heldout_features: Features
+    """Features of the held-out images; none in the file of an earlier version."""
 
 
 def _hash(content: dict[str, NDArray[Any]]) -> str:
@@ -58,6 +60,7 @@ def write_reference(
         "weights": np.array(extractor.weights),
         "real": np.array(frechet_distance(statistics["heldout"], statistics["train"])),
         "train_features": features["train"],
+        "heldout_features": features["heldout"],
     }
     for split, found in statistics.items():
         content |= {f"{split}_mean": found.mean, f"{split}_covariance": found.covariance}
@@ -84,6 +87,7 @@ def read_reference(path: Path, data: str, weights: str) -> Reference:
             Statistics(content["train_mean"], content["train_covariance"]),
             Statistics(content["heldout_mean"], content["heldout_covariance"]),
             float(content["real"]),
+            content.get("heldout_features", content["train_features"][:0]),
         )
         hashes = {"data": str(content["data"]), "weights": str(content["weights"])}
         if str(content.get("hash", _hash(content))) != _hash(content):

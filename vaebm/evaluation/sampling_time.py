@@ -4,14 +4,11 @@ from pathlib import Path
 
 from vaebm.evaluation.measurements import Measurements
 from vaebm.records.files import read_record
-from vaebm.records.metrics import SECONDS_PER_50
+from vaebm.records.metrics import IMAGES_TIMED, SECONDS_PER_50
 from vaebm.records.results import Measurement, ShardRecord
 
 SHARD_RECORD = ("the record of how long a shard took", "remove it and its shard, and sample again")
 """Description and advice, for errors of `read_record`."""
-
-IMAGES = 50
-"""Number of images of the metric, the one of the published times."""
 
 
 def measure_sampling_time(shards: list[Path]) -> Measurements:
@@ -27,5 +24,5 @@ def measure_sampling_time(shards: list[Path]) -> Measurements:
         return {}
     records = [read_record(ShardRecord, path, *SHARD_RECORD) for path in paths]
     images, unit = sum(record.images for record in records), " and ".join(dict.fromkeys(one.unit for one in records))
-    value = IMAGES * sum(record.seconds for record in records) / images
+    value = IMAGES_TIMED * sum(record.seconds for record in records) / images
     return {SECONDS_PER_50.pattern: Measurement(value=value, samples=images, unit=unit)}

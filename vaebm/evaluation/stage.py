@@ -106,17 +106,21 @@ def ood_metrics(
     """Compute out-of-distribution detection: those in the table, and all; draw the sets and the scores."""
     seed, chosen, images = inputs.seed, inputs.settings, inputs.images
     training = detection.scores(of_train)
-    inside = detection.with_typicality(detection.scores(of_held_out), training)
+
+    def scored(found: Estimates, pixels: Tensor) -> Scores:
+        return detection.with_complexity(detection.with_typicality(detection.scores(found), training), pixels)
+
+    inside = scored(of_held_out, images.split("heldout")[0])
     outside: dict[str, Scores] = {}
     shown, sources = [images.split("heldout", 16)[0]], {}
     for name, other in chosen.ood_sets.items() if inside else []:
         others, sources[name] = ood.make_ood_set(name, other, images, inputs.manifests)
-        outside[name] = detection.with_typicality(detection.scores(estimates(inputs, others)), training)
+        outside[name] = scored(estimates(inputs, others), others)
         shown.append(others[:16])
     figures = detection.measure_ood(inside, outside, chosen.bootstrap, seed)
     if outside:
         image_grid(to_float(torch.cat(shown)), pictures / "sets.png")
-        plots.ood(inside, outside, figures, pictures / "ood.png")
+        plots.ood(inside, outside, figures, pictures)
     return detection.in_the_table(figures), OODRecord(sets=sources, figures=figures)
 
 

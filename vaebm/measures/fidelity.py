@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, Logits
+from vaebm.measures.bootstrap import Features, Logits
 from vaebm.measures.fidelity_backend import torch_fidelity
 from vaebm.system.errors import UserError
 
@@ -34,27 +34,3 @@ def inception_score(logits: Logits, splits: int) -> tuple[float, float]:
     """exp E KL(p(y|x) ‖ p(y)) of logits (N, classes): mean and deviation over parts (Salimans et al., 2016)."""
     found = torch_fidelity.metric_isc.isc_features_to_metric(torch.from_numpy(logits), splits=splits, shuffle=False)
     return found[torch_fidelity.KEY_METRIC_ISC_MEAN], found[torch_fidelity.KEY_METRIC_ISC_STD]
-
-
-def precision_recall(samples: Features, real: Features, neighbours: int) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al., 2019, eq. 1 and 2) of features (N, D) and (M, D).
-
-    Precision is the share of samples in a ball around a real image that reaches its k-th nearest real neighbour. Recall
-    swaps samples and real images.
-
-    Raises:
-        UserError: not more images than neighbours.
-    """
-    if neighbours >= min(len(samples), len(real)):
-        raise UserError(
-            f"evaluation: precision_recall: neighbours: expected less than {min(len(samples), len(real))}, "
-            f"the images there are, found {neighbours}"
-        )
-    # double precision: torch computes distances from products, which in single precision loses small distances
-    pair = (torch.from_numpy(features.astype(np.float64)) for features in (samples, real))
-    found = torch_fidelity.metric_prc.prc_features_to_metric(
-        *pair, prc_neighborhood=neighbours, prc_batch_size=PAIRWISE_BATCH, save_cpu_ram=True, verbose=False
-    )
-    # its means are single precision
-    shares = found[torch_fidelity.KEY_METRIC_PRECISION], found[torch_fidelity.KEY_METRIC_RECALL]
-    return round(shares[0] * len(samples)) / len(samples), round(shares[1] * len(real)) / len(real)

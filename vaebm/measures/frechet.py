@@ -12,6 +12,9 @@ from vaebm.measures.fidelity_backend import torch_fidelity
 COVARIANCE_BATCH = 8192
 """Number of images whose features are held in double precision at once."""
 
+PARTS = 5
+"""Most parts of the samples in the extrapolation of the distance."""
+
 
 class Statistics(NamedTuple):
     """Mean (D,) and covariance (D, D) of features."""
@@ -59,3 +62,22 @@ class DistanceTo:
         return float(
             (mean - self.mean).square().sum() + covariance.trace() + self.trace - 2 * values.clamp(min=0).sqrt().sum()
         )
+
+
+def extrapolated_distance(
+    features: NDArray[np.floating[Any]],
+    reference: Statistics,
+    random: np.random.Generator,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Fréchet distance of infinitely many samples (Chong and Forsyth, 2020, section 4), from features (N, D).
+
+    The distance of n samples is linear in 1/n to first order. The fit has n = N, N/2, …, N/5, each the mean over
+    random disjoint parts, so that every point uses all samples.
+    """
+    distance, order, numbers = DistanceTo(reference, device), random.permutation(len(features)), range(1, PARTS + 1)
+    means = []
+    for parts in numbers:
+        statistics = (Statistics.of(features[part]) for part in np.array_split(order, parts))
+        means.append(np.mean([distance(*(torch.from_numpy(one).to(device) for one in each)) for each in statistics]))
+    return float(np.polyfit(numbers, means, 1)[1])

@@ -13,14 +13,18 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from vaebm.system.files import writing
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8F98"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+
+CostPoint = tuple[float | None, float | None, float, float]
+"""Seconds per image, gradient evaluations, distance, its uncertainty."""
 
 
 @contextmanager
@@ -158,6 +162,44 @@ def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str,
             axis.legend()
 
 
+def against_cost(curves: Mapping[str, tuple[int, Sequence[CostPoint]]], label: str, path: Path) -> None:
+    """Write a distance against seconds per image and against gradient evaluations as PNG, with one legend.
+
+    Args:
+        curves: name → number of its colour (below 0: grey), and its points; a single point is a diamond.
+        label: of the distance.
+    """
+    every = [point for _, points in curves.values() for point in points]
+    shown = [place for place in (0, 1) if any(point[place] is not None for point in every)]
+    with _figure(path, len(shown), width=5.2, height=4.2) as axes:
+        for place, axis in zip(shown, axes, strict=True):
+            for name, (number, points) in curves.items():
+                known = [(one[place], *one[2:]) for one in points if one[place] is not None]
+                costs, values, errors = zip(*known, strict=True) if known else ((), (), ())
+                style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.5, "capsize": 2, "label": name}
+                style["color"] = COLOURS[number % len(COLOURS)] if number >= 0 else GREY
+                if len(points) == 1:
+                    style |= {"marker": "D", "markersize": 7, "linestyle": "none", "markeredgecolor": "white"}
+                axis.errorbar(costs, values, yerr=errors if any(errors) else None, **style)
+            axis.set(xlabel=("seconds per image", "gradient evaluations")[place], ylabel=label)
+            if all(point[2] > 0 for point in every):
+                axis.set_yscale("log")
+                _set_log_ticks(axis.yaxis, [point[2] for point in every])
+            if place == 0:
+                axis.set_xscale("log")
+                _set_log_ticks(axis.xaxis, [point[0] for point in every if point[0] is not None])
+            else:
+                axis.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+        axes[-1].legend(fontsize=8)
+
+
+def _set_log_ticks(axis: Axis, values: Sequence[float]) -> None:
+    """Set ticks of a logarithmic axis that do not overlap, whatever the range of the positive `values`."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if max(values) > 5 * min(values) else MaxNLocator(5))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:
     """Write the number of images of each mode, most frequent first, as PNG.
 
@@ -198,6 +240,23 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
             axis.set(title=title, xlabel=label, ylabel="part of the images")
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.legend(fontsize=8)
+
+
+def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], path: Path) -> None:
+    """Write ROC curves as PNG.
+
+    Args:
+        panels: title → name of a curve → false and true positive rates, rising.
+    """
+    with _figure(path, len(panels), width=3.7, height=4.7) as axes:
+        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+            axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+            for (name, rates), colour in zip(curves.items(), COLOURS, strict=False):
+                axis.plot(*rates, color=colour, linewidth=1.5, label=name)
+            axis.set(
+                title=title, xlabel="share of the set above", ylabel="share of held-out images above", aspect="equal"
+            )
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64] | None = None) -> None:

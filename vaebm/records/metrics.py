@@ -70,6 +70,10 @@ FD_STRETCHED = replace(
     FD, pattern="FD-{extractor}-stretched", standard="FID-stretched", shown="row",
     sentence="The same distance after each sample is stretched to the range [0, 1], as published; from 0.",
 )  # fmt: skip
+FD_INFINITE = replace(
+    FD, pattern="FD-{extractor}-infinity", standard="FID-infinity", shown="row", has_ratio=False,
+    sentence="FD to training images, extrapolated to infinitely many samples, linear in 1/N (Chong and Forsyth, 2020).",
+)  # fmt: skip
 KID = Metric(
     "KID", "KID-{extractor}", "Sample quality", "extractor", "↓", has_ratio=True, standard="KID",
     sentence="Kernel inception distance, unbiased, mean over subsets, without unit; 0 for equal laws, at times below.",
@@ -85,6 +89,26 @@ PRECISION = Metric(
 RECALL = Metric(
     "recall", "recall-{extractor}", "Sample quality", "extractor", "↑", shown="card", standard="recall",
     sentence="Share of training images within the k-th neighbour distance of a sample; from 0 to 1.",
+)  # fmt: skip
+DENSITY = replace(
+    PRECISION, quantity="density", pattern="density-{extractor}", standard="density", shown="row",
+    sentence="Training images within whose k-th neighbour distance a sample is, mean over k; from 0, at times above 1 "
+    "(Naeem et al., 2020).",
+)  # fmt: skip
+COVERAGE = replace(
+    DENSITY, quantity="coverage", pattern="coverage-{extractor}", standard="coverage",
+    sentence="Share of training images with a sample within their k-th neighbour distance; from 0 to 1 (Naeem et al., "
+    "2020).",
+)  # fmt: skip
+AUTHENTICITY = replace(
+    DENSITY, quantity="authenticity", pattern="authenticity-{extractor}", standard="authenticity",
+    sentence="Share of samples whose nearest training image is nearer to another training image; copies are not; from "
+    "0 to 1 (Alaa et al., 2022).",
+)  # fmt: skip
+NEIGHBOUR_RATIO = replace(
+    DENSITY, quantity="neighbour-ratio", pattern="neighbour-ratio-{extractor}", standard="neighbour-ratio",
+    sentence="Distance from samples to the nearest training image over that to the nearest of as many held-out images; "
+    "1 without memorisation, 1 − c · (held-out / training images) with a share c of copies (Meehan et al., 2020).",
 )  # fmt: skip
 MODES = Metric(
     "modes", "modes", "Modes", "classifier of modes", "↑", shown="card", floor="modes-floor", counts=True,
@@ -119,6 +143,8 @@ SECONDS_PER_50 = Metric(
     "seconds", "seconds-per-50", "Speed", "clock", "↓", has_ratio=True,
     sentence="Time to sample 50 images (noise and chain, models loaded), in seconds; from 0.",
 )  # fmt: skip
+IMAGES_TIMED = 50
+"""Number of images of that metric, the one of the published times."""
 
 SCORES = {
     "": "log p(x) − E(x)",
@@ -127,12 +153,14 @@ SCORES = {
     "elbo": "ELBO − E(x)",
     "likelihood-elbo": "the ELBO",
     "typicality": "the typicality of log p(x) − E(x)",
+    "complexity": "log p(x) − E(x) + the length of the image as PNG, in nats (Serrà et al., 2020)",
 }
 """Score of out-of-distribution detection ("": the full score) → its formula; without an energy E(x) is 0."""
 
 MEANINGS = {
     "AUROC": "Probability that a held-out image scores higher than an image of the set",
     "AUPR": "Average precision, with held-out images as positives and the set as negatives",
+    "AUPR-out": "Average precision, with the set as positives and held-out images as negatives",
     "FPR95": "Share of the set that passes the threshold which 95 % of the held-out images pass",
 }
 """Measure of how well a score separates held-out images from a set → its meaning."""
@@ -152,7 +180,8 @@ DETECTION = {(quantity, score): _detection(quantity, score) for quantity in MEAN
 """(measure, score) → the metric."""
 
 STANDARD_METRICS = (
-    FD, FD_HELDOUT, FD_STRETCHED, KID, IS, PRECISION, RECALL, MODES, MODES_FLOOR, KL, KL_FLOOR, *DETECTION.values(),
+    FD, FD_HELDOUT, FD_STRETCHED, FD_INFINITE, KID, IS, PRECISION, RECALL, DENSITY, COVERAGE, AUTHENTICITY,
+    NEIGHBOUR_RATIO, MODES, MODES_FLOOR, KL, KL_FLOOR, *DETECTION.values(),
     ELBO, ELBO_TRAIN, LOG_LIKELIHOOD, BITS_PER_DIMENSION, SECONDS_PER_50,
 )  # fmt: skip
 """All metrics but those of plug-ins, in the order of the tables."""

@@ -93,6 +93,10 @@ class AlongChain(Settings):
     distances: list[float | None]
     energy: list[float | None]
     samples: int
+    gradients: list[int] | None = None
+    """Evaluations of the potential and its gradient per chain."""
+    seconds: list[float] | None = None
+    """Seconds per image for noise, chain and decoding; both are None in results of earlier versions."""
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +109,9 @@ class AlongChain(Settings):
 
     @model_serializer
     def _to_file(self) -> dict[str, Any]:
-        return {"counts": self.counts, self.metric: self.distances, "energy": self.energy, "samples": self.samples}
+        costs = {"gradients": self.gradients, "seconds": self.seconds}
+        values = {"counts": self.counts, self.metric: self.distances, "energy": self.energy, "samples": self.samples}
+        return values | {name: found for name, found in costs.items() if found is not None}
 
 
 class OODSource(Settings):

@@ -21,6 +21,9 @@ from vaebm.system.provenance import merged
 RECORDS = "*/*/metrics.json"
 """Pattern of the records over the seeds: <experiment>/<variant>/metrics.json."""
 
+EARLIER = "an earlier version evaluated some of its seeds; remove their evaluation/metrics.json to measure it"
+"""Why a metric of some seeds has no value."""
+
 
 def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) -> VariantRecord:
     """Combine the runs of a variant: mean of every metric, and standard deviation over the seeds.
@@ -31,7 +34,7 @@ def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) 
         tracking: id of its MLflow run.
 
     Raises:
-        UserError: the runs differ in data, extractor, chain, libraries or metrics, or two have the same seed.
+        UserError: the runs differ in data, extractor, chain or libraries, or two have the same seed.
     """
     runs = sorted(runs, key=lambda run: run.seed)
     first, seeds = runs[0], [run.seed for run in runs]
@@ -40,17 +43,19 @@ def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) 
         raise UserError(f"{name}: expected each seed once, found {seeds}")
     for run in runs[1:]:
         differing = [key for key, value in run.common.items() if value != common[key]]
-        if differing or run.metrics.keys() != first.metrics.keys():
+        if differing:
             raise UserError(
-                f"{name}: expected the same {[*differing, 'metrics'][0]} for all seeds, "
+                f"{name}: expected the same {differing[0]} for all seeds, "
                 f"found others for seed {run.seed} than for {seeds[0]}; run it again"
             )
+    shared = [metric for metric in first.metrics if all(metric in run.metrics for run in runs)]
+    partial = dict.fromkeys(metric for run in runs for metric in run.metrics if metric not in shared)
     return VariantRecord(
         experiment=first.experiment,
         variant=first.variant,
         configuration=configuration,
-        metrics={metric: _over_seeds(seeds, [run.metrics[metric] for run in runs]) for metric in first.metrics},
-        without=first.without,
+        metrics={metric: _over_seeds(seeds, [run.metrics[metric] for run in runs]) for metric in shared},
+        without=first.without | dict.fromkeys(partial, EARLIER),
         real=first.real,
         **common,
         **merged(map(dict, runs)),

@@ -15,6 +15,7 @@ from vaebm.records.results import MetricValue, VariantRecord
 from vaebm.records.templates import render
 from vaebm.report import rows, table
 from vaebm.report.captions import Picture, gallery
+from vaebm.report.cost import plot_cost
 from vaebm.report.paper import Paper
 from vaebm.report.rows import (
     ComparisonRow,
@@ -141,8 +142,9 @@ def _detection(record: VariantRecord) -> Cells | None:
     found = [run.ood.figures for run in record.runs if run.ood and run.ood.figures]
     if not found:
         return None
-    arrows = {metric(name).quantity: metric(name).better for name in found[0]}
-    scored = dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in found[0])
+    names = [name for name in found[0] if all(name in figures for figures in found)]
+    arrows = {metric(name).quantity: metric(name).better for name in names}
+    scored = dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in names)
     rows = [
         [one, *(_mean([figures[f"{quantity}-{one}"].value for figures in found]) for quantity in arrows)]
         for one in scored
@@ -176,9 +178,15 @@ def grids(variants: dict[str, VariantRecord], folder: Path) -> list[tuple[str, s
     return found
 
 
+def cost(variants: dict[str, VariantRecord], paper: Paper, experiment: str, results: Path) -> str | None:
+    """The inlined plot of quality against cost, which is also written as results/<experiment>/cost.png, if any."""
+    path = results / experiment / "cost.png"
+    return inlined(path) if plot_cost(variants, paper, experiment, path) else None
+
+
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
     """The report: all experiments with metrics and plots, then the paper's tables."""
     content = {"measured": measured, "paper": paper, "runs": runs, "results": results, "baseline": BASELINE}
-    functions = (by_seed, cards, families, format_value, grids, inlined, pictures, training)
+    functions = (by_seed, cards, cost, families, format_value, grids, inlined, pictures, training)
     named = {each.__name__: each for each in functions}
     return render("report/report.html.j2", rows=rows, table=table, **content, **named)

@@ -11,13 +11,14 @@ from vaebm.config.yaml_files import read_experiment
 from vaebm.records.metrics import format_value, metric, number, with_direction
 from vaebm.records.results import VariantRecord
 from vaebm.records.templates import render
+from vaebm.report.cost import curves
 from vaebm.report.paper import Paper, PaperRow, Table
 from vaebm.report.rows import comparison_rows, ratio_name, with_certainty
 
 TABLE_COLUMNS = [
     "table", "model", "experiment", "variant", "metric", "measured", "spread", "low", "high", "floor", "samples",
-    "unit", "seeds", "paper", "mark", "extractor", "chain", "commit", "changed", "data", "configuration", "tracking",
-    "note",
+    "unit", "seeds", "paper", "mark", "extractor", "chain", "gradients", "seconds", "commit", "changed", "data",
+    "configuration", "tracking", "note",
 ]  # fmt: skip
 
 Cells = tuple[list[str], list[list[str]]]
@@ -121,7 +122,7 @@ def how_to_run(row: PaperRow, name: str, measured: Measured, runs: Commands) -> 
 
 
 def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, Any]]:
-    """All lines (column → value): all experiments, then all rows of the paper."""
+    """All lines (column → value): all experiments with their quality against cost, then all rows of the paper."""
     found: list[dict[str, Any]] = []
     unavailable: list[dict[str, Any]] = []
     for experiment, variants in measured.records.items():
@@ -131,6 +132,14 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, An
             note = "; ".join(filter(None, (changes_of(record), kind_of(record))))
             found += [_line(title, variant, name, record, note) for name in shown]
             unavailable += [_line(title, variant, name, note=why) for name, why in record.without.items()]
+        for curve in curves(variants):
+            record = variants[curve.variant]
+            for steps, measured_, spread, gradients, seconds in curve.points:
+                chain = record.chain.model_copy(update={"steps": steps})
+                at = record.model_copy(update={"chain": chain})
+                line = _line(f"quality against cost: {experiment}", curve.variant, curve.metric, at)
+                line |= {"measured": measured_, "spread": spread, "low": None, "high": None, "samples": curve.samples}
+                found.append(line | {"gradients": gradients, "seconds": seconds})
     found += unavailable
     for table in paper.tables:
         for row in table.rows:
@@ -175,12 +184,12 @@ def remark_of(row: PaperRow, measured: Measured, runs: Commands) -> str:
 
 LEGEND = (
     "Measured: for several seeds mean ± standard deviation over the seeds; each seed's interval is listed with its "
-    "run. For one seed the value and [low, high], the 95 % interval over images: over the samples; for recall over the "
-    "training images; for AUROC, AUPR (average precision, held-out images positive) and FPR95 (share of the set that "
-    "passes where 95 % of the held-out images do) over the held-out images and the set. Marks of the paper's values: "
-    "A, two independent sources or the authors' repository; B, one source; M, from memory, unverified. FID means the "
-    "standard Inception features only; a distance in other features is named after them. An empty measured cell was "
-    "not run."
+    "run. For one seed the value and [low, high], the 95 % interval over images: over the samples; for recall and "
+    "coverage over the training images; for AUROC, AUPR (average precision, held-out images positive), AUPR-out (the "
+    "set positive) and FPR95 (share of the set that passes where 95 % of the held-out images do) over the held-out "
+    "images and the set. Marks of the paper's values: A, two independent sources or the authors' repository; B, one "
+    "source; M, from memory, unverified. FID means the standard Inception features only; a distance in other features"
+    " is named after them. An empty measured cell was not run."
 )
 
 
