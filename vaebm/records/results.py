@@ -185,6 +185,7 @@ class RunRecord(Settings):
     real: dict[MetricName, Measurement]
     """Metrics of the held-out images."""
     extractor: ExtractorRecord
+    further_extractors: list[ExtractorRecord] = later([])
     modes_by: ExtractorRecord | None
     """Classifier of modes; None: the extractor."""
     chain: ChainRecord
@@ -205,7 +206,17 @@ class RunRecord(Settings):
     @property
     def common(self) -> dict[str, Any]:
         """The fields in which all seeds of a variant have to agree."""
-        names = ("data", "users", "extractor", "modes_by", "chain", "versions", "plugins", "foreign")
+        names = (
+            "data",
+            "users",
+            "extractor",
+            "further_extractors",
+            "modes_by",
+            "chain",
+            "versions",
+            "plugins",
+            "foreign",
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -237,6 +248,7 @@ class VariantRecord(Settings):
     data: str
     users: bool
     extractor: ExtractorRecord
+    further_extractors: list[ExtractorRecord] = later([])
     modes_by: ExtractorRecord | None
     chain: ChainRecord
     versions: dict[str, str]
