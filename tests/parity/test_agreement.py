@@ -100,10 +100,10 @@ def test_fid_is_that_of_torch_fidelitys_own_program(inception):
 
 
 def test_distances_of_features_are_those_of_clean_fid():
-    """Fréchet and kernel distance."""
+    """Fréchet distance, which pytorch-fid gives too, and kernel distance."""
     ours = [Statistics.of(one) for one in FEATURES]
-    theirs = cleanfid.fid.frechet_distance(*ours[0], *ours[1])
-    assert frechet_distance(*ours) == pytest.approx(theirs, rel=1e-9)
+    for theirs in (cleanfid.fid.frechet_distance, fid_score.calculate_frechet_distance):
+        assert frechet_distance(*ours) == pytest.approx(theirs(*ours[0], *ours[1]), rel=1e-9)
     first, second = FEATURES[0][:260], FEATURES[1]
     kernel = cleanfid.fid.kernel_distance(first, second, num_subsets=1, max_subset_size=260)
     assert fidelity.kid(first, second, 1, 260, 0)[0] == pytest.approx(kernel, rel=1e-9)

@@ -35,7 +35,7 @@ def random_inception(path: Path) -> Iterator[None]:
 
 def reduced_dinov2(patch: pytest.MonkeyPatch, path: Path) -> tuple[dinov2.DINOv2, Path]:
     """DINOv2 with two blocks of 64 channels, as long as `patch` lasts: the network read from a random file."""
-    for name, value in {"WIDTH": 64, "DEPTH": 2, "HEADS": 4}.items():
+    for name, value in {"WIDTH": 64, "LAYERS": 2, "HEADS": 4}.items():
         patch.setattr(dinov2, name, value)
     with seeded(0):
         network = dinov2.DINOv2()

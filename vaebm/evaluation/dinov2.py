@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vaebm.evaluation.resnet56 import MEAN, STD
 from vaebm.system.checkpoint import load_state
 
-WIDTH, DEPTH, HEADS = 1024, 24, 16
+WIDTH, LAYERS, HEADS = 1024, 24, 16
 SIDE, PATCH = 224, 14
 TRAINED_GRID = 37
 """Patches per side that the positions in the file are for, 518 / 14."""
@@ -64,7 +64,7 @@ class DINOv2(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, WIDTH))  # in the file; only its training uses it
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + TRAINED_GRID**2, WIDTH))
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, WIDTH, PATCH, PATCH)})
-        self.blocks = nn.Sequential(*(DINOv2Block() for _ in range(DEPTH)))
+        self.blocks = nn.Sequential(*(DINOv2Block() for _ in range(LAYERS)))
         self.norm = nn.LayerNorm(WIDTH, eps=1e-6)
 
     def positions(self, side: int) -> Tensor:
