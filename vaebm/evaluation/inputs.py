@@ -211,7 +211,7 @@ class Inputs(ModelInputs):
     """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
     reference: Reference
     further: list[tuple[Extractor, Reference]]
-    """Those of the further extractors."""
+    """Further extractors and their references."""
 
     @property
     def distance_name(self) -> str:

@@ -206,17 +206,7 @@ class RunRecord(Settings):
     @property
     def common(self) -> dict[str, Any]:
         """The fields in which all seeds of a variant have to agree."""
-        names = (
-            "data",
-            "users",
-            "extractor",
-            "further_extractors",
-            "modes_by",
-            "chain",
-            "versions",
-            "plugins",
-            "foreign",
-        )
+        names = "data users extractor further_extractors modes_by chain versions plugins foreign".split()
         return {name: getattr(self, name) for name in names}
 
 
