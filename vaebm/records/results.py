@@ -206,8 +206,8 @@ class RunRecord(Settings):
     @property
     def common(self) -> dict[str, Any]:
         """The fields in which all seeds of a variant have to agree."""
-        names = "data users extractor further_extractors modes_by chain versions plugins foreign".split()
-        return {name: getattr(self, name) for name in names}
+        names = ("data", "users", "extractor", "modes_by", "chain", "versions", "plugins", "foreign")
+        return {name: getattr(self, name) for name in (*names, "further_extractors")}
 
 
 class SeedRecord(Settings):
