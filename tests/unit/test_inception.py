@@ -4,7 +4,6 @@ The seam is `weights.INCEPTION_SHA256`, the start of the standard file's hash. I
 """
 
 import hashlib
-import sys
 import urllib.error
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from scipy.linalg import sqrtm
+from weight_files import INCEPTION, random_inception
 
 from vaebm.config import weights
 from vaebm.data import open_images, write_images
@@ -23,10 +23,8 @@ from vaebm.evaluation.reference import write_reference as make_reference
 from vaebm.measures import fidelity
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.measures.neighbours import find_neighbours
-from vaebm.system.device import seeded
 from vaebm.system.errors import UserError
 
-inception_module = sys.modules[extractors.torch_fidelity.FeatureExtractorInceptionV3.__module__]
 RANDOM = np.random.default_rng(0)
 STANDARD = weights.INCEPTION_SHA256
 TRAIN, HELD_OUT = 10, 4
@@ -38,18 +36,7 @@ SAMPLES = torch.from_numpy(RANDOM.integers(60, 256, (8, 3, 8, 8), dtype=np.uint8
 def random_file(tmp_path_factory: pytest.TempPathFactory):
     """A file of random weights with all names and shapes of the standard one, whose hash is patched in."""
     path = tmp_path_factory.mktemp("inception") / "random.pth"
-    with pytest.MonkeyPatch.context() as patch, seeded(0):
-        patch.setattr(inception_module, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(inception_module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        module = inception_module.FeatureExtractorInceptionV3("random", ["2048"])
-        for convolution in module.modules():
-            if isinstance(
-                convolution, torch.nn.Conv2d
-            ):  # so that activations neither vanish nor grow from layer to layer
-                torch.nn.init.kaiming_normal_(convolution.weight)
-    torch.save(module.state_dict(), path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    with random_inception(path):
         yield path
 
 
@@ -84,7 +71,7 @@ def write_reference(random_file, tmp_path_factory):
 
 def test_features_are_those_of_the_module_called_directly(random_file, extractor, judged):
     layers = ["2048", "logits_unbiased"]
-    direct = inception_module.FeatureExtractorInceptionV3("direct", layers, feature_extractor_weights_path=random_file)
+    direct = INCEPTION.FeatureExtractorInceptionV3("direct", layers, feature_extractor_weights_path=random_file)
     features, logits = direct(SAMPLES)
     assert judged.features.shape == (8, 2048) and np.array_equal(judged.features, features.numpy())
     assert judged.logits.shape == (8, 1, 1008) and np.array_equal(judged.logits[:, 0], logits.numpy())
@@ -167,7 +154,7 @@ def test_another_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
     """With the hash that the program comes with."""
     monkeypatch.setattr(weights, "INCEPTION_SHA256", STANDARD)
     assert weights.INCEPTION_URL.endswith(f"-{weights.INCEPTION_SHA256}.pth"), "the file's name says it"
-    assert weights.INCEPTION_URL == inception_module.URL_INCEPTION_V3
+    assert weights.INCEPTION_URL == INCEPTION.URL_INCEPTION_V3
     path = tmp_path / "weights.pth"
     path.write_bytes(b"no weights at all")
     begins = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
@@ -217,6 +204,6 @@ def test_without_a_path_the_weights_are_fetched_once(tmp_path, monkeypatch):
     assert asked == [((weights.INCEPTION_URL, str(place)), "6726825d")]
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, to, **_: Path(to).write_bytes(b"fetched"))
-    assert extractors.download_inception() == place and place.read_bytes() == b"fetched"
+    assert extractors.download_weights("inception") == place and place.read_bytes() == b"fetched"
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    assert extractors.download_inception() == place, "not again"
+    assert extractors.download_weights("inception") == place, "not again"

@@ -4,6 +4,7 @@ import contextlib
 import io
 
 import numpy as np
+import prdc
 import pytest
 
 from vaebm.measures import neighbours as module
@@ -59,7 +60,6 @@ def test_neighbours_are_those_of_their_definitions_whatever_is_held_at_once(real
 
 
 def test_precision_recall_density_and_coverage_are_those_of_prdc():
-    prdc = pytest.importorskip("prdc")
     samples, real = normal(0, 300, shift=0.2), normal(1, 250)
     for k in (3, 5):
         with contextlib.redirect_stdout(io.StringIO()):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from weight_files import reduced_dinov2
 
 from vaebm.evaluation.resnet56 import ResNet56
 from vaebm.system.device import seeded
@@ -120,3 +123,35 @@ def test_named_weights_are_looked_at_before_anything_starts(clone, content):
         and found in lines[0]
     )
     assert not (clone.folder / "data").exists()
+
+
+def test_two_extractors_at_once_show_both_families_of_rows(finished):
+    """DINOv2 with random weights, and fewer channels and blocks, next to the classifier, which measures as before."""
+    with pytest.MonkeyPatch.context() as patch:
+        reduced_dinov2(patch, finished.folder / "dinov2.pth")
+    finished.edit(
+        "vaebm/evaluation/dinov2.py", "WIDTH, LAYERS, HEADS = 1024, 24, 16", "WIDTH, LAYERS, HEADS = 64, 2, 4"
+    )
+    before = json.loads((finished.folder / "results/tiny/vaebm/seed0/evaluation/metrics.json").read_text())
+    further = "evaluation:\n  further_extractors: [DINOv2]\n  dinov2_weights: none.pth\n"
+    finished.edit("config/experiments/tiny.yaml", "evaluation:\n", further)
+    printed = finished.snakemake("--dry-run", fails=True)
+    assert "none.pth: expected the weights of DINOv2, found No such file or directory; evaluation.dinov2" in printed
+    finished.edit("config/experiments/tiny.yaml", "none.pth", "dinov2.pth")
+    assert finished.planned() == {"reference": 1, "evaluation": 2, "benchmarks": 1, "track": 1}
+    finished.snakemake()
+    assert finished.planned() == {}
+    results = finished.folder / "results"
+    after = json.loads((results / "tiny/vaebm/seed0/evaluation/metrics.json").read_text())
+    both = {f"{name}-{kind}" for kind in ("classifier", "DINOv2") for name in ("FD", "KID", "precision", "recall")}
+    assert both <= after["metrics"].keys() and "IS-DINOv2" not in after["metrics"]
+    timed = {name for name in before["metrics"] if name.startswith("seconds")}
+    assert all(after["metrics"][name] == before["metrics"][name] for name in before["metrics"].keys() - timed)
+    assert set(after["real"]) == {"FD-classifier", "FD-DINOv2"}
+    assert [one["kind"] for one in after["further_extractors"]] == ["DINOv2"] and "DINOv2" in after["models"]
+    table, report = ((results / name).read_text() for name in ("benchmarks.csv", "report.html"))
+    assert all(name in table and name in report for name in both)
+    (row,) = (line for line in table.splitlines() if ",vaebm,FD-DINOv2," in line)
+    assert "DINOv2-" in row and "classifier-" not in row, "each row names its own extractor"
+    with contextlib.closing(sqlite3.connect(finished.folder / "mlflow.db")) as mirror:
+        assert both <= {key for (key,) in mirror.execute("SELECT DISTINCT key FROM metrics")}

@@ -9,6 +9,7 @@ from pydantic import (
     PositiveInt,
     SerializeAsAny,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -81,11 +82,8 @@ EXTRACTORS: Registry["ExtractorFacts"] = Registry("extractor")
 METRICS: Registry[Any] = Registry("metric of a plug-in")
 """Name → `records.metrics.Metric`, for the metrics of plug-ins."""
 
-NOT_TRAINED = ("inception", "resnet56")
-"""Extractors with published weights; `evaluation` has a setting <extractor>_weights for each."""
-
-PATHS = {f"{name}_weights" for name in NOT_TRAINED}
-"""Settings of `evaluation` with local paths, on which no metric depends."""
+PATHS = {"inception": "inception_weights", "resnet56": "resnet56_weights", "DINOv2": "dinov2_weights"}
+"""Extractor with published weights → the setting of `evaluation` with their path, on which no metric depends."""
 
 
 class ExtractorSettings(Choice):
@@ -96,7 +94,9 @@ class ExtractorSettings(Choice):
     name: Annotated[str, Registered(EXTRACTORS)]
     """Name of the network."""
     weights: Annotated[str, Field(min_length=1)] | None = None
-    """Weights file, relative to the project; None: the experiment's classifier, or downloaded Inception weights."""
+    """Weights file, relative to the project; None: the experiment's classifier, or downloaded weights."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = later(None)
+    """SHA-256 of the weights file; None: any, but the standard one for Inception."""
 
 
 class ExtractorFacts(NamedTuple):
@@ -104,12 +104,12 @@ class ExtractorFacts(NamedTuple):
 
     network: Implementation
     """Function of the settings: an object with the functions `features` from images (B, C, H, W) uint8 to (B, D), and
-    `logits` from these to (B, classes). Or a class of torch-fidelity's interface."""
+    `logits` from these to (B, classes), if it has `layers` for both. Or a class of torch-fidelity's interface."""
     features: int
     """D, of an image, or of a channel of a stack."""
     settings: type[ExtractorSettings] = ExtractorSettings
-    layers: tuple[str, str] = ("features", "logits")
-    """torch-fidelity's names of the features and of the logits."""
+    layers: tuple[str, ...] = ("features", "logits")
+    """torch-fidelity's names of the features and of the logits, if it has any."""
     batch: int = 500
     """Batch size; fixed, because the last digits of a metric may depend on it."""
 
@@ -120,6 +120,7 @@ EXTRACTORS.own.update(
     # the layers that FID, KID and the inception score are defined on
     inception=ExtractorFacts(_INCEPTION, 2048, layers=("2048", "logits_unbiased"), batch=50),
     resnet56=ExtractorFacts("vaebm.evaluation.extractors:ResNet56Extractor", 64),
+    DINOv2=ExtractorFacts("vaebm.evaluation.extractors:DINOv2Extractor", 1024, layers=("features",), batch=50),
 )
 
 
@@ -182,11 +183,14 @@ class EvaluationSettings(Settings):
     """Stage `evaluation`."""
 
     extractor: Annotated[ExtractorSettings, ByName(ExtractorSettings)] = Field("classifier", validate_default=True)
-    """Feature extractor: a classifier trained on the images, torch-fidelity's InceptionV3, or a CIFAR-10 ResNet-56."""
+    """Feature extractor: a classifier trained on the images, torch-fidelity's InceptionV3, a CIFAR-10 ResNet-56, or
+    DINOv2's ViT-L/14."""
     inception_weights: Annotated[str, Field(min_length=1)] | None = None
     """File of the standard Inception weights, relative to the project; default: torch-fidelity's download."""
     resnet56_weights: Annotated[str, Field(min_length=1)] | None = None
     """Checkpoint of the ResNet-56, relative to the project."""
+    dinov2_weights: Annotated[str, Field(min_length=1)] | None = later(None)
+    """File of DINOv2's published weights, relative to the project; default: downloaded."""
     classifier: ClassifierSettings | None = None
     """Settings of the classifier, required for the extractor `classifier` and for the modes of stacks."""
     bootstrap: Several = 200
@@ -205,6 +209,8 @@ class EvaluationSettings(Settings):
     """OOD sets, scored by log p(x) − E(x) against held-out images: names, or sections like `data`."""
     metrics: list[Annotated[MetricSettings, ByName(MetricSettings)]] = later([])
     """Further metrics, of plug-ins: names, or sections with `name` and the metric's settings."""
+    further_extractors: list[Annotated[ExtractorSettings, ByName(ExtractorSettings)]] = later([])
+    """Extractors of further distances, precision and recall, like `extractor`."""
 
     @field_validator("ood")
     @classmethod
@@ -220,11 +226,22 @@ class EvaluationSettings(Settings):
                 )
         return sets
 
+    @field_validator("further_extractors")
+    @classmethod
+    def _are_others(cls, further: list[ExtractorSettings], info: ValidationInfo) -> list[ExtractorSettings]:
+        names = [one.name for one in (info.data["extractor"], *further)] if "extractor" in info.data else []
+        if len(set(names)) < len(names):
+            raise ValueError(f"each extractor at most once, found {', '.join(names)}")
+        return further
+
     @property
-    def extraction(self) -> ExtractorSettings:
-        """Settings that open the extractor."""
-        weights = getattr(self, f"{self.extractor.name}_weights", None) or self.extractor.weights
-        return self.extractor.model_copy(update={"weights": weights})
+    def extractions(self) -> dict[str, ExtractorSettings]:
+        """Name of each extractor → settings that open it, `extractor` first."""
+        paths = {name: getattr(self, key) for name, key in PATHS.items()}
+        return {
+            one.name: one.model_copy(update={"weights": paths.get(one.name) or one.weights})
+            for one in (self.extractor, *self.further_extractors)
+        }
 
     def extractor_problem(self, shape: tuple[int, int, int], stacks: bool) -> str | None:
         """One line on an extractor that does not fit images of `shape` (C, H, W) or its settings; None: it fits.
@@ -233,22 +250,22 @@ class EvaluationSettings(Settings):
             stacks: whether each channel is a labelled image, which the classifier classifies.
         """
         channels, height, width = shape
-        extractor = self.extractor.name
-        trained = extractor == "classifier" or stacks
+        extractors = self.extractions
+        names = " and ".join(extractors)
+        trained = "classifier" in extractors or stacks
         if self.classifier is None and trained:
             user = "the modes of stacks need" if stacks else "the extractor classifier needs"
             return f"classifier: expected its settings, which {user}, found none"
         if self.classifier is not None and not trained:
-            return f"classifier: the extractor {extractor} needs none; leave it out"
-        for name in NOT_TRAINED:
-            if name != extractor and getattr(self, f"{name}_weights") is not None:
-                found = f"found the extractor {extractor}; leave it out"
-                return f"{name}_weights: only the extractor {name} has them, {found}"
-        if extractor == "resnet56" and self.extraction.weights is None:
+            return f"classifier: the extractor {names} needs none; leave it out"
+        for name, key in PATHS.items():
+            if name not in extractors and getattr(self, key) is not None:
+                return f"{key}: only the extractor {name} has them, found the extractor {names}; leave it out"
+        if "resnet56" in extractors and extractors["resnet56"].weights is None:
             return "resnet56_weights: expected the path of a checkpoint, found none"
-        if extractor == "inception" and channels != 3:
+        if "inception" in extractors and channels != 3:
             return f"extractor: inception is made for 3 colours, the images have {channels} channel(s)"
-        if extractor == "resnet56" and shape != (3, 32, 32):
+        if "resnet56" in extractors and shape != (3, 32, 32):
             found = f"the images are {height}×{width} with {channels} channel(s)"
             return f"extractor: resnet56 is made for 32×32 images of 3 colours, {found}"
         return None
@@ -269,8 +286,12 @@ class EvaluationSettings(Settings):
             else one.model_copy(update={"path": None})
             for one in self.ood
         ]
-        extractor = self.extractor.model_copy(update={"weights": None})
-        return self.model_copy(update={"ood": sets, "extractor": extractor, **dict.fromkeys(PATHS)})
+        first, *further = (
+            one.model_copy(update={"weights": None, "sha256": None})
+            for one in (self.extractor, *self.further_extractors)
+        )
+        others = {"extractor": first, "further_extractors": further}
+        return self.model_copy(update={"ood": sets, **others, **dict.fromkeys(PATHS.values())})
 
 
 def _named_data(one: str | DataSettings) -> tuple[str, DataSettings | None]:

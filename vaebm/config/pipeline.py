@@ -82,9 +82,10 @@ def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path) -> Pipeli
         written |= write_settings(experiment, Path("results", name), seeds, instead)
     check_complete(experiments, files)  # after writing: an incomplete experiment's stages run by hand with these files
     for name, experiment in experiments.items() if write else ():
-        if experiment.evaluation is not None and (weights := experiment.evaluation.extraction.weights):
-            with _located(f"{files[name]}: evaluation"):
-                weights_hash(experiment.evaluation.extractor.name, weights)
+        for extraction in experiment.evaluation.extractions.values() if experiment.evaluation else ():
+            if extraction.weights:
+                with _located(f"{files[name]}: evaluation"):
+                    weights_hash(extraction.name, extraction.weights, extraction.sha256)
         for variant, one in experiment.variants.items():
             if one.images is not None:
                 with _located(f"{files[name]}: variants.{variant}.images"):

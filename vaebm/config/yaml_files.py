@@ -258,9 +258,8 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int], inste
     files: list[tuple[Path, int, str, Settings | None]] = []
     if (evaluation := experiment.evaluation) is not None:
         files.append((folder / "classifier" / "classifier.yaml", 0, "classifier", evaluation.classifier))
-        files.append(
-            (folder / "reference" / f"{evaluation.extractor.name}.yaml", 0, "extractor", evaluation.extraction)
-        )
+        for name, extraction in evaluation.extractions.items():
+            files.append((folder / "reference" / f"{name}.yaml", 0, "extractor", extraction))
     for model in experiment.models:
         for seed in experiment.seeds_of(model, seeds):
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)

@@ -1,7 +1,7 @@
 """Extractors: networks whose features measure image quality, registered with torch-fidelity, which runs them.
 
 `classifier` is trained by a rule of the workflow, `inception` is torch-fidelity's InceptionV3, `resnet56` is a
-checkpoint of the user.
+checkpoint of the user, `DINOv2` is the published ViT-L/14.
 """
 
 import os.path
@@ -12,15 +12,18 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vaebm.config import EXTRACTORS, ExtractorSettings, weights
-from vaebm.config.weights import INCEPTION_URL, plugin_hash
+from vaebm.config.evaluation import PATHS
+from vaebm.config.weights import plugin_hash
 from vaebm.config.yaml_files import read_settings
 from vaebm.evaluation import resnet56
 from vaebm.evaluation.classifier import load_classifier, to_float
+from vaebm.evaluation.dinov2 import load_dinov2
 from vaebm.evaluation.resnet56 import load_resnet56
 from vaebm.measures.bootstrap import Features, Logits
 from vaebm.measures.fidelity_backend import torch_fidelity
@@ -49,8 +52,8 @@ class _CustomExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the requested layers, (B, …) each, of images (B, C, H, W)."""
         features = self.network.features(self.prepared(images))
-        found = dict(zip(self.LAYERS, (features, self.network.logits(features)), strict=True))
-        return tuple(found[layer].reshape(len(images), -1) for layer in self.features_list)
+        found = (features if layer == "features" else self.network.logits(features) for layer in self.features_list)
+        return tuple(layer.reshape(len(images), -1) for layer in found)
 
     @classmethod
     def get_provided_features_list(cls) -> tuple[str, str]:
@@ -84,6 +87,12 @@ class ResNet56Extractor(_CustomExtractor):
     load = staticmethod(load_resnet56)
 
 
+class DINOv2Extractor(_CustomExtractor):
+    """DINOv2's ViT-L/14, which has no logits."""
+
+    load = staticmethod(load_dinov2)
+
+
 def _module(settings: ExtractorSettings) -> Any:
     """Class of torch-fidelity's interface for an extractor."""
     found = imported(EXTRACTORS[settings.name].network)
@@ -98,7 +107,7 @@ class ExtractorOutput(NamedTuple):
     features: Features
     """(N, D); for stacks and the classifier (N, depth · 64), channels concatenated."""
     logits: Logits
-    """(N, depth, classes), depth > 1 only for stacks and the classifier."""
+    """(N, depth, classes), depth > 1 only for stacks and the classifier; (N, 0, 0) without classes."""
 
 
 Change = Callable[[Tensor], Tensor]
@@ -119,24 +128,27 @@ class _Images(Dataset[Tensor]):
         return self.images[index] if self.change is None else self.change(self.images[index])
 
 
-def download_inception() -> Path:
-    """Path of Inception's standard weights in torch's cache, downloaded on first use.
+def download_weights(extractor: str) -> Path:
+    """Path of the published weights of `inception` or `DINOv2` in torch's cache, downloaded on first use.
 
     Raises:
-        UserError: it cannot be fetched.
+        UserError: they cannot be fetched.
     """
-    path = Path(torch.hub.get_dir(), "checkpoints", INCEPTION_URL.rpartition("/")[2])
+    published = {
+        "inception": (weights.INCEPTION_URL, weights.INCEPTION_SHA256),
+        "DINOv2": (weights.DINOV2_URL, weights.DINOV2_SHA256),
+    }
+    url, sha256 = published[extractor]
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(
-                INCEPTION_URL, str(path), hash_prefix=weights.INCEPTION_SHA256, progress=sys.stderr.isatty()
-            )
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=sys.stderr.isatty())
         except (OSError, HTTPException, RuntimeError) as error:  # no network, an incomplete answer, other bytes
             raise UserError(
-                f"{INCEPTION_URL}: expected the weights of inception, found no way to them ({error}); download it "
-                "elsewhere and name its place as evaluation.inception_weights, or choose evaluation.extractor "
-                "classifier or resnet56"
+                f"{url}: expected the weights of {extractor}, found no way to them ({error}); download it "
+                f"elsewhere and name its place as evaluation.{PATHS[extractor]}, or choose evaluation.extractor "
+                "and further_extractors among classifier and resnet56"
             ) from None
     return path
 
@@ -167,7 +179,7 @@ class Extractor:
         """Load the extractor of a file of weights.
 
         Args:
-            settings: of a plug-in's extractor, whose `path` may be of no file.
+            settings: of the extractor; a plug-in's `path` may be of no file.
 
         Raises:
             UserError: no such file, or not one of such weights.
@@ -176,11 +188,12 @@ class Extractor:
         if kind == "classifier":
             content = load_model(path, "classifier")
             found, shape = content["hash"], tuple(content["network"]["shape"])
-        elif settings is not None:
+        elif settings is not None and kind in EXTRACTORS.plugins:
             found, shape = plugin_hash(settings), ()
         else:
             path = Path(os.path.expanduser(path))
-            found, shape = weights.weights_hash(kind, path), resnet56.SHAPE if kind == "resnet56" else (3,)
+            found = weights.weights_hash(kind, path, settings.sha256 if settings else None)
+            shape = {"inception": (3,), "resnet56": resnet56.SHAPE}.get(kind, ())
             if kind == "inception":  # torch-fidelity unpickles the file without restrictions
                 load_plain(path, "the weights of inception")
         extractor = cls(kind, found, path, shape, torch.device(device))
@@ -220,8 +233,10 @@ class Extractor:
         Raises:
             UserError: it is made for other images.
         """
-        features, logits = self._layers(images, EXTRACTORS[self.kind].layers)
-        return ExtractorOutput(features, logits.reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
+        features, *logits = self._layers(images, EXTRACTORS[self.kind].layers)
+        if not logits:
+            return ExtractorOutput(features, np.empty((len(images), 0, 0)))
+        return ExtractorOutput(features, logits[0].reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
 
     def features(self, images: Tensor, change: Change | None = None) -> Features:
         """Features (N, D) of images (N, C, H, W), each changed first, without the logits, which may take gigabytes.
@@ -273,6 +288,11 @@ def open_extractor(settings: Path, trained: Path | None, device: torch.device | 
         return Extractor.of("classifier", trained, device)
     if chosen.name in EXTRACTORS.plugins:
         return Extractor.of(chosen.name, Path(chosen.weights or ""), device, chosen)
-    if chosen.weights is None and chosen.name != "inception":
+    if chosen.weights is None and chosen.name == "resnet56":
         raise UserError(f"{settings}: extractor.weights: expected the path of a file, found none")
-    return Extractor.of(chosen.name, download_inception() if chosen.weights is None else Path(chosen.weights), device)
+    path = download_weights(chosen.name) if chosen.weights is None else Path(chosen.weights)
+    extractor = Extractor.of(chosen.name, path, device, chosen)
+    if chosen.name == "DINOv2" and extractor.weights not in (weights.DINOV2_SHA256, chosen.sha256):
+        expected = f"the published weights, SHA-256 {weights.DINOV2_SHA256[:8]}"
+        print(f"warning: {path}: not {expected}; its FD-DINOv2 compares with no published figure", file=sys.stderr)
+    return extractor

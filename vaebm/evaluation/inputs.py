@@ -147,11 +147,11 @@ class Files(NamedTuple):
     energy: Path | None
     """Model file of the energy; None: the NVAE alone."""
     extractor: Path
-    """Settings file of the extractor."""
+    """Settings file of the extractor, in the folder of those of further ones."""
     classifier: Path | None
     """Model file of the classifier, if it is the extractor or classifies the channels of stacks."""
     reference: Path
-    """Output of `reference.write_reference`."""
+    """Output of `reference.write_reference`, in the folder of those of further extractors."""
     shards: list[Path]
     """The samples, in the folder of samples.yaml; or a folder or a file with images of another program."""
     metrics: Path
@@ -210,6 +210,8 @@ class Inputs(ModelInputs):
     mode_extractor: Extractor
     """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
     reference: Reference
+    further: list[tuple[Extractor, Reference]]
+    """Further extractors and their references."""
 
     @property
     def distance_name(self) -> str:
@@ -284,15 +286,19 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     arguments = (files.settings, files.data, files.nvae, files.energy, files.metrics, files.ood_data)
     models = load_models(*arguments, device)
     chosen, images, classifier = models.settings, models.images, files.classifier
-    opened = open_extractor(files.extractor, classifier, device)
-    if opened.kind != chosen.extractor.name:
-        raise UserError(
-            f"{files.extractor}: expected the extractor {chosen.extractor.name}, as {files.settings} says, "
-            f"found {opened.kind}"
-        )
-    statistics = read_reference(files.reference, images.hash, opened.weights)
-    if not len(statistics.heldout_features):  # an earlier version wrote it
-        statistics = statistics._replace(heldout_features=opened.features(images.split("heldout")[0]))
+    paths = {chosen.extractor.name: (files.extractor, files.reference)}
+    for one in chosen.further_extractors:
+        paths[one.name] = files.extractor.with_name(f"{one.name}.yaml"), files.reference.with_name(f"{one.name}.npz")
+    measured: list[tuple[Extractor, Reference]] = []
+    for name, (extractor, reference) in paths.items():
+        found = open_extractor(extractor, classifier, device)
+        if found.kind != name:
+            raise UserError(f"{extractor}: expected the extractor {name}, as {files.settings} says, found {found.kind}")
+        statistics = read_reference(reference, images.hash, found.weights)
+        if not len(statistics.heldout_features):  # an earlier version wrote it
+            statistics = statistics._replace(heldout_features=found.features(images.split("heldout")[0]))
+        measured.append((found, statistics))
+    opened, statistics = measured[0]
     foreign: ForeignImages | None = None
     if models.model is None:
         samples, foreign = _foreign_samples(files, chosen, images.shape)
@@ -309,10 +315,10 @@ def load(files: Files, device: torch.device | str) -> Inputs:
                 f"{files.settings}: expected the model of the classifier beside it (--classifier), found none"
             )
         mode_extractor = Extractor.of("classifier", classifier, device)
-    hashes = models.hashes | {one.kind: one.weights for one in (opened, mode_extractor)}
+    hashes = models.hashes | {one.kind: one.weights for one in (*(one for one, _ in measured), mode_extractor)}
     plugins = sorted({*models.plugins, *plugins_in(sampling)})
     return Inputs(
         **{**vars(models), "hashes": hashes, "plugins": plugins}, sampling_seed=sampling_seed, sampling=sampling,
         shards=files.shards, foreign=foreign, samples=samples, extractor=opened, mode_extractor=mode_extractor,
-        reference=statistics,
+        reference=statistics, further=measured[1:],
     )  # fmt: skip

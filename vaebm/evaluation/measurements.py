@@ -31,6 +31,7 @@ def measure_fidelity(
     settings: EvaluationSettings,
     seed: int,
     device: torch.device | str = "cpu",
+    extractor: str = "",
 ) -> Measurements:
     """Compare the samples with real images: Fréchet distances, KID, nearest neighbours, inception score.
 
@@ -39,10 +40,13 @@ def measure_fidelity(
     because a repeated sample would be its own neighbour. Stacks have no inception score: one part has too few images
     for a mean over a thousand modes.
 
+    Args:
+        extractor: name of the extractor; default: `settings.extractor`.
+
     Raises:
         UserError: fewer images than `precision_recall.images` or `kid_subset_size`.
     """
-    features, number, extractor = output.features, len(output.features), settings.extractor.name
+    features, number, extractor = output.features, len(output.features), extractor or settings.extractor.name
     real_features = reference.train_features
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
     statistics, references = Statistics.of(features), (reference.train, reference.heldout)

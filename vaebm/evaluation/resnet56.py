@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vaebm.system.checkpoint import load_plain
-from vaebm.system.errors import UserError
+from vaebm.system.checkpoint import load_state
 
 RESNET56_FEATURES, RESNET56_CLASSES = 64, 10
 SHAPE = (3, 32, 32)
@@ -86,29 +85,9 @@ class ResNet56(nn.Module):
 def load_resnet56(path: Path | str) -> ResNet56:
     """Load the network of a checkpoint, in eval mode, frozen.
 
-    The state dict may be wrapped in `state_dict`, its names may begin with `module.` (data-parallel training), and it
-    may contain batch counts, which are ignored.
-
     Raises:
         UserError: no such file, or the weights in it are not exactly this network's.
     """
-    expected = "a state dict of CIFAR-10's ResNet-56"
-    content = load_plain(path, expected)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise UserError(f"{path}: expected {expected}, found another kind of file")
-    state = {
-        name.removeprefix("module."): value for name, value in state.items() if not name.endswith("num_batches_tracked")
-    }
     model = ResNet56()
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    if differing := sorted(own.keys() ^ state.keys()):
-        raise UserError(
-            f"{path}: expected {expected}, found {'no' if differing[0] in own else 'also'} {differing[0]} in it"
-        )
-    for name, tensor in own.items():
-        if not isinstance(state[name], Tensor) or state[name].shape != tensor.shape:
-            found = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
-            raise UserError(f"{path}: expected {expected} with {name} {tuple(tensor.shape)}, found {found}")
-    model.load_state_dict(state, strict=False)  # not strict because of the batch counts; names were compared above
+    load_state(model, path, "a state dict of CIFAR-10's ResNet-56")
     return model.eval().requires_grad_(False)

@@ -17,7 +17,16 @@ from vaebm.measures import modes
 from vaebm.model import VAEBM, Estimates
 from vaebm.plots import image_grid
 from vaebm.records.files import recording, write_record
-from vaebm.records.metrics import DETECTION, ELBO, ELBO_TRAIN, FD_STRETCHED, LOG_LIKELIHOOD, MEANINGS, SECONDS_PER_50
+from vaebm.records.metrics import (
+    DETECTION,
+    ELBO,
+    ELBO_TRAIN,
+    FD,
+    FD_STRETCHED,
+    LOG_LIKELIHOOD,
+    MEANINGS,
+    SECONDS_PER_50,
+)
 from vaebm.records.metrics import metric as registered_metric
 from vaebm.records.results import AlongChain, ChainRecord, DetectionRecord, Measurement, OODRecord, RunRecord
 from vaebm.samples import grey_levels
@@ -45,6 +54,11 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
     extractor, reference = inputs.extractor, inputs.reference
     output = extractor.extract(samples)
     metrics = measure_fidelity(output, reference, chosen, seed, extractor.device)
+    logits = {extractor: output.logits}
+    for other, its_reference in inputs.further:
+        found = other.extract(samples)
+        logits[other] = found.logits
+        metrics |= measure_fidelity(found, its_reference, chosen, seed, other.device, other.kind)
     if not inputs.sampling.stretch:  # the distance of images written as the published program writes them
         stretched = extractor.features(
             samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1)
@@ -52,9 +66,10 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
         distance = Measurement(value=inputs.distance(stretched), samples=len(samples))
         metrics[FD_STRETCHED.named(extractor.kind)] = distance
     if (depth := inputs.mode_extractor.depth(images.shape)) > 1:
-        logits = (output if inputs.mode_extractor is extractor else inputs.mode_extractor.extract(samples)).logits
-        law = modes.law_of(np.asarray(images.labels[slice(*images.splits["train"])]), depth, logits.shape[2])
-        counts = modes.histogram(modes.modes_of(logits), law)
+        of_modes = logits.get(inputs.mode_extractor)
+        of_modes = inputs.mode_extractor.extract(samples).logits if of_modes is None else of_modes
+        law = modes.law_of(np.asarray(images.labels[slice(*images.splits["train"])]), depth, of_modes.shape[2])
+        counts = modes.histogram(modes.modes_of(of_modes), law)
         metrics |= modes.measure_modes(counts, law, chosen.bootstrap, seed)
         plots.modes(counts, law, seed, pictures / "modes.png")
     image_grid(to_float(samples[: plots.GRID]), pictures / "samples.png")
@@ -171,7 +186,11 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     if SECONDS_PER_50.pattern not in metrics:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
         unavailable[SECONDS_PER_50.pattern] = reason
-    heldout = Measurement(value=inputs.reference.real, samples=len(images.view("heldout")))
+    measured = ((inputs.extractor, inputs.reference), *inputs.further)
+    heldout = {
+        FD.named(one.kind): Measurement(value=reference.real, samples=len(images.view("heldout")))
+        for one, reference in measured
+    }
     separate = inputs.mode_extractor is not inputs.extractor
     experiment, variant, _ = inputs.folder.parts[-3:]
     return RunRecord(
@@ -182,8 +201,9 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         steps=steps,
         ood=of_sets,
         without=unavailable,
-        real={inputs.distance_name: heldout},
+        real=heldout,
         extractor=inputs.extractor.describe(images.shape),
+        further_extractors=[one.describe(images.shape) for one, _ in inputs.further],
         modes_by=inputs.mode_extractor.describe(images.shape) if separate else None,
         chain=ChainRecord(**dict(sampling.chain), potential=potential, positives=positives, stretch=sampling.stretch),
         data=images.hash,

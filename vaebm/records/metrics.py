@@ -248,6 +248,7 @@ def reference_page() -> str:
         text += ["", f"## {title}", "", "| name | better | measured with | meaning, unit, range |", "|---|---|---|---|"]
         for one in found:
             parts = ["inception", *other_extractors()] if one.standard else ["SET"]
+            parts = [part for part in parts if one is not IS or len(EXTRACTORS[part].layers) > 1]
             names = ", ".join(f"`{one.named(part)}`" for part in parts)
             text.append(f"| {names} | {one.better} | {one.measured_with} | {one.sentence} |")
     return "\n".join([*text, ""])

@@ -191,6 +191,7 @@ class RunRecord(Settings):
     real: dict[MetricName, Measurement]
     """Metrics of the held-out images."""
     extractor: ExtractorRecord
+    further_extractors: list[ExtractorRecord] = later([])
     modes_by: ExtractorRecord | None
     """Classifier of modes; None: the extractor."""
     chain: ChainRecord
@@ -212,7 +213,7 @@ class RunRecord(Settings):
     def common(self) -> dict[str, Any]:
         """The fields in which all seeds of a variant have to agree."""
         names = ("data", "users", "extractor", "modes_by", "chain", "versions", "plugins", "foreign")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "further_extractors")}
 
 
 class SeedRecord(Settings):
@@ -243,6 +244,7 @@ class VariantRecord(Settings):
     data: str
     users: bool
     extractor: ExtractorRecord
+    further_extractors: list[ExtractorRecord] = later([])
     modes_by: ExtractorRecord | None
     chain: ChainRecord
     versions: dict[str, str]

@@ -128,7 +128,7 @@ def obstacle(name: str, one: VariantRecord | None, other: VariantRecord | None) 
         return ""
     if one.data != other.data:
         return "not comparable: other data"
-    differs = metric(name).uses_extractor and one.extractor != other.extractor
+    differs = metric(name).uses_extractor and extractor_of(one, name) != extractor_of(other, name)
     return "not comparable: another extractor" if differs else ""
 
 

@@ -58,10 +58,13 @@ def _line(
 
 
 def extractor_of(record: VariantRecord, name: str = "") -> str:
-    """Extractor of a metric (of the distances without one), and torch-fidelity's version."""
-    of_modes = name and metric(name).measured_with == "classifier of modes"
-    found = (of_modes and record.modes_by) or record.extractor
-    return f"{found.name}, torch-fidelity {found.torch_fidelity}"
+    """Extractor of a metric (all of the distances without one), and torch-fidelity's version."""
+    found = [record.extractor, *record.further_extractors]
+    if name and metric(name).measured_with == "classifier of modes":
+        found = [record.modes_by or record.extractor]
+    elif name:
+        found = [one for one in found if metric(name).named(one.kind) == name][:1]
+    return f"{', '.join(one.name for one in found)}, torch-fidelity {record.extractor.torch_fidelity}"
 
 
 def changes_of(record: VariantRecord) -> str:

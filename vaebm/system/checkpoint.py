@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaebm.system import distributed
 from vaebm.system.errors import UserError
@@ -130,6 +130,39 @@ def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = (), ma
             raise UserError(f"{path}: expected {expected}, found no file") from None
         except Exception:  # torch raises many classes for other files
             raise damaged from None
+
+
+def load_state(network: nn.Module, path: Path | str, expected: str) -> None:
+    """Load the weights of a published file into a network whose parameters have the same names.
+
+    The state dict may be wrapped in `state_dict`, its names may begin with `module.` (data-parallel training), and it
+    may contain batch counts, which are ignored.
+
+    Args:
+        network: may be on torch's device "meta".
+        expected: description of the file, for errors.
+
+    Raises:
+        UserError: no such file, or the weights in it are not exactly the network's.
+    """
+    content = load_plain(path, expected)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UserError(f"{path}: expected {expected}, found another kind of file")
+    given, own = (
+        {name.removeprefix("module."): value for name, value in one.items() if not name.endswith("num_batches_tracked")}
+        for one in (state, network.state_dict())
+    )
+    if differing := sorted(own.keys() ^ given.keys()):
+        raise UserError(
+            f"{path}: expected {expected}, found {'no' if differing[0] in own else 'also'} {differing[0]} in it"
+        )
+    for name, tensor in own.items():
+        if not isinstance(given[name], Tensor) or given[name].shape != tensor.shape:
+            found = tuple(given[name].shape) if isinstance(given[name], Tensor) else type(given[name]).__name__
+            raise UserError(f"{path}: expected {expected} with {name} {tuple(tensor.shape)}, found {found}")
+        given[name] = given[name].to(tensor.dtype)
+    network.load_state_dict(given, strict=False, assign=True)  # not strict because of the batch counts
 
 
 class CheckpointRecord(BaseModel, frozen=True, strict=True, extra="forbid"):

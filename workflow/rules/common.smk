@@ -187,17 +187,21 @@ def classifier_option(wildcards, input):
 
 
 def reference_of(wildcards):
-    """Reference statistics of an experiment, the extractor's settings, and the classifier if there is one."""
-    reference = f"results/{wildcards.experiment}/reference/{EXPERIMENTS[wildcards.experiment].evaluation.extractor.name}"
-    return {"reference": f"{reference}.npz", "extractor": ancient(settings(f"{reference}.yaml", kept=True)(wildcards)), **classifier_of(wildcards)}
+    """Reference statistics and settings of an experiment's extractors, and the classifier if there is one."""
+    extractors = EXPERIMENTS[wildcards.experiment].evaluation.extractions
+    first, *others = (
+        [f"{one}.npz", ancient(settings(f"{one}.yaml", kept=True)(wildcards))]
+        for one in expand("results/{experiment}/reference/{extractor}", experiment=wildcards.experiment, extractor=extractors)
+    )
+    return {"reference": first[0], "extractor": first[1], "further": sum(others, []), **classifier_of(wildcards)}
 
 
 def weights_of(wildcards):
     """Hash of an extractor's weights, so that a moved file triggers no rerun."""
-    extraction = EXPERIMENTS[wildcards.experiment].evaluation.extraction
+    extraction = EXPERIMENTS[wildcards.experiment].evaluation.extractions[wildcards.extractor]
     if extraction.name in EXTRACTORS.plugins:
         return plugin_hash(extraction)
-    return weights_hash(extraction.name, extraction.weights) if extraction.weights and extraction.name != "inception" else ""
+    return weights_hash(extraction.name, extraction.weights, extraction.sha256) if extraction.weights and extraction.name != "inception" else ""
 
 
 def ood_of(wildcards):
