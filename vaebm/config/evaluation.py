@@ -16,7 +16,7 @@ from pydantic import (
 from vaebm.config.base import MOST_CHANNELS, ByName, Choice, NonNegativeInt, Registered, Settings, Several, later
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
-from vaebm.config.ebm import ChainSettings
+from vaebm.config.ebm import LangevinSettings
 from vaebm.system.plugins import Implementation, Registry
 
 
@@ -34,7 +34,7 @@ class SamplesSettings(Settings):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """`tf32`: TF32 convolutions and matrix products on NVIDIA GPUs. `bfloat16`: TF32, and bfloat16 features of both
     networks within chains."""
-    chain: SerializeAsAny[ChainSettings]
+    chain: SerializeAsAny[LangevinSettings]
     """Test chain; the variant `nvae` takes no steps."""
 
     @model_validator(mode="after")

@@ -19,11 +19,15 @@ from vaebm.samples import grey_levels
 def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], chain: ChainSettings) -> list[tuple[Tensor, Tensor]]:
     """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`.
 
+    With a decay of the step size each number is a chain of its own.
+
     Returns:
         Decoder means (B, C, H, W), which may leave [0, 1], and energies E(x), (B,), at the chain's x, which includes
         pixel noise.
     """
     assert (energy := model.energy) is not None
+    if len(counts) > 1 and getattr(chain, "schedule", "constant") != "constant":
+        return [stops(model, noise, [count], chain)[0] for count in counts]
     eps_z, eps_x = model.initial_noise(noise)
     found: list[tuple[Tensor, Tensor]] = []
     taken = itertools.count()

@@ -181,7 +181,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         real={inputs.distance_name: heldout},
         extractor=inputs.extractor.describe(images.shape),
         modes_by=inputs.mode_extractor.describe(images.shape) if separate else None,
-        chain=ChainRecord(**dict(sampling.chain), potential=potential, positives=positives, stretch=sampling.stretch),
+        chain=ChainRecord(**sampling.chain.chosen, potential=potential, positives=positives, stretch=sampling.stretch),
         data=images.hash,
         users=images.users,
         **provenance.merged([*map(dict, inputs.trained.values()), provenance.commit()]),

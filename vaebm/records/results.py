@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, ConfigDict, Field, RootModel, model_serializer, model_validator
 
-from vaebm.config import Settings
+from vaebm.config import KERNELS, Settings
 from vaebm.config.base import later
 from vaebm.records.metrics import metric
 from vaebm.records.training import Changed, FolderName, TrainingRecord
@@ -151,7 +151,7 @@ class ExtractorRecord(Settings):
 
 
 class ChainRecord(Settings, extra="allow"):
-    """The test chain, with the settings of a plug-in's kernel."""
+    """The test chain, with the settings of its kernel that differ from their default."""
 
     steps: int
     step_size: float
@@ -160,6 +160,11 @@ class ChainRecord(Settings, extra="allow"):
     positives: str | None = None
     """Setting of the energy's training; both are None without an energy."""
     stretch: bool
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients of U that each chain computed."""
+        return self.steps and self.steps + (KERNELS[self.kernel].first if self.kernel in KERNELS else 0)
 
 
 class ForeignImages(Settings):
