@@ -1,5 +1,6 @@
 """Kernels, schedules and temperature against closed forms; chains of every kernel by the settings."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -17,7 +18,9 @@ from vaebm.chain.mala import accept, mala, mala_transitions
 from vaebm.chain.schedules import keywords
 from vaebm.chain.underdamped import underdamped, underdamped_transitions
 from vaebm.config.ebm import KERNELS, EBMSettings, LangevinSettings
+from vaebm.ebm.iteration import EBMTrainer, initialize
 from vaebm.energy.network import EnergyNetwork
+from vaebm.evaluation.quality_along_chain import stops
 from vaebm.fast import run_chain
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
@@ -216,3 +219,41 @@ def test_samples_of_a_prepared_model_do_not_depend_on_the_batch(kernel: str) -> 
     assert not torch.allclose(images, model.sample(6, seed=1, steps=0), atol=1e-4)
     content = {"network": ENERGY, "chain": chain.model_dump(), "replay": None}
     assert EBMSettings.model_validate(content).chain == chain
+
+
+@pytest.mark.parametrize("kernel", ["mala", "underdamped"])
+def test_a_training_resumes_in_the_same_bits(kernel: str) -> None:
+    """Contrastive divergence with replay: momenta and acceptance are functions of the iteration alone."""
+    content = {"network": ENERGY, "chain": {"kernel": kernel, "steps": 2, "step_size": 0.05, "schedule": "linear"}}
+    content |= {"replay": {"capacity": 8, "probability": 0.9, "anneal_iterations": 1}, "training": {"batch": 4}}
+    stage = EBMSettings.model_validate(content)
+    images = torch.randint(0, 256, (40, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+    def trainer() -> EBMTrainer:
+        torch.manual_seed(0)
+        nvae, energy = NVAE(NETWORK, (1, 8, 8)).eval().requires_grad_(False), EnergyNetwork(ENERGY, 1)
+        initialize(energy, nvae, images, stage, seed=0)
+        return EBMTrainer(nvae, energy, stage, seed=0)
+
+    def iterate(one: EBMTrainer, steps: range) -> None:
+        for step in steps:
+            one.gradients(one.batch(step, images), step)
+            one.update(1e-3)
+
+    whole, first, rest = trainer(), trainer(), trainer()
+    iterate(whole, range(3))
+    iterate(first, range(2))
+    rest.load_state_dict(copy.deepcopy(first.state_dict()))
+    iterate(rest, range(2, 3))
+    assert all(map(torch.equal, whole.parameters, rest.parameters)) and all(map(torch.equal, whole.ends, rest.ends))
+
+
+def test_a_decay_is_measured_on_chains_of_their_own() -> None:
+    """After each number of steps of a decay the images are those of a chain of that length."""
+    torch.manual_seed(0)
+    nvae, energy = NVAE(NETWORK, (1, 8, 8)), EnergyNetwork(ENERGY, 1)
+    energy.initialize(torch.rand(8, 1, 8, 8))
+    model, noise = VAEBM(nvae.eval().requires_grad_(False), energy.requires_grad_(False)), sample_noise(0, range(3))
+    chain = LangevinSettings(steps=6, step_size=0.05, schedule="linear")
+    for count, (means, _) in zip((0, 2, 4), stops(model, noise, [0, 2, 4], chain), strict=True):
+        assert torch.equal(means, model.sample_means(noise, chain.model_copy(update={"steps": count})))
