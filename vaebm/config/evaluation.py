@@ -163,6 +163,17 @@ class StepsSettings(Settings):
         return counts
 
 
+class AnnealedSettings(Settings):
+    """Annealed importance sampling of log Z (Neal, 2001), from the NVAE to VAEBM by Metropolis-corrected steps."""
+
+    chains: Several = 500
+    """Number of chains."""
+    temperatures: PositiveInt = 100
+    """K, values of β from 0 to 1, with a step and a gradient each; the more, the larger the effective sample size."""
+    step_size: PositiveFloat = 0.1
+    """η of the steps; no bias depends on it."""
+
+
 Derived = Literal["interpolation", "turned", "photographs"]
 """OOD sets made from the held-out images or in their shape."""
 DERIVED: tuple[str, ...] = get_args(Derived)
@@ -203,6 +214,8 @@ class EvaluationSettings(Settings):
     """Posterior samples per image, for the ELBO and the importance-weighted log-likelihood."""
     ood: list[OODEntry] = []
     """OOD sets, scored by log p(x) − E(x) against held-out images: names, or sections like `data`."""
+    annealed: AnnealedSettings | None = later(None)
+    """Annealed importance sampling of log Z; None: importance sampling alone, from the first `steps.images` samples."""
     metrics: list[Annotated[MetricSettings, ByName(MetricSettings)]] = later([])
     """Further metrics, of plug-ins: names, or sections with `name` and the metric's settings."""
 

@@ -108,6 +108,19 @@ class AlongChain(Settings):
         return {"counts": self.counts, self.metric: self.distances, "energy": self.energy, "samples": self.samples}
 
 
+class NormalizerRecord(Settings):
+    """Estimate of log Z, the logarithm of the mean of draws' weights."""
+
+    log_z: float
+    standard_error: float
+    """To first order; it says little where the effective sample size is small."""
+    effective: float
+    """Effective sample size (Σ w)² / Σ w² of the weights w."""
+    draws: int
+    bias: str
+    """Direction: `low`, so a log-likelihood by it is high."""
+
+
 class OODSource(Settings):
     """An out-of-distribution set; all but `images` belong to prepared sets."""
 
@@ -185,6 +198,8 @@ class RunRecord(Settings):
     metrics: dict[MetricName, Measurement]
     steps: AlongChain | None = later(None)
     ood: OODRecord | None = None
+    normalizers: dict[MetricName, NormalizerRecord] = later({})
+    """Metric → the estimate of log Z in it."""
     without: dict[MetricName, str]
     """Metric → why it has no value."""
     real: dict[MetricName, Measurement]
