@@ -118,10 +118,11 @@ def test_acceptance_at_a_temperature_is_that_of_its_densities() -> None:
 
 
 def test_each_chain_is_accepted_by_its_own_number() -> None:
-    noise, start = NoiseSource(0, "chain", range(30)), [torch.randn(30, 2), torch.randn(30, 3)]
-    (step,) = mala_transitions(double_well, start, steps=1, step_size=0.5, noise=noise)
+    noise = NoiseSource(0, "chain", range(30))
+    start = [0.5 * part for part in noise.normal([(2,), (3,)])]
+    (step,) = mala_transitions(double_well, start, steps=1, step_size=0.1, noise=noise)
     (uniform,) = noise.derived("acceptance").uniform([()], step=1, dtype=torch.float64)
-    proposal = propose(evaluate(double_well, start), 0.5, noise.like(start, 1))
+    proposal = propose(evaluate(double_well, start), 0.1, noise.like(start, 1))
     stayed = torch.tensor([torch.equal(*pair) for pair in zip(step.state.eps[0], start[0], strict=True)])
     assert step.acceptance.dtype == torch.float64 and 0 < stayed.sum() < 30
     assert torch.equal(stayed, uniform >= step.acceptance)
@@ -132,7 +133,10 @@ def test_each_chain_is_accepted_by_its_own_number() -> None:
 
 
 def test_underdamped_with_much_friction_is_langevin_with_averaged_noise() -> None:
-    noise, start = NoiseSource(0, "chain", range(5)), [torch.randn(5, 3, dtype=torch.float64)]
+    noise, start = (
+        NoiseSource(0, "chain", range(5)),
+        NoiseSource(1, "start", range(5)).normal([(3,)], dtype=torch.float64),
+    )
     (found,) = underdamped(double_well, start, steps=2, step_size=0.01, noise=noise, friction=1e6)
     (first,), state = noise.derived("momenta").like(start, 0), start[0]
     for step, kick in ((1, 0.0025), (2, 0.005)):  # the first kick is a half one
