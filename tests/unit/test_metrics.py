@@ -44,6 +44,7 @@ def written() -> set[str]:
     reference = Reference(features, Statistics.of(features), Statistics.of(features), 0.0, features[:5])
     output = ExtractorOutput(features, random.normal(size=(12, 1, 4)))
     found = {SECONDS_PER_50.pattern, *(FD_STRETCHED.named(extractor) for extractor in EXTRACTORS)}
+    found |= {"log-likelihood-energy", "log-likelihood-annealed"}
     found |= set(measure_modes(np.array([3, 5]), np.array([0.5, 0.5]), 2, seed=0))
     found |= set(unavailable_metrics(["svhn"], "why"))
     for extractor in EXTRACTORS:

@@ -213,7 +213,7 @@ def test_schema_has_the_settings_of_plugins(project):
     definitions = json.loads(project.run(sys.executable, "-m", "vaebm.config.schema"))["$defs"]
     fields = {
         one["title"]: one["properties"]
-        for name in ("DataSettings", "EnergyNetworkSettings", "ChainSettings", "MetricSettings", "ExtractorSettings")
+        for name in ("DataSettings", "EnergyNetworkSettings", "LangevinSettings", "MetricSettings", "ExtractorSettings")
         for one in definitions[name].get("anyOf", [definitions[name]])
     }
     assert fields["ShallowSettings"]["width"]["description"] == "Channels." and "level" in fields["LevelSettings"]

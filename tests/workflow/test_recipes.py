@@ -181,6 +181,9 @@ def test_base_grid_and_changes_are_read(tmp_path):
     found = read_experiment(tmp_path / "mine.yaml")
     assert found.samples.chain.steps == 20 and found.models[2:] == [f"sweep_{index}" for index in range(6)]
     assert all(found.same_energy(name) == "vaebm" for name in found.models[2:])
+    (chain,) = blocks("Change the chain", "yaml")
+    (tmp_path / "chain.yaml").write_text(chain)
+    assert read_experiment(tmp_path / "chain.yaml").samples.chain.kernel == "underdamped"
     (foreign,) = blocks("Measure images of another program", "yaml")
     (tmp_path / "mine.yaml").write_text(f"{base}\n{foreign}")
     assert read_experiment(tmp_path / "mine.yaml").models == ["nvae", "vaebm", "diffusion"]

@@ -1,26 +1,28 @@
 """Diagnostics of chains: acceptance probability, autocorrelation of the energy, distance from the start."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaebm.chain.langevin import PotentialFunction, transitions
+from vaebm.chain.langevin import PotentialFunction, Transition, transitions
+from vaebm.chain.schedules import StepSize
 from vaebm.noise import NoiseSource
 from vaebm.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class ChainDiagnostics:
-    """Diagnostics of a batch of unadjusted chains; lists of K + 1 values begin with the start of the chains."""
+    """Diagnostics of a batch of chains; lists of K + 1 values begin with the start of the chains."""
 
     chains: int
     """B."""
     step_size: float
-    """η."""
+    """η of the first step."""
     acceptance: list[float]
-    """Mean acceptance probability of each of the K steps; near 1 means a small bias by η."""
+    """Mean acceptance probability of each of the K steps; near 1 means a small bias by η without a correction."""
     energy: list[float]
     """Mean E(x), K + 1 values."""
     autocorrelation: list[float]
@@ -40,20 +42,24 @@ def diagnose(
     observe: Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]],
     *,
     steps: int,
-    step_size: float,
+    step_size: StepSize,
     noise: NoiseSource,
     batch: int | None = None,
+    walk: Callable[..., Iterator[Transition]] = transitions,
+    **settings: Any,
 ) -> ChainDiagnostics:
-    """Run the chains of `langevin` and measure them.
+    """Run the chains of a kernel and measure them.
 
     Args:
         potential: U(ε), (B,).
         eps: start of at least two chains, one tensor (B, …) per latent group, the pixels' last.
         observe: returns E(x), (B,), and the images (B, C, H, W) of a state; called at the start and after each step.
         steps: K.
-        step_size: η.
+        step_size: η, or one for each step.
         noise: as for `langevin`.
         batch: chains per batch; None: all.
+        walk: function like `transitions`.
+        settings: its further keywords.
 
     Raises:
         UserError: a chain is no longer finite.
@@ -63,7 +69,8 @@ def diagnose(
         begin, source = [part[index] for part in eps], noise.at([noise.index[i] for i in index])
         first, images = observe(begin)
         values, distances, accepted = [first], [first.new_zeros(3, len(index), dtype=torch.float64)], list[Tensor]()
-        for state, probability in transitions(potential, begin, steps=steps, step_size=step_size, noise=source):
+        walked = walk(potential, begin, steps=steps, step_size=step_size, noise=source, **settings)
+        for state, probability in walked:
             energy, moved = observe(state.eps)
             values.append(energy)
             pairs = (state.eps[:-1], begin[:-1]), (state.eps[-1:], begin[-1:]), ([moved], [images])
@@ -74,15 +81,16 @@ def diagnose(
         probabilities.append(torch.stack(accepted) if accepted else energies[-1][:0])
     energy = torch.cat(energies, dim=1)  # (K + 1, B)
     distance = torch.cat(squares, dim=2).mean(dim=2).sqrt()  # (K + 1, 3)
+    first_size = step_size[0] if isinstance(step_size, Sequence) else step_size
     if not (energy.isfinite().all() and distance.isfinite().all()):
         raise UserError(
             f"step_size: expected chains that stay finite over {steps} steps, found some that do not with "
-            f"{step_size:g}; choose a smaller one"
+            f"{first_size:g}; choose a smaller one"
         )
     latents, pixel_noise, pixels = distance.T.tolist()
     return ChainDiagnostics(
         chains=len(eps[0]),
-        step_size=step_size,
+        step_size=first_size,
         acceptance=torch.cat(probabilities, dim=1).mean(dim=1).tolist(),
         energy=energy.mean(dim=1).tolist(),
         autocorrelation=autocorrelation(energy).tolist(),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vaebm.chain.schedules import StepSize, numbered
 from vaebm.noise import NoiseSource
 from vaebm.system.shapes import PerImage
 
@@ -39,11 +40,12 @@ def langevin(
     eps: Sequence[Tensor],
     *,
     steps: int,
-    step_size: float,
+    step_size: StepSize,
     noise: NoiseSource,
+    temperature: float = 1.0,
     callback: Callable[[list[Tensor]], object] | None = None,
 ) -> list[Tensor]:
-    """Move chains towards exp(−U) by Langevin steps ε ← ε − η/2 ∇U(ε) + √η ω (VAEBM algorithm 1).
+    """Move chains towards exp(−U / T) by Langevin steps ε ← ε − η/2 ∇U(ε) + √(η T) ω (VAEBM algorithm 1, with T = 1).
 
     The stationary distribution has a bias of the order of the step size.
 
@@ -51,32 +53,39 @@ def langevin(
         potential: U of a list of noise tensors, one value per chain: (B,).
         eps: state of the chains, one tensor (B, …) per latent group, the pixels' last.
         steps: number of steps K.
-        step_size: η.
+        step_size: η, or one for each step.
         noise: source of ω, indexed by step (from 1) and by the chain's global index.
+        temperature: T.
         callback: called with the noise after each step.
 
     Returns:
         The new state, same shapes. `eps` is not modified.
     """
     state = [part.detach() for part in eps]
-    for step in range(1, steps + 1):
-        state = propose(evaluate(potential, state), step_size, noise.like(state, step))
+    for step, size in numbered(steps, step_size):
+        state = propose(evaluate(potential, state), size, noise.like(state, step), temperature)
         if callback is not None:
             callback(state)
     return state
 
 
 def transitions(
-    potential: PotentialFunction, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource
+    potential: PotentialFunction,
+    eps: Sequence[Tensor],
+    *,
+    steps: int,
+    step_size: StepSize,
+    noise: NoiseSource,
+    temperature: float = 1.0,
 ) -> Iterator[Transition]:
     """The steps of `langevin` one by one, with the same noise and states, each with its acceptance probability.
 
     K steps take K + 1 evaluations of the potential and its gradient, one more than `langevin`.
     """
     state = evaluate(potential, eps)
-    for step in range(1, steps + 1):
-        before, state = state, evaluate(potential, propose(state, step_size, noise.like(state.eps, step)))
-        yield Transition(state, acceptance(before, state, step_size))
+    for step, size in numbered(steps, step_size):
+        before, state = state, evaluate(potential, propose(state, size, noise.like(state.eps, step), temperature))
+        yield Transition(state, acceptance(before, state, size, temperature))
 
 
 def evaluate(potential: PotentialFunction, eps: Sequence[Tensor]) -> State:
@@ -89,28 +98,34 @@ def evaluate(potential: PotentialFunction, eps: Sequence[Tensor]) -> State:
 
 
 @torch.no_grad()
-def propose(state: State, step_size: float, omega: Sequence[Tensor]) -> list[Tensor]:
-    """ε − η/2 ∇U(ε) + √η ω (VAEBM algorithm 1)."""
+def propose(state: State, step_size: float, omega: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
+    """ε − η/2 ∇U(ε) + √(η T) ω (VAEBM algorithm 1)."""
     return [
-        e - 0.5 * step_size * g + math.sqrt(step_size) * w
+        e - 0.5 * step_size * g + math.sqrt(step_size * temperature) * w
         for e, g, w in zip(state.eps, state.gradient, omega, strict=True)
     ]
 
 
 @torch.no_grad()
-def acceptance(before: State, after: State, step_size: float) -> PerImage:
+def acceptance(before: State, after: State, step_size: float, temperature: float = 1.0) -> PerImage:
     """Metropolis–Hastings acceptance probability of a Langevin step from x to y, (B,) in double precision.
 
-    min(1, π(y) q(x|y) / (π(x) q(y|x))), π = exp(−U), q(y|x) = N(y; x − η/2 ∇U(x), η) (Roberts and Tweedie, 1996).
-    With g = ∇U(x), h = ∇U(y) and d = y − x, the log ratio is U(x) − U(y) + ½ (g + h) · (d + η/4 (g − h)). Nothing is
-    divided by η, so small steps lose no digits. The probability is 0 where U(y) is infinite or undefined.
+    min(1, π(y) q(x|y) / (π(x) q(y|x))), π = exp(−U/T), q(y|x) = N(y; x − η/2 ∇U(x), ηT) (Roberts and Tweedie, 1996).
+    With g = ∇U(x), h = ∇U(y) and d = y − x, the log ratio is U(x) − U(y) + ½ (g + h) · (d + η/4 (g − h)), over T.
+    Nothing is divided by η, so small steps lose no digits. The probability is 0 where U(y) is infinite or undefined.
 
     Args:
         before, after: states at x and y.
         step_size: η.
+        temperature: T.
     """
     log_ratio = before.potential.double() - after.potential.double()
     for x, y, g, h in zip(before.eps, after.eps, before.gradient, after.gradient, strict=True):
         x, y, g, h = (part.double() for part in (x, y, g, h))
         log_ratio = log_ratio + 0.5 * ((g + h) * (y - x + 0.25 * step_size * (g - h))).flatten(1).sum(1)
+    return probability(log_ratio / temperature, after)
+
+
+def probability(log_ratio: PerImage, after: State) -> PerImage:
+    """min(1, exp(log ratio)), (B,); 0 where U(after) is infinite or undefined."""
     return torch.where(after.potential.isfinite(), log_ratio.clamp(max=0.0).exp().nan_to_num(nan=0.0), 0.0)

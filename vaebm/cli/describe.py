@@ -138,7 +138,8 @@ def nvae_costs(nvae: NVAE, experiment: Experiment) -> Costs:
 def ebm_costs(vaebm: VAEBM, experiment: Experiment, decoding: float) -> tuple[Costs, Costs | None]:
     """Costs of the energy's training and of the stage `samples`; `decoding`: FLOP of a decoded image."""
     assert vaebm.energy is not None and experiment.ebm is not None
-    training, steps, batch = experiment.ebm.training, experiment.ebm.chain.steps, experiment.ebm.training.batch
+    training, steps = experiment.ebm.training, experiment.ebm.chain.gradient_evaluations
+    batch = training.batch
     share = -(-batch // max(experiment.resources.ebm.gpu, 1))
     energy, update = energy_update(vaebm.energy, blank(vaebm.nvae, share)[0])
     step = langevin_step(vaebm, share)
@@ -156,7 +157,7 @@ def ebm_costs(vaebm: VAEBM, experiment: Experiment, decoding: float) -> tuple[Co
     if (samples := experiment.samples) is None:
         return costs, None
     memory = both + prepared + samples.batch * step.activations // share
-    return costs, {"memory": memory, "total": samples.count * (samples.chain.steps * a_step + decoding)}
+    return costs, {"memory": memory, "total": samples.count * (samples.chain.gradient_evaluations * a_step + decoding)}
 
 
 def describe_experiment(path: Path, throughput: float, changes: Sequence[str] = ()) -> str:

@@ -17,6 +17,7 @@ from vaebm.config.ebm import (
     EnergyNetworkSettings,
     GuardSettings,
     KernelFacts,
+    LangevinSettings,
     NetworkSettings,
 )
 from vaebm.config.evaluation import (
@@ -38,7 +39,7 @@ __all__ = [
     "BASELINE", "CPUResources", "ChainSettings", "ClassifierSettings", "DATASETS", "DataSettings", "DatasetFacts",
     "EBMSettings", "EBMTrainingSettings", "ENERGIES", "EXTRACTORS", "EnergyFacts", "EnergyNetworkSettings",
     "EvaluationSettings", "Experiment", "ExtractorFacts", "ExtractorSettings", "GPUResources", "GuardSettings",
-    "KERNELS", "KernelFacts", "METRICS", "MetricSettings", "NVAENetworkSettings", "NVAESettings",
+    "KERNELS", "KernelFacts", "LangevinSettings", "METRICS", "MetricSettings", "NVAENetworkSettings", "NVAESettings",
     "NVAETrainingSettings", "NetworkSettings", "Resources", "S", "STAGES", "SamplesSettings", "Settings", "Stage",
     "Variant", "WGANSettings", "fingerprint",
 ]  # fmt: skip

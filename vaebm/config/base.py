@@ -104,7 +104,8 @@ class Choice(Settings):
     @classmethod
     def _as_entry(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(value, Choice) and value.registry is cls.registry:
-            return value  # type: ignore[return-value]  # a plug-in's
+            model = cls.model_of({cls.tag: getattr(value, cls.tag)})  # perhaps a plug-in's
+            return value if isinstance(value, model) else model.model_validate(dict(value))
         value = {cls.tag: value} if isinstance(value, str) else value
         model = cls.model_of(value)
         if model is cls:

@@ -1,6 +1,6 @@
 """Settings of stage `ebm`."""
 
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
@@ -61,16 +61,56 @@ class EnergyNetworkSettings(NetworkSettings):
 
 
 class ChainSettings(Choice):
-    """Langevin chain in noise space (VAEBM section 3.2, algorithm 1)."""
+    """Chain of a plug-in's kernel."""
 
     registry = KERNELS
     tag: ClassVar = "kernel"
     kernel: Annotated[str, Registered(KERNELS)] = later("langevin")
     """Name of a registered transition kernel."""
     steps: NonNegativeInt
-    """K, number of Langevin steps."""
+    """K, number of steps."""
     step_size: PositiveFloat
-    """η in ε ← ε − η/2 ∇U(ε) + √η ω."""
+    """η in ε ← ε − η/2 ∇U(ε) + √η ω; √η is the time step of `underdamped`."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The values, without those of settings added later that have their default."""
+        return {name: getattr(self, name) for name in self.model_dump()}
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients of U that each chain computes."""
+        return self.steps and self.steps + KERNELS[self.kernel].first
+
+    @property
+    def off(self) -> "ChainSettings":
+        """The settings of no chain."""
+        return self.model_copy(update={"steps": 0, "step_size": 1.0})
+
+
+class LangevinSettings(ChainSettings):
+    """Chain in noise space (VAEBM section 3.2, algorithm 1)."""
+
+    schedule: Literal["constant", "linear", "cosine"] = later("constant")
+    """Law of η: constant, or a decay from `step_size` at the first step to `final_step_size` at the last."""
+    final_step_size: PositiveFloat | None = later(None)
+    """η at the end of a decay; None: a tenth of `step_size`."""
+    temperature: PositiveFloat = later(1.0)
+    """T, factor of the noise's variance, in ε ← ε − η/2 ∇U(ε) + √(η T) ω: chains move towards exp(−U / T)."""
+
+    friction: PositiveFloat = later(1.0)
+    """γ of `underdamped`: a step of size η keeps exp(−γ √η) of the momentum."""
+
+    @model_validator(mode="after")
+    def _momenta_have_friction(self) -> Self:
+        if isinstance(self, LangevinSettings) and self.friction != 1.0 and self.kernel != "underdamped":
+            raise ValueError(f"friction belongs to kernel underdamped, found kernel {self.kernel}")
+        return self
+
+    @property
+    def off(self) -> "LangevinSettings":
+        """The settings of no chain."""
+        return LangevinSettings(steps=0, step_size=1.0)
 
 
 class EnergyFacts(NamedTuple):
@@ -87,10 +127,21 @@ class KernelFacts(NamedTuple):
     run: Implementation
     """Function like `chain.langevin.langevin`; its keywords are the settings but `kernel`, `noise` and `callback`."""
     settings: type[ChainSettings] = ChainSettings
+    first: int = 0
+    """Gradients that a chain computes before its first step; then it is one for each step."""
+    transitions: Implementation | None = None
+    """Function like `chain.langevin.transitions`, for diagnostics."""
 
 
 ENERGIES.own.update(residual=EnergyFacts("vaebm.energy.network:EnergyNetwork", EnergyNetworkSettings))
-KERNELS.own.update(langevin=KernelFacts("vaebm.chain.langevin:langevin"))
+_CHAIN = "vaebm.chain"
+KERNELS.own.update(
+    langevin=KernelFacts(f"{_CHAIN}.langevin:langevin", LangevinSettings, 0, f"{_CHAIN}.langevin:transitions"),
+    mala=KernelFacts(f"{_CHAIN}.mala:mala", LangevinSettings, 1, f"{_CHAIN}.mala:mala_transitions"),
+    underdamped=KernelFacts(
+        f"{_CHAIN}.underdamped:underdamped", LangevinSettings, 0, f"{_CHAIN}.underdamped:underdamped_transitions"
+    ),
+)
 
 
 class ReplaySettings(Settings):
@@ -162,7 +213,7 @@ class SelectionSettings(Settings):
     """Number of last good snapshots to compare, including the end of the training; 1: take the last."""
     images: Several = 1000
     """Images per snapshot, and as many training images, to compare."""
-    chain: SerializeAsAny[ChainSettings] | None = None
+    chain: SerializeAsAny[LangevinSettings] | None = None
     """Chain used to compare snapshots; default: training chain. The longer test chain separates them better."""
 
 
@@ -175,7 +226,7 @@ class EBMSettings(ModelSettings):
     the ablation's energy on images without an NVAE."""
     start: Start = "prior"
     """Start of the chains: samples of the NVAE's prior, or uniform noise (`pixels` only)."""
-    chain: SerializeAsAny[ChainSettings]
+    chain: SerializeAsAny[LangevinSettings]
     """Training chain."""
     replay: ReplaySettings | None = None
     """Replay buffer; None: no chain continues an earlier one."""

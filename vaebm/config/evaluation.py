@@ -17,7 +17,7 @@ from pydantic import (
 from vaebm.config.base import MOST_CHANNELS, ByName, Choice, NonNegativeInt, Registered, Settings, Several, later
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
-from vaebm.config.ebm import ChainSettings
+from vaebm.config.ebm import LangevinSettings
 from vaebm.system.plugins import Implementation, Registry
 
 
@@ -35,7 +35,7 @@ class SamplesSettings(Settings):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """`tf32`: TF32 convolutions and matrix products on NVIDIA GPUs. `bfloat16`: TF32, and bfloat16 features of both
     networks within chains."""
-    chain: SerializeAsAny[ChainSettings]
+    chain: SerializeAsAny[LangevinSettings]
     """Test chain; the variant `nvae` takes no steps."""
 
     @model_validator(mode="after")
@@ -164,6 +164,17 @@ class StepsSettings(Settings):
         return counts
 
 
+class AnnealedSettings(Settings):
+    """Annealed importance sampling of log Z (Neal, 2001), from the NVAE to VAEBM by Metropolis-corrected steps."""
+
+    chains: Several = 500
+    """Number of chains."""
+    temperatures: PositiveInt = 100
+    """K, values of β from 0 to 1, with a step and a gradient each; the more, the larger the effective sample size."""
+    step_size: PositiveFloat = 0.1
+    """η of the steps; no bias depends on it."""
+
+
 Derived = Literal["interpolation", "turned", "photographs"]
 """OOD sets made from the held-out images or in their shape."""
 DERIVED: tuple[str, ...] = get_args(Derived)
@@ -207,6 +218,8 @@ class EvaluationSettings(Settings):
     """Posterior samples per image, for the ELBO and the importance-weighted log-likelihood."""
     ood: list[OODEntry] = []
     """OOD sets, scored by log p(x) − E(x) against held-out images: names, or sections like `data`."""
+    annealed: AnnealedSettings | None = later(None)
+    """Annealed importance sampling of log Z; None: importance sampling alone, from the first `steps.images` samples."""
     metrics: list[Annotated[MetricSettings, ByName(MetricSettings)]] = later([])
     """Further metrics, of plug-ins: names, or sections with `name` and the metric's settings."""
     further_extractors: list[Annotated[ExtractorSettings, ByName(ExtractorSettings)]] = later([])

@@ -127,7 +127,7 @@ class Experiment(Settings):
         if self.samples is None or self.stage_of(variant).name == "images":
             return None
         if self.stage_of(variant).name != "ebm":
-            return with_changes(self.samples, {"chain": {"steps": 0, "step_size": 1.0}}, variant)
+            return self.samples.model_copy(update={"chain": self.samples.chain.off})
         return with_changes(self.samples, self.every_variant[variant].samples, f"variants.{variant}.samples")
 
     @model_validator(mode="after")

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from vaebm import plots
 from vaebm.chain.diagnostics import diagnose
-from vaebm.config import EBMSettings
+from vaebm.chain.schedules import keywords
+from vaebm.config import KERNELS, EBMSettings
 from vaebm.data import ImageSet
 from vaebm.ebm.contrastive_divergence import positives
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource, batches
 from vaebm.system.errors import UserError
+from vaebm.system.plugins import imported
 from vaebm.training.loop import Training
 
 COUNT = 500
@@ -62,13 +64,13 @@ def save_ebm_plots(
     }
     steps, along = stage.chain.steps, list[Tensor]()
     try:
-        if stage.chain.kernel != "langevin":
+        if (walk := KERNELS[stage.chain.kernel].transitions) is None:
             raise UserError(
-                f"chain.kernel: expected langevin, which these diagnostics are for, found {stage.chain.kernel}"
+                f"chain.kernel: expected one with transitions, which diagnostics need, found {stage.chain.kernel}"
             )
         diagnosed = diagnose(
             lambda eps: vaebm.potential(eps[:-1], eps[-1]),
-            [*eps_z, eps_x], observe, steps=steps, step_size=stage.chain.step_size, noise=noise, batch=batch,
+            [*eps_z, eps_x], observe, noise=noise, batch=batch, walk=imported(walk), **keywords(stage.chain),
         )  # fmt: skip
         shown["start of the chains"] = torch.cat(along[:: steps + 1])
         shown["end of the chains"] = torch.cat(along[steps :: steps + 1])

@@ -33,7 +33,12 @@ class Stop(NamedTuple):
 
 @torch.no_grad()
 def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], chain: ChainSettings) -> list[Stop]:
-    """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`."""
+    """Run the chains of this noise and record them after each of the increasing numbers of steps `counts`.
+
+    With a decay of the step size each number is a chain of its own.
+    """
+    if len(counts) > 1 and getattr(chain, "schedule", "constant") != "constant":
+        return [stops(model, noise, [count], chain)[0] for count in counts]
     assert (energy := model.energy) is not None
     potential, taken, began = model.chain_potential(), itertools.count(), time.monotonic()
     eps_z, eps_x = model.initial_noise(noise)

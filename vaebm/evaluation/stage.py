@@ -12,6 +12,7 @@ from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
 from vaebm.evaluation.inputs import Files, Inputs, ModelInputs, load, load_models
 from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_likelihood
+from vaebm.evaluation.normalizer import Normalized, measure_normalizer
 from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
 from vaebm.model import VAEBM, Estimates
@@ -36,6 +37,9 @@ from vaebm.system.plugins import imported
 
 TRAIN_AGAIN = "train the models again, with a smaller learning rate"
 """What to do about a figure that is not finite."""
+
+NO_PAIR = Normalized({}, {}, {})
+"""Of a model without an energy or without log p(x)."""
 
 TRAIN = 3000
 """Maximum number of training images for the ELBO: the first ones."""
@@ -102,17 +106,20 @@ def of_real_images(inputs: ModelInputs) -> tuple[Estimates, Estimates]:
     return estimates(inputs, held_out), estimates(inputs, train)
 
 
-def model_metrics(inputs: ModelInputs, model: VAEBM, pictures: Path) -> tuple[Measurements, OODRecord | None]:
+def model_metrics(inputs: Inputs, model: VAEBM, pictures: Path) -> tuple[Measurements, Normalized, OODRecord | None]:
     """Compute likelihoods and, unless it is separate, out-of-distribution detection; draw interpolations."""
     of_held_out, of_train = of_real_images(inputs)
     if not inputs.no_likelihood_reason:
         held_out = inputs.images.split("heldout")[0]
         plots.interpolations(model, held_out, inputs.seed, pictures / "interpolations.png")
-    metrics = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples)
+    metrics, pair = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples), NO_PAIR
+    if model.energy is not None and not inputs.no_likelihood_reason:
+        pair = measure_normalizer(model, inputs.settings, of_held_out, inputs.sampling_seed, inputs.sampling.batch)
+    metrics |= pair.metrics
     if inputs.ood_is_separate:
-        return metrics, None
+        return metrics, pair, None
     found, record = ood_metrics(inputs, of_held_out, of_train, pictures)
-    return metrics | found, record
+    return metrics | found, pair, record
 
 
 def ood_metrics(
@@ -174,15 +181,15 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     inputs, pictures = load(files, device), files.metrics.parent / "pictures"
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
     metrics = sample_metrics(inputs, pictures)
-    of_sets, steps, potential, positives = None, None, None, None
+    of_sets, steps, potential, positives, pair = None, None, None, None, NO_PAIR
     if model is not None:
-        of_model, of_sets = model_metrics(inputs, model, pictures)
+        of_model, pair, of_sets = model_metrics(inputs, model, pictures)
         metrics |= of_model | sampling_time.measure_sampling_time(inputs.shards)
         if model.energy is not None:
             steps, potential, positives = along_chain(inputs, model, pictures), model.potential_kind, model.positives
     metrics |= plugin_metrics(inputs)
     sets = list(inputs.settings.ood_sets)
-    unavailable = unavailable_metrics(sets, inputs.no_likelihood_reason)
+    unavailable = unavailable_metrics(sets, inputs.no_likelihood_reason) | pair.without
     if SECONDS_PER_50.pattern not in metrics:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
         unavailable[SECONDS_PER_50.pattern] = reason
@@ -200,12 +207,13 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         metrics=metrics,
         steps=steps,
         ood=of_sets,
+        normalizers=pair.records,
         without=unavailable,
         real=heldout,
         extractor=inputs.extractor.describe(images.shape),
         further_extractors=[one.describe(images.shape) for one, _ in inputs.further],
         modes_by=inputs.mode_extractor.describe(images.shape) if separate else None,
-        chain=ChainRecord(**dict(sampling.chain), potential=potential, positives=positives, stretch=sampling.stretch),
+        chain=ChainRecord(**sampling.chain.chosen, potential=potential, positives=positives, stretch=sampling.stretch),
         data=images.hash,
         users=images.users,
         **provenance.merged([*map(dict, inputs.trained.values()), provenance.commit()]),

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaebm.chain.langevin import PotentialFunction, langevin
+from vaebm.chain.schedules import keywords
 from vaebm.config import KERNELS, ChainSettings
 from vaebm.fast.energy import PreparedEnergy
 from vaebm.fast.potential import PreparedPotential
@@ -25,31 +27,43 @@ def run_chain(
     callback: Callable[[list[Tensor]], object] | None = None,
 ) -> list[Tensor]:
     """Run a chain with the kernel of its settings; arguments and result are those of `langevin`."""
-    if chain.kernel == "langevin" and callback is None:
-        return run_langevin(potential, eps, steps=chain.steps, step_size=chain.step_size, noise=noise)
-    settings = {name: value for name, value in chain if name != chain.tag}
-    return imported(KERNELS[chain.kernel].run)(potential, eps, **settings, noise=noise, callback=callback)
+    kernel, settings = imported(KERNELS[chain.kernel].run), keywords(chain)
+    if callback is not None or chain.kernel in KERNELS.plugins:
+        return kernel(potential, eps, **settings, noise=noise, callback=callback)
+    if chain.kernel == "langevin" and settings == {"steps": chain.steps, "step_size": chain.step_size}:
+        return run_langevin(potential, eps, noise=noise, **settings)
+    return share_out(kernel, potential, eps, noise, **settings)
 
 
 def run_langevin(
     potential: PotentialFunction, eps: Sequence[Tensor], *, steps: int, step_size: float, noise: NoiseSource
 ) -> list[Tensor]:
-    """Run `langevin`; prepared potentials use a CUDA graph on a GPU, and several threads for large images on a CPU.
+    """Run `langevin`; prepared potentials use a CUDA graph on a GPU."""
+    prepared = potential if isinstance(potential, PreparedPotential) else None
+    if eps[0].is_cuda and steps > 1 and prepared and isinstance(prepared.energy, PreparedEnergy):
+        return prepared.replay(eps, steps=steps, step_size=step_size, noise=noise)
+    return share_out(langevin, potential, eps, noise, steps=steps, step_size=step_size)
+
+
+def share_out(
+    kernel: Callable[..., list[Tensor]],
+    potential: PotentialFunction,
+    eps: Sequence[Tensor],
+    noise: NoiseSource,
+    **settings: Any,
+) -> list[Tensor]:
+    """Run a kernel; prepared potentials use several threads for large images on a CPU.
 
     Threads with chains of their own synchronise once, at the end. torch's threads synchronise after each operation.
     """
-    device, chains = eps[0].device, len(eps[0])
-    prepared = potential if isinstance(potential, PreparedPotential) else None
-    if device.type == "cuda" and steps > 1 and prepared and isinstance(prepared.energy, PreparedEnergy):
-        return prepared.replay(eps, steps=steps, step_size=step_size, noise=noise)
-    all_threads = torch.get_num_threads()
+    chains, all_threads = len(eps[0]), torch.get_num_threads()
     threads = min(all_threads, chains // 16)  # with fewer images torch chooses a slower convolution in a single thread
-    if threads < 2 or eps[-1][0].numel() < MIN_IMAGE_VALUES or device.type != "cpu" or not prepared:
-        return langevin(potential, eps, steps=steps, step_size=step_size, noise=noise)
+    large = eps[-1][0].numel() >= MIN_IMAGE_VALUES and not eps[0].is_cuda
+    if threads < 2 or not large or not isinstance(potential, PreparedPotential):
+        return kernel(potential, eps, noise=noise, **settings)
 
     def run_part(part: slice) -> list[Tensor]:
-        own = noise.at(noise.index[part])
-        return langevin(potential, [each[part] for each in eps], steps=steps, step_size=step_size, noise=own)
+        return kernel(potential, [each[part] for each in eps], noise=noise.at(noise.index[part]), **settings)
 
     parts = [slice(number * chains // threads, (number + 1) * chains // threads) for number in range(threads)]
     try:

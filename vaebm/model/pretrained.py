@@ -10,7 +10,7 @@ from torch import nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
 from vaebm.config.base import Settings
-from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
+from vaebm.config.ebm import LangevinSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_yaml, validate
 from vaebm.records.templates import render
 from vaebm.system.checkpoint import load_model, save_model
@@ -31,7 +31,7 @@ class PretrainedConfig(Settings):
     potential: PotentialKind
     start: Start
     positives: Positives
-    chain: SerializeAsAny[ChainSettings]
+    chain: SerializeAsAny[LangevinSettings]
     """The test chain."""
 
 

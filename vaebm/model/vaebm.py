@@ -12,7 +12,7 @@ from torch import nn
 
 from vaebm.chain.langevin import PotentialFunction
 from vaebm.config import BASELINE, SamplesSettings
-from vaebm.config.ebm import ChainSettings, Positives, PotentialKind, Start
+from vaebm.config.ebm import ChainSettings, LangevinSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
 from vaebm.energy.network import build_energy, load_energy
@@ -28,7 +28,7 @@ from vaebm.system.files import model_of, seed_folder
 from vaebm.system.precision import chain_dtype
 from vaebm.system.shapes import GreyImages, Images, Latents, Paths, PerImage
 
-NO_CHAIN = ChainSettings(steps=0, step_size=1.0)
+NO_CHAIN = LangevinSettings(steps=0, step_size=1.0)
 
 
 class VAEBM(HubModel):

@@ -135,6 +135,16 @@ LOG_LIKELIHOOD = replace(
     ELBO, quantity="log-likelihood", pattern="log-likelihood",
     sentence="Importance-weighted log p(x) of held-out images, in nats per dimension; range as of the ELBO.",
 )  # fmt: skip
+LOG_LIKELIHOOD_ENERGY = replace(
+    LOG_LIKELIHOOD, pattern="log-likelihood-energy",
+    sentence="log p(x) − E(x) − log Z of held-out images, log Z by importance sampling, whose bias raises the value "
+    "(Burda et al., 2016), in nats per dimension; range as of the ELBO.",
+)  # fmt: skip
+LOG_LIKELIHOOD_ANNEALED = replace(
+    LOG_LIKELIHOOD, pattern="log-likelihood-annealed",
+    sentence="The same with log Z by annealed importance sampling, whose smaller bias raises the value too (Neal, "
+    "2001), in nats per dimension; range as of the ELBO.",
+)  # fmt: skip
 BITS_PER_DIMENSION = replace(
     ELBO, quantity="bits-per-dimension", pattern="bits-per-dimension", better="↓",
     sentence="Negative log-likelihood of held-out images by a discrete decoder, in bits per dimension; from 0.",
@@ -182,7 +192,8 @@ DETECTION = {(quantity, score): _detection(quantity, score) for quantity in MEAN
 STANDARD_METRICS = (
     FD, FD_HELDOUT, FD_STRETCHED, FD_INFINITE, KID, IS, PRECISION, RECALL, DENSITY, COVERAGE, AUTHENTICITY,
     NEIGHBOUR_RATIO, MODES, MODES_FLOOR, KL, KL_FLOOR, *DETECTION.values(),
-    ELBO, ELBO_TRAIN, LOG_LIKELIHOOD, BITS_PER_DIMENSION, SECONDS_PER_50,
+    ELBO, ELBO_TRAIN, LOG_LIKELIHOOD, LOG_LIKELIHOOD_ENERGY, LOG_LIKELIHOOD_ANNEALED, BITS_PER_DIMENSION,
+    SECONDS_PER_50,
 )  # fmt: skip
 """All metrics but those of plug-ins, in the order of the tables."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, ConfigDict, Field, RootModel, model_serializer, model_validator
 
-from vaebm.config import Settings
+from vaebm.config import KERNELS, Settings
 from vaebm.config.base import later
 from vaebm.records.metrics import metric
 from vaebm.records.training import Changed, FolderName, TrainingRecord
@@ -114,6 +114,19 @@ class AlongChain(Settings):
         return values | {name: found for name, found in costs.items() if found is not None}
 
 
+class NormalizerRecord(Settings):
+    """Estimate of log Z, the logarithm of the mean of draws' weights."""
+
+    log_z: float
+    standard_error: float
+    """To first order; it says little where the effective sample size is small."""
+    effective: float
+    """Effective sample size (Σ w)² / Σ w² of the weights w."""
+    draws: int
+    bias: str
+    """Direction: `low`, so a log-likelihood by it is high."""
+
+
 class OODSource(Settings):
     """An out-of-distribution set; all but `images` belong to prepared sets."""
 
@@ -157,7 +170,7 @@ class ExtractorRecord(Settings):
 
 
 class ChainRecord(Settings, extra="allow"):
-    """The test chain, with the settings of a plug-in's kernel."""
+    """The test chain, with the settings of its kernel that differ from their default."""
 
     steps: int
     step_size: float
@@ -166,6 +179,11 @@ class ChainRecord(Settings, extra="allow"):
     positives: str | None = None
     """Setting of the energy's training; both are None without an energy."""
     stretch: bool
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients of U that each chain computed."""
+        return self.steps and self.steps + (KERNELS[self.kernel].first if self.kernel in KERNELS else 0)
 
 
 class ForeignImages(Settings):
@@ -186,6 +204,8 @@ class RunRecord(Settings):
     metrics: dict[MetricName, Measurement]
     steps: AlongChain | None = later(None)
     ood: OODRecord | None = None
+    normalizers: dict[MetricName, NormalizerRecord] = later({})
+    """Metric → the estimate of log Z in it."""
     without: dict[MetricName, str]
     """Metric → why it has no value."""
     real: dict[MetricName, Measurement]

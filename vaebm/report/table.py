@@ -86,7 +86,9 @@ def chain_of(record: VariantRecord) -> str:
     chain, steps = record.chain, "images of another program" if record.foreign else "no chain"
     if chain.steps:
         kernel = "" if chain.kernel == "langevin" else f"{chain.kernel}, "
-        steps = f"{kernel}{chain.steps} steps of {chain.step_size:g}, potential {chain.potential}"
+        further = "".join(f", {name} {value}" for name, value in (chain.model_extra or {}).items())
+        further += f", {chain.gradient_evaluations} gradients" * (chain.gradient_evaluations > chain.steps)
+        steps = f"{kernel}{chain.steps} steps of {chain.step_size:g}{further}, potential {chain.potential}"
     return steps + ", each image stretched" * chain.stretch
 
 

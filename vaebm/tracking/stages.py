@@ -10,7 +10,7 @@ from typing import Any
 from vaebm.config import BASELINE, SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_experiment, read_yaml, validate
 from vaebm.records.files import METRICS_RECORD, TRAINING_RECORD, dump, read_record, read_run
-from vaebm.records.results import MirroredRun, Numbers, RunRecord, VariantRecord
+from vaebm.records.results import ChainRecord, MirroredRun, Numbers, RunRecord, VariantRecord
 from vaebm.records.training import ClassifierRecord, TrainingRecord
 from vaebm.system.files import model_of
 
@@ -208,7 +208,8 @@ def _sources(run_folder: Path, facts: RunRecord) -> tuple[dict[str, Any], dict[s
     file = run_folder / "samples" / "samples.yaml"
     sampling = {"samples": read_yaml(file)["samples"]}
     chosen = validate(SamplesSettings, sampling["samples"], f"{file}: samples")
-    same_chain = facts.chain.model_copy(update={**dict(chosen.chain), "stretch": chosen.stretch}) == facts.chain
+    of_energy: dict[str, Any] = {"potential": facts.chain.potential, "positives": facts.chain.positives}
+    same_chain = ChainRecord(**chosen.chain.chosen, **of_energy, stretch=chosen.stretch) == facts.chain
     networks = {name: one.model for name, one in trained.items()}
     if not (same_chain and {*networks.values()} <= {*facts.models.values()}):
         return None

@@ -1,0 +1,54 @@
+"""Annealed importance sampling (Neal, 2001) in noise space."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vaebm.chain.langevin import PotentialFunction, State, acceptance, evaluate, propose
+from vaebm.chain.mala import accept
+from vaebm.noise import NoiseSource
+from vaebm.system.shapes import PerImage
+
+
+@torch.no_grad()
+def annealed_log_weights(
+    potential: PotentialFunction, eps: Sequence[Tensor], *, temperatures: int, step_size: float, noise: NoiseSource
+) -> PerImage:
+    """ln w of chains along U_β = (1 − β) ½‖ε‖² + β U(ε), β = 0, 1/K, …, 1, with E[w] = ∫ exp(−U) dε / (2π)^(n/2).
+
+    Between two values of β, each chain makes one step of `mala`, which keeps exp(−U_β) invariant at any step size.
+    K temperatures take K gradients.
+
+    Args:
+        potential: U.
+        eps: standard normal noise of n dimensions, the start of the chains.
+        temperatures: K.
+        step_size: η.
+        noise: as for `mala`.
+
+    Returns:
+        (B,), in double precision.
+    """
+    state = evaluate(potential, eps)
+    log_weights = torch.zeros_like(state.potential, dtype=torch.float64)
+    for step in range(1, temperatures + 1):
+        log_weights += (_half_square(state) - state.potential.double()) / temperatures
+        if step < temperatures:
+            beta = step / temperatures
+            before = _tempered(state, beta)
+            proposal = evaluate(potential, propose(before, step_size, noise.like(state.eps, step)))
+            probability = acceptance(before, _tempered(proposal, beta), step_size)
+            state = accept(state, proposal, probability, noise, step)
+    return log_weights
+
+
+def _half_square(state: State) -> PerImage:
+    """½‖ε‖², (B,) in double precision."""
+    return 0.5 * torch.stack([part.double().square().flatten(1).sum(1) for part in state.eps]).sum(0)
+
+
+def _tempered(state: State, beta: float) -> State:
+    """The state with U_β and its gradient."""
+    gradient = [beta * g + (1 - beta) * e for g, e in zip(state.gradient, state.eps, strict=True)]
+    return State(state.eps, beta * state.potential.double() + (1 - beta) * _half_square(state), gradient)
