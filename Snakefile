@@ -13,6 +13,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/data.smk"
 include: "workflow/rules/nvae.smk"
+include: "workflow/rules/prior.smk"
 include: "workflow/rules/ebm.smk"
 include: "workflow/rules/samples.smk"
 include: "workflow/rules/evaluation.smk"

@@ -46,6 +46,10 @@ class NoiseSource:
         """The same source for other samples."""
         return replace(self, index=index)
 
+    def derived(self, purpose: str) -> Self:
+        """Independent noise of the same samples, for a part of this purpose."""
+        return replace(self, purpose=f"{self.purpose}/{purpose}")
+
     def normal(
         self, shapes: Shapes, *, step: int = 0, device: Device = "cpu", dtype: torch.dtype = torch.float32
     ) -> list[Tensor]:

@@ -15,6 +15,7 @@ from vaebm.ebm.contrastive_divergence import (
     positives,
 )
 from vaebm.ebm.replay_buffer import ReplayBuffer
+from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.model import build_model
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.layers import convolution_weights
@@ -63,11 +64,12 @@ class EBMTrainer:
         energy: initialised, same device and dtype.
         stage: the settings.
         seed: of noise, data order, replay draws and initial singular vectors.
+        prior: frozen energy on noise, part of the potential and of the chains' starts; None: none.
     """
 
-    def __init__(self, nvae: NVAE, energy: nn.Module, stage: EBMSettings, seed: int):
+    def __init__(self, nvae: NVAE, energy: nn.Module, stage: EBMSettings, seed: int, prior: NoiseEnergy | None = None):
         self.energy, self.stage, self.seed = energy, stage, seed
-        self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives)
+        self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives, prior)
         self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
         self.nvae = nvae
         training = stage.training
