@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,10 +49,9 @@ class Posteriors(nn.Module):
     def as_input(self, images: Tensor, noise: NoiseSource) -> Tensor:
         return images
 
-    def forward(self, x: Tensor, noise: NoiseSource) -> Any:
+    def posterior(self, x: Tensor, noise: NoiseSource) -> tuple[list[Any], None]:
         (eps,) = noise.normal(self.latent_shapes)
-        draw = type("Draw", (), {"eps": MEAN + DEVIATION * eps})
-        return type("Output", (), {"draws": [draw]})
+        return [SimpleNamespace(eps=MEAN + DEVIATION * eps)], None
 
 
 def trainer(**changes: Any) -> PriorTrainer:
@@ -109,14 +109,14 @@ def test_a_further_round_is_trained_against_chains_of_those_before() -> None:
         one.step(step)
     one.validate(99)
     one.step(100)
-    pool = one._pool[0]
+    pool = one._pool
     assert abs(float(pool.mean()) - MEAN) < 0.15 and abs(float(pool.std()) - DEVIATION) < 0.15
     assert all(parameter.requires_grad for parameter in one.prior.networks[1].parameters())
     assert not any(parameter.requires_grad for parameter in one.prior.networks[0].parameters())
     other = trainer(rounds=2, iterations=100, negatives=256, chain={"steps": 60, "step_size": 0.1})
     other.load_state_dict(one.state_dict())
     other.step(101)
-    assert torch.equal(other._pool[0], pool)
+    assert torch.equal(other._pool, pool)
 
 
 # -------------------------------------------------------------------------------------------------------------- a model

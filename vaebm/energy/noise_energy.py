@@ -57,10 +57,10 @@ class NoiseEnergy(nn.Module):
             NoiseNetwork(dimensions, settings.hidden, settings.dropout) for _ in range(settings.rounds)
         )
 
-    def forward(self, eps: Sequence[Latents]) -> PerImage:
-        """Energies (B,) of the noise of each latent group, in decoding order."""
+    def forward(self, eps: Sequence[Latents], rounds: int | None = None) -> PerImage:
+        """Energies (B,) of the noise of each latent group, in decoding order; `rounds`: of the first networks."""
         flat = one_vector(eps)
-        return torch.stack([network(flat) for network in self.networks]).sum(0)
+        return torch.stack([network(flat) for network in self.networks[:rounds]]).sum(0)
 
 
 def one_vector(eps: Sequence[Latents]) -> Tensor:

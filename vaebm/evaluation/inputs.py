@@ -256,7 +256,7 @@ def load_models(
     """
     folder, own = run_folder(output), energy or prior or nvae
     if nvae is None and own is not None:
-        raise UserError("--energy, --prior: expected the NVAE below it too (--nvae), found none")
+        raise UserError(f"--{'energy' if energy else 'prior'}: expected the NVAE below it too (--nvae), found none")
     if own is not None and own.absolute().parent != folder:
         raise UserError(
             f"{output}: expected the model of this run, "

@@ -5,7 +5,6 @@ the log ratio of their densities, so that N(ε; 0, I) exp(logit) is the aggregat
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from vaebm.config import NoiseEnergySettings, PriorSettings
 from vaebm.config.base import plugins_in
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
-from vaebm.energy.noise_energy import NoiseEnergy, NoiseNetwork, one_vector
+from vaebm.energy.noise_energy import NoiseEnergy, one_vector
 from vaebm.fast import half_square, run_chain
 from vaebm.noise import NoiseSource, batches, derive
 from vaebm.nvae.model import NVAE, load_nvae
@@ -59,28 +58,23 @@ class PriorTrainer:
         kept = max(round(stage.validation * len(images)), 1)
         self.images, self.validation_images = images[order[kept:]], images[order[:kept]]
         self.best: dict[str, Any] = {"loss": math.inf, "step": -1, "weights": {}}
-        self._round, self._pool, self._validation = -1, list[Tensor](), (torch.empty(0), torch.empty(0))
+        self._round, self._pool, self._validation = -1, torch.empty(0), (torch.empty(0), torch.empty(0))
 
     @torch.no_grad()
     def posterior(self, images: Tensor, purpose: str, index: range) -> Tensor:
         """One draw of q(ε|x) for each of the images (B, C, H, W) uint8, (B, D)."""
         noise = NoiseSource(self.seed, purpose, index)
-        out = self.nvae(self.nvae.as_input(images, noise.derived("input")), noise=noise)
-        return one_vector([draw.eps for draw in out.draws])
+        draws, _ = self.nvae.posterior(self.nvae.as_input(images, noise.derived("input")), noise=noise)
+        return one_vector([draw.eps for draw in draws])
 
     def negatives(self, number: int, purpose: str, index: range) -> Tensor:
         """Draws (B, D) of the prior with the networks before round `number`: N(0, I), then chains."""
         noise = NoiseSource(self.seed, purpose, index)
         eps = noise.normal(self.nvae.latent_shapes, device=self.nvae.device, dtype=self.nvae.dtype)
         if number:
-            eps = run_chain(
-                self._potential(self.prior.networks[:number]), eps, self.stage.chain, noise.derived("chain")
-            )
+            source = noise.derived("chain")
+            eps = run_chain(lambda eps: self.prior(eps, number) + half_square(*eps), eps, self.stage.chain, source)
         return one_vector(eps)
-
-    @staticmethod
-    def _potential(networks: Sequence[NoiseNetwork]) -> Any:
-        return lambda eps: torch.stack([network(one_vector(eps)) for network in networks]).sum(0) + half_square(*eps)
 
     def _begin(self, number: int) -> None:
         """Draw what a round takes again and again: the validation's noise, and in further rounds the chains' ends.
@@ -96,7 +90,7 @@ class PriorTrainer:
         self._validation = posterior, torch.cat([self.negatives(number, purpose, part) for part in parts])
         if number:
             pool = batches(range(self.stage.negatives), batch)
-            self._pool = [torch.cat([self.negatives(number, f"negatives {number}", part) for part in pool])]
+            self._pool = torch.cat([self.negatives(number, f"negatives {number}", part) for part in pool])
         self.prior.networks[number].requires_grad_(True)
         self._round = number
 
@@ -111,7 +105,7 @@ class PriorTrainer:
         images = training_batch(self.images, step, stage.batch, derive(self.seed, "prior"), stage.flip)
         posterior = self.posterior(images, "posterior", index)
         if number:
-            prior = self._pool[0][batch_indices(step, stage.batch, stage.negatives, derive(self.seed, "negatives"))]
+            prior = self._pool[batch_indices(step, stage.batch, stage.negatives, derive(self.seed, "negatives"))]
         else:
             prior = self.negatives(0, "negatives", index)
         both = torch.cat([posterior, prior])
