@@ -250,6 +250,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(tmp_path: Path) -> None:
     [
         ({"energy": False}, "variants.mine.energy: expected true, or prior: true with it"),
         ({"prior": True, "energy": False, "samples": {"count": 5}}, "mine.energy: expected no ebm and no samples"),
+        ({"prior": True, "ebm": {"network": {}, "checkpoint": "e.pth"}}, "prior: expected an energy that is trained"),
         ({"prior": True, "ebm": {"potential": "pixels", "positives": "clean"}}, "mine.prior: expected chains in noise"),
     ],
 )  # fmt: skip

@@ -181,6 +181,8 @@ class Experiment(Settings):
             return "prior: expected a section prior in the experiment, found none"
         if variant.wgan is not None or getattr(stage.settings, "potential", None) == "pixels":
             return "prior: expected chains in noise, found a GAN or potential pixels"
+        if variant.energy and getattr(stage.settings, "checkpoint", None) is not None:
+            return "prior: expected an energy that is trained on it, found ebm.checkpoint"
         if not variant.energy and (variant.ebm or variant.samples):
             return "energy: expected no ebm and no samples without E(x) and its chain, found some"
         return None
