@@ -31,7 +31,7 @@ class PriorSettings(NoiseEnergySettings):
     flip: bool = False
     """Mirror each training image left to right with probability 1/2; the paper does so except for digits."""
     learning_rate: PositiveFloat = 1e-3
-    """Adam learning rate at the start of a round; it falls to zero by a cosine."""
+    """Adam learning rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled decay of the weights (AdamW)."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1

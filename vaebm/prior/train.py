@@ -111,8 +111,6 @@ class PriorTrainer:
         both = torch.cat([posterior, prior])
         energies = self.prior.networks[number](both, NoiseSource(self.seed, "dropout", [0]), step)
         loss = contrastive_loss(*energies.split(stage.batch))
-        rate = 0.5 * stage.learning_rate * (1.0 + math.cos(math.pi * position / stage.iterations))
-        self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
