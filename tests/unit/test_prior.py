@@ -15,9 +15,10 @@ from networks import ENERGY, NETWORK
 from torch import Tensor, nn
 
 from vaebm import VAEBM
-from vaebm.config import ChainSettings, Experiment, NoiseEnergySettings, PriorSettings
+from vaebm.config import ChainSettings, EBMSettings, Experiment, NoiseEnergySettings, PriorSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.data import prepare
+from vaebm.ebm.iteration import AHEAD, EBMTrainer
 from vaebm.energy.network import EnergyNetwork
 from vaebm.energy.noise_energy import NoiseEnergy, load_prior
 from vaebm.fast import half_square, run_chain
@@ -162,6 +163,20 @@ def test_chains_start_at_samples_of_the_prior_whatever_the_batch() -> None:
     assert torch.equal(alone.sample(4), model.sample(4, steps=0)) and not torch.equal(
         alone.sample(4), model.sample(4, steps=2)
     )
+
+
+def test_a_training_of_the_energy_starts_there_in_blocks_of_iterations() -> None:
+    """Each iteration has the starts of its own chains, also after a resume within a block."""
+    nvae, energy, prior = make_models()
+    stage = EBMSettings.model_validate({"chain": CHAIN, "training": {"batch": 4}})
+    whole, resumed = (EBMTrainer(nvae, energy, stage, 0, prior) for _ in range(2))
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    for step in (0, 1, AHEAD - 1, AHEAD):
+        noise = NoiseSource(0, "chain", range(4 * step, 4 * step + 4))
+        (eps_z, eps_x), (expected, same) = whole.start(images, step, noise), whole.vaebm.initial_noise(noise)
+        torch.testing.assert_close(eps_z, expected)
+        assert torch.equal(eps_x, same)
+    assert torch.equal(resumed.start(images, AHEAD, noise)[0][0], eps_z[0])
 
 
 def test_the_score_subtracts_the_mean_energy_of_the_draws() -> None:
