@@ -178,7 +178,7 @@ class EBMTrainer:
         return (eps_z if self.buffer is None else self.buffer.start(eps_z, step)), eps_x
 
     def _initial_noise(self, step: int, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
-        """`VAEBM.initial_noise`; the chains of a prior run for `AHEAD` iterations at once, which takes a third."""
+        """`VAEBM.initial_noise`; chains of a prior run for `AHEAD` iterations at once, in less than half the time."""
         if self.vaebm.prior is None:
             return self.vaebm.initial_noise(noise)
         size, place = len(noise.index), step % AHEAD
