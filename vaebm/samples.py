@@ -55,7 +55,17 @@ def origin_of(seed: int, stage: SamplesSettings, index: range, models: dict[str,
     return {**models, "settings": settings, "indices": f"{index.start} to {index.stop - 1}"}
 
 
-def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Path, *, threads: int, gpus: int) -> None:
+def run(
+    settings: Path,
+    nvae: Path,
+    energy: Path | None,
+    shard: int,
+    output: Path,
+    prior: Path | None = None,
+    *,
+    threads: int,
+    gpus: int,
+) -> None:
     """Draw one shard of the samples, (n, H, W, C) uint8, batch by batch, and a .json record of time, hash and origin.
 
     Image k depends only on the seed and k. Shards are whole batches, so their number changes no bit. Snakemake does not
@@ -67,6 +77,7 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
         energy: model of the energy; None: the NVAE alone.
         shard: number of the shard.
         output: .npy file; the record has its name and the suffix .json.
+        prior: model of the energy on noise; None: none.
 
     Raises:
         UserError: the shard does not exist, a model is missing, or a chain leaves the finite numbers.
@@ -78,9 +89,10 @@ def run(settings: Path, nvae: Path, energy: Path | None, shard: int, output: Pat
         raise UserError(
             f"{settings}: samples.shards: expected more than {shard}, the shard asked for, found {stage.shards}"
         )
-    model = VAEBM.load(nvae, energy, device)
+    model = VAEBM.load(nvae, energy, device, prior)
     model.configure_sampling(stage)
-    models = {kind: load_model(path)["hash"] for kind, path in (("nvae", nvae), ("energy", energy)) if path is not None}
+    files = {"nvae": nvae, "energy": energy, "prior": prior}
+    models = {kind: load_model(path)["hash"] for kind, path in files.items() if path is not None}
     index = stage.shard(shard)
     progress = Progress(f"samples, shard {shard}", len(index), unit="image")
     began, digest = time.monotonic(), hashlib.sha256()

@@ -126,7 +126,7 @@ main()
 def test_vaebm_alone_shows_the_stages_in_order_and_succeeds() -> None:
     printed = run("vaebm")
     stages = [line.split()[0] for line in printed.splitlines() if line.startswith("  ")]
-    assert stages == ["data", "nvae", "ebm", "samples", "evaluation", "benchmarks"]
+    assert stages == ["data", "nvae", "prior", "ebm", "samples", "evaluation", "benchmarks"]
     assert {(stage,) for stage in stages} <= set(COMMANDS)
     assert len(printed.splitlines()) < 20
 

@@ -120,7 +120,7 @@ def test_nvae_settings_are_the_published_ones(
         (
             "\nebm:",
             "\nebn:",
-            "ebn: unknown key; keys that exist: data, nvae, ebm, samples, evaluation, variants, resources",
+            "ebn: unknown key; keys that exist: data, nvae, prior, ebm, samples, evaluation, variants, resources",
         ),
     ],
 )

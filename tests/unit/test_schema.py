@@ -91,12 +91,12 @@ def test_defaults_are_in_step_with_the_settings() -> None:
     assert path.read_text() == defaults(), "write it anew: python -m vaebm.config.defaults > config/defaults.yaml"
     content = read_yaml(path)
     content["data"]["dataset"] = "cifar10"
-    for section in ("ebm", "samples"):
+    for section in ("prior", "ebm", "samples"):
         content[section]["chain"] = {"steps": 16, "step_size": 8e-5}
     content["evaluation"]["extractor"] = "inception"
     assert problems(content) == []
     mine = {"data": {"dataset": "cifar10"}, "evaluation": {"extractor": "inception"}}
-    mine |= {section: {"chain": content[section]["chain"]} for section in ("ebm", "samples")}
+    mine |= {section: {"chain": content[section]["chain"]} for section in ("prior", "ebm", "samples")}
     assert Experiment.model_validate(content) == Experiment.model_validate(mine)
 
 

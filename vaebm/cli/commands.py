@@ -18,6 +18,7 @@ from vaebm.cli.options import (
     NVAEModel,
     OODManifests,
     OutputModel,
+    PriorModel,
     SettingsFile,
     Threads,
     TimeLimit,
@@ -145,6 +146,7 @@ def ebm(
     data: Data,
     nvae: NVAEModel,
     model: OutputModel,
+    prior: PriorModel = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
     time_limit: TimeLimit = None,
@@ -155,28 +157,7 @@ def ebm(
     with imports():
         from vaebm.ebm.train import run
         from vaebm.training.loop import Limits
-    run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
-
-
-@command(
-    "wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json "
-    "--nvae nvae.safetensors --model model.safetensors"
-)
-def wgan(
-    settings: SettingsFile,
-    data: Data,
-    nvae: NVAEModel,
-    model: OutputModel,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
-    time_limit: TimeLimit = None,
-    checkpoint_every: CheckpointEvery = 60.0,
-) -> None:
-    """Train the NVAE's decoder as the generator of a GAN, for the ablation."""
-    with imports():
-        from vaebm.ebm.wgan import run
-        from vaebm.training.loop import Limits
-    run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
+    run(settings, data, nvae, model, prior, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
 
 
 @command(
@@ -189,13 +170,14 @@ def samples(
     shard: Annotated[int, typer.Option(min=0, help="Index of the shard.")],
     output: Annotated[Path, typer.Option(help="Output file.")],
     energy: EnergyModel = None,
+    prior: PriorModel = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
 ) -> None:
     """Draw one shard of samples: decoder means after the test chain."""
     with imports():
         from vaebm.samples import run
-    run(settings, nvae, energy, shard, output, threads=threads, gpus=gpus)
+    run(settings, nvae, energy, shard, output, prior, threads=threads, gpus=gpus)
 
 
 @command(
@@ -216,6 +198,7 @@ def evaluation(
     ],
     nvae: MeasuredNVAE = None,
     energy: EnergyModel = None,
+    prior: PriorModel = None,
     classifier: ClassifierModel = None,
     ood: OODManifests = None,
     threads: Threads = 1,
@@ -227,7 +210,7 @@ def evaluation(
         from vaebm.evaluation.stage import run
         from vaebm.system.device import setup_device
 
-    files = Files(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, ood or [])
+    files = Files(settings, data, nvae, energy, extractor, classifier, reference, shards, metrics, ood or [], prior)
     run(files, setup_device(threads, gpus))
 
 

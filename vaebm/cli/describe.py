@@ -177,7 +177,7 @@ def describe_experiment(path: Path, throughput: float, changes: Sequence[str] = 
     if experiment.ebm is not None:
         model = VAEBM(network, energy, experiment.ebm.potential)
         ebm, samples = ebm_costs(model, experiment, nvae["decoding"])
-    sections = ("data", "nvae", "ebm", "samples", "evaluation")
+    sections = ("data", "nvae", "prior", "ebm", "samples", "evaluation")
     return render(
         "cli/description.txt.j2",
         path=path,

@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from vaebm.cli.commands import EXAMPLE_RUN, command
-from vaebm.cli.options import Data, EnergyModel, GPUs, NVAEModel, OODManifests, OutputModel, SettingsFile, Threads
+from vaebm.cli.options import (
+    CheckpointEvery,
+    Data,
+    EnergyModel,
+    GPUs,
+    NVAEModel,
+    OODManifests,
+    OutputModel,
+    PriorModel,
+    SettingsFile,
+    Threads,
+    TimeLimit,
+)
 from vaebm.system.startup import imports
 
 
@@ -26,6 +38,48 @@ def pretrained(
 
 
 @command(
+    "prior results/stacked_digits_prior/prior/seed0/prior.yaml --data data/stacked_digits/manifest.json "
+    "--nvae nvae.safetensors --model model.safetensors"
+)
+def prior(
+    settings: SettingsFile,
+    data: Data,
+    nvae: NVAEModel,
+    model: OutputModel,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+    time_limit: TimeLimit = None,
+    checkpoint_every: CheckpointEvery = 60.0,
+) -> None:
+    """Train the energy on noise, which brings prior samples to the proportions of the training images."""
+    with imports():
+        from vaebm.prior.train import run
+        from vaebm.training.loop import Limits
+    run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
+
+
+@command(
+    "wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json "
+    "--nvae nvae.safetensors --model model.safetensors"
+)
+def wgan(
+    settings: SettingsFile,
+    data: Data,
+    nvae: NVAEModel,
+    model: OutputModel,
+    threads: Threads = 1,
+    gpus: GPUs = 0,
+    time_limit: TimeLimit = None,
+    checkpoint_every: CheckpointEvery = 60.0,
+) -> None:
+    """Train the NVAE's decoder as the generator of a GAN, for the ablation."""
+    with imports():
+        from vaebm.ebm.wgan import run
+        from vaebm.training.loop import Limits
+    run(settings, data, nvae, model, threads=threads, gpus=gpus, limits=Limits(time_limit, checkpoint_every))
+
+
+@command(
     f"ood {EXAMPLE_RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json "
     f"--nvae results/digits/nvae/seed0/model.safetensors --energy {EXAMPLE_RUN}/model.safetensors "
     f"--output {EXAMPLE_RUN}/evaluation/ood.json --ood data/mnist/manifest.json",
@@ -37,6 +91,7 @@ def detect(
     nvae: NVAEModel,
     output: Annotated[Path, typer.Option(help="Output file: results/EXPERIMENT/VARIANT/seedK/evaluation/ood.json.")],
     energy: EnergyModel = None,
+    prior: PriorModel = None,
     ood: OODManifests = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
@@ -45,4 +100,4 @@ def detect(
     with imports():
         from vaebm.evaluation.stage import run_ood
         from vaebm.system.device import setup_device
-    run_ood(settings, data, nvae, energy, ood or [], output, setup_device(threads, gpus))
+    run_ood(settings, data, nvae, energy, ood or [], output, setup_device(threads, gpus), prior)

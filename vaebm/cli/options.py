@@ -18,6 +18,9 @@ MeasuredNVAE = Annotated[
 EnergyModel = Annotated[
     Path | None, typer.Option("--energy", help="model.safetensors of the energy network; none: the NVAE alone.")
 ]
+PriorModel = Annotated[
+    Path | None, typer.Option("--prior", help="model.safetensors of the energy on noise; none: standard normal noise.")
+]
 ClassifierModel = Annotated[
     Path | None, typer.Option("--classifier", help="model.safetensors of the classifier, if the experiment trains one.")
 ]

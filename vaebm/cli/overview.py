@@ -8,6 +8,7 @@ VAEBM: an energy-based model on a hierarchical VAE, from data to the results tab
 An experiment is one file of config/experiments/. Its stages, in order, each also a command:
   data        prepare the images                        data/DATASET/
   nvae        train the hierarchical VAE                results/EXPERIMENT/nvae/seedK/
+  prior       train an energy on its noise (optional)   results/EXPERIMENT/prior/seedK/
   ebm         train the energy network on it            results/EXPERIMENT/VARIANT/seedK/
   samples     draw images with the chain                results/EXPERIMENT/VARIANT/seedK/samples/
   evaluation  measure images and models                 results/EXPERIMENT/VARIANT/seedK/evaluation/

@@ -30,8 +30,9 @@ from vaebm.config.evaluation import (
     MetricSettings,
     SamplesSettings,
 )
-from vaebm.config.experiment import BASELINE, STAGES, Experiment, Stage, Variant
+from vaebm.config.experiment import BASELINE, PRIOR, STAGES, Experiment, Stage, Variant
 from vaebm.config.nvae import NVAENetworkSettings, NVAESettings, NVAETrainingSettings
+from vaebm.config.prior import NoiseEnergySettings, PriorSettings
 from vaebm.config.resources import CPUResources, GPUResources, Resources
 from vaebm.config.wgan import WGANSettings
 
@@ -40,6 +41,6 @@ __all__ = [
     "EBMSettings", "EBMTrainingSettings", "ENERGIES", "EXTRACTORS", "EnergyFacts", "EnergyNetworkSettings",
     "EvaluationSettings", "Experiment", "ExtractorFacts", "ExtractorSettings", "GPUResources", "GuardSettings",
     "KERNELS", "KernelFacts", "LangevinSettings", "METRICS", "MetricSettings", "NVAENetworkSettings", "NVAESettings",
-    "NVAETrainingSettings", "NetworkSettings", "Resources", "S", "STAGES", "SamplesSettings", "Settings", "Stage",
-    "Variant", "WGANSettings", "fingerprint",
+    "NVAETrainingSettings", "NetworkSettings", "NoiseEnergySettings", "PRIOR", "PriorSettings", "Resources", "S",
+    "STAGES", "SamplesSettings", "Settings", "Stage", "Variant", "WGANSettings", "fingerprint",
 ]  # fmt: skip

@@ -5,15 +5,17 @@ from functools import reduce
 from itertools import product
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-from vaebm.config.base import Choice, Name, S, Settings, fingerprint, later, merge, nested, without_training
+from vaebm.config.base import Name, Settings, fingerprint, later, merge, nested
+from vaebm.config.changes import with_changes
 from vaebm.config.checkpoint import CheckpointSettings, ModelSettings, portable
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import EBMSettings
 from vaebm.config.evaluation import ClassifierSettings, EvaluationSettings, ExtractorSettings, SamplesSettings
 from vaebm.config.nvae import NVAESettings
+from vaebm.config.prior import PriorSettings
 from vaebm.config.resources import Resources
 from vaebm.config.wgan import WGANSettings
 from vaebm.system.errors import brief
@@ -21,7 +23,10 @@ from vaebm.system.errors import brief
 BASELINE = "nvae"
 """Variant of the NVAE alone: the same noise as the other variants, no chain."""
 
-TAKEN = (BASELINE, "classifier", "reference", "mirrored")
+PRIOR = "prior"
+"""Folder of the energies on noise."""
+
+TAKEN = (BASELINE, PRIOR, "classifier", "reference", "mirrored")
 """Folders and files in an experiment's results, whose names no variant can have, also not in capitals (macOS)."""
 
 
@@ -29,9 +34,11 @@ class Stage(NamedTuple):
     """Training stage of a model."""
 
     name: str
-    """`nvae`, `ebm` or `wgan`: name of the command, of the settings file and of its section. `images`: none."""
+    """`nvae`, `prior`, `ebm` or `wgan`: name of command, settings file and section. `images`: none."""
     settings: Settings | None
     """None: the experiment has no such section."""
+    prior: bool = False
+    """Whether the energy on noise is part of the model."""
 
 
 CHANGED_BY_VARIANTS: dict[str, type[Settings]] = {"ebm": EBMSettings, "samples": SamplesSettings}
@@ -47,6 +54,10 @@ class Variant(Settings):
     """Changed settings of the section `samples`."""
     wgan: WGANSettings | None = None
     """Train the NVAE's decoder further as the generator of a GAN, without energy and chain."""
+    prior: bool = later(False)
+    """Add the energy on noise of the section `prior`."""
+    energy: bool = later(True)
+    """false: the energy on noise alone, without E(x) and its chain."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = later({})
     """Settings of `ebm` or `samples`, as samples.chain.steps, each with a list of values. Each combination is a
     variant, named by its index. Equal energies are trained once."""
@@ -68,6 +79,7 @@ class Experiment(Settings):
 
     data: SerializeAsAny[DataSettings]
     nvae: NVAESettings = NVAESettings()
+    prior: PriorSettings | None = later(None)
     ebm: EBMSettings | None = None
     samples: SamplesSettings | None = None
     evaluation: EvaluationSettings | None = None
@@ -91,15 +103,20 @@ class Experiment(Settings):
     @property
     def models(self) -> list[str]:
         """Names of all models: the NVAE, and the variants that have settings or images of another program."""
-        return [BASELINE, *(name for name in self.every_variant if self.stage_of(name) != Stage("ebm", None))]
+        return [BASELINE, *(name for name in self.every_variant if self.stage_of(name)[:2] != ("ebm", None))]
 
     def seeds_of(self, model: str, seeds: list[int]) -> list[int]:
         """Those of `seeds` that a model is measured with: the first for images of another program, which have none."""
         return seeds[:1] if self.stage_of(model).name == "images" else seeds
 
     def same_energy(self, model: str) -> str | None:
-        """Variant whose energy a combination of a grid takes, because the settings are equal; None: it has its own."""
+        """Variant whose energy a combination of a grid takes, because the settings are equal; None: it has its own.
+
+        A variant without E(x) takes the energy on noise.
+        """
         variants = self.every_variant
+        if self.stage_of(model).name == "prior":
+            return PRIOR
         if model == BASELINE or not variants[model].grid:
             return None
         order = sorted(variants, key=lambda name: bool(variants[name].grid))
@@ -115,7 +132,10 @@ class Experiment(Settings):
             return Stage("images", None)
         if variant.wgan is not None:
             return Stage("wgan", variant.wgan)
-        return Stage("ebm", None if self.ebm is None else with_changes(self.ebm, variant.ebm, f"variants.{model}.ebm"))
+        if not variant.energy:
+            return Stage("prior", self.prior, True)
+        ebm = None if self.ebm is None else with_changes(self.ebm, variant.ebm, f"variants.{model}.ebm")
+        return Stage("ebm", ebm, variant.prior)
 
     def checkpoint_of(self, model: str) -> CheckpointSettings | None:
         """Checkpoint from which a model is taken; None: it is trained."""
@@ -144,12 +164,28 @@ class Experiment(Settings):
                 raise ValueError(f"variants.{name}: this name belongs to something else in the results; choose another")
             stage = self.stage_of(name)
             self.samples_of(name)
+            if problem := self._prior_problem(variant, stage):
+                raise ValueError(f"variants.{name}.{problem}")
             if stage.name == "wgan" and (variant.ebm or variant.samples):
                 raise ValueError(
                     f"variants.{name}: a GAN has no energy and no chain: "
                     "expected wgan alone, found ebm or samples beside it"
                 )
         return self
+
+    def _prior_problem(self, variant: Variant, stage: Stage) -> str | None:
+        """One line on a variant that does not fit the energy on noise; None: it fits."""
+        if not variant.prior:
+            return None if variant.energy else "energy: expected true, or prior: true with it, found false"
+        if self.prior is None:
+            return "prior: expected a section prior in the experiment, found none"
+        if variant.wgan is not None or getattr(stage.settings, "potential", None) == "pixels":
+            return "prior: expected chains in noise, found a GAN or potential pixels"
+        if variant.energy and getattr(stage.settings, "checkpoint", None) is not None:
+            return "prior: expected an energy that is trained on it, found ebm.checkpoint"
+        if not variant.energy and (variant.ebm or variant.samples):
+            return "energy: expected no ebm and no samples without E(x) and its chain, found some"
+        return None
 
     @model_validator(mode="after")
     def _fits_the_images(self) -> Self:
@@ -238,6 +274,8 @@ class Experiment(Settings):
     def image_count_problem(self, train: int, heldout: int) -> str | None:
         """One line on a setting that requires more than `train` training or `heldout` held-out images, or None."""
         required = {}
+        if self.prior is not None:
+            required["prior.batch"] = math.ceil(self.prior.batch / (1 - self.prior.validation))
         for where, section in {"nvae": self.nvae, **self._trained}.items():
             if isinstance(section, WGANSettings):
                 required[f"{where}.batch"] = section.batch
@@ -291,44 +329,10 @@ def _image_counts(evaluation: EvaluationSettings) -> dict[str, int]:
     }
 
 
-def with_changes(settings: S, changes: dict[str, Any], where: str) -> S:
-    """`settings` with the values in `changes`.
-
-    Args:
-        changes: new values by name, nested for groups of settings; lists are replaced.
-        where: key of `changes` in the file, for errors.
-
-    Raises:
-        ValueError: unknown setting or invalid value.
-    """
-    try:
-        return type(settings).model_validate(_merged(settings, changes))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join([where, *(str(part) for part in problem["loc"])])
-        raise ValueError(
-            f"{key}: {problem['msg'].removeprefix('Value error, ')}, found {brief(repr(problem['input']))}"
-        ) from None
-
-
-def _merged(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
-    """Values of `settings` with `changes`, group by group; not from dumps, which omit defaults of `later`."""
-    values = dict(settings)
-    if isinstance(settings, Choice):  # of another kind: what both have
-        values = {key: value for key, value in values.items() if key in settings.model_of(changes).model_fields}
-    groups = {
-        key: _merged(group, value)
-        for key, value in changes.items()
-        if isinstance(value, dict) and isinstance(group := values.get(key), Settings)
-    }
-    if isinstance(settings, ModelSettings) and settings.checkpoint is not None and "checkpoint" not in changes:
-        changes = {"checkpoint": settings.checkpoint, **changes}
-    return {**without_training(values, changes), **changes, **groups}
-
-
 STAGES: dict[str, type[Settings]] = {
     "data": DataSettings,
     "nvae": NVAESettings,
+    "prior": PriorSettings,
     "ebm": EBMSettings,
     "wgan": WGANSettings,
     "samples": SamplesSettings,

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaebm.config import BASELINE, DataSettings, Experiment
+from vaebm.config import BASELINE, PRIOR, DataSettings, Experiment
 from vaebm.config.checkpoint import ModelSettings
 from vaebm.config.datasets import missing_files
 from vaebm.config.foreign import foreign_files
@@ -184,7 +184,8 @@ def check_by_hand(experiment: Experiment, results: Path, seeds: list[int]) -> No
         if not written.is_file() or stage.settings is None or any(record.exists() for record in records):
             continue
         inputs = [own, Path("data", experiment.data.prepared, "manifest.json")]
-        inputs += [] if model == BASELINE else [results / BASELINE / f"seed{seed}" / MODEL]
+        below = [] if model == BASELINE else [BASELINE, PRIOR][: 1 + stage.prior]
+        inputs += [results / name / f"seed{seed}" / MODEL for name in below]
         older = [path for path in inputs if path.is_file() and path.stat().st_mtime <= written.stat().st_mtime]
         if older != inputs or not holds(own, seed, stage.settings) or not (folder / "training.json").is_file():
             use = f", and name it as {stage.name}.checkpoint to use it" * isinstance(stage.settings, ModelSettings)

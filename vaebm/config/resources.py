@@ -29,6 +29,7 @@ class Resources(Settings):
     data: CPUResources = CPUResources()
     classifier: CPUResources = CPUResources()
     nvae: GPUResources = GPUResources()
+    prior: GPUResources = GPUResources()
     ebm: GPUResources = GPUResources()
     samples: GPUResources = GPUResources()
     evaluation: GPUResources = GPUResources()

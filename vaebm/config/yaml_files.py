@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
-from vaebm.config import STAGES, DataSettings, Experiment, S, Settings
+from vaebm.config import PRIOR, STAGES, DataSettings, Experiment, S, Settings
 from vaebm.config.base import NAME
 from vaebm.config.layers import SettingsLayer, changes_layer, combined, group_of, source
 from vaebm.system.errors import UserError, brief, listed
@@ -264,6 +264,8 @@ def write_settings(experiment: Experiment, folder: Path, seeds: list[int], inste
         for seed in experiment.seeds_of(model, seeds):
             run, stage = folder / model / f"seed{seed}", experiment.stage_of(model)
             files.append((run / f"{stage.name}.yaml", seed, stage.name, stage.settings))
+            prior = experiment.prior if stage.prior else None
+            files.append((folder / PRIOR / f"seed{seed}" / "prior.yaml", seed, "prior", prior))
             files.append((run / "samples" / "samples.yaml", seed, "samples", experiment.samples_of(model)))
             without_paths = evaluation and evaluation.without_paths
             files.append((run / "evaluation" / "evaluation.yaml", seed, "evaluation", without_paths))

@@ -15,6 +15,7 @@ from vaebm.ebm.contrastive_divergence import (
     positives,
 )
 from vaebm.ebm.replay_buffer import ReplayBuffer
+from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.model import build_model
 from vaebm.noise import NoiseSource, derive
 from vaebm.nvae.layers import convolution_weights
@@ -34,6 +35,10 @@ def initialize(energy: nn.Module, nvae: NVAE, images: Tensor, stage: EBMSettings
     first = torch.cat([training_batch(images, step, batch, derive(seed, "ebm"), flip) for step in batches])
     own = distributed.local_shard(range(len(first)))
     begin(positives(nvae, first[own.start : own.stop], stage, NoiseSource(seed, "initial positives", own)))
+
+
+AHEAD = 16
+"""Iterations whose chains of a prior run together; a constant, because the last digits depend on it."""
 
 
 class Iteration(NamedTuple):
@@ -63,11 +68,12 @@ class EBMTrainer:
         energy: initialised, same device and dtype.
         stage: the settings.
         seed: of noise, data order, replay draws and initial singular vectors.
+        prior: frozen energy on noise, part of the potential and of the chains' starts; None: none.
     """
 
-    def __init__(self, nvae: NVAE, energy: nn.Module, stage: EBMSettings, seed: int):
+    def __init__(self, nvae: NVAE, energy: nn.Module, stage: EBMSettings, seed: int, prior: NoiseEnergy | None = None):
         self.energy, self.stage, self.seed = energy, stage, seed
-        self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives)
+        self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives, prior)
         self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
         self.nvae = nvae
         training = stage.training
@@ -89,6 +95,7 @@ class EBMTrainer:
             "average": self.average,
         }
         self.ends: list[Tensor] = []
+        self._ahead: tuple[int, int, list[Tensor]] = (0, -1, [])
         self.restarts = 0
         self._begin()
 
@@ -161,7 +168,7 @@ class EBMTrainer:
         Args:
             images: (B, C, H, W) uint8, this process's part of the batch.
         """
-        eps_z, eps_x = self.vaebm.initial_noise(noise)
+        eps_z, eps_x = self._initial_noise(step, noise)
         batch = len(images) * distributed.world_size()
         first = max(batch - round(self.stage.encoded * batch) - distributed.local_shard(range(batch)).start, 0)
         if first < len(images):
@@ -169,6 +176,20 @@ class EBMTrainer:
             draws = self.nvae(self.nvae.as_input(images[first:]), noise=NoiseSource(noise.seed, "encoded", index)).draws
             eps_z = [torch.cat([new[:first], draw.eps]) for new, draw in zip(eps_z, draws, strict=True)]
         return (eps_z if self.buffer is None else self.buffer.start(eps_z, step)), eps_x
+
+    def _initial_noise(self, step: int, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
+        """`VAEBM.initial_noise`; chains of a prior run for `AHEAD` iterations at once, in less than half the time."""
+        if self.vaebm.prior is None:
+            return self.vaebm.initial_noise(noise)
+        size, place = len(noise.index), step % AHEAD
+        if self._ahead[:2] != (noise.seed, step - place):
+            batch, first = size * distributed.world_size(), step - place
+            starts = range(first * batch, (first + AHEAD) * batch, batch)
+            index = [one for start in starts for one in distributed.local_shard(range(start, start + batch))]
+            eps_z, eps_x = self.vaebm.initial_noise(noise.at(index))
+            self._ahead = noise.seed, first, [*eps_z, eps_x]
+        *eps_z, eps_x = (part[place * size : (place + 1) * size] for part in self._ahead[2])
+        return eps_z, eps_x
 
     def update(self, rate: float) -> None:
         """Apply the gradient at this learning rate, and store the ends of the chains for replay."""

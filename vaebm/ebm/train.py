@@ -16,6 +16,7 @@ from vaebm.ebm.plots import save_ebm_plots
 from vaebm.ebm.selection import select
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
 from vaebm.energy.network import build_energy
+from vaebm.energy.noise_energy import load_prior
 from vaebm.model import check_decoder
 from vaebm.noise import derive
 from vaebm.nvae.model import load_nvae
@@ -34,7 +35,17 @@ def energy_learning_rate(step: int, training: EBMTrainingSettings) -> float:
     return 0.5 * training.learning_rate * (1.0 + math.cos(math.pi * step / training.iterations))
 
 
-def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
+def run(
+    settings: Path,
+    data: Path,
+    nvae: Path,
+    model: Path,
+    prior: Path | None = None,
+    *,
+    threads: int,
+    gpus: int,
+    limits: Limits,
+) -> None:
     """Train the energy and write model.safetensors, training.json, history.jsonl and pictures.
 
     A diverged training restarts from its last good snapshot, up to the number of restarts, then stops. The model is one
@@ -45,6 +56,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         data: manifest of the data set.
         nvae: model of the frozen NVAE.
         model: file to write, in the folder of the other outputs.
+        prior: model of the frozen energy on noise; None: none.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or divergence before the first good snapshot.
@@ -64,12 +76,15 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
 
     with seeded(derive(seed, "energy")):
         energy = build_energy(stage.network, dataset.shape[0])
+    on_noise = None if prior is None else load_prior(prior, device)
     if training.precision == "float64":
-        vae, energy = vae.double(), energy.double()
+        vae, energy, on_noise = vae.double(), energy.double(), on_noise and on_noise.double()
     initialize(to_device_channels_last(energy, device), vae, images, stage, seed)
-    trainer = EBMTrainer(vae, energy, stage, seed)
+    trainer = EBMTrainer(vae, energy, stage, seed, on_noise)
     guard, snapshots = Guard(stage.guard), Snapshots(stage.guard.patience, stage.selection.candidates)
     identity = {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash}
+    below = {} if prior is None else {"prior": load_model(prior, "prior")["hash"]}
+    identity |= below
     parts: dict[str, Stateful] = {"trainer": trainer, "guard": guard, "snapshots": snapshots}
     run_state = Training("ebm", model.parent, identity, training.iterations, parts, limits)
     snapshots.folder = run_state.scratch / "snapshots"
@@ -103,7 +118,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     print(f"ebm: {status}; the model is the snapshot of iteration {selection.chosen}", flush=True)
     diagnostics = save_ebm_plots(trainer.vaebm, dataset, run_state, stage, seed)
     origin = {"potential": stage.potential, "start": stage.start, "positives": stage.positives}
-    save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), **origin)
+    save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), **origin, **below)
     run_state.finish(
         status=status,
         plugins=sorted(plugins_in(stage)),

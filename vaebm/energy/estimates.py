@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.config.ebm import Positives
+from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import match_noise
@@ -25,7 +26,7 @@ class Estimates(NamedTuple):
     importance: PerImage | None
     """ln of the mean over the draws of p(x|z) p(z) / q(z|x) (Burda et al., 2016)."""
     energy: PerImage | None
-    """E(x) for x as in the energy's training."""
+    """E(x) for x as in the energy's training, and of a model with a prior E_ε(ε), averaged over the draws."""
 
     @property
     def score(self) -> PerImage:
@@ -35,7 +36,13 @@ class Estimates(NamedTuple):
 
 
 def estimate(
-    nvae: NVAE, energy: nn.Module | None, positives: Positives, x: Images, noise: NoiseSource, draws: int
+    nvae: NVAE,
+    energy: nn.Module | None,
+    positives: Positives,
+    x: Images,
+    noise: NoiseSource,
+    draws: int,
+    prior: NoiseEnergy | None = None,
 ) -> Estimates:
     """Estimate log p(x) and E(x) from the same draws z ~ q(z|x).
 
@@ -45,8 +52,9 @@ def estimate(
         x: images (B, C, H, W) in [0, 1], of the NVAE's depth; a Gaussian decoder gives the density of 2x − 1.
         noise: noise of the draws, one index per image.
         draws: number of draws.
+        prior: E_ε(ε), averaged over the draws and added to E(x); not in log p(x), because its log Z is unknown.
     """
-    elbo, weights, energies = x.new_zeros(len(x), dtype=torch.float64), [], []
+    elbo, weights, energies, priors = x.new_zeros(len(x), dtype=torch.float64), [], [], []
     for draw in range(draws):
         out = nvae(x, noise=noise, step=draw)
         reconstruction = out.pixels.log_likelihood(x).double()
@@ -54,10 +62,13 @@ def estimate(
         weights.append(reconstruction + out.log_p.double() - out.log_q.double())
         if energy is not None and positives == "matched":
             energies.append(energy(match_noise(out.pixels, x, noise, draw)).double())
+        if prior is not None:
+            priors.append(prior([each.eps for each in out.draws]).double())
     if energy is not None and positives == "clean":
         energies = [energy(x).double()]
     importance = torch.stack(weights).logsumexp(dim=0) - math.log(draws)
-    return Estimates(elbo, importance, torch.stack(energies).mean(dim=0) if energies else None)
+    parts = [torch.stack(values).mean(dim=0) for values in (energies, priors) if values]
+    return Estimates(elbo, importance, torch.stack(parts).sum(dim=0) if parts else None)
 
 
 def estimate_in_batches(

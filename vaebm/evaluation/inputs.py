@@ -158,6 +158,8 @@ class Files(NamedTuple):
     """results/<experiment>/<variant>/seed<k>/evaluation/metrics.json, the output."""
     ood_data: Sequence[Path] = ()
     """Manifests data/<name>/manifest.json of the out-of-distribution sets."""
+    prior: Path | None = None
+    """Model file of the energy on noise; None: none."""
 
 
 @dataclass(frozen=True)
@@ -247,15 +249,16 @@ def load_models(
     output: Path,
     ood_data: Sequence[Path],
     device: torch.device | str,
+    prior: Path | None = None,
 ) -> ModelInputs:
     """Read and check the models of a run, its data and its settings; `Files` explains the arguments.
 
     Raises:
         UserError: a file is missing, damaged, or does not belong to the others.
     """
-    folder, own = run_folder(output), energy or nvae
-    if nvae is None and energy is not None:
-        raise UserError("--energy: expected the NVAE below it too (--nvae), found none")
+    folder, own = run_folder(output), energy or prior or nvae
+    if nvae is None and own is not None:
+        raise UserError(f"--{'energy' if energy else 'prior'}: expected the NVAE below it too (--nvae), found none")
     if own is not None and own.absolute().parent != folder:
         raise UserError(
             f"{output}: expected the model of this run, "
@@ -263,12 +266,15 @@ def load_models(
         )
     seed, chosen = read_settings(settings, EvaluationSettings)
     images = open_images(data)
-    models = {kind: path for kind, path in (("nvae", nvae), ("energy", energy)) if path is not None}
+    files = {"nvae": nvae, "energy": energy, "prior": prior}
+    models = {kind: path for kind, path in files.items() if path is not None}
     hashes = {kind: load_model(path, kind)["hash"] for kind, path in models.items()}
-    model = None if nvae is None else VAEBM.load(nvae, energy, device)
+    model = None if nvae is None else VAEBM.load(nvae, energy, device, prior)
     trained = [_training(path, hashes[kind], images.hash) for kind, path in models.items()]
-    if energy is not None and (below := trained[1][0].nvae) not in (None, hashes["nvae"]):
-        raise UserError(f"{energy}: expected an energy of the NVAE {hashes['nvae']} ({nvae}), found one of {below}")
+    for path, (record, _) in list(zip(models.values(), trained, strict=True))[1:]:
+        if record.nvae not in (None, hashes["nvae"]):
+            expected = f"an energy of the NVAE {hashes['nvae']} ({nvae})"
+            raise UserError(f"{path}: expected {expected}, found one of {record.nvae}")
     sets = [DataSettings.model_validate(images.name)] if images.name in DATASETS else []
     used = [chosen, *sets, *filter(None, chosen.ood_sets.values()), *(settings for _, settings in trained)]
     plugins = plugins_in(used).union(*(record.plugins for record, _ in trained))
@@ -284,7 +290,7 @@ def load(files: Files, device: torch.device | str) -> Inputs:
         UserError: a file is missing, damaged, or does not belong to the others.
     """
     arguments = (files.settings, files.data, files.nvae, files.energy, files.metrics, files.ood_data)
-    models = load_models(*arguments, device)
+    models = load_models(*arguments, device, files.prior)
     chosen, images, classifier = models.settings, models.images, files.classifier
     paths = {chosen.extractor.name: (files.extractor, files.reference)}
     for one in chosen.further_extractors:

@@ -243,13 +243,14 @@ def run_ood(
     ood_data: list[Path],
     output: Path,
     device: torch.device | str = "cpu",
+    prior: Path | None = None,
 ) -> None:
     """Measure the out-of-distribution sets of one run; write `output`, ood.json, and pictures/ next to it.
 
     Raises:
         UserError: as `run`.
     """
-    inputs = load_models(settings, data, nvae, energy, output, ood_data, device)
+    inputs = load_models(settings, data, nvae, energy, output, ood_data, device, prior)
     with recording(output, TRAIN_AGAIN):
         metrics, found = ood_metrics(inputs, *of_real_images(inputs), output.parent / "pictures")
         origin = provenance.merged([*map(dict, inputs.trained.values()), provenance.commit()])

@@ -24,10 +24,17 @@ class PreparedPotential:
         decoder: p(x|z).
         energy: E(x), (B,).
         kind: `noise`: E(x) + ½‖ε‖²; `density`: E(x) − log p(z) − log p(x|z).
+        prior: E_ε(ε) of the latent groups, (B,), added to both; None: none.
     """
 
-    def __init__(self, decoder: PreparedDecoder, energy: Callable[[Tensor], Tensor], kind: PreparedKind):
-        self.decoder, self.energy, self.kind = decoder, energy, kind
+    def __init__(
+        self,
+        decoder: PreparedDecoder,
+        energy: Callable[[Tensor], Tensor],
+        kind: PreparedKind,
+        prior: Callable[[Sequence[Tensor]], Tensor] | None = None,
+    ):
+        self.decoder, self.energy, self.kind, self.prior = decoder, energy, kind, prior
         self._graph: GraphedChain | None = None
 
     def __call__(self, eps: Sequence[Tensor]) -> Tensor:
@@ -36,17 +43,18 @@ class PreparedPotential:
         pixels, sigmas = self.decoder.pixels_and_sigmas(eps_z)
         assert isinstance(pixels, PixelNormal)
         x = pixels.sample(eps_x)
+        energy = self.energy(x) if self.prior is None else self.energy(x) + self.prior(eps_z)
         if self.kind == "density":
-            return self.energy(x) + negative_log_prior(eps_z, sigmas) - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
-        return self.energy(x) + half_square(*eps)
+            return energy + negative_log_prior(eps_z, sigmas) - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
+        return energy + half_square(*eps)
 
     def load_weights_(self, other: Self) -> bool:
         """Copy the energy of `other` in place, so that a recorded step stays valid.
 
         Returns:
-            False, with nothing copied, unless decoder and kind are the same and the energies' architectures match.
+            False, with nothing copied, unless decoder, kind and prior are the same and the energies' architectures fit.
         """
-        if self.decoder is not other.decoder or self.kind != other.kind:
+        if self.decoder is not other.decoder or self.kind != other.kind or self.prior is not other.prior:
             return False
         mine, new = self.energy, other.energy
         return isinstance(mine, PreparedEnergy) and isinstance(new, PreparedEnergy) and mine.load_weights_(new)
@@ -81,10 +89,15 @@ class PreparationCache:
         return self._decoders[dtype]
 
     def potential(
-        self, nvae: NVAE, energy: Callable[[Tensor], Tensor], dtype: torch.dtype | None, kind: PreparedKind
+        self,
+        nvae: NVAE,
+        energy: Callable[[Tensor], Tensor],
+        dtype: torch.dtype | None,
+        kind: PreparedKind,
+        prior: Callable[[Sequence[Tensor]], Tensor] | None = None,
     ) -> PreparedPotential:
         """The potential for the present weights: the same object as before where it can load them."""
-        potential = PreparedPotential(self.decoder(nvae, dtype), energy, kind)
+        potential = PreparedPotential(self.decoder(nvae, dtype), energy, kind, prior)
         if self._potential is None or not self._potential.load_weights_(potential):
             self._potential = potential
         return self._potential

@@ -43,5 +43,5 @@ def posterior_noise(nvae: NVAE, images: Images | GreyImages, seed: int, batch: i
     parts = []
     for index in batches(range(len(images)), batch):
         x = nvae.as_input(images[index.start : index.stop], NoiseSource(seed, "encoded input", index))
-        parts.append([draw.eps for draw in nvae(x, noise=NoiseSource(seed, "encoded", index)).draws])
+        parts.append([draw.eps for draw in nvae.posterior(x, noise=NoiseSource(seed, "encoded", index))[0]])
     return [torch.cat(group) for group in zip(*parts, strict=True)]

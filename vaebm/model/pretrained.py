@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, PositiveInt, SerializeAsAny
 from torch import nn
 
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
-from vaebm.config.base import Settings
+from vaebm.config import EnergyNetworkSettings, NoiseEnergySettings, NVAENetworkSettings
+from vaebm.config.base import Settings, later
 from vaebm.config.ebm import LangevinSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_yaml, validate
 from vaebm.records.templates import render
@@ -33,6 +33,7 @@ class PretrainedConfig(Settings):
     positives: Positives
     chain: SerializeAsAny[LangevinSettings]
     """The test chain."""
+    prior: NoiseEnergySettings | None = later(None)
 
 
 def find_folder(source: Path | str) -> Path:

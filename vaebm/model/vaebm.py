@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from vaebm.chain.langevin import PotentialFunction
-from vaebm.config import BASELINE, SamplesSettings
+from vaebm.config import BASELINE, PRIOR, SamplesSettings
 from vaebm.config.ebm import ChainSettings, LangevinSettings, Positives, PotentialKind, Start
 from vaebm.config.yaml_files import read_settings, validate
-from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
 from vaebm.energy.network import build_energy, load_energy
-from vaebm.fast import PreparationCache, PreparedKind, prepare_energy, run_chain
+from vaebm.energy.noise_energy import NoiseEnergy, load_prior
+from vaebm.fast import PreparationCache, PreparedKind, half_square, prepare_energy, run_chain
 from vaebm.model.latent_space import great_circle, posterior_noise
-from vaebm.model.pretrained import HubModel, PretrainedConfig
+from vaebm.model.pretrained import PretrainedConfig
+from vaebm.model.scores import ScoredModel
 from vaebm.noise import NoiseSource, batches, sample_noise
 from vaebm.nvae.model import NVAE, LatentDecoder, check_decoder, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
@@ -31,7 +32,7 @@ from vaebm.system.shapes import GreyImages, Images, Latents, Paths, PerImage
 NO_CHAIN = LangevinSettings(steps=0, step_size=1.0)
 
 
-class VAEBM(HubModel):
+class VAEBM(ScoredModel):
     """A frozen NVAE, an energy, and the distribution that they define together.
 
     Args:
@@ -41,6 +42,7 @@ class VAEBM(HubModel):
             `density`: E(x) − log p(z) − log p(x|z), as in the published program.
         chain: the test chain.
         positives: data in the energy's training: images (`clean`), or images with pixel noise (`matched`).
+        prior: E_ε(ε_z), added to both potentials; chains start at samples of N(0, I) exp(−E_ε). None: at N(0, I).
 
     Raises:
         UserError: an energy on an NVAE without a Gaussian decoder.
@@ -48,8 +50,6 @@ class VAEBM(HubModel):
 
     start: Start = "prior"
     """Start of the chains."""
-    no_likelihood_reason = ""
-    """Why log p(x) cannot be estimated; empty if it can."""
     chain_dtype: torch.dtype | None = None
     """Type of the networks' features within chains, for instance bfloat16; None: the weights' type.
 
@@ -69,12 +69,13 @@ class VAEBM(HubModel):
         potential: PotentialKind = "noise",
         chain: ChainSettings = NO_CHAIN,
         positives: Positives = "clean",
+        prior: NoiseEnergy | None = None,
     ):
         super().__init__()
         if energy is not None and isinstance(nvae, NVAE):
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.potential_kind = nvae, energy, potential
-        self.test_chain, self.positives = chain, positives
+        self.test_chain, self.positives, self.prior = chain, positives, prior
         self._cache = PreparationCache()
 
     @classmethod
@@ -86,31 +87,42 @@ class VAEBM(HubModel):
         """
         folder = seed_folder(Path(folder))
         own = model_of(folder)
-        if load_model(own)["kind"] == "nvae":  # the NVAE, or a GAN's generator
+        if (content := load_model(own))["kind"] == "nvae":  # the NVAE, or a GAN's generator
             return cls.load(own, None, device)
-        model = cls.load(model_of(folder.parent.parent / BASELINE / folder.name), own, device)
+        nvae, prior = (model_of(folder.parent.parent / name / folder.name) for name in (BASELINE, PRIOR))
+        if content["kind"] == "prior":
+            model = cls.load(nvae, None, device, own)
+        else:
+            model = cls.load(nvae, own, device, prior if content.get("prior") else None)
         model.configure_sampling(read_settings(folder / "samples" / "samples.yaml", SamplesSettings)[1])
         return model
 
     @classmethod
-    def load(cls, nvae: Path, energy: Path | None, device: torch.device | str = "cpu") -> VAEBM:
+    def load(
+        cls, nvae: Path, energy: Path | None, device: torch.device | str = "cpu", prior: Path | None = None
+    ) -> VAEBM:
         """Load an NVAE and an energy, with the potential of the energy's training.
 
         Args:
             nvae: model file of the NVAE.
             energy: model file of the energy; None: the NVAE alone.
+            prior: model file of the energy on noise; None: the energy was trained without one.
 
         Raises:
-            UserError: a file is missing or of another kind, or an energy's NVAE has no Gaussian decoder.
+            UserError: a file is missing or of another kind, the models do not belong to each other, or an energy's NVAE
+                has no Gaussian decoder.
         """
-        vae = load_nvae(nvae, device)
+        vae, on_noise = load_nvae(nvae, device), None if prior is None else load_prior(prior, device)
+        if on_noise is not None and on_noise.shapes != vae.latent_shapes:
+            raise UserError(f"{prior}: expected noise {vae.latent_shapes}, as {nvae} has, found {on_noise.shapes}")
         if energy is None:
-            return cls(vae, None)
+            return cls(vae, None, prior=on_noise)
         check_decoder(vae, nvae)
-        content = load_model(energy, "energy")
-        return build_model(
-            vae, load_energy(energy, device), content["potential"], content["start"], content.get("positives", "clean")
-        )
+        content, below = load_model(energy, "energy"), None if prior is None else load_model(prior)["hash"]
+        if content.get("prior") != below:
+            raise UserError(f"{energy}: expected an energy of the prior {below}, found one of {content.get('prior')}")
+        own = (content["potential"], content["start"], content.get("positives", "clean"))
+        return build_model(vae, load_energy(energy, device), *own, on_noise)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -118,16 +130,18 @@ class VAEBM(HubModel):
         energy = getattr(self.energy, "settings", None if self.energy is None else type(self.energy).__name__)
         content = {"nvae": self.nvae.settings, "shape": [*self.nvae.shape], "energy": energy, "chain": self.test_chain}
         content |= {"potential": self.potential_kind, "start": self.start, "positives": self.positives}
+        content |= {"prior": self.prior and self.prior.settings}
         return validate(PretrainedConfig, content, "save_pretrained")
 
     @classmethod
     def of_config(cls, config: PretrainedConfig) -> VAEBM:
         """Build the model of a configuration, with random weights."""
         nvae = NVAE(config.nvae, config.shape)
-        model = cls(nvae, None)
+        prior = None if config.prior is None else NoiseEnergy(config.prior, nvae.latent_shapes)
+        model = cls(nvae, None, prior=prior)
         if config.energy is not None:
             energy = build_energy(config.energy, config.shape[0])
-            model = build_model(nvae, energy, config.potential, config.start, config.positives)
+            model = build_model(nvae, energy, config.potential, config.start, config.positives, prior)
         model.test_chain = config.chain
         return model
 
@@ -148,7 +162,7 @@ class VAEBM(HubModel):
     def potential(self, eps_z: Sequence[Latents], eps_x: Images) -> PerImage:
         """U(ε), (B,), differentiable in both arguments (VAEBM section 3.2).
 
-        `noise`: U = E(x) + ½‖ε_z‖² + ½‖ε_x‖². `density`: U = E(x) − log p(z) − log p(x|z).
+        `noise`: U = E(x) + ½‖ε_z‖² + ½‖ε_x‖². `density`: U = E(x) − log p(z) − log p(x|z). Both + E_ε(ε_z).
 
         Args:
             eps_z: one (B, latents, h, w) per latent group, in decoding order.
@@ -156,7 +170,7 @@ class VAEBM(HubModel):
         """
         pixels, log_p = self.decode(eps_z)
         x = pixels.sample(eps_x)
-        energy = self._energy(x)
+        energy = self._energy(x) if self.prior is None else self._energy(x) + self.prior(eps_z)
         if self.potential_kind == "density":
             assert isinstance(pixels, PixelNormal)
             return energy - log_p - pixels.chain_log_prob(x).sum(dim=(1, 2, 3))
@@ -175,10 +189,17 @@ class VAEBM(HubModel):
         return x.new_zeros(len(x)) if self.energy is None else self.energy(x)
 
     def initial_noise(self, noise: NoiseSource, temperature: float = 1.0) -> tuple[list[Latents], Images]:
-        """Normal start of chains: ε_z times `temperature`, one (B, latents, h, w) per group, and ε_x (B, C, H, W)."""
+        """Start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W).
+
+        Both are normal, ε_z times `temperature`. With a prior, ε_z then moves along the prior's chain.
+        """
         shapes = [*self.nvae.latent_shapes, self.nvae.shape]
         *eps_z, eps_x = noise.normal(shapes, device=self.device, dtype=self.dtype)
-        return [temperature * eps for eps in eps_z] if temperature != 1.0 else eps_z, eps_x
+        eps_z = [temperature * eps for eps in eps_z] if temperature != 1.0 else eps_z
+        if (prior := self.prior) is not None:
+            source = noise.derived("prior")
+            eps_z = run_chain(lambda eps: prior(eps) + half_square(*eps), eps_z, prior.settings.chain, source)
+        return eps_z, eps_x
 
     def refine(
         self,
@@ -210,7 +231,7 @@ class VAEBM(HubModel):
             return lambda eps: self.potential(eps[:-1], eps[-1])
         energy = self._energy if self.energy is None else prepare_energy(self.energy, self.chain_dtype)
         kind: PreparedKind = "density" if self.potential_kind == "density" else "noise"
-        return self._cache.potential(self.nvae, energy, self.chain_dtype, kind)
+        return self._cache.potential(self.nvae, energy, self.chain_dtype, kind, self.prior)
 
     @property
     def _prepares(self) -> bool:
@@ -301,47 +322,16 @@ class VAEBM(HubModel):
         given = {"steps": steps, "step_size": step_size}
         return self.test_chain.model_copy(update={name: value for name, value in given.items() if value is not None})
 
-    @torch.no_grad()
-    def estimate(self, images: Images | GreyImages, seed: int, draws: int) -> Estimates:
-        """Estimate log p(x) and E(x) of images (N, C, H, W), uint8 or in [0, 1], from `draws` draws z ~ q(z|x) each.
-
-        The estimates are (N,), in double precision, on the CPU. The draws of image k depend only on `seed` and k.
-        """
-        return estimate_in_batches(self.nvae, images, seed, lambda x, noise: self._estimate(x, noise, draws))
-
-    def _estimate(self, x: Images, noise: NoiseSource, draws: int) -> Estimates:
-        return estimate(self.nvae, self.energy, self.positives, x, noise, draws)
-
-    def log_likelihood(self, images: Images, seed: int = 0, importance_samples: int = 1) -> PerImage:
-        """Importance-weighted bound on the NVAE's log p(x), (N,), from the draws of `score`; of one draw an ELBO.
-
-        Raises:
-            UserError: the model has no estimate of log p(x).
-        """
-        if (found := self.estimate(images, seed, importance_samples).importance) is None:
-            raise UserError(f"log_likelihood: {self.no_likelihood_reason}")
-        return found.to(images)
-
-    def score(self, images: Images, seed: int = 0, importance_samples: int = 1) -> PerImage:
-        """Estimate of log p(x) − E(x), (N,): the log-likelihood up to log Z; higher is more in-distribution.
-
-        Args:
-            images: (N, C, H, W) in [0, 1]; their depth is reduced to the NVAE's, and for the Bernoulli decoder a pixel
-                is drawn white with probability x.
-            seed: seed of the posterior's draws, and of the pixel noise of `matched` positives.
-            importance_samples: number of draws.
-        """
-        return self.estimate(images, seed, importance_samples).score.to(images)
-
-    def forward(self, images: Images) -> PerImage:
-        """`score` with its defaults: images (B, C, H, W) in [0, 1] → (B,), higher is more in-distribution."""
-        return self.score(images)
-
 
 def build_model(
-    nvae: NVAE, energy: nn.Module, potential: PotentialKind, start: Start = "prior", positives: Positives = "clean"
+    nvae: NVAE,
+    energy: nn.Module,
+    potential: PotentialKind,
+    start: Start = "prior",
+    positives: Positives = "clean",
+    prior: NoiseEnergy | None = None,
 ) -> VAEBM:
     """Build the model in which an energy was trained: a `PixelEBM` for the potential `pixels`, else a `VAEBM`."""
     if kind := VAEBM.kinds.get(potential):
         return kind(nvae, energy, start)
-    return VAEBM(nvae, energy, potential, positives=positives)
+    return VAEBM(nvae, energy, potential, positives=positives, prior=prior)

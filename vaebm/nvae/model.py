@@ -211,6 +211,13 @@ class NVAE(nn.Module):
         Raises:
             ValueError: wrong shapes of images or noise, or neither `eps` nor `noise`.
         """
+        draws, state = self.posterior(x, eps, noise, step)
+        return NVAEOutput(self._pixels(state), draws)
+
+    def posterior(
+        self, x: Images, eps: Sequence[Latents] | None = None, noise: NoiseSource | None = None, step: int = 0
+    ) -> tuple[list[Draw], Latents]:
+        """The draw of `forward`, without the pixels, and the decoder's last state."""
         if x.shape[1:] != self.shape:
             raise ValueError(f"expected images (B, {', '.join(map(str, self.shape))}), found {tuple(x.shape)}")
         if eps is None:
@@ -218,14 +225,14 @@ class NVAE(nn.Module):
                 raise ValueError("forward needs eps, one tensor per latent group, or a NoiseSource to draw them from")
             eps = noise.normal(self.latent_shapes, step=step, device=x.device, dtype=x.dtype)
         self._check_shapes(eps)
-        draws = []
+        draws: list[Draw] = []
         state = self.prior_constant.expand(len(x), -1, -1, -1)
         for group, features, each in zip(self.groups, self.encode(x), eps, strict=True):
             state = group.cells(state)
             draw = group.draw(features, state, each)
             draws.append(draw)
             state = group.combine(state, draw.z)
-        return NVAEOutput(self._pixels(state), draws)
+        return draws, state
 
     def decode(self, eps: Sequence[Latents], temperature: float = 1.0) -> tuple[Pixels, PerImage]:
         """Map noise to latents, z = T(ε), and to the pixels' distribution (VAEBM section 3.2).

@@ -65,6 +65,8 @@ class TrainingRecord(Settings):
     data: str | None = None
     nvae: str | None = None
     """Hash of the weights of the NVAE below."""
+    prior: str | None = later(None)
+    """Hash of the weights of the energy on noise below an energy."""
     status: str
     snapshot: int | None = None
     events: list[GuardEvent] = []

@@ -28,7 +28,7 @@ def gallery(record: VariantRecord) -> list[Picture]:
     """The plots of the first seed of one variant, which captions.yaml lists."""
     first, quantities = record.runs[0], {metric(name).quantity for name in record.metrics}
     kind = "baseline" if record.variant == BASELINE else "gan" if "wgan" in first.training else "chains"
-    kind = "foreign" if record.foreign else kind
+    kind = "foreign" if record.foreign else "on noise" if first.training.keys() == {"nvae", "prior"} else kind
     start = "pixels" if record.chain.potential == "pixels" else "noise"
     trained = {stage for stage, one in first.training.items() if one.checkpoint is None}
     facts = {kind, start, *trained, *quantities}

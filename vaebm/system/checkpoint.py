@@ -38,7 +38,7 @@ def save_model(path: Path, kind: str, network: dict[str, Any], weights: dict[str
     """Write a model file: weights as safetensors, and in its header the configuration and the weights' hash.
 
     Args:
-        kind: "nvae", "energy" or "classifier".
+        kind: "nvae", "prior", "energy" or "classifier".
         network: settings from which the module is built.
         more: further plain values, for example the shape of the images.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaebm.config import BASELINE, SamplesSettings, fingerprint
+from vaebm.config import BASELINE, PRIOR, SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_experiment, read_yaml, validate
 from vaebm.records.files import METRICS_RECORD, TRAINING_RECORD, dump, read_record, read_run
 from vaebm.records.results import ChainRecord, MirroredRun, Numbers, RunRecord, VariantRecord
@@ -16,7 +16,7 @@ from vaebm.system.files import model_of
 
 TABLE = ("benchmarks.csv", "benchmarks.md", "benchmarks.tex", "benchmarks.json", "report.html")
 
-TRAININGS = ("classifier", "nvae", "ebm", "wgan")
+TRAININGS = ("classifier", "nvae", "prior", "ebm", "wgan")
 """Stages with a history; each has a settings file of the same name."""
 
 TEXT = 5000
@@ -126,7 +126,7 @@ def _training(folder: Path) -> StageRun:
     settings = read_yaml(folder / f"{name}.yaml")
     variant = "" if name == "classifier" else folder.parent.name
     stage = StageRun(
-        " ".join(filter(None, (name, variant if variant != BASELINE else "", f"seed{settings['seed']}"))),
+        " ".join(filter(None, (name, variant if variant not in (BASELINE, PRIOR) else "", f"seed{settings['seed']}"))),
         flatten_settings({name: settings[name]}),
         _tags(name, variant, settings, facts, facts.status if facts else "unfinished"),
         history.read_text(encoding="utf-8").splitlines() if history.is_file() else [],  # none of a checkpoint
@@ -200,11 +200,13 @@ def _evaluation(folder: Path) -> StageRun | None:
 
 def _sources(run_folder: Path, facts: RunRecord) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]] | None:
     """Settings of the trainings and of the samples, and hashes of the networks; None if they changed since."""
-    records = [run / "training.json" for run in (run_folder, run_folder.parent.parent / BASELINE / run_folder.name)]
+    names = [BASELINE, PRIOR] if "prior" in facts.models else [BASELINE]
+    runs = [run_folder, *(run_folder.parent.parent / name / run_folder.name for name in names)]
+    records = [run / "training.json" for run in runs]
     if not all(record.is_file() for record in records):  # a training is running again
         return None
-    own, nvae = (read_record(TrainingRecord, record, *TRAINING_RECORD) for record in records)
-    trained = {one.stage: one for one in ((nvae, own) if own.stage == "ebm" else (own,))}
+    own, *below = (read_record(TrainingRecord, record, *TRAINING_RECORD) for record in records)
+    trained = {one.stage: one for one in ((*below, own) if own.stage in ("ebm", "prior") else (own,))}
     file = run_folder / "samples" / "samples.yaml"
     sampling = {"samples": read_yaml(file)["samples"]}
     chosen = validate(SamplesSettings, sampling["samples"], f"{file}: samples")
@@ -213,7 +215,7 @@ def _sources(run_folder: Path, facts: RunRecord) -> tuple[dict[str, Any], dict[s
     networks = {name: one.model for name, one in trained.items()}
     if not (same_chain and {*networks.values()} <= {*facts.models.values()}):
         return None
-    return {name: one.settings for name, one in (("nvae", nvae), *trained.items())}, sampling, networks
+    return {name: one.settings for name, one in (("nvae", below[0]), *trained.items())}, sampling, networks
 
 
 def experiment_run(results: Path) -> StageRun:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vaebm.config import BASELINE, EXTRACTORS, fingerprint
+from vaebm.config import BASELINE, EXTRACTORS, PRIOR, fingerprint
 from vaebm.config import Resources as StageResources  # Snakemake has another Resources
 from vaebm.config.base import NAME
 from vaebm.config.checkpoint import portable
@@ -83,6 +83,12 @@ def same_energy(wildcards):
     variant = EXPERIMENTS[wildcards.experiment].same_energy(wildcards.variant)
     files = {"model": "model.safetensors", "training": "training.json", "history": "history.jsonl"}
     return {name: f"results/{wildcards.experiment}/{variant}/seed{wildcards.seed}/{file}" for name, file in files.items()}
+
+
+def settings_of_stage(wildcards):
+    """Settings file of the stage that trains a variant's model."""
+    stage = EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name
+    return settings(f"results/{{experiment}}/{{variant}}/seed{{seed}}/{stage}.yaml")(wildcards)
 
 
 def nvae_below(wildcards):
@@ -224,14 +230,20 @@ def models_of(wildcards):
     """Models from which a variant's samples come; a GAN's generator is an NVAE."""
     model = f"results/{{}}/{{}}/seed{wildcards.seed}/model.safetensors"
     own, nvae = (model.format(wildcards.experiment, name) for name in (wildcards.variant, BASELINE))
-    if EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name == "ebm":
-        return {"nvae": nvae, "energy": own}
-    return {"nvae": own}
+    if (stage := EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name) == "ebm":
+        return {"nvae": nvae, "energy": own, **prior_below(wildcards)}
+    return {"nvae": nvae, "prior": own} if stage == "prior" else {"nvae": own}
+
+
+def prior_below(wildcards):
+    """Energy on noise below a variant's energy, if it has one."""
+    prior = f"results/{wildcards.experiment}/{PRIOR}/seed{wildcards.seed}/model.safetensors"
+    return {"prior": prior} if EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).prior else {}
 
 
 def energy_option(wildcards, input):
-    """Option with the energy, if the variant has one."""
-    return f"--energy {input.energy}" if "energy" in input.keys() else ""
+    """Options with the energies, E(x) and that on noise, if the variant has them."""
+    return " ".join(f"--{name} {input[name]}" for name in ("energy", "prior") if name in input.keys())
 
 
 def foreign_images(wildcards):

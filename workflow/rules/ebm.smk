@@ -1,6 +1,7 @@
 rule ebm:
     input:
         unpack(data_of),
+        unpack(prior_below),
         settings=settings("results/{experiment}/{variant}/seed{seed}/ebm.yaml"),
         nvae="results/{experiment}/nvae/seed{seed}/model.safetensors",
     output:
@@ -25,16 +26,18 @@ rule ebm:
     threads: resource("ebm", "threads")
     resources:
         **resources_of("ebm"),
+    params:
+        prior=energy_option,
     shell:
-        "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
+        "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} {params.prior} --model {output.model}"
         " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
 
 
-# A combination of a grid with the energy of another variant.
+# A combination of a grid with the energy of another variant, or a variant with the energy on noise alone.
 rule same_energy:
     input:
         unpack(same_energy),
-        settings=settings("results/{experiment}/{variant}/seed{seed}/ebm.yaml"),
+        settings=settings_of_stage,
     output:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",

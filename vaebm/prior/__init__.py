@@ -1,0 +1,1 @@
+"""Training of the energy on noise, by noise-contrastive estimation."""
