@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
 from vaebm.config.base import Decay, NonNegativeFloat, Settings, Several
-from vaebm.config.ebm import ChainSettings
+from vaebm.config.ebm import LangevinSettings
 
 
 class NoiseEnergySettings(Settings):
@@ -17,7 +17,7 @@ class NoiseEnergySettings(Settings):
     """Probability with which the training drops a hidden unit."""
     rounds: PositiveInt = 1
     """Networks. Each further one is trained on chains of the prior with those before, whose chain has to be good."""
-    chain: SerializeAsAny[ChainSettings]
+    chain: SerializeAsAny[LangevinSettings]
     """Chain in noise alone, without the decoder, from standard normal noise. The decoder's chain starts at its end."""
 
 

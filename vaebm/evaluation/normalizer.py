@@ -65,7 +65,12 @@ class Normalized(NamedTuple):
 def measure_normalizer(
     model: VAEBM, settings: EvaluationSettings, of_held_out: Estimates, seed: int, batch: int
 ) -> Normalized:
-    """log p(x) of held-out images in nats per dimension, for each estimate of log Z with enough effective samples."""
+    """log p(x) of held-out images in nats per dimension, for each estimate of log Z with enough effective samples.
+
+    With an energy on noise there is none: both estimates begin at samples of the NVAE's own prior.
+    """
+    if model.prior is not None:
+        return Normalized({}, {}, {LOG_LIKELIHOOD_ENERGY.pattern: "log Z is not estimated with an energy on noise"})
     records = {LOG_LIKELIHOOD_ENERGY.pattern: importance(model, seed, settings.steps.images, batch)}
     if settings.annealed is not None:
         records[LOG_LIKELIHOOD_ANNEALED.pattern] = annealed(model, seed, settings.annealed, batch)
