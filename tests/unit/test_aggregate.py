@@ -246,13 +246,19 @@ def test_no_mean_over_seeds_that_do_not_belong_together(project, changes):
         project.run(project.metrics(), project.metrics(seed=1, **changes))
 
 
-def test_a_metric_that_only_some_seeds_have_is_empty_with_the_reason(project):
-    """A seed is evaluated by a version with a new metric, the others by an earlier one."""
+@pytest.mark.parametrize(
+    ("without", "reason"),
+    [({}, aggregate.EARLIER), ({"density-classifier": "too few draws"}, "seed 0: too few draws")],
+)
+def test_a_metric_that_only_some_seeds_have_is_empty_with_the_reason(project, without, reason):
+    """The reason of a seed, or that an earlier version evaluated it."""
     newer = RECORD["metrics"] | {"density-classifier": {"value": 0.9, "samples": 1000}}
-    frame = project.run(project.metrics(30.0), project.metrics(40.0, seed=1, metrics=copy.deepcopy(newer)))
+    frame = project.run(
+        project.metrics(30.0, without=without), project.metrics(40.0, seed=1, metrics=copy.deepcopy(newer))
+    )
     ours = frame[frame.variant == "vaebm"]
     assert ours.measured.tolist() == [35.0, 0.8]
-    assert frame[frame.metric == "density-classifier"].note.tolist() == [aggregate.EARLIER]
+    assert frame[frame.metric == "density-classifier"].note.tolist() == [reason]
 
 
 def test_mistakes_are_one_line(project):

@@ -221,7 +221,11 @@ def table(project):
     """Lines of the table without the place of the run and without times."""
     with (project.folder / "results" / "benchmarks.csv").open() as file:
         lines = [
-            {column: cell for column, cell in line.items() if column not in ("commit", "changed", "tracking", "seconds")}
+            {
+                column: cell
+                for column, cell in line.items()
+                if column not in ("commit", "changed", "tracking", "seconds")
+            }
             for line in csv.DictReader(file)
         ]
     times = [line for line in lines if line["metric"].startswith("seconds") and line["measured"]]

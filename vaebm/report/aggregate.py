@@ -49,13 +49,17 @@ def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) 
                 f"found others for seed {run.seed} than for {seeds[0]}; run it again"
             )
     shared = [metric for metric in first.metrics if all(metric in run.metrics for run in runs)]
-    partial = dict.fromkeys(metric for run in runs for metric in run.metrics if metric not in shared)
+    partial = {metric for run in runs for metric in run.metrics}.difference(shared)
+    reasons = {
+        metric: next((f"seed {run.seed}: {run.without[metric]}" for run in runs if metric in run.without), EARLIER)
+        for metric in sorted(partial)
+    }
     return VariantRecord(
         experiment=first.experiment,
         variant=first.variant,
         configuration=configuration,
         metrics={metric: _over_seeds(seeds, [run.metrics[metric] for run in runs]) for metric in shared},
-        without=first.without | dict.fromkeys(partial, EARLIER),
+        without=first.without | reasons,
         real=first.real,
         **common,
         **merged(map(dict, runs)),
