@@ -11,7 +11,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # All dependencies in one layer, which a change of the code does not build again.
-WORKDIR /opt/vaebm
+WORKDIR /usr/src/vaebm
 COPY constraints.txt pyproject.toml README.md ./
 RUN mkdir vaebm \
     && touch vaebm/__init__.py \
@@ -22,5 +22,5 @@ RUN python -m pip install --no-cache-dir --no-deps --force-reinstall . \
     && useradd --create-home --uid 1000 vaebm
 
 USER 1000
-WORKDIR /work
+WORKDIR /project
 CMD ["vaebm", "--help"]
