@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tarfile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,7 @@ ENERGY_AND_AFTER = {"ebm": 1, "samples": 2, "evaluation": 1, "benchmarks": 1, "t
 @pytest.fixture
 def earlier(clone):
     """The project as it is now, around the results as they were."""
-    with tarfile.open(Path(__file__).parent / "data" / "tiny.tar.xz") as archive:
-        archive.extractall(clone.folder, filter="data")
+    shutil.unpack_archive(Path(__file__).parent / "data" / "tiny.tar.xz", clone.folder)
     clone.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
     before = {path: path.stat().st_mtime_ns for path in (clone.folder / "results").rglob("*")}
     refused = clone.snakemake("--dry-run", fails=True)
