@@ -206,7 +206,7 @@ def test_every_experiment_can_be_described(path: Path, tmp_path: Path, monkeypat
     lines = describe_experiment(Path("small.yaml"), 10).splitlines()
     assert list(Path().iterdir()) == [Path("small.yaml")], "nothing is written"
     assert max(map(len, lines)) <= 100
-    stages = [name for name in ("data", "nvae", "ebm", "samples", "evaluation") if name in content]
+    stages = [name for name in ("data", "nvae", "prior", "ebm", "samples", "evaluation") if name in content]
     assert lines[1] == f"stages    {', '.join(stages)}"
     assert any(line.startswith("missing") for line in lines) == any(
         name not in content for name in ("ebm", "samples", "evaluation")

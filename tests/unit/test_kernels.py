@@ -259,5 +259,5 @@ def test_a_decay_is_measured_on_chains_of_their_own() -> None:
     energy.initialize(torch.rand(8, 1, 8, 8))
     model, noise = VAEBM(nvae.eval().requires_grad_(False), energy.requires_grad_(False)), sample_noise(0, range(3))
     chain = LangevinSettings(steps=6, step_size=0.05, schedule="linear")
-    for count, (means, _) in zip((0, 2, 4), stops(model, noise, [0, 2, 4], chain), strict=True):
-        assert torch.equal(means, model.sample_means(noise, chain.model_copy(update={"steps": count})))
+    for count, stop in zip((0, 2, 4), stops(model, noise, [0, 2, 4], chain), strict=True):
+        assert torch.equal(stop.means, model.sample_means(noise, chain.model_copy(update={"steps": count})))

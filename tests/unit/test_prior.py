@@ -196,12 +196,17 @@ def test_the_score_subtracts_the_mean_energy_of_the_draws() -> None:
     torch.testing.assert_close(whole.score(images, importance_samples=2), (found.importance - found.energy).float())
 
 
+def assert_same_images(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal but for rounding: loaded weights have channels last in memory, and convolutions sum in another order."""
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-6)
+
+
 def test_a_saved_model_samples_the_same(tmp_path: Path) -> None:
     nvae, energy, prior = make_models()
     energy.settings = ENERGY
     for model in (VAEBM(nvae, energy, chain=ChainSettings(**CHAIN), prior=prior), VAEBM(nvae, None, prior=prior)):
         model.save_pretrained(tmp_path)
-        assert torch.equal(VAEBM.from_pretrained(tmp_path).sample(3), model.sample(3))
+        assert_same_images(VAEBM.from_pretrained(tmp_path).sample(3), model.sample(3))
         assert "N(ε; 0, I)" in (tmp_path / "README.md").read_text()
 
 
@@ -214,9 +219,8 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     save_model(files["prior"], "prior", prior.settings.model_dump(), prior.state_dict(), shape=prior.shapes)
     wide = NoiseEnergy(prior.settings, [(3, 4, 4)])
     save_model(files["wide"], "prior", wide.settings.model_dump(), wide.state_dict(), shape=wide.shapes)
-    assert torch.equal(
-        VAEBM.load(files["nvae"], None, prior=files["prior"]).sample(2), VAEBM(nvae, None, prior=prior).sample(2)
-    )
+    loaded = VAEBM.load(files["nvae"], None, prior=files["prior"])
+    assert_same_images(loaded.sample(2), VAEBM(nvae, None, prior=prior).sample(2))
     for given in (files["prior"], None):
         with pytest.raises(UserError, match="energy.safetensors: expected an energy of the prior .*found one of of"):
             VAEBM.load(files["nvae"], files["energy"], prior=given)
