@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+from vaebm.config import KERNELS
 from vaebm.records.metrics import FD, IMAGES_TIMED, SECONDS_PER_50, with_direction
 from vaebm.records.results import VariantRecord
 from vaebm.report.paper import Paper
@@ -45,16 +46,18 @@ def curves(variants: dict[str, VariantRecord]) -> list[Curve]:
             values = [one.distances[index] for one in along]
             finite = [value for value in values if value is not None]
             if len(finite) == len(values):
-                gradients = [one.gradients[index] for one in along if one.gradients] or ([steps] if langevin else [])
+                counts = [one.gradients[index] for one in along if one.gradients] or ([steps] if langevin else [])
                 seconds = [one.seconds[index] for one in along if one.seconds]
                 spread = stdev(finite) if len(finite) > 1 else None
-                costs = (mean(each) if each else None for each in (gradients, seconds))
+                costs = (mean(each) if each else None for each in (counts, seconds))
                 points.append(Point(steps, mean(finite), spread, *costs))
         if points:
             found.append(Curve(variant, name, along[0].samples, points))
         if (one := record.metrics.get(name)) and not record.foreign:
             time, steps = record.metrics.get(SECONDS_PER_50.pattern), record.chain.steps
-            place = (steps if langevin or not steps else None), (time.value / IMAGES_TIMED if time else None)
+            known = record.chain.kernel in KERNELS.own or not steps  # a plug-in's may compute any number
+            gradients = record.chain.gradient_evaluations if known else None
+            place = gradients, (time.value / IMAGES_TIMED if time else None)
             found.append(Curve(variant, name, one.samples, [Point(steps, one.value, one.spread, *place)]))
     return found if any(len(curve.points) > 1 for curve in found) else []
 
