@@ -253,9 +253,8 @@ def test_no_mean_over_seeds_that_do_not_belong_together(project, changes):
 def test_a_metric_that_only_some_seeds_have_is_empty_with_the_reason(project, without, reason):
     """The reason of a seed, or that an earlier version evaluated it."""
     newer = RECORD["metrics"] | {"density-classifier": {"value": 0.9, "samples": 1000}}
-    frame = project.run(
-        project.metrics(30.0, without=without), project.metrics(40.0, seed=1, metrics=copy.deepcopy(newer))
-    )
+    runs = project.metrics(30.0, without=without), project.metrics(40.0, seed=1, metrics=copy.deepcopy(newer))
+    frame = project.run(*runs)
     ours = frame[frame.variant == "vaebm"]
     assert ours.measured.tolist() == [35.0, 0.8]
     assert frame[frame.metric == "density-classifier"].note.tolist() == [reason]

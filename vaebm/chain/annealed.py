@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vaebm.chain.langevin import PotentialFunction, State, acceptance, evaluate, propose
+from vaebm.chain.langevin import PotentialFunction, State, acceptance, evaluate, gaussian_potential, propose
 from vaebm.chain.mala import accept
 from vaebm.noise import NoiseSource
 from vaebm.system.shapes import PerImage
@@ -33,7 +33,7 @@ def annealed_log_weights(
     state = evaluate(potential, eps)
     log_weights = torch.zeros_like(state.potential, dtype=torch.float64)
     for step in range(1, temperatures + 1):
-        log_weights += (_half_square(state) - state.potential.double()) / temperatures
+        log_weights += (gaussian_potential(state.eps) - state.potential.double()) / temperatures
         if step < temperatures:
             beta = step / temperatures
             before = _tempered(state, beta)
@@ -43,12 +43,7 @@ def annealed_log_weights(
     return log_weights
 
 
-def _half_square(state: State) -> PerImage:
-    """½‖ε‖², (B,) in double precision."""
-    return 0.5 * torch.stack([part.double().square().flatten(1).sum(1) for part in state.eps]).sum(0)
-
-
 def _tempered(state: State, beta: float) -> State:
     """The state with U_β and its gradient."""
     gradient = [beta * g + (1 - beta) * e for g, e in zip(state.gradient, state.eps, strict=True)]
-    return State(state.eps, beta * state.potential.double() + (1 - beta) * _half_square(state), gradient)
+    return State(state.eps, beta * state.potential.double() + (1 - beta) * gaussian_potential(state.eps), gradient)

@@ -126,6 +126,11 @@ def acceptance(before: State, after: State, step_size: float, temperature: float
     return probability(log_ratio / temperature, after)
 
 
+def gaussian_potential(parts: Sequence[Tensor]) -> PerImage:
+    """½‖ε‖² over all parts (B, …), also the kinetic energy of momenta: (B,) in double precision."""
+    return 0.5 * torch.stack([part.double().square().flatten(1).sum(1) for part in parts]).sum(0)
+
+
 def probability(log_ratio: PerImage, after: State) -> PerImage:
     """min(1, exp(log ratio)), (B,); 0 where U(after) is infinite or undefined."""
     return torch.where(after.potential.isfinite(), log_ratio.clamp(max=0.0).exp().nan_to_num(nan=0.0), 0.0)

@@ -1,6 +1,7 @@
 """Langevin steps with a Metropolis correction, MALA (Roberts and Tweedie, 1996)."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,8 @@ def mala(
     potential: PotentialFunction,
     eps: Sequence[Tensor],
     *,
-    steps: int,
-    step_size: StepSize,
-    noise: NoiseSource,
-    temperature: float = 1.0,
     callback: Callable[[list[Tensor]], object] | None = None,
+    **settings: Any,
 ) -> list[Tensor]:
     """Move chains towards exp(−U / T); arguments and result are those of `langevin`.
 
@@ -27,9 +25,7 @@ def mala(
     distribution has no bias. K steps take K + 1 gradients.
     """
     state = [part.detach() for part in eps]
-    for transition in mala_transitions(
-        potential, eps, steps=steps, step_size=step_size, noise=noise, temperature=temperature
-    ):
+    for transition in mala_transitions(potential, eps, **settings):
         state = transition.state.eps
         if callback is not None:
             callback(state)

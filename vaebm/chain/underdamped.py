@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vaebm.chain.langevin import PotentialFunction, Transition, evaluate, probability
+from vaebm.chain.langevin import PotentialFunction, Transition, evaluate, gaussian_potential, probability
 from vaebm.chain.schedules import StepSize, numbered
 from vaebm.noise import NoiseSource
-from vaebm.system.shapes import PerImage
 
 
 @torch.no_grad()
@@ -71,9 +70,14 @@ def underdamped_transitions(
         kicked = _add(momenta, -half, state.gradient)
         fresh = _refresh(kicked, math.exp(-2 * friction * half), noise.like(state.eps, step), temperature)
         after = evaluate(potential, _add(_add(state.eps, half, kicked), half, fresh))
-        work = after.potential.double() - state.potential.double() + _kinetic(kicked) - _kinetic(momenta)
+        work = (
+            after.potential.double()
+            - state.potential.double()
+            + gaussian_potential(kicked)
+            - gaussian_potential(momenta)
+        )
         momenta = _add(fresh, -half, after.gradient)
-        work = work + _kinetic(momenta) - _kinetic(fresh)
+        work = work + gaussian_potential(momenta) - gaussian_potential(fresh)
         state = after
         yield Transition(state, probability(-work / temperature, after))
 
@@ -90,8 +94,3 @@ def _add(parts: Sequence[Tensor], factor: float, others: Sequence[Tensor]) -> li
 def _refresh(momenta: Sequence[Tensor], kept: float, omega: Sequence[Tensor], temperature: float) -> list[Tensor]:
     """c p + √((1 − c²) T) ω."""
     return _add([kept * part for part in momenta], math.sqrt((1 - kept**2) * temperature), omega)
-
-
-def _kinetic(momenta: Sequence[Tensor]) -> PerImage:
-    """½‖p‖², (B,) in double precision."""
-    return 0.5 * torch.stack([part.double().square().flatten(1).sum(1) for part in momenta]).sum(0)

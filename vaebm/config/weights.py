@@ -46,7 +46,8 @@ def weights_hash(extractor: str, path: Path | str, stated: str | None = None) ->
             f"the file is at {INCEPTION_URL}"
         )
     if stated not in (None, found):
-        raise UserError(f"{file}: expected {expected} with SHA-256 {stated}, found {found}; state that of your file")
+        advice = "bring that file, or state the SHA-256 of this one"
+        raise UserError(f"{file}: expected {expected} with SHA-256 {stated}, found {found}; {advice}")
     return found
 
 

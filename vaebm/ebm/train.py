@@ -19,7 +19,7 @@ from vaebm.energy.network import build_energy
 from vaebm.energy.noise_energy import load_prior
 from vaebm.model import check_decoder
 from vaebm.noise import derive
-from vaebm.nvae.model import load_nvae
+from vaebm.nvae.model import load_frozen
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import seeded, setup_device, to_device_channels_last
@@ -68,9 +68,7 @@ def run(
     set_precision(training.precision, device, f"{settings}: ebm.training.precision")
     distributed.check_share(training.batch, f"{settings}: ebm.training.batch")
     dataset = open_images(data)
-    vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]
-    if vae.shape != dataset.shape:
-        raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
+    vae, vae_hash = load_frozen(nvae, dataset.shape, device)
     check_decoder(vae, nvae)
     images = training_images(dataset, device, training.batch, f"{settings}: ebm.training.batch")
 

@@ -17,8 +17,8 @@ from vaebm.config.yaml_files import read_settings
 from vaebm.data import open_images
 from vaebm.energy.network import EnergyNetwork
 from vaebm.noise import NoiseSource, derive
-from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.system.checkpoint import hash_tensors, load_model, save_model
+from vaebm.nvae.model import NVAE, load_frozen
+from vaebm.system.checkpoint import hash_tensors, save_model
 from vaebm.system.device import seeded, setup_device, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.training.loop import Limits, Stateful, Training, training_batch, training_images
@@ -123,9 +123,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     device = setup_device(threads, gpus)
     seed, stage = read_settings(settings, WGANSettings)
     dataset = open_images(data)
-    vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]
-    if vae.shape != dataset.shape:
-        raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
+    vae, vae_hash = load_frozen(nvae, dataset.shape, device)
     images = training_images(dataset, device, stage.batch, f"{settings}: wgan.batch")
     with seeded(derive(seed, "critic")):
         critic = to_device_channels_last(EnergyNetwork(stage.network, dataset.shape[0]), device)

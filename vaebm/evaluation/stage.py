@@ -39,7 +39,7 @@ TRAIN_AGAIN = "train the models again, with a smaller learning rate"
 """What to do about a figure that is not finite."""
 
 NO_PAIR = Normalized({}, {}, {})
-"""Of a model without an energy or without log p(x)."""
+"""For a model without an energy or without log p(x)."""
 
 TRAIN = 3000
 """Maximum number of training images for the ELBO: the first ones."""

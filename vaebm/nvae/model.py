@@ -287,6 +287,18 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
     return to_device_channels_last(nvae.requires_grad_(False).eval(), torch.device(device))
 
 
+def load_frozen(path: Path, shape: Sequence[int], device: torch.device) -> tuple[NVAE, str]:
+    """The NVAE below a training with images of `shape` (C, H, W), as of `load_nvae`, and the hash of its weights.
+
+    Raises:
+        UserError: the NVAE is for other images.
+    """
+    nvae, weights = load_nvae(path, device), load_model(path, "nvae")["hash"]
+    if nvae.shape != tuple(shape):
+        raise UserError(f"{path}: expected an NVAE of images {tuple(shape)}, found one of {nvae.shape}")
+    return nvae, weights
+
+
 def check_decoder(nvae: NVAE, where: Path | str) -> None:
     """Raise a UserError that begins with `where` unless the decoder is Gaussian, as an energy needs."""
     if nvae.settings.decoder != "normal":

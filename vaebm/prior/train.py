@@ -20,8 +20,8 @@ from vaebm.data import open_images
 from vaebm.energy.noise_energy import NoiseEnergy, one_vector
 from vaebm.fast import half_square, run_chain
 from vaebm.noise import NoiseSource, batches, derive
-from vaebm.nvae.model import NVAE, load_nvae
-from vaebm.system.checkpoint import hash_tensors, load_model, save_model
+from vaebm.nvae.model import NVAE, load_frozen
+from vaebm.system.checkpoint import hash_tensors, save_model
 from vaebm.system.device import seeded, setup_device
 from vaebm.system.errors import UserError
 from vaebm.training.loop import Limits, Stateful, Training, batch_indices, training_batch, training_images
@@ -158,9 +158,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     device = setup_device(threads, gpus)
     seed, stage = read_settings(settings, PriorSettings)
     dataset = open_images(data)
-    vae, vae_hash = load_nvae(nvae, device), load_model(nvae, "nvae")["hash"]
-    if vae.shape != dataset.shape:
-        raise UserError(f"{nvae}: expected an NVAE of images {dataset.shape}, found one of {vae.shape}")
+    vae, vae_hash = load_frozen(nvae, dataset.shape, device)
     needed = math.ceil(stage.batch / (1 - stage.validation))
     images = training_images(dataset, device, needed, f"{settings}: prior.batch / (1 - prior.validation)")
     trainer = PriorTrainer(vae, images, stage, seed)
