@@ -1,4 +1,4 @@
-"""Our measures next to independent programs, on the same images and the same random weights (docs/agreement.md).
+"""Our measures next to independent programs on the same images and random weights (docs/measurements/agreement.md).
 
 pytorch-fid, clean-fid, prdc and timm are packages of the extra `dev`. Networks are small, or cut off.
 """
