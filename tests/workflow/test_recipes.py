@@ -1,4 +1,4 @@
-"""What docs/recipes.md tells people to do, done: its blocks, in a copy of the project, to the end of the pipeline."""
+"""What docs/how-to/experiments.md tells people to do, done: its blocks, in a copy of the project, to the end of the pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vaebm.config.yaml_files import read_experiment
 from vaebm.samples import quantize_to_uint8
 
 ROOT = Path(__file__).parents[2]
-RECIPES = (ROOT / "docs" / "recipes.md").read_text()
+RECIPES = (ROOT / "docs/how-to/experiments.md").read_text()
 MINE = "config/experiments/mine.yaml"
 
 
