@@ -31,10 +31,8 @@ def test_a_changed_setting_reruns_the_jobs_that_the_tutorial_lists(finished):
     (command,) = [one for one in blocks("sh") if "--dry-run" in one]
     (listed,) = blocks("text")
     printed = finished.run("bash", "-euc", command)
-    jobs = re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE)
-    assert [job for job in jobs if job[0] not in ("all", "total")] == re.findall(
-        r"^(\w+) +(\d+)$", listed, re.MULTILINE
-    )
+    jobs, expected = (dict(re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)) for text in (printed, listed))
+    assert {rule: count for rule, count in jobs.items() if rule not in ("all", "total")} == expected
 
 
 def test_the_notebook_runs_from_the_top(tiny_run, monkeypatch):
