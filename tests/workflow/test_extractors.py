@@ -18,7 +18,7 @@ from vaebm.evaluation.resnet56 import ResNet56
 from vaebm.system.device import seeded
 
 EXPERIMENT = "config/experiments/few.yaml"
-RECIPES = Path(__file__).parents[2] / "docs" / "recipes.md"
+RECIPES = Path(__file__).parents[2] / "docs/how-to/measure.md"
 
 
 @pytest.fixture(scope="module")
