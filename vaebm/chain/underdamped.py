@@ -34,8 +34,17 @@ def underdamped(
     with the mean of two successive ω.
 
     Args:
+        potential: U, as for `langevin`.
+        eps: state of the chains, as for `langevin`.
+        steps: number of steps K.
+        step_size: η, or one for each step.
+        noise: source of the momenta and of ω.
         friction: γ.
-        potential, eps, steps, step_size, noise, temperature, callback: as for `langevin`.
+        temperature: T.
+        callback: called with the noise after each step.
+
+    Returns:
+        The new state, same shapes. `eps` is not modified.
     """
     state, momenta, before = [part.detach() for part in eps], _momenta(eps, noise, temperature), 0.0
     for step, size in numbered(steps, step_size):
