@@ -25,7 +25,7 @@ docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(INSTALLED)
 	python docs/generate.py
 	mkdocs build --strict
-	@echo "site/index.html; or: mkdocs serve"
+	@echo "The site: site/index.html"
 
 # Anew only when what is to be installed changed. A virtual environment needs ensurepip, which some systems leave out.
 $(INSTALLED): pyproject.toml constraints.txt

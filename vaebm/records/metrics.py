@@ -25,6 +25,7 @@ class Metric:
     family: str
     """Heading in the tables."""
     measured_with: Literal["extractor", "classifier of modes", "images", "model", "clock"]
+    """Source of the value."""
     better: Literal["↑", "↓"]
     """Arrow of the better direction."""
     sentence: str
@@ -43,6 +44,7 @@ class Metric:
     measure: Implementation | None = None
     """Function of a plug-in: `evaluation.inputs.Inputs` and settings → a number, or a `Measurement`."""
     settings: type[MetricSettings] = MetricSettings
+    """Class of a plug-in's settings."""
 
     def named(self, part: str) -> str:
         """Name for an extractor or for an out-of-distribution set."""
