@@ -83,7 +83,7 @@ def commands() -> str:
             yield table(("argument or option", "meaning"), *((f"`{name}`", text) for name, text in helps))
         example = command.epilog.removeprefix("Example: ").strip("`")
         if len(example) > 80:
-            example = example.replace(" --", " \\\n    --")
+            example = re.sub(r" (?=--|\S+/shard-)", r" \\\n    ", example)
         yield f"```sh\n{example}\n```\n"
         for name, one in inner.items():
             yield from parts(one, name, context)

@@ -27,7 +27,8 @@ def underdamped(
 
     A step of time h = √η is half a kick, half a drift, friction, half a drift, half a kick:
 
-        p ← p − h/2 ∇U(ε);  ε ← ε + h/2 p;  p ← c p + √((1 − c²) T) ω, c = exp(−γ h);  ε ← ε + h/2 p;  p ← p − h/2 ∇U(ε)
+        p ← p − h/2 ∇U(ε);  ε ← ε + h/2 p;  p ← c p + √((1 − c²) T) ω;
+        ε ← ε + h/2 p;  p ← p − h/2 ∇U(ε),  with c = exp(−γ h).
 
     The last half kick and the first of the next step share a gradient, so K steps take K gradients. For a Gaussian ε
     has no bias at any stable step size (h below 2 / √λ for the curvature λ); for large γ a step is one of `langevin`
