@@ -106,6 +106,7 @@ class VAEBM(ScoredModel):
         Args:
             nvae: model file of the NVAE.
             energy: model file of the energy; None: the NVAE alone.
+            device: device of the weights.
             prior: model file of the energy on noise; None: the energy was trained without one.
 
         Raises:
