@@ -1,5 +1,5 @@
 # Two commands for a newcomer: `make run` (data to the results table) and `make test`. Both make their own environment.
-.PHONY: run test lint
+.PHONY: run test lint docs
 .SUFFIXES:
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -19,6 +19,13 @@ lint: $(INSTALLED)
 	mypy
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+# The pages that are made from the code, then the site in site/.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(INSTALLED)
+	python docs/generate.py
+	mkdocs build --strict
+	@echo "The site: site/index.html"
 
 # Anew only when what is to be installed changed. A virtual environment needs ensurepip, which some systems leave out.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -73,7 +73,7 @@ def test_earlier_files_are_written_as_they_were_read(tmp_path: Path) -> None:
         ),
         (
             lambda run: run["metrics"].update(FID2=run["metrics"]["FD-classifier"]),
-            "metrics.FID2.[key]: expected a metric of docs/metrics.md, found 'FID2'",
+            "metrics.FID2.[key]: expected a metric of docs/reference/metrics.md, found 'FID2'",
         ),
         (lambda run: run.update(experiment="../digits"), "experiment: String should match pattern '^["),
         (lambda run: run.update(variant=".."), "variant: String should match pattern '^["),
@@ -81,7 +81,7 @@ def test_earlier_files_are_written_as_they_were_read(tmp_path: Path) -> None:
         (lambda run: run.update(metrics=[]), "metrics: Input should be an object"),
         (
             lambda run: run.update(steps={"counts": [0], "FD-x": [1.0], "energy": [0.0], "samples": 9}),
-            "steps.metric: expected a metric of docs/metrics.md, found 'FD-x'",
+            "steps.metric: expected a metric of docs/reference/metrics.md, found 'FD-x'",
         ),
     ],
 )

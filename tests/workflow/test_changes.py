@@ -78,7 +78,7 @@ def test_named_run_stays_apart(finished):
         ),
         (
             ["set=[variants.vaebm={grid: {samples.chain.steps: [3]}, metric: FIDD}]"],
-            "metric of docs/metrics.md, found 'FIDD'",
+            "metric of docs/reference/metrics.md, found 'FIDD'",
         ),
     ],
 )

@@ -16,10 +16,3 @@ def test_quickstart_runs(tiny_run):
     assert len(code.splitlines()) <= 15
     printed = tiny_run.run(sys.executable, "-c", code.replace("results/digits", "results/tiny"))
     assert re.fullmatch(r"torch\.Size\(\[64, 1, 8, 8\]\) -?\d+\.\d+ -?\d+\.\d+\n", printed)
-
-
-def test_links_and_pictures_are_there():
-    """Every relative link of the README leads to a file of the repository."""
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(links) > 5
-    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -27,15 +27,25 @@ def underdamped(
 
     A step of time h = √η is half a kick, half a drift, friction, half a drift, half a kick:
 
-        p ← p − h/2 ∇U(ε);  ε ← ε + h/2 p;  p ← c p + √((1 − c²) T) ω, c = exp(−γ h);  ε ← ε + h/2 p;  p ← p − h/2 ∇U(ε)
+        p ← p − h/2 ∇U(ε);  ε ← ε + h/2 p;  p ← c p + √((1 − c²) T) ω;
+        ε ← ε + h/2 p;  p ← p − h/2 ∇U(ε),  with c = exp(−γ h).
 
     The last half kick and the first of the next step share a gradient, so K steps take K gradients. For a Gaussian ε
     has no bias at any stable step size (h below 2 / √λ for the curvature λ); for large γ a step is one of `langevin`
     with the mean of two successive ω.
 
     Args:
+        potential: U, as for `langevin`.
+        eps: state of the chains, as for `langevin`.
+        steps: number of steps K.
+        step_size: η, or one for each step.
+        noise: source of the momenta and of ω.
         friction: γ.
-        potential, eps, steps, step_size, noise, temperature, callback: as for `langevin`.
+        temperature: T.
+        callback: called with the noise after each step.
+
+    Returns:
+        The new state, same shapes. `eps` is not modified.
     """
     state, momenta, before = [part.detach() for part in eps], _momenta(eps, noise, temperature), 0.0
     for step, size in numbered(steps, step_size):

@@ -118,6 +118,7 @@ class EnergyFacts(NamedTuple):
     network: Implementation
     """Function or class of settings and channels: a module from images (B, C, H, W) in [0, 1] to energies (B,)."""
     settings: type[NetworkSettings] = NetworkSettings
+    """Class of its settings."""
 
 
 class KernelFacts(NamedTuple):
@@ -126,6 +127,7 @@ class KernelFacts(NamedTuple):
     run: Implementation
     """Function like `chain.langevin.langevin`; its keywords are the settings but `kernel`, `noise` and `callback`."""
     settings: type[ChainSettings] = ChainSettings
+    """Class of its settings."""
     first: int = 0
     """Gradients that a chain computes before its first step; then it is one for each step."""
     transitions: Implementation | None = None

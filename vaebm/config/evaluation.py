@@ -108,6 +108,7 @@ class ExtractorFacts(NamedTuple):
     features: int
     """D, of an image, or of a channel of a stack."""
     settings: type[ExtractorSettings] = ExtractorSettings
+    """Class of its settings."""
     layers: tuple[str, ...] = ("features", "logits")
     """torch-fidelity's names of the features and of the logits, if it has any."""
     batch: int = 500

@@ -162,7 +162,7 @@ class Extractor:
         weights: for the classifier the hash of its tensors, else the SHA-256 of the file, or of a plug-in and its
             settings.
         path: file of the weights.
-        shape: (C, H, W) of its images; (C,) if any size is allowed.
+        shape: (C, H, W) of its images; (C,) if it takes any size.
         device: device that it runs on.
     """
 

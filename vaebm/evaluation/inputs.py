@@ -169,8 +169,11 @@ class ModelInputs:
     folder: Path
     """results/<experiment>/<variant>/seed<k>."""
     seed: int
+    """Seed of the run."""
     settings: EvaluationSettings
+    """The section `evaluation`."""
     images: ImageSet
+    """The prepared data set."""
     manifests: dict[str, Path]
     """Name of a prepared out-of-distribution set → its manifest."""
     model: VAEBM | None
@@ -202,16 +205,21 @@ class Inputs(ModelInputs):
     """Everything that the evaluation of one run reads."""
 
     sampling_seed: int
+    """Seed of the samples."""
     sampling: SamplesSettings
+    """The section `samples`."""
     shards: list[Path]
+    """Files of the samples."""
     foreign: ForeignImages | None
     """Origin of the samples if another program drew them."""
     samples: Tensor
     """(N, C, H, W) uint8."""
     extractor: Extractor
+    """The extractor of the settings."""
     mode_extractor: Extractor
     """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
     reference: Reference
+    """Its features and statistics of the real images."""
     further: list[tuple[Extractor, Reference]]
     """Further extractors and their references."""
 

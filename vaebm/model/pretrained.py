@@ -78,6 +78,7 @@ class HubModel(nn.Module):
         """Write config.json, model.safetensors and README.md to `folder`, in the layout of the Hugging Face hub.
 
         Args:
+            folder: made if it does not exist.
             readme: text of README.md; None: what the model is, and how to use it.
 
         Raises:
@@ -95,6 +96,7 @@ class HubModel(nn.Module):
 
         Args:
             source: its folder, or the id of a repository on the Hugging Face hub, which is downloaded once.
+            device: device of the weights.
 
         Raises:
             UserError: neither is there, a file is damaged, or the weights do not fit config.json.
@@ -112,7 +114,13 @@ class HubModel(nn.Module):
         return to_device_channels_last(model.requires_grad_(False).eval(), torch.device(device))
 
     def push_to_hub(self, repository: str, readme: str | None = None, private: bool = False) -> str:
-        """Upload the output of `save_pretrained` to a hub repository in one commit, and return its address."""
+        """Upload the output of `save_pretrained` to a hub repository in one commit, and return its address.
+
+        Args:
+            repository: id, OWNER/NAME; made if it does not exist.
+            readme: text of README.md; None: what the model is, and how to use it.
+            private: make a new repository private.
+        """
         from huggingface_hub import HfApi
 
         api = HfApi()

@@ -106,6 +106,7 @@ class VAEBM(ScoredModel):
         Args:
             nvae: model file of the NVAE.
             energy: model file of the energy; None: the NVAE alone.
+            device: device of the weights.
             prior: model file of the energy on noise; None: the energy was trained without one.
 
         Raises:
@@ -211,9 +212,15 @@ class VAEBM(ScoredModel):
         step_size: float | None = None,
         chain: ChainSettings | None = None,
     ) -> tuple[list[Latents], Images]:
-        """Move (eps_z, eps_x) by `chain`, or the test chain with other `steps` and `step_size` (VAEBM algorithm 1).
+        """Return (eps_z, eps_x), moved by `chain` or by the test chain (VAEBM algorithm 1).
 
-        The arguments are not modified.
+        Args:
+            eps_z: one (B, latents, h, w) per latent group, in decoding order. Not modified.
+            eps_x: noise of the pixels, (B, C, H, W). Not modified.
+            noise: source of the chains' noise, one index per chain.
+            steps: number of steps K; None: that of the test chain.
+            step_size: η; None: that of the test chain.
+            chain: all settings of the chain, in place of `steps` and `step_size`.
         """
         chain = chain or self._chain(steps, step_size)
         if chain.steps == 0:
@@ -267,7 +274,8 @@ class VAEBM(ScoredModel):
         Args:
             count: number of images.
             seed: image k depends only on the seed and k.
-            steps, step_size: chain settings; default: the model's.
+            steps: number of steps K; None: that of the test chain.
+            step_size: η; None: that of the test chain.
             temperature: factor of the chains' start in latent noise, which is that of the priors' σ; at least 0.
             batch: images per batch; it affects speed and rounding only.
 
@@ -292,10 +300,11 @@ class VAEBM(ScoredModel):
         """Decoder means (N, count, C, H, W) in [0, 1] on great circles in noise space between pairs of images.
 
         Args:
-            first, last: (N, C, H, W), uint8 or in [0, 1]; the ends of the path are their reconstructions.
+            first: (N, C, H, W), uint8 or in [0, 1]; the path begins at their reconstructions.
+            last: the same for the end of the path.
             count: number of images of a path, with its ends.
             seed: seed of the posterior draws and of the chains.
-            steps: Langevin steps of the model's step size after the interpolation; 0: none.
+            steps: Langevin steps of the model's step size after the interpolation; 0: none, as energies on pixels need.
         """
         if steps and self.potential_kind == "pixels":
             raise UserError("interpolate: expected no steps for an energy on pixels, whose chains move images")
@@ -311,7 +320,10 @@ class VAEBM(ScoredModel):
     def chain(
         self, count: int, seed: int = 0, *, steps: int | None = None, step_size: float | None = None
     ) -> list[Images]:
-        """Decoder means (count, C, H, W) in [0, 1] at the start and after each step, with the noise of `sample`."""
+        """Decoder means (count, C, H, W) in [0, 1] at the start and after each of the K steps: K + 1 of them.
+
+        Noise and arguments are those of `sample`.
+        """
         noise, settings = sample_noise(seed, range(count)), self._chain(steps, step_size)
         eps_z, eps_x = self.initial_noise(noise)
         states = [eps_z]

@@ -19,7 +19,9 @@ class Draw(NamedTuple):
     before: Tensor
     """The posterior's draw before the flows; without flows `z` itself."""
     posterior: Normal
+    """q(z_j | x, z_<j), before the flows."""
     prior: Normal
+    """p(z_j | z_<j)."""
 
     @property
     def log_q(self) -> Tensor:

@@ -1,13 +1,9 @@
-"""The metric registry: every name in a record of results, how tables, report and comparison treat it, what it means.
-
-To regenerate its reference page: python -m vaebm.records.metrics > docs/metrics.md
-"""
+"""The metric registry: every name in a record of results, how tables, report and comparison treat it, what it means."""
 
 import math
 import re
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import groupby
 from typing import Literal
 
 from vaebm.config.base import NAME
@@ -29,6 +25,7 @@ class Metric:
     family: str
     """Heading in the tables."""
     measured_with: Literal["extractor", "classifier of modes", "images", "model", "clock"]
+    """Source of the value."""
     better: Literal["↑", "↓"]
     """Arrow of the better direction."""
     sentence: str
@@ -47,6 +44,7 @@ class Metric:
     measure: Implementation | None = None
     """Function of a plug-in: `evaluation.inputs.Inputs` and settings → a number, or a `Measurement`."""
     settings: type[MetricSettings] = MetricSettings
+    """Class of a plug-in's settings."""
 
     def named(self, part: str) -> str:
         """Name for an extractor or for an out-of-distribution set."""
@@ -222,7 +220,9 @@ def metric(name: str) -> Metric:
             return one
     if name in METRICS:
         return METRICS[name]
-    raise UserError(f"expected a metric of docs/metrics.md, found {name!r}; register it in vaebm/records/metrics.py")
+    raise UserError(
+        f"expected a metric of docs/reference/metrics.md, found {name!r}; register it in vaebm/records/metrics.py"
+    )
 
 
 def with_direction(name: str) -> str:
@@ -241,29 +241,3 @@ def number(value: float, digits: int = 4) -> str:
 def format_value(name: str, value: float, digits: int = 4) -> str:
     """Format a value: counts to two decimals, others to `digits` significant digits."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if metric(name).counts else number(value, digits)
-
-
-def reference_page() -> str:
-    """The content of docs/metrics.md."""
-    text = [
-        "# Metrics",
-        "",
-        "Generated from [vaebm/records/metrics.py](../vaebm/records/metrics.py) by `python -m vaebm.records.metrics`.",
-        "",
-        "Names contain the extractor, except that of the standard Inception weights, with which the Fréchet",
-        "distance is called FID. `SET` is an out-of-distribution set: `turned`, `svhn`, or the name of your own",
-        "files. The arrow shows the better direction. The files with the values are described in",
-        "[results/README.md](../results/README.md).",
-    ]
-    for title, found in groupby(STANDARD_METRICS, key=lambda one: one.family):
-        text += ["", f"## {title}", "", "| name | better | measured with | meaning, unit, range |", "|---|---|---|---|"]
-        for one in found:
-            parts = ["inception", *other_extractors()] if one.standard else ["SET"]
-            parts = [part for part in parts if one is not IS or len(EXTRACTORS[part].layers) > 1]
-            names = ", ".join(f"`{one.named(part)}`" for part in parts)
-            text.append(f"| {names} | {one.better} | {one.measured_with} | {one.sentence} |")
-    return "\n".join([*text, ""])
-
-
-if __name__ == "__main__":
-    print(reference_page(), end="")

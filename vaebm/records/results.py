@@ -19,18 +19,27 @@ class Measurement(Settings):
     """One metric of one run."""
 
     value: float
+    """In the metric's unit."""
     samples: int
     """Number of images."""
     interval: Interval | None = None
+    """None: not computed."""
     subsets: int | None = None
+    """Number of KID subsets."""
     subset_size: int | None = None
+    """Images per KID subset."""
     spread_over_subsets: float | None = None
+    """Standard deviation over the KID subsets."""
     neighbours: int | None = None
+    """k of precision and recall."""
     splits: int | None = None
+    """Parts of the samples over which the inception score is averaged."""
     spread_over_splits: float | None = None
+    """Standard deviation over the parts."""
     draws: int | None = None
     """Posterior samples per image."""
     unit: str | None = None
+    """Unit of the value, where it has one."""
     of: int | None = None
     """Number of modes."""
 

@@ -112,7 +112,10 @@ class Registry(UserDict[str, Registrable]):
         """The name in `text`, a name or `stamped` one.
 
         Args:
-            what, known, advice: description of an entry, names and advice, for errors.
+            text: the name, or the name with `==` and a version.
+            what: description of an entry, for errors.
+            known: names, for errors.
+            advice: advice, for errors.
 
         Raises:
             UserError: there is no such entry, or a plug-in of another version.
