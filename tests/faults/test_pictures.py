@@ -193,7 +193,7 @@ def test_damaged_png_is_refused() -> None:
 
 
 def test_jpeg_cut_off_before_an_end_marker_cannot_be_told() -> None:
-    """As docs/datasets.md says."""
+    """As docs/reference/datasets.md says."""
     assert become((DATA / "cut_half_eoi.jpg").read_bytes())[0].shape == (256, 256, 3)
 
 

@@ -128,7 +128,7 @@ def test_a_stopped_training_ends_in_the_same_bits(
         with pytest.raises(Interrupted):
             run(inputs, tmp_path / "cut", **changes)
     cut = run(inputs, tmp_path / "cut", **changes)
-    assert [line.split()[5] for line in capsys.readouterr().out.splitlines() if "going on" in line] == [
+    assert [line.split()[4] for line in capsys.readouterr().out.splitlines() if "resuming" in line] == [
         "7",
         "12",
         "10",

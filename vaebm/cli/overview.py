@@ -15,7 +15,7 @@ An experiment is one file of config/experiments/. Its stages, in order, each als
   benchmarks  tables and report, with the paper         results/benchmarks.md, results/report.html
 
 `make run` (or `snakemake --cores all`, with the environment active) runs all of them, `make test` the tests.
-`vaebm --help` lists every command, `vaebm STAGE --help` ends with an example, docs/recipes.md answers "how do I".
+`vaebm --help` lists every command, `vaebm STAGE --help` ends with an example, docs/how-to/ answers "how do I".
 """
 
 
@@ -38,7 +38,7 @@ def next_step(folder: Path) -> str:
             "`make run` brings all of it up to date."
         )
     if any(results.rglob("*.log")):  # every job leaves one
-        return "Next: `make run` resumes the run that was begun here."
+        return "Next: `make run` resumes the run that was started here."
     return "Next: `make run` makes the experiments of config/config.yaml."
 
 

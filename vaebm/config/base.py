@@ -98,7 +98,7 @@ class Choice(Settings):
     registry: ClassVar[Registry[Any]]
     """Its entries have `settings`, the class of theirs."""
     tag: ClassVar[str]
-    """Field with the name; a name alone stands for settings without other values."""
+    """Field with the name; a name alone is the settings without other values."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -132,7 +132,7 @@ class Choice(Settings):
 
 @dataclass(frozen=True, eq=False)
 class ByName:
-    """Annotation of a choice for which its name can stand; dumps have the name where nothing else is set."""
+    """Annotation of a choice that its name can replace; dumps have the name where nothing else is set."""
 
     model: type[Choice]
 

@@ -171,7 +171,8 @@ def check_checkpoints(experiment: Experiment, seeds: list[int], file: str) -> No
         where = checkpoint.file(seed) if checkpoint.path(seed).is_dir() else checkpoint.path(seed)
         raise UserError(
             f"{file}: {experiment.stage_of(model).name}.checkpoint: expected a file, a folder with a model or the id "
-            f"OWNER/NAME of a repository, found {found} at {where}; docs/reproduce.md says where published files are"
+            f"OWNER/NAME of a repository, found {found} at {where}; "
+            "docs/how-to/checkpoints.md says where published files are"
         )
 
 

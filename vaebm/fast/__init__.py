@@ -5,7 +5,7 @@ mean pools are folded into convolutions. Pointwise layers move to the lower reso
 keeps one tensor for the backward pass, and parameters have no gradient. Features may be bfloat16.
 
 `run_langevin` distributes chains over CPU threads, or records a step on a GPU (`cuda_graph`, `triton_kernels`).
-The modules themselves (`model.VAEBM.potential`) are the reference in tests. docs/speed.md lists measurements.
+The modules themselves (`model.VAEBM.potential`) are the reference in tests. docs/explanation/speed.md describes them.
 """
 
 from vaebm.fast.decoder import PreparedDecoder, half_square

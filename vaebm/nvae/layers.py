@@ -44,7 +44,7 @@ def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     """Apply a layer's convolution with the given weight: (B, in, H, W) → (B, out, H', W').
 
     On a GPU, 1×1 convolutions are matrix products, and depthwise ones use `_Depthwise`. The library's kernels take up
-    to six times as long in the layout channels_last (docs/speed.md).
+    to six times as long in the layout channels_last (docs/explanation/speed.md).
     """
     plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
     if x.is_cuda and plain and layer.kernel_size == (1, 1) and layer.groups == 1:

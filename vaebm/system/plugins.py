@@ -1,4 +1,4 @@
-"""Plug-ins: modules that add entries to the registries (docs/recipes.md).
+"""Plug-ins: modules that add entries to the registries (docs/how-to/plug-ins.md).
 
 Installed packages name a module as an entry point of the group `vaebm.plugins`. Each plugins/*.py next to the Snakefile
 is one too. They are imported at the first look into a registry.
