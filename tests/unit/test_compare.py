@@ -243,7 +243,7 @@ def test_latex_table_wider_than_a_page_goes_without_intervals(tmp_path):
     assert two[1][1:3] == ["0.8123 [0.8011, 0.8234]"] * 2 and five[1][1:6] == ["0.8123"] * 5
     printed = [[re.sub(r"\\[a-z]*|\$", "", cell) for cell in row] for row in five]
     assert width(printed[0], printed[1:]) <= PAGE
-    assert "intervals stand in benchmarks.csv" in texts[5] and "intervals stand" not in texts[2]
+    assert "intervals are in benchmarks.csv" in texts[5] and "intervals are in" not in texts[2]
 
 
 def test_latex_prints_what_stands_there():

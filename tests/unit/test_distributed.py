@@ -270,7 +270,7 @@ def test_launched_processes_end_with_the_status_of_the_first_that_failed() -> No
     with python("-c", f"from vaebm.system.distributed import launch; {'; '.join(statuses)}") as process:
         out, err = process.communicate(timeout=60)
     assert out.split() == ["0", "75", "137"]
-    assert err == "process 1 of 2 was ended by signal SIGKILL; run the same command again to go on\n"
+    assert err == "process 1 of 2 was ended by signal SIGKILL; repeat the command to resume\n"
 
 
 def test_a_mistake_is_told_once_on_the_screen_and_in_the_log(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_mistake_is_told_once_on_the_screen_and_in_the_log(tmp_path: Path) -> 
     one, other = sorted(
         err.splitlines(), key=lambda line: str(settings) in line
     )  # two processes print: which one is first is open
-    assert one == "2 GPU(s) asked for, 0 found: running on the CPU" and str(settings) in other
+    assert one == "2 GPU(s) requested, 0 found: running on the CPU" and str(settings) in other
     assert sorted(log.read_text().splitlines()) == sorted(err.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Training of the energy: its chains, its updates, several processes, resume, restarts, the choice of the snapshot."""
+"""Training of the energy as a stage: resume, restarts, the choice of the snapshot, several processes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,226 +14,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from ebm_stage import NETWORK, REPLAY, make_nvae, settings
 
 import vaebm.ebm.plots
 import vaebm.ebm.train
-from vaebm.chain.diagnostics import diagnose
 from vaebm.config import ChainSettings, EBMSettings, NVAENetworkSettings
 from vaebm.config.yaml_files import validate
 from vaebm.data import prepare
-from vaebm.ebm.iteration import EBMTrainer, initialize
 from vaebm.ebm.selection import best_snapshot, select
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
-from vaebm.noise import NoiseSource
-from vaebm.nvae.model import NVAE
 from vaebm.system.checkpoint import load_model, save_model
-from vaebm.system.device import Interrupted, seeded, to_device_channels_last
+from vaebm.system.device import Interrupted, seeded
 from vaebm.system.errors import UserError
 from vaebm.training.loop import Limits
 
 ROOT = Path(__file__).parents[2]
 
-NETWORK: dict[str, Any] = {
-    "channels_encoder": 8, "channels_decoder": 8, "groups": [2, 1], "latents": 2, "preprocess_blocks": 1,
-    "preprocess_cells": 1, "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1,
-}  # fmt: skip
 
-SETTINGS: dict[str, Any] = {
-    "network": {"channels": 8, "widths": [1, 2], "down": [0]},
-    "chain": {"steps": 2, "step_size": 0.02},
-    "training": {
-        "iterations": 16,
-        "batch": 4,
-        "learning_rate": 1e-3,
-        "energy_penalty": 0.01,
-        "average_decay": 0.9,
-        "snapshot_every": 4,
-    },
-    "guard": {"patience": 2},
-    "selection": {"candidates": 2, "images": 40},
-}
-REPLAY = {"capacity": 10, "probability": 0.8, "anneal_iterations": 2}
-
-
-def settings(**changes: Any) -> dict[str, Any]:
-    """`SETTINGS` with other values; those of a section are merged into it."""
-    return SETTINGS | {
-        name: SETTINGS[name] | value if name in SETTINGS and isinstance(value, dict) else value
-        for name, value in changes.items()
-    }
-
-
-def make_nvae(bits: int = 8) -> NVAE:
-    """Untrained, as its training would leave it: frozen, in evaluation mode; its posterior is not its prior."""
-    with seeded(0):
-        nvae = NVAE(NVAENetworkSettings.model_validate(NETWORK | {"bits": bits}), (1, 8, 8))
-    return to_device_channels_last(nvae.requires_grad_(False).eval(), torch.device("cpu"))
-
-
-def make_trainer(bits: int = 8, **changes: Any) -> EBMTrainer:
-    """In double precision, initialised."""
-    stage = EBMSettings.model_validate(settings(**changes))
-    nvae = make_nvae(bits).double()
-    with seeded(1):
-        energy = EnergyNetwork(stage.network, 1).double()
-    initialize(energy, nvae, images(40), stage, seed=0)
-    return EBMTrainer(nvae, energy, stage, seed=0)
-
-
-def images(count: int = 4) -> Tensor:
-    return torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-
-
-def iterate(trainer: EBMTrainer, steps: range) -> None:
-    for step in steps:
-        trainer.gradients(trainer.batch(step, images(40)), step)
-        trainer.update(1e-3)
-
-
-# --------------------------------------------------------------------------------------------------------- an iteration
-@pytest.mark.parametrize("potential", ["noise", "density"])
-def test_each_chain_follows_its_own_gradient(potential: str) -> None:
-    """Two of four chains end where they end in a batch of two: to rounding, which depends on the size of a batch."""
-    two, four = make_trainer(potential=potential), make_trainer(potential=potential)
-    two.gradients(images()[:2], 0)
-    four.gradients(images(), 0)
-    start, _ = four.start(images(), 0, NoiseSource(0, "chain", range(4)))
-    for alone, among, begin in zip(two.ends, four.ends, start, strict=True):
-        torch.testing.assert_close(alone, among[:2], rtol=1e-12, atol=1e-12)
-        assert (among - begin).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize(
-    ("potential", "start"), [("noise", "prior"), ("density", "prior"), ("pixels", "prior"), ("pixels", "uniform")]
-)
-def test_an_iteration_moves_the_energy_alone(potential: str, start: str) -> None:
-    """All of its parameters but the head's bias, which no difference of energies sees, and nothing of the NVAE."""
-    trainer, nvae = (
-        make_trainer(potential=potential, start=start, training={"energy_penalty": 0.0, "weight_decay": 0.0}),
-        make_nvae().double(),
-    )
-    before = {name: value.clone() for name, value in trainer.energy.state_dict().items()}
-    iterate(trainer, range(1))
-    moved = {name for name, value in trainer.energy.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == set(before) - {"head.bias"}
-    assert all(torch.equal(value, trainer.nvae.state_dict()[name]) for name, value in nvae.state_dict().items())
-
-
-def test_chains_from_encoded_images_start_at_the_posteriors_draw() -> None:
-    """The last quarter of the chains decodes to the reconstructions of their images; the others are new."""
-    trainer, chosen = make_trainer(encoded=0.25), images(8)
-    noise = NoiseSource(0, "chain", range(16, 24))
-    eps_z, eps_x = trainer.start(chosen, 2, noise)
-    fresh, fresh_x = trainer.vaebm.initial_noise(noise)
-    posterior = trainer.nvae(chosen[6:].double() / 255, noise=NoiseSource(0, "encoded", range(22, 24)))
-    decoded, log_p = trainer.vaebm.decode([part[6:] for part in eps_z])
-    torch.testing.assert_close(decoded.mean, posterior.pixels.mean, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(log_p, posterior.log_p, rtol=1e-10, atol=1e-10)
-    assert torch.equal(eps_x, fresh_x)
-    for part, new in zip(eps_z, fresh, strict=True):
-        assert torch.equal(part[:6], new[:6]) and not torch.isclose(part[6:], new[6:]).any()
-
-
-def test_replayed_chains_go_on_where_the_last_ones_ended() -> None:
-    """Probability 1, buffer of one batch: the chains start from the last ends in some order, with new pixel noise."""
-    trainer = make_trainer(replay={"capacity": 4, "probability": 1.0, "anneal_iterations": 1})
-    iterate(trainer, range(3))
-    noise = NoiseSource(0, "chain", range(12, 16))
-    eps_z, eps_x = trainer.start(images(), 3, noise)
-    assert torch.equal(eps_x, trainer.vaebm.initial_noise(noise)[1])
-    order = [(trainer.ends[0] == chain).flatten(1).all(1).nonzero().item() for chain in eps_z[0]]
-    assert sorted(order) == [0, 1, 2, 3]
-    assert all(torch.equal(part, end[order]) for part, end in zip(eps_z, trainer.ends, strict=True))
-
-
-@pytest.mark.parametrize(("quantized", "levels"), [(True, 31), (False, 255)])
-def test_positives_have_the_depth_of_the_nvae_or_of_the_file(quantized: bool, levels: int) -> None:
-    trainer, seen = make_trainer(bits=5, quantize_positives=quantized), list[Tensor]()
-    trainer.energy.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    trainer.gradients(images(), 0)
-    positive = seen[-2]  # before the chains' images
-    assert torch.equal((positive * levels).round() / levels, positive)
-    assert len(positive.unique()) > 0.5 * min(levels, 256)
-
-
-def test_the_norm_of_the_gradient_is_limited_after_the_other_clip() -> None:
-    """Same direction, the length asked for; the figure is that before."""
-    free, limited = make_trainer(), make_trainer(training={"gradient_norm_limit": 0.5})
-    for trainer in (free, limited):
-        seen = trainer.gradients(images(), 0)
-        trainer.update(1e-3)
-    before, after = (
-        torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None]) for trainer in (free, limited)
-    )
-    assert seen.gradient_norm == pytest.approx(before.norm().item(), rel=1e-12) and seen.gradient_norm > 1.0
-    torch.testing.assert_close(
-        after, before * (0.5 / before.norm()), rtol=1e-5, atol=1e-12
-    )  # torch adds 1e-6 to the norm
-
-
-def test_only_the_energy_moves() -> None:
-    trainer = make_trainer()
-    before = {name: value.clone() for name, value in trainer.nvae.state_dict().items()}
-    weights = [parameter.clone() for parameter in trainer.parameters]
-    iterate(trainer, range(2))
-    assert all(torch.equal(value, before[name]) for name, value in trainer.nvae.state_dict().items())
-    assert not any(torch.equal(*pair) for pair in zip(trainer.parameters, weights, strict=True))
-
-
-def test_a_restart_has_the_snapshots_weights_and_another_seed(tmp_path: Path) -> None:
-    """Restores optimiser, average and singular vectors; the buffer is empty; chains and batches are new and fixed."""
-    trainer = make_trainer(replay=REPLAY)
-    iterate(trainer, range(3))
-    torch.save(trainer.snapshot(), tmp_path / "snapshot.pt")
-    weights, old = (
-        [parameter.clone() for parameter in trainer.parameters],
-        (trainer.batch(5, images(40)), trainer.noise_seed),
-    )
-    iterate(trainer, range(3, 6))
-    ends = []
-    for _ in range(2):
-        again = make_trainer(replay=REPLAY)
-        again.restart(torch.load(tmp_path / "snapshot.pt", weights_only=True))
-        assert (
-            again.restarts == 1 and again.noise_seed != old[1] and not torch.equal(again.batch(5, images(40)), old[0])
-        )
-        assert all(torch.equal(*pair) for pair in zip(again.parameters, weights, strict=True))
-        assert again.buffer is not None and len(again.buffer) == 0
-        assert [float(state["step"]) for state in again.optimizer.state.values()] == [3.0] * len(weights)
-        assert again.average.updates == 3 and bool(again.spectral.started)
-        iterate(again, range(3, 6))
-        ends.append(again.ends)
-    assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
-    assert not any(torch.equal(*pair) for pair in zip(ends[0], trainer.ends, strict=True))
-
-
-@pytest.mark.parametrize("steps", [3, 0])
-def test_figures_of_chains_do_not_depend_on_how_many_run_at_once(steps: int) -> None:
-    trainer, noise, seen = make_trainer(), NoiseSource(0, "chain", range(7)), list[Tensor]()
-    eps_z, eps_x = trainer.vaebm.initial_noise(noise)
-
-    def observe(eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        images = trainer.vaebm.decode(eps[:-1])[0].sample(eps[-1])
-        seen.append(trainer.energy(images))
-        return seen[-1], images
-
-    def potential(eps: Sequence[Tensor]) -> Tensor:
-        return trainer.vaebm.potential(eps[:-1], eps[-1])
-
-    whole, parts = (
-        diagnose(potential, [*eps_z, eps_x], observe, steps=steps, step_size=0.02, noise=noise, batch=batch)
-        for batch in (None, 3)
-    )
-    for name, value in asdict(whole).items():
-        assert getattr(parts, name) == pytest.approx(value, rel=1e-10, abs=1e-12), name
-    torch.testing.assert_close(
-        torch.cat(seen[steps + 1 :: steps + 1]), seen[0], rtol=1e-10, atol=1e-12
-    )  # in order: starts first
-
-
-# ------------------------------------------------------------------------------------------------------------ the stage
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, and the model of an NVAE."""
@@ -332,7 +128,7 @@ def test_a_stopped_training_ends_in_the_same_bits(
         with pytest.raises(Interrupted):
             run(inputs, tmp_path / "cut", **changes)
     cut = run(inputs, tmp_path / "cut", **changes)
-    assert [line.split()[5] for line in capsys.readouterr().out.splitlines() if "going on" in line] == [
+    assert [line.split()[4] for line in capsys.readouterr().out.splitlines() if "resuming" in line] == [
         "7",
         "12",
         "10",

@@ -278,3 +278,22 @@ def test_page_shows_every_score_of_detection_and_the_device_of_a_time(tmp_path):
         and "Speed" in html
         and "FPR95-svhn ↓" in html.replace("−", "-")
     )
+
+
+def test_samples_come_first_then_metrics_then_detection_then_training(tmp_path):
+    """The order of the paper; each picture once, also those of the variant that is shown above the metrics."""
+    variants = record(measured("nvae", chain_steps=0)), record(measured(AUROC_turned=0.8))
+    for variant in variants:
+        for picture in gallery(variant):
+            plots.image_grid(torch.full((1, 1, 8, 8), 0.5), tmp_path / "digits" / picture.path)
+    text = show(tmp_path, *variants)
+    parts = [
+        "<h4>Before the chain",
+        "<h4>After the chain",
+        'class="cards"',
+        "All metrics",
+        "<h4>ROC curves",
+        "<h4>Training of",
+    ]
+    assert sorted(parts, key=text.index) == parts
+    assert text.count("<h4>After the chain") == 1 and text.count("<h4>Samples of the NVAE") == 1

@@ -133,6 +133,6 @@ def test_five_modules_stand_at_the_top() -> None:
 
 def test_no_file_is_long() -> None:
     """Past 350 lines there are two ideas in it."""
-    files = [*(ROOT / "vaebm").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    files = [path for folder in ("vaebm", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
-    assert len(lengths) > 100 and {name: length for name, length in lengths.items() if length > 350} == {}
+    assert len(lengths) > 200 and {name: length for name, length in lengths.items() if length > 350} == {}

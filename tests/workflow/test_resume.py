@@ -43,7 +43,7 @@ def test_killed_training_ends_in_the_same_bits(tiny_run, tmp_path, python, stage
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "model.safetensors").exists()
 
-    assert f"{stage}: going on at step " in tiny_run.run(*command)
+    assert f"{stage}: resuming at step " in tiny_run.run(*command)
     uncut = tiny_run.folder / UNCUT[stage]
     assert (tmp_path / "history.jsonl").read_text() == (uncut / "history.jsonl").read_text()
     found, expected = (json.loads((folder / "training.json").read_text()) for folder in (tmp_path, uncut))

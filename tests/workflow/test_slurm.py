@@ -266,7 +266,7 @@ def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, sub
         assert found == asked, job
         assert job["NumNodes"] == "1" and "TresPerJob" not in job, job
         assert job["JobState"] == ("CANCELLED" if job["JobId"] == killed else "COMPLETED"), job
-    assert "ebm: going on at step " in (energy / "ebm.log").read_text()
+    assert "ebm: resuming at step " in (energy / "ebm.log").read_text()
     assert table(clone) == table(tiny_run)
 
 

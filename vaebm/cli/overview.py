@@ -38,7 +38,7 @@ def next_step(folder: Path) -> str:
             "`make run` brings all of it up to date."
         )
     if any(results.rglob("*.log")):  # every job leaves one
-        return "Next: `make run` resumes the run that was begun here."
+        return "Next: `make run` resumes the run that was started here."
     return "Next: `make run` makes the experiments of config/config.yaml."
 
 

@@ -132,7 +132,7 @@ class Choice(Settings):
 
 @dataclass(frozen=True, eq=False)
 class ByName:
-    """Annotation of a choice for which its name can stand; dumps have the name where nothing else is set."""
+    """Annotation of a choice that its name can replace; dumps have the name where nothing else is set."""
 
     model: type[Choice]
 

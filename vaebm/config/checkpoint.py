@@ -13,7 +13,7 @@ from vaebm.system.files import model_of
 
 
 class CheckpointSettings(Settings):
-    """Model from elsewhere, instead of a training. Its source alone is enough."""
+    """Model from elsewhere, used instead of a training. The source can be given alone."""
 
     source: Annotated[str, Field(min_length=1)]
     """A published checkpoint, a model file, a folder with one (of a run, or of `save_pretrained`), or the id of a

@@ -198,7 +198,7 @@ class GuardSettings(Settings):
     gap_limit: PositiveFloat = 10.0
     """Largest |mean E(data) − mean E(chains)|, in standard deviations of the energies."""
     growth_limit: Annotated[float, Field(gt=1)] = 1000.0
-    """Largest |loss| and gradient norm, in medians over the last 100 good iterations."""
+    """Largest |loss| and gradient norm, in multiples of their medians over the last 100 good iterations."""
     patience: PositiveInt = 20
     """Consecutive iterations beyond a limit, or non-finite, after which the training stops."""
     restarts: NonNegativeInt = 0

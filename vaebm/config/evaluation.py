@@ -29,7 +29,7 @@ class SamplesSettings(Settings):
     batch: PositiveInt = 40
     """Images per batch."""
     shards: PositiveInt = 1
-    """Files, each made by a job of its own."""
+    """Number of files, each made by its own job."""
     stretch: bool = False
     """Stretch each image from its minimum to its maximum, as the published program does; false: clamp to [0, 1]."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
@@ -171,9 +171,9 @@ class AnnealedSettings(Settings):
     chains: Several = 500
     """Number of chains."""
     temperatures: PositiveInt = 100
-    """K, values of β from 0 to 1, with a step and a gradient each; the more, the larger the effective sample size."""
+    """K, number of values of β from 0 to 1, each with a step and a gradient. More raise the effective sample size."""
     step_size: PositiveFloat = 0.1
-    """η of the steps; no bias depends on it."""
+    """η of the steps, which adds no bias."""
 
 
 Derived = Literal["interpolation", "turned", "photographs"]

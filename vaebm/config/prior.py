@@ -16,7 +16,7 @@ class NoiseEnergySettings(Settings):
     dropout: Decay = 0.3
     """Probability with which the training drops a hidden unit."""
     rounds: PositiveInt = 1
-    """Networks. Each further one is trained on chains of the prior with those before, whose chain has to be good."""
+    """Number of networks. Each further one is trained on chains of those before it, which have to be good."""
     chain: SerializeAsAny[LangevinSettings]
     """Chain in noise alone, without the decoder, from standard normal noise. The decoder's chain starts at its end."""
 

@@ -248,7 +248,7 @@ def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.
     Args:
         panels: title → name of a curve → false and true positive rates, rising.
     """
-    with _figure(path, len(panels), width=3.7, height=4.7) as axes:
+    with _figure(path, len(panels), width=3.7, height=5.0) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
             for (name, rates), colour in zip(curves.items(), COLOURS, strict=False):

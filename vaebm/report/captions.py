@@ -16,6 +16,8 @@ class Picture(NamedTuple):
     caption: str
     path: Path
     """Relative to the folder of the experiment's results."""
+    first: bool
+    """Consists of samples, which are shown above the metrics."""
     wide: bool
     """Spans the whole width."""
     grid: bool
@@ -40,6 +42,7 @@ def gallery(record: VariantRecord) -> list[Picture]:
             title=one["title"],
             caption=one["caption"].format(steps=record.chain.steps),
             path=Path(record.variant, f"seed{first.seed}", one["file"]),
+            first=one.get("first", False),
             wide=one.get("wide", False),
             grid=one.get("grid", False),
             later=one.get("later", False),

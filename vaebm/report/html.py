@@ -1,6 +1,7 @@
 """The report results/report.html: one self-contained file with inlined plots."""
 
 import base64
+import re
 import statistics
 from collections.abc import Sequence
 from itertools import groupby
@@ -36,6 +37,8 @@ class Card(NamedTuple):
     """One metric before and after the chain."""
 
     metric: str
+    meaning: str
+    """What the metric measures, in a few words."""
     variant: str
     before: str
     after: str
@@ -60,7 +63,8 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
     else:
         verdict = "better" if (difference < 0) == (metric(row.metric).better == "↓") else "worse"
     first, second = (format_value(row.metric, figure.value, 3) for figure in (before, after))
-    return Card(with_direction(row.metric), variant, first, second, change, verdict)
+    meaning = re.split("[,;]", metric(row.metric).sentence)[0]
+    return Card(with_direction(row.metric), meaning, variant, first, second, change, verdict)
 
 
 def cards(variants: dict[str, VariantRecord]) -> list[Card]:
@@ -76,6 +80,13 @@ def cards(variants: dict[str, VariantRecord]) -> list[Card]:
         ]
         found += shown[:1] if found else shown
     return found
+
+
+def leading(variants: dict[str, VariantRecord]) -> str:
+    """The variant whose samples are shown above the metrics: the first one that is not the NVAE, without a grid."""
+    return next(
+        (name for name, record in variants.items() if name != BASELINE and not record.grid), next(iter(variants))
+    )
 
 
 def families(shown: list[ComparisonRow]) -> list[tuple[str, list[ComparisonRow]]]:
@@ -187,6 +198,6 @@ def cost(variants: dict[str, VariantRecord], paper: Paper, experiment: str, resu
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
     """The report: all experiments with metrics and plots, then the paper's tables."""
     content = {"measured": measured, "paper": paper, "runs": runs, "results": results, "baseline": BASELINE}
-    functions = (by_seed, cards, cost, families, format_value, grids, inlined, pictures, training)
+    functions = (by_seed, cards, cost, families, format_value, grids, inlined, leading, pictures, training)
     named = {each.__name__: each for each in functions}
     return render("report/report.html.j2", rows=rows, table=table, **content, **named)

@@ -18,7 +18,7 @@ SYMBOLS = str.maketrans({
 CHARACTER, GAP, PAGE = 4.25, 8.0, 500.0
 """Estimated widths in points at \\footnotesize: digit, space between columns, page."""
 
-WITHOUT = "; spreads and intervals stand in benchmarks.csv"
+WITHOUT = "; spreads and intervals are in benchmarks.csv"
 
 
 def escape(text: str) -> str:

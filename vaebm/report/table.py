@@ -188,13 +188,13 @@ def remark_of(row: PaperRow, measured: Measured, runs: Commands) -> str:
 
 
 LEGEND = (
-    "Measured: for several seeds mean ± standard deviation over the seeds; each seed's interval is listed with its "
-    "run. For one seed the value and [low, high], the 95 % interval over images: over the samples; for recall and "
-    "coverage over the training images; for AUROC, AUPR (average precision, held-out images positive), AUPR-out (the "
-    "set positive) and FPR95 (share of the set that passes where 95 % of the held-out images do) over the held-out "
-    "images and the set. Marks of the paper's values: A, two independent sources or the authors' repository; B, one "
-    "source; M, from memory, unverified. FID means the standard Inception features only; a distance in other features"
-    " is named after them. An empty measured cell was not run."
+    "For one seed, a value has its 95 % interval [low, high] over images: over the samples; for recall and coverage "
+    "over the training images; for detection over the held-out images and the set. Over several seeds it is mean ± "
+    "standard deviation, and each seed's interval is listed with its run. AUPR is the average precision with the "
+    "held-out images as positives, AUPR-out with the set as positives. FPR95 is the share of the set that passes "
+    "where 95 % of the held-out images do. FID means the standard Inception features only; a distance in other "
+    "features is named after them. An empty measured cell was not run. Marks of the paper's values: A, two "
+    "independent sources or the authors' repository; B, one source; M, from memory, unverified."
 )
 
 

@@ -41,7 +41,7 @@ class Interrupted(Exception):
 
     def __init__(self, reason: str, status: int = RESUME, saved: bool = True):
         state = "state saved" if saved else "its state is not finite and was not saved, the checkpoint before is kept"
-        super().__init__(f"{reason}: {state}; run the same command again to go on")
+        super().__init__(f"{reason}: {state}; repeat the command to resume")
         self.status = status
 
 
@@ -86,7 +86,7 @@ def setup_device(threads: int, gpus: int, join: bool = False) -> torch.device:
     if together > 1:
         distributed.join("cpu:gloo,cuda:nccl" if found else "gloo")
     if distributed.rank() == 0 and gpus > (used := min(together, found)):
-        print(f"{gpus} GPU(s) asked for, {found} found: running on {used or 'the CPU'}", file=sys.stderr)
+        print(f"{gpus} GPU(s) requested, {found} found: running on {used or 'the CPU'}", file=sys.stderr)
     if not found:
         return torch.device("cpu")
     torch.cuda.set_device(number)

@@ -250,6 +250,6 @@ def launch(count: int, command: Sequence[str]) -> int:
             if failure.exitcode > 0:
                 return failure.exitcode
             ended = f"process {number} of {count} was ended by signal {failure.signal_name()}"
-            print(f"{ended}; run the same command again to go on", file=sys.stderr)
+            print(f"{ended}; repeat the command to resume", file=sys.stderr)
             return 128 - failure.exitcode
     return 0

@@ -170,7 +170,8 @@ def lockless(path: Path) -> Iterator[None]:
             raise
         if not _said_no_locks:
             reason = f"{error.strerror}; start one run at a time there"
-            print(f"{path}: going on without a lock, which this file system does not have ({reason})", file=sys.stderr)
+            lacking = "continuing without a lock, which this file system does not have"
+            print(f"{path}: {lacking} ({reason})", file=sys.stderr)
         _said_no_locks = True
 
 

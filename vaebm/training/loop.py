@@ -135,7 +135,7 @@ class Training:
                 part.load_state_dict(saved["state"][name])
             self.step, self.seconds = saved["step"], saved["seconds"]
             self.extra, self._records = saved["extra"], saved["records"]
-            print(f"{self.stage}: going on at step {self.step} of {self.total}", flush=True)
+            print(f"{self.stage}: resuming at step {self.step} of {self.total}", flush=True)
         newest = distributed.all_reduce_max(self.step)
         if newest != self.step:
             raise UserError(

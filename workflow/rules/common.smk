@@ -15,7 +15,7 @@ from vaebm.records.metrics import metric
 from vaebm.system.errors import UserError
 from vaebm.system.files import checksum, snakemake_record
 
-# A dry run, and a run beside another one, change nothing under results/: they plan with settings files in another folder.
+# A dry run, and a run next to another one, change nothing under results/: they plan with settings files in another folder.
 # Jobs read the Snakefile too, while their run holds the lock.
 LOOKING = workflow.output_settings.dryrun or any(Path(".snakemake/locks").glob("*.lock"))
 INSTEAD = Path(".snakemake/settings") if LOOKING else Path()
