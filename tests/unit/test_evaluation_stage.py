@@ -84,7 +84,6 @@ def test_figures_are_about_what_they_are_named_after():
     assert {name: figure.samples for name, figure in found.items()} == {
         "FD-classifier": 40,
         "FD-classifier-heldout": 40,
-        "FD-classifier-infinity": 40,
         "KID-classifier": 40,
         "precision-classifier": 30,
         "recall-classifier": 30,
@@ -105,6 +104,18 @@ def test_figures_are_about_what_they_are_named_after():
         judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0
     )
     assert stacks == {name: figure for name, figure in found.items() if name != "IS-classifier"}
+
+
+def test_distance_is_extrapolated_from_twenty_samples_per_feature_on():
+    """One fewer: no figure but a reason."""
+    random = np.random.default_rng(0)
+    train, features, logits = random.normal(size=(40, 4)), random.normal(size=(80, 4)), random.normal(size=(80, 1, 10))
+    reference = Reference(train, Statistics.of(train), Statistics.of(train), 0.0, train)
+    for count, reason in ((80, ""), (79, "expected at least 20 samples per feature, 80, found 79")):
+        judged = ExtractorOutput(features[:count], logits[:count])
+        found = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
+        assert measurements.no_extrapolation_reason(count, 4) == reason
+        assert ("FD-classifier-infinity" in found) == (not reason)
 
 
 @pytest.mark.parametrize(

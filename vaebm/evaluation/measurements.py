@@ -10,7 +10,7 @@ from vaebm.config import EvaluationSettings
 from vaebm.evaluation.extractors import ExtractorOutput
 from vaebm.evaluation.reference import Reference
 from vaebm.measures import bootstrap, fidelity
-from vaebm.measures.frechet import PARTS, Statistics, extrapolated_distance, frechet_distance
+from vaebm.measures.frechet import SAMPLES_PER_FEATURE, Statistics, extrapolated_distance, frechet_distance
 from vaebm.measures.neighbours import find_neighbours
 from vaebm.model import Estimates
 from vaebm.noise import derive
@@ -23,6 +23,13 @@ Measurements = dict[str, Measurement]
 
 TINY = 1e-100
 """Added to distances, so that the ratio is 1 if all images are equal."""
+
+
+def no_extrapolation_reason(samples: int, features: int) -> str:
+    """Why the Fréchet distance of `samples` samples with `features` features is not extrapolated; empty if it is."""
+    least = SAMPLES_PER_FEATURE * features
+    found = f"expected at least {SAMPLES_PER_FEATURE} samples per feature, {least:,}, found {samples:,}"
+    return found if samples < least else ""
 
 
 def measure_fidelity(
@@ -59,7 +66,7 @@ def measure_fidelity(
     for metric, real, replicates in zip((registry.FD, registry.FD_HELDOUT), references, distances.T, strict=True):
         value = frechet_distance(statistics, real)
         add(metric, value, bootstrap.interval(value, replicates, 0.0))
-    if number >= 2 * PARTS:
+    if not no_extrapolation_reason(number, features.shape[1]):
         random = bootstrap.generator(seed, "extrapolation")
         value = extrapolated_distance(features, reference.train, random, device)
         # to first order all points of the fit have the same errors, which are those of the distance itself

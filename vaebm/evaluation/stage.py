@@ -11,7 +11,7 @@ from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
 from vaebm.evaluation.inputs import Files, Inputs, ModelInputs, load, load_models
-from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_likelihood
+from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_likelihood, no_extrapolation_reason
 from vaebm.evaluation.normalizer import Normalized, measure_normalizer
 from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
@@ -23,6 +23,7 @@ from vaebm.records.metrics import (
     ELBO,
     ELBO_TRAIN,
     FD,
+    FD_INFINITE,
     FD_STRETCHED,
     LOG_LIKELIHOOD,
     MEANINGS,
@@ -194,6 +195,9 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
         unavailable[SECONDS_PER_50.pattern] = reason
     measured = ((inputs.extractor, inputs.reference), *inputs.further)
+    for one, reference in measured:
+        if reason := no_extrapolation_reason(len(inputs.samples), reference.train_features.shape[1]):
+            unavailable[FD_INFINITE.named(one.kind)] = reason
     heldout = {
         FD.named(one.kind): Measurement(value=reference.real, samples=len(images.view("heldout")))
         for one, reference in measured

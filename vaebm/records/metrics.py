@@ -72,7 +72,8 @@ FD_STRETCHED = replace(
 )  # fmt: skip
 FD_INFINITE = replace(
     FD, pattern="FD-{extractor}-infinity", standard="FID-infinity", shown="row", has_ratio=False,
-    sentence="FD to training images, extrapolated to infinitely many samples, linear in 1/N (Chong and Forsyth, 2020).",
+    sentence="FD to training images, extrapolated to infinitely many samples, linear in 1/N (Chong and Forsyth, 2020), "
+    "for at least 20 samples per feature.",
 )  # fmt: skip
 KID = Metric(
     "KID", "KID-{extractor}", "Sample quality", "extractor", "↓", has_ratio=True, standard="KID",
