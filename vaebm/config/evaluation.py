@@ -172,7 +172,7 @@ class AnnealedSettings(Settings):
     temperatures: PositiveInt = 100
     """K, values of β from 0 to 1, with a step and a gradient each; the more, the larger the effective sample size."""
     step_size: PositiveFloat = 0.1
-    """η of the steps; no bias depends on it."""
+    """η of the steps. The mean weight has no bias for any η, its logarithm has one that depends on η."""
 
 
 Derived = Literal["interpolation", "turned", "photographs"]
@@ -219,7 +219,7 @@ class EvaluationSettings(Settings):
     ood: list[OODEntry] = []
     """OOD sets, scored by log p(x) − E(x) against held-out images: names, or sections like `data`."""
     annealed: AnnealedSettings | None = later(None)
-    """Annealed importance sampling of log Z; None: importance sampling alone, from the first `steps.images` samples."""
+    """Annealed importance sampling of log Z; None: importance sampling alone, with as many draws as samples."""
     metrics: list[Annotated[MetricSettings, ByName(MetricSettings)]] = later([])
     """Further metrics, of plug-ins: names, or sections with `name` and the metric's settings."""
     further_extractors: list[Annotated[ExtractorSettings, ByName(ExtractorSettings)]] = later([])

@@ -39,7 +39,7 @@ from vaebm.system.plugins import imported
 TRAIN_AGAIN = "train the models again, with a smaller learning rate"
 """What to do about a figure that is not finite."""
 
-NO_PAIR = Normalized({}, {}, {})
+NOT_NORMALIZED = Normalized({}, {}, {})
 """For a model without an energy or without log p(x)."""
 
 TRAIN = 3000
@@ -113,14 +113,15 @@ def model_metrics(inputs: Inputs, model: VAEBM, pictures: Path) -> tuple[Measure
     if not inputs.no_likelihood_reason:
         held_out = inputs.images.split("heldout")[0]
         plots.interpolations(model, held_out, inputs.seed, pictures / "interpolations.png")
-    metrics, pair = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples), NO_PAIR
+    metrics = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples)
+    normalized = NOT_NORMALIZED
     if model.energy is not None and not inputs.no_likelihood_reason:
-        pair = measure_normalizer(model, inputs.settings, of_held_out, inputs.sampling_seed, inputs.sampling.batch)
-    metrics |= pair.metrics
+        normalized = measure_normalizer(model, inputs.settings, of_held_out, inputs.sampling_seed, inputs.sampling)
+    metrics |= normalized.metrics
     if inputs.ood_is_separate:
-        return metrics, pair, None
+        return metrics, normalized, None
     found, record = ood_metrics(inputs, of_held_out, of_train, pictures)
-    return metrics | found, pair, record
+    return metrics | found, normalized, record
 
 
 def ood_metrics(
@@ -182,15 +183,15 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     inputs, pictures = load(files, device), files.metrics.parent / "pictures"
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
     metrics = sample_metrics(inputs, pictures)
-    of_sets, steps, potential, positives, pair = None, None, None, None, NO_PAIR
+    of_sets, steps, potential, positives, normalized = None, None, None, None, NOT_NORMALIZED
     if model is not None:
-        of_model, pair, of_sets = model_metrics(inputs, model, pictures)
+        of_model, normalized, of_sets = model_metrics(inputs, model, pictures)
         metrics |= of_model | sampling_time.measure_sampling_time(inputs.shards)
         if model.energy is not None:
             steps, potential, positives = along_chain(inputs, model, pictures), model.potential_kind, model.positives
     metrics |= plugin_metrics(inputs)
     sets = list(inputs.settings.ood_sets)
-    unavailable = unavailable_metrics(sets, inputs.no_likelihood_reason) | pair.without
+    unavailable = unavailable_metrics(sets, inputs.no_likelihood_reason) | normalized.without
     if SECONDS_PER_50.pattern not in metrics:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
         unavailable[SECONDS_PER_50.pattern] = reason
@@ -211,7 +212,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         metrics=metrics,
         steps=steps,
         ood=of_sets,
-        normalizers=pair.records,
+        normalizers=normalized.records,
         without=unavailable,
         real=heldout,
         extractor=inputs.extractor.describe(images.shape),

@@ -138,13 +138,13 @@ LOG_LIKELIHOOD = replace(
 )  # fmt: skip
 LOG_LIKELIHOOD_ENERGY = replace(
     LOG_LIKELIHOOD, pattern="log-likelihood-energy",
-    sentence="log p(x) − E(x) − log Z of held-out images, log Z by importance sampling, whose bias raises the value "
-    "(Burda et al., 2016), in nats per dimension; range as of the ELBO.",
+    sentence="log p(x) − E(x) − log Z of held-out images, E(x) without pixel noise, log Z by importance sampling, "
+    "whose bias raises the value (Burda et al., 2016), in nats per dimension; range as of the ELBO.",
 )  # fmt: skip
 LOG_LIKELIHOOD_ANNEALED = replace(
     LOG_LIKELIHOOD, pattern="log-likelihood-annealed",
-    sentence="The same with log Z by annealed importance sampling, whose smaller bias raises the value too (Neal, "
-    "2001), in nats per dimension; range as of the ELBO.",
+    sentence="The same with log Z by annealed importance sampling, whose bias raises the value too (Neal, 2001), in "
+    "nats per dimension; range as of the ELBO.",
 )  # fmt: skip
 BITS_PER_DIMENSION = replace(
     ELBO, quantity="bits-per-dimension", pattern="bits-per-dimension", better="↓",
