@@ -18,8 +18,6 @@ from vaebm.system.shapes import PerImage
 
 ENOUGH = 20.0
 """Effective sample size from which log Z is used: its standard error is at most √(1/20) = 0.22 nats to first order."""
-MARKOV = math.log(20)
-"""log Ẑ − log Z is below this with 95 % probability (Markov's inequality), since the mean weight Ẑ has the mean Z."""
 
 
 def log_mean_exp(log_weights: Tensor) -> NormalizerRecord:
@@ -44,10 +42,7 @@ def importance(model: VAEBM, seed: int, draws: int, batch: int) -> PerImage:
 
 
 def annealed(model: VAEBM, seed: int, settings: AnnealedSettings, batch: int) -> PerImage:
-    """ln of the weights of annealed importance sampling along β E(x) in noise space, from β = 0, the NVAE: (chains,).
-
-    Their mean is Z too.
-    """
+    """ln of weights with the mean Z, by annealing along β E(x) in noise space, from β = 0, the NVAE: (chains,)."""
     pair, weights = VAEBM(model.nvae, model.energy), list[Tensor]()
     count, size = settings.temperatures, settings.step_size
     for part in batches(range(settings.chains), batch):
@@ -95,6 +90,6 @@ def measure_normalizer(
             found.metrics[name] = Measurement(value=value, samples=len(score), draws=settings.elbo_samples, unit=unit)
         else:
             size = f"the effective sample size of the {one.draws:,} draws is {one.effective:.3g}, below {ENOUGH:g}"
-            bound = math.floor(10 * (one.log_z - MARKOV)) / 10
+            bound = math.floor(10 * (one.log_z - math.log(20))) / 10  # the mean weight exceeds 20 Z with at most 5 %
             found.without[name] = f"{size}; log Z is at least {bound:.1f} with 95 % probability (Markov)"
     return found

@@ -11,10 +11,11 @@ from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
 from vaebm.evaluation.inputs import Files, Inputs, ModelInputs, load, load_models
-from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_likelihood, no_extrapolation_reason
+from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_held_out, measure_likelihood
 from vaebm.evaluation.normalizer import Normalized, measure_normalizer
 from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
+from vaebm.measures.frechet import SAMPLES_PER_FEATURE
 from vaebm.model import VAEBM, Estimates
 from vaebm.plots import image_grid
 from vaebm.records.files import recording, write_record
@@ -22,7 +23,6 @@ from vaebm.records.metrics import (
     DETECTION,
     ELBO,
     ELBO_TRAIN,
-    FD,
     FD_INFINITE,
     FD_STRETCHED,
     LOG_LIKELIHOOD,
@@ -196,13 +196,12 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
         unavailable[SECONDS_PER_50.pattern] = reason
     measured = ((inputs.extractor, inputs.reference), *inputs.further)
+    heldout: Measurements = {}
     for one, reference in measured:
-        if reason := no_extrapolation_reason(len(inputs.samples), reference.train_features.shape[1]):
-            unavailable[FD_INFINITE.named(one.kind)] = reason
-    heldout = {
-        FD.named(one.kind): Measurement(value=reference.real, samples=len(images.view("heldout")))
-        for one, reference in measured
-    }
+        heldout |= measure_held_out(reference, inputs.settings, inputs.seed, one.kind, one.device)
+        if (name := FD_INFINITE.named(one.kind)) not in metrics:
+            found = f"{len(inputs.samples):,} samples of {reference.train_features.shape[1]:,} features"
+            unavailable[name] = f"its extrapolation needs {SAMPLES_PER_FEATURE} samples per feature, found {found}"
     separate = inputs.mode_extractor is not inputs.extractor
     experiment, variant, _ = inputs.folder.parts[-3:]
     return RunRecord(

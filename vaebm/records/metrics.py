@@ -94,12 +94,12 @@ RECALL = Metric(
 DENSITY = replace(
     PRECISION, quantity="density", pattern="density-{extractor}", standard="density", shown="row",
     sentence="Training images within whose k-th neighbour distance a sample is, mean over k; from 0, at times above 1 "
-    "(Naeem et al., 2020).",
+    "(Naeem et al., 2020, and dgm-eval, with k = 5; the default is 3).",
 )  # fmt: skip
 COVERAGE = replace(
     DENSITY, quantity="coverage", pattern="coverage-{extractor}", standard="coverage",
     sentence="Share of training images with a sample within their k-th neighbour distance; from 0 to 1 (Naeem et al., "
-    "2020).",
+    "2020, and dgm-eval, with k = 5; the default is 3).",
 )  # fmt: skip
 AUTHENTICITY = replace(
     DENSITY, quantity="authenticity", pattern="authenticity-{extractor}", standard="authenticity",
@@ -108,8 +108,10 @@ AUTHENTICITY = replace(
 )  # fmt: skip
 NEIGHBOUR_RATIO = replace(
     DENSITY, quantity="neighbour-ratio", pattern="neighbour-ratio-{extractor}", standard="neighbour-ratio",
-    sentence="Distance from samples to the nearest training image over that to the nearest of as many held-out images; "
-    "1 without memorisation, 1 − c · (held-out / training images) with a share c of copies (Meehan et al., 2020).",
+    sentence="Distance from samples to the nearest training image over that to the nearest of as many held-out images, "
+    "after Meehan et al. (2020); 1 without memorisation, 1 − c · (held-out / training images) with a share c of "
+    "copies. Few held-out images deviate from 1 by chance: with 1,500 samples, 1,500 training and 297 held-out images "
+    "in 16 dimensions, the standard deviation is 0.0045.",
 )  # fmt: skip
 MODES = Metric(
     "modes", "modes", "Modes", "classifier of modes", "↑", shown="card", floor="modes-floor", counts=True,
