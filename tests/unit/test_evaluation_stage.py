@@ -84,7 +84,6 @@ def test_figures_are_about_what_they_are_named_after():
     assert {name: figure.samples for name, figure in found.items()} == {
         "FD-classifier": 40,
         "FD-classifier-heldout": 40,
-        "FD-classifier-infinity": 40,
         "KID-classifier": 40,
         "precision-classifier": 30,
         "recall-classifier": 30,
@@ -94,8 +93,9 @@ def test_figures_are_about_what_they_are_named_after():
         "neighbour-ratio-classifier": 30,
         "IS-classifier": 40,
     }
+    assert {name for name, figure in found.items() if not figure.interval} == {"neighbour-ratio-classifier"}
     for figure in found.values():
-        low, high = figure.interval
+        low, high = figure.interval or [figure.value] * 2
         assert low <= figure.value <= high
     assert found == measurements.measure_fidelity(judged, reference, SETTINGS, seed=0), "a function of the seed"
     equal = reference._replace(train_features=np.ones((40, 4)), heldout_features=np.ones((20, 4)))
@@ -105,6 +105,33 @@ def test_figures_are_about_what_they_are_named_after():
         judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0
     )
     assert stacks == {name: figure for name, figure in found.items() if name != "IS-classifier"}
+
+
+def test_held_out_images_are_measured_like_samples():
+    """Only what does not depend on the number of images; nothing of neighbours where there are too few."""
+    random = np.random.default_rng(0)
+    train, held_out = random.normal(size=(60, 4)), random.normal(1, 1, size=(40, 4))
+    reference = Reference(train, Statistics.of(train), Statistics.of(held_out), 1.5, held_out)
+    found = measurements.measure_held_out(reference, SETTINGS, 0, "classifier")
+    judged = ExtractorOutput(held_out, random.normal(size=(40, 1, 10)))
+    as_samples = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
+    assert found.pop("FD-classifier").model_dump(exclude_none=True) == {"value": 1.5, "samples": 40}
+    assert {name: one.value for name, one in found.items()} == {
+        name: as_samples[name].value
+        for name in ("precision-classifier", "density-classifier", "authenticity-classifier")
+    }
+    few = reference._replace(heldout_features=held_out[:3])
+    assert list(measurements.measure_held_out(few, SETTINGS, 0, "inception")) == ["FID"]
+
+
+def test_distance_is_extrapolated_from_twenty_samples_per_feature_on():
+    random = np.random.default_rng(0)
+    train, features, logits = random.normal(size=(40, 4)), random.normal(size=(80, 4)), random.normal(size=(80, 1, 10))
+    reference = Reference(train, Statistics.of(train), Statistics.of(train), 0.0, train)
+    for count in (79, 80):
+        judged = ExtractorOutput(features[:count], logits[:count])
+        found = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
+        assert ("FD-classifier-infinity" in found) == (count == 80)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ SETTINGS = {"bootstrap": 2, "precision_recall": {"images": 8}, "steps": {"images
 def written() -> set[str]:
     """The names that the functions of the stage `evaluation` write, with every extractor and decoder."""
     random = np.random.default_rng(0)
-    features, estimates = random.normal(size=(12, 3)), Estimates(*3 * [torch.zeros(2)])
+    features, estimates = random.normal(size=(60, 3)), Estimates(*3 * [torch.zeros(2)])
     reference = Reference(features, Statistics.of(features), Statistics.of(features), 0.0, features[:5])
-    output = ExtractorOutput(features, random.normal(size=(12, 1, 4)))
+    output = ExtractorOutput(features, random.normal(size=(60, 1, 4)))
     found = {SECONDS_PER_50.pattern, *(FD_STRETCHED.named(extractor) for extractor in EXTRACTORS)}
     found |= {"log-likelihood-energy", "log-likelihood-annealed"}
     found |= set(measure_modes(np.array([3, 5]), np.array([0.5, 0.5]), 2, seed=0))
@@ -49,7 +49,7 @@ def written() -> set[str]:
     for extractor in EXTRACTORS:
         kid = {"kid_subsets": 1, "kid_subset_size": 8, "inception_splits": 2}
         settings = EvaluationSettings.model_validate(SETTINGS | kid | {"extractor": extractor})
-        judged = output if extractor != "DINOv2" else output._replace(logits=np.empty((12, 0, 0)))
+        judged = output if extractor != "DINOv2" else output._replace(logits=np.empty((60, 0, 0)))
         found |= set(measure_fidelity(judged, reference, settings, seed=0))
     sizes = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1], "latents": 1, "preprocess_blocks": 1}
     cells = {"preprocess_cells": 1, "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1}

@@ -21,6 +21,11 @@ EXPERIMENT = "config/experiments/few.yaml"
 RECIPES = Path(__file__).parents[2] / "docs/how-to/measure.md"
 
 
+def of_real(extractor):
+    """Metrics of the held-out images."""
+    return {f"{name}-{extractor}" for name in ("FD", "precision", "density", "authenticity")}
+
+
 @pytest.fixture(scope="module")
 def measured(tiny_run, tmp_path_factory):
     """A finished run on a few colour images, as the recipe says: the weights are random and mean nothing."""
@@ -68,7 +73,7 @@ def test_figures_are_named_after_the_extractor_down_to_the_table(measured):
             "recall-resnet56",
         } <= record["metrics"].keys()
         assert not any(name.startswith("FID") or "classifier" in name for name in record["metrics"])
-        assert record["extractor"]["kind"] == "resnet56" and set(record["real"]) == {"FD-resnet56"}
+        assert record["extractor"]["kind"] == "resnet56" and set(record["real"]) == of_real("resnet56")
     assert "FD-resnet56" in records["vaebm"]["steps"]
     assert {name: record["chain"]["stretch"] for name, record in records.items()} == {
         "nvae": False,
@@ -147,7 +152,8 @@ def test_two_extractors_at_once_show_both_families_of_rows(finished):
     assert both <= after["metrics"].keys() and "IS-DINOv2" not in after["metrics"]
     timed = {name for name in before["metrics"] if name.startswith("seconds")}
     assert all(after["metrics"][name] == before["metrics"][name] for name in before["metrics"].keys() - timed)
-    assert set(after["real"]) == {"FD-classifier", "FD-DINOv2"}
+    assert set(after["real"]) == of_real("classifier") | of_real("DINOv2")
+    assert after["without"]["FD-classifier-infinity"].endswith("found 200 samples of 64 features")
     assert [one["kind"] for one in after["further_extractors"]] == ["DINOv2"] and "DINOv2" in after["models"]
     table, report = ((results / name).read_text() for name in ("benchmarks.csv", "report.html"))
     assert all(name in table and name in report for name in both)

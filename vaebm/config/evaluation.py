@@ -173,7 +173,7 @@ class AnnealedSettings(Settings):
     temperatures: PositiveInt = 100
     """K, number of values of β from 0 to 1, each with a step and a gradient. More raise the effective sample size."""
     step_size: PositiveFloat = 0.1
-    """η of the steps, which adds no bias."""
+    """η of the steps. The mean weight has no bias for any η. The bias of its logarithm depends on η."""
 
 
 Derived = Literal["interpolation", "turned", "photographs"]
@@ -220,7 +220,7 @@ class EvaluationSettings(Settings):
     ood: list[OODEntry] = []
     """OOD sets, scored by log p(x) − E(x) against held-out images: names, or sections like `data`."""
     annealed: AnnealedSettings | None = later(None)
-    """Annealed importance sampling of log Z; None: importance sampling alone, from the first `steps.images` samples."""
+    """Annealed importance sampling of log Z; None: importance sampling alone, with as many draws as samples."""
     metrics: list[Annotated[MetricSettings, ByName(MetricSettings)]] = later([])
     """Further metrics, of plug-ins: names, or sections with `name` and the metric's settings."""
     further_extractors: list[Annotated[ExtractorSettings, ByName(ExtractorSettings)]] = later([])

@@ -27,6 +27,8 @@ class Estimates(NamedTuple):
     """ln of the mean over the draws of p(x|z) p(z) / q(z|x) (Burda et al., 2016)."""
     energy: PerImage | None
     """E(x) for x as in the energy's training, and of a model with a prior E_ε(ε), averaged over the draws."""
+    clean_energy: PerImage | None = None
+    """E(x) of the images themselves, whatever the energy's training: log p(x) − E(x) − log Z is then a density."""
 
     @property
     def score(self) -> PerImage:
@@ -64,11 +66,12 @@ def estimate(
             energies.append(energy(match_noise(out.pixels, x, noise, draw)).double())
         if prior is not None:
             priors.append(prior([each.eps for each in out.draws]).double())
-    if energy is not None and positives == "clean":
-        energies = [energy(x).double()]
+    clean = None if energy is None else energy(x).double()
+    if clean is not None and positives == "clean":
+        energies = [clean]
     importance = torch.stack(weights).logsumexp(dim=0) - math.log(draws)
     parts = [torch.stack(values).mean(dim=0) for values in (energies, priors) if values]
-    return Estimates(elbo, importance, torch.stack(parts).sum(dim=0) if parts else None)
+    return Estimates(elbo, importance, torch.stack(parts).sum(dim=0) if parts else None, clean)
 
 
 def estimate_in_batches(

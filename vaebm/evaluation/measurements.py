@@ -3,14 +3,13 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from vaebm.config import EvaluationSettings
 from vaebm.evaluation.extractors import ExtractorOutput
 from vaebm.evaluation.reference import Reference
 from vaebm.measures import bootstrap, fidelity
-from vaebm.measures.frechet import PARTS, Statistics, extrapolated_distance, frechet_distance
+from vaebm.measures.frechet import SAMPLES_PER_FEATURE, Statistics, extrapolated_distance, frechet_distance
 from vaebm.measures.neighbours import find_neighbours
 from vaebm.model import Estimates
 from vaebm.noise import derive
@@ -37,8 +36,8 @@ def measure_fidelity(
 
     Each name ends with the extractor's; with the standard Inception weights the Fréchet distance is the FID. Bootstrap
     intervals resample the samples and keep the real images. Shares of neighbours have Wilson intervals instead,
-    because a repeated sample would be its own neighbour. Stacks have no inception score: one part has too few images
-    for a mean over a thousand modes.
+    because a repeated sample would be its own neighbour. Their ratio has none: its noise is of the held-out images.
+    Stacks have no inception score: one part has too few images for a mean over a thousand modes.
 
     Args:
         extractor: name of the extractor; default: `settings.extractor`.
@@ -59,7 +58,7 @@ def measure_fidelity(
     for metric, real, replicates in zip((registry.FD, registry.FD_HELDOUT), references, distances.T, strict=True):
         value = frechet_distance(statistics, real)
         add(metric, value, bootstrap.interval(value, replicates, 0.0))
-    if number >= 2 * PARTS:
+    if number >= SAMPLES_PER_FEATURE * features.shape[1]:
         random = bootstrap.generator(seed, "extrapolation")
         value = extrapolated_distance(features, reference.train, random, device)
         # to first order all points of the fit have the same errors, which are those of the distance itself
@@ -82,13 +81,10 @@ def measure_fidelity(
         share = float(each.mean())
         add(metric, share, bootstrap.proportion(share, images), images, neighbours=k)
     drawn = bootstrap.resamples(images, settings.bootstrap, bootstrap.generator(seed, "neighbours"))
-    ratio = found.train + TINY, found.heldout + TINY
-    for metric, one, other in (
-        (registry.DENSITY, found.inside / k, np.ones(images)),
-        (registry.NEIGHBOUR_RATIO, *ratio),
-    ):
-        value = float(one.sum() / other.sum())
-        add(metric, value, bootstrap.interval(value, drawn @ one / (drawn @ other), 0.0), images, neighbours=k)
+    value, replicates = float(found.inside.mean() / k), drawn @ found.inside / (k * images)
+    add(registry.DENSITY, value, bootstrap.interval(value, replicates, 0.0), images, neighbours=k)
+    ratio = float((found.train + TINY).sum() / (found.heldout + TINY).sum())
+    metrics[registry.NEIGHBOUR_RATIO.named(extractor)] = Measurement(value=ratio, samples=images)
 
     if output.logits.shape[1] == 1:
         logits, splits = output.logits[:, 0], settings.inception_splits
@@ -97,6 +93,23 @@ def measure_fidelity(
         replicates = bootstrap.inception_replicates(logits, splits, settings.bootstrap, random)
         interval = bootstrap.interval(value, replicates, 1.0, logits.shape[1])
         add(registry.IS, value, interval, splits=splits, spread_over_splits=spread)
+    return metrics
+
+
+def measure_held_out(
+    reference: Reference, settings: EvaluationSettings, seed: int, extractor: str, device: torch.device | str = "cpu"
+) -> Measurements:
+    """Metrics of the held-out images in place of samples, those that do not depend on the number of samples."""
+    real, k, every = settings.precision_recall.images, settings.precision_recall.neighbours, reference.heldout_features
+    metrics = {registry.FD.named(extractor): Measurement(value=reference.real, samples=len(every))}
+    if len(held_out := every[:real]) > k:
+        train = reference.train_features
+        train = train[bootstrap.generator(seed, "training images").permutation(len(train))]
+        found = find_neighbours(held_out, train, held_out, real, k, device)
+        each = {registry.PRECISION: found.inside > 0, registry.DENSITY: found.inside / k}
+        for metric, values in (each | {registry.AUTHENTICITY: found.authentic}).items():
+            value, name = float(values.mean()), metric.named(extractor)
+            metrics[name] = Measurement(value=value, samples=len(values), neighbours=k)
     return metrics
 
 

@@ -11,10 +11,11 @@ from vaebm.evaluation import detection, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
 from vaebm.evaluation.inputs import Files, Inputs, ModelInputs, load, load_models
-from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_likelihood
+from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_held_out, measure_likelihood
 from vaebm.evaluation.normalizer import Normalized, measure_normalizer
 from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
+from vaebm.measures.frechet import SAMPLES_PER_FEATURE
 from vaebm.model import VAEBM, Estimates
 from vaebm.plots import image_grid
 from vaebm.records.files import recording, write_record
@@ -22,7 +23,7 @@ from vaebm.records.metrics import (
     DETECTION,
     ELBO,
     ELBO_TRAIN,
-    FD,
+    FD_INFINITE,
     FD_STRETCHED,
     LOG_LIKELIHOOD,
     MEANINGS,
@@ -38,7 +39,7 @@ from vaebm.system.plugins import imported
 TRAIN_AGAIN = "train the models again, with a smaller learning rate"
 """What to do about a figure that is not finite."""
 
-NO_PAIR = Normalized({}, {}, {})
+NOT_NORMALIZED = Normalized({}, {}, {})
 """For a model without an energy or without log p(x)."""
 
 TRAIN = 3000
@@ -112,14 +113,15 @@ def model_metrics(inputs: Inputs, model: VAEBM, pictures: Path) -> tuple[Measure
     if not inputs.no_likelihood_reason:
         held_out = inputs.images.split("heldout")[0]
         plots.interpolations(model, held_out, inputs.seed, pictures / "interpolations.png")
-    metrics, pair = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples), NO_PAIR
+    metrics = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples)
+    normalized = NOT_NORMALIZED
     if model.energy is not None and not inputs.no_likelihood_reason:
-        pair = measure_normalizer(model, inputs.settings, of_held_out, inputs.sampling_seed, inputs.sampling.batch)
-    metrics |= pair.metrics
+        normalized = measure_normalizer(model, inputs.settings, of_held_out, inputs.sampling_seed, inputs.sampling)
+    metrics |= normalized.metrics
     if inputs.ood_is_separate:
-        return metrics, pair, None
+        return metrics, normalized, None
     found, record = ood_metrics(inputs, of_held_out, of_train, pictures)
-    return metrics | found, pair, record
+    return metrics | found, normalized, record
 
 
 def ood_metrics(
@@ -181,23 +183,25 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     inputs, pictures = load(files, device), files.metrics.parent / "pictures"
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
     metrics = sample_metrics(inputs, pictures)
-    of_sets, steps, potential, positives, pair = None, None, None, None, NO_PAIR
+    of_sets, steps, potential, positives, normalized = None, None, None, None, NOT_NORMALIZED
     if model is not None:
-        of_model, pair, of_sets = model_metrics(inputs, model, pictures)
+        of_model, normalized, of_sets = model_metrics(inputs, model, pictures)
         metrics |= of_model | sampling_time.measure_sampling_time(inputs.shards)
         if model.energy is not None:
             steps, potential, positives = along_chain(inputs, model, pictures), model.potential_kind, model.positives
     metrics |= plugin_metrics(inputs)
     sets = list(inputs.settings.ood_sets)
-    unavailable = unavailable_metrics(sets, inputs.no_likelihood_reason) | pair.without
+    unavailable = unavailable_metrics(sets, inputs.no_likelihood_reason) | normalized.without
     if SECONDS_PER_50.pattern not in metrics:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
         unavailable[SECONDS_PER_50.pattern] = reason
     measured = ((inputs.extractor, inputs.reference), *inputs.further)
-    heldout = {
-        FD.named(one.kind): Measurement(value=reference.real, samples=len(images.view("heldout")))
-        for one, reference in measured
-    }
+    heldout: Measurements = {}
+    for one, reference in measured:
+        heldout |= measure_held_out(reference, inputs.settings, inputs.seed, one.kind, one.device)
+        if (name := FD_INFINITE.named(one.kind)) not in metrics:
+            found = f"{len(inputs.samples):,} samples of {reference.train_features.shape[1]:,} features"
+            unavailable[name] = f"its extrapolation needs {SAMPLES_PER_FEATURE} samples per feature, found {found}"
     separate = inputs.mode_extractor is not inputs.extractor
     experiment, variant, _ = inputs.folder.parts[-3:]
     return RunRecord(
@@ -207,7 +211,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         metrics=metrics,
         steps=steps,
         ood=of_sets,
-        normalizers=pair.records,
+        normalizers=normalized.records,
         without=unavailable,
         real=heldout,
         extractor=inputs.extractor.describe(images.shape),

@@ -14,6 +14,8 @@ COVARIANCE_BATCH = 8192
 
 PARTS = 5
 """Most parts of the samples in the extrapolation of the distance."""
+SAMPLES_PER_FEATURE = 20
+"""Least N / D of the extrapolation of the distance."""
 
 
 class Statistics(NamedTuple):
@@ -73,7 +75,9 @@ def extrapolated_distance(
     """Fréchet distance of infinitely many samples (Chong and Forsyth, 2020, section 4), from features (N, D).
 
     The distance of n samples is linear in 1/n to first order. The fit has n = N, N/2, …, N/5, each the mean over
-    random disjoint parts, so that every point uses all samples.
+    random disjoint parts, so that every point uses all samples. The next order, in (D/n)², leaves about D/N of the
+    bias of N samples: 5 % at N = 20 D (`SAMPLES_PER_FEATURE`). The figure has no meaning far below, where it may be
+    negative.
     """
     distance, order, numbers = DistanceTo(reference, device), random.permutation(len(features)), range(1, PARTS + 1)
     means = []

@@ -35,7 +35,7 @@ class Curve(NamedTuple):
 def curves(variants: dict[str, VariantRecord]) -> list[Curve]:
     """For each variant the distances along its chains, and its distance in the table at its place.
 
-    None unless a variant has distances along its chains.
+    Empty unless a variant has distances along its chains.
     """
     found: list[Curve] = []
     for variant, record in variants.items():
