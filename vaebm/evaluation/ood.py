@@ -108,7 +108,7 @@ def area_resample(images: UInt8Images, side: int, name: str) -> UInt8Images:
     """Resize images (N, T, T, C) to `side`×`side` by area means, to the nearest level of the set `name`.
 
     An output pixel is the mean of the input under it; pixels cut by its border count in proportion. Images of that
-    side are returned unchanged. Images enlarged by repeated pixels become the original ones.
+    side and these levels are returned unchanged. Images enlarged by repeated pixels become the original ones.
 
     Args:
         side: at most T.
