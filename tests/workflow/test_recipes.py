@@ -225,9 +225,8 @@ def test_a_model_and_its_images_travel(tiny_run, tmp_path):
     (publish,), (export,) = blocks("Publish a model", "sh"), blocks("Export images", "sh")
     publish = publish.replace(" digits-vaebm", f" {tmp_path}/model").replace("results/digits", "results/tiny")
     assert "`VAEBM.from_pretrained` loads it" in shell(tiny_run, publish)
-    export = re.sub(r" (pngs|real|samples.npz)$", rf" {tmp_path}/\1", export, flags=re.MULTILINE)
-    shell(tiny_run, export.replace("results/digits", "results/tiny"))
-    assert [len([*(tmp_path / name).glob("*.png")]) for name in ("pngs", "real")] == [200, 1500]
+    *_, npz = export.splitlines()  # tests/unit/test_export.py has the others
+    shell(tiny_run, npz.replace("results/digits", "results/tiny").replace("samples.npz", f"{tmp_path}/samples.npz"))
     samples = np.load(tmp_path / "samples.npz")["arr_0"]
     model = VAEBM.from_pretrained(tmp_path / "model")
     drawn = quantize_to_uint8(model.sample(20, seed=0, batch=20)).numpy()
