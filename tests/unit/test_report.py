@@ -97,7 +97,7 @@ def test_cards_say_how_much_better_as_far_as_it_can_be_told():
     assert found == {
         "FD-classifier ↓": ("12.0", "3.00", "× 0.250", "better"),
         "recall-classifier ↑": ("0.800", "0.790", "−0.010", "no difference beyond the intervals"),
-        "modes ↑": ("900", "1000", "+100", "how uncertain is not known"),
+        "modes ↑": ("900", "1000", "+100", "uncertainty unknown"),
     }
     turned = {"nvae": variants["vaebm"], "vaebm": variants["nvae"]}
     assert cards(turned)[0].verdict == "worse"

@@ -57,7 +57,7 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
     if not difference:
         verdict = "as good"
     elif apart is None:
-        verdict = "how uncertain is not known"
+        verdict = "uncertainty unknown"
     elif abs(apart[0]) < BEYOND[apart[1]][0]:
         verdict = f"no difference beyond {BEYOND[apart[1]][1]}"
     else:
