@@ -104,6 +104,17 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def peak_memory() -> dict[str, float]:
+    """Largest memory of this process since its start, in the unit of MLflow's system metrics."""
+    import resource  # for Unix only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {"peak_memory_megabytes": round(peak / 1e6, 1)}
+    if torch.cuda.is_initialized():
+        found["gpu_peak_memory_megabytes"] = round(torch.cuda.max_memory_reserved() / 1e6, 1)
+    return found
+
+
 def to_device_channels_last(module: M, device: torch.device) -> M:
     """Move `module` to `device`, weights in the channels-last layout, which is fastest for convolutions."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors only
