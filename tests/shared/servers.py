@@ -28,6 +28,7 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "vaebm",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
 
 

@@ -39,7 +39,7 @@ def test_another_clone_has_the_same_bytes_whatever_failed_before(remote):
     keyless = {name: value for name, value in KEYS.items() if "ACCESS" not in name}
     failures = (
         (nowhere, remote.keys, "Could not connect to the endpoint URL"),
-        (remote.address, KEYS, "The AWS Access Key Id you provided does not exist"),
+        (remote.address, KEYS, "Forbidden"),
         (remote.address, keyless, "Unable to locate credentials"),
     )
     for address, keys, problem in failures:
