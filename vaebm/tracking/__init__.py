@@ -13,7 +13,8 @@ from pathlib import Path
 from vaebm.records.files import read_tracking, write_record
 from vaebm.system.errors import UserError, brief
 from vaebm.system.files import locked
-from vaebm.tracking.mirror import DATABASE, Mirror, without_password
+from vaebm.tracking.database import DATABASE, without_password
+from vaebm.tracking.mirror import Mirror
 from vaebm.tracking.stages import stages
 
 CAUSES = {

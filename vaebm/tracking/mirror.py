@@ -1,4 +1,4 @@
-"""Writes runs and registered models to MLflow. The only module that imports MLflow."""
+"""Writes runs and registered models to MLflow."""
 
 import contextlib
 import hashlib
@@ -8,11 +8,8 @@ import logging
 import os
 import re
 import socket
-import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,9 @@ from vaebm.config import fingerprint
 from vaebm.records.files import read_tracking, write_record
 from vaebm.records.results import MirroredRun, TrackingRecord
 from vaebm.system.errors import UserError
-from vaebm.system.files import writing
 from vaebm.system.startup import imports
+from vaebm.tracking.database import DATABASE, prepare_database, without_password
 from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
-
-DATABASE = "mlflow.db"
-"""Default of `mlflow ui` in the same folder; MLFLOW_TRACKING_URI has precedence."""
 
 EXPERIMENT_NAME = "vaebm"
 """Name of the MLflow experiment of all runs."""
@@ -51,36 +45,6 @@ NEEDS = (
     "pyyaml", "ruamel.yaml",
 )  # fmt: skip
 """Requirements of a registered model, without its own code: the base install's."""
-
-
-def prepare_database(path: Path) -> None:
-    """Create MLflow's database whole: its own creation is not atomic, and it cannot continue one that was interrupted.
-
-    Raises:
-        UserError: there is a database whose creation was interrupted.
-    """
-    from mlflow.tracking import MlflowClient
-
-    if path.exists() and path.stat().st_size:
-        with closing(sqlite3.connect(path)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-            # a whole database has the experiment Default
-            if "experiments" in tables and database.execute("SELECT count(*) FROM experiments").fetchone() != (0,):
-                return
-        raise UserError(
-            f"{path}: expected a whole database of MLflow, found one whose creation was interrupted, without any runs; "
-            f"remove it and run again"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        new = Path(folder, DATABASE)
-        MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments()
-        with writing(path) as stream:
-            stream.write(new.read_bytes())
-
-
-def without_password(uri: str) -> str:
-    """The URI without a user's name and password, for files and messages."""
-    return re.sub("//.*@", "//", uri)
 
 
 class Mirror:
@@ -146,7 +110,7 @@ class Mirror:
                 found.experiment_id, f"{EXPERIMENT_NAME}, files in {found.artifact_location}, {found.experiment_id}"
             )
         create = partial(self.client.create_experiment, EXPERIMENT_NAME, artifact_location=location)
-        return str(_unless_there(create) or self.client.get_experiment_by_name(EXPERIMENT_NAME).experiment_id)
+        return str(_unless_there(create) or self._home())
 
     @property
     def page(self) -> str:
