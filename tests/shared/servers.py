@@ -15,11 +15,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import boto3
 
 PATIENCE = 120
-"""Seconds for a server to start, for machines that do much else at the time."""
+"""Seconds for a server to start, and for its page to show something: for machines that do much else at the time."""
 
 BUCKET = "vaebm"
 
@@ -32,6 +33,10 @@ KEYS = {
 }
 
 
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""For MLflow's servers."""
+
+
 def free_port() -> int:
     """A port on which nothing listens."""
     with socket.socket() as probe:
@@ -40,10 +45,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(command: list[str], address: str, **environment: str) -> Iterator[str]:
+def started(command: list[str], address: str, folder: Path | None = None, **environment: str) -> Iterator[str]:
     """A server that answers at `address`, without its path, while the context lasts."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=os.environ | environment, **quiet) as server:
+    with subprocess.Popen(command, cwd=folder, env=os.environ | environment, **quiet) as server:
         try:
             for _ in range(5 * PATIENCE):
                 with contextlib.suppress(OSError):
@@ -91,9 +96,8 @@ def mlflow_server(database: str, store: str) -> Iterator[str]:
     # one worker instead of four: each of them imports all of MLflow
     command = ["mlflow", "server", "--port", port, "--workers", "1", "--backend-store-uri", f"sqlite:///{database}"]
     command += ["--artifacts-destination", f"s3://{BUCKET}/mlflow"]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
-    environment = {**KEYS, **quiet, "MLFLOW_S3_ENDPOINT_URL": store, "PATH": path}
+    environment = {**KEYS, **QUIET, "MLFLOW_S3_ENDPOINT_URL": store, "PATH": path}
     with started(command, f"http://127.0.0.1:{port}/health", **environment) as address:
         yield address
 
