@@ -67,7 +67,7 @@ class Project:
         kept = {
             key: value
             for key, value in os.environ.items()
-            if not key.startswith(("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE"))
+            if not key.startswith(("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE", "AWS_"))
         }
         return (
             kept

@@ -71,8 +71,8 @@ EDITED = {
 TRAININGS = {"nvae": NVAE, "ebm": RUN}
 STEPS = {"nvae": 30, "ebm": 16}
 """Steps after which trainings are interrupted to damage their checkpoints; the energy then has a good snapshot."""
-DIFFERENT = ("seconds", "seconds-per-50", "tracking")
-"""Keys of JSON whose values differ from run to run: times, and the name of MLflow's run."""
+DIFFERENT = ("seconds", "seconds-per-50", "system", "tracking")
+"""Keys of JSON whose values differ from run to run: times, memory, and the name of MLflow's run."""
 LONGEST = 240
 """Seconds for a command."""
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from servers import PATIENCE, QUIET, free_port, started
 
 pytestmark = pytest.mark.browser
-
-PATIENCE = 120
-"""Seconds for a server to start, and for its page to show something: for machines that do much else at the time."""
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +29,12 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def mlflow_ui(tiny_run) -> Iterator[str]:
     """Address of `mlflow ui`, started in the project's folder."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
+    port = free_port()
     # one worker instead of four: each of them imports all of MLflow
     command = ["mlflow", "ui", "--port", str(port), "--workers", "1"]
-    environment = tiny_run.environment() | {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    with subprocess.Popen(
-        command, cwd=tiny_run.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            for _ in range(2 * PATIENCE):
-                try:
-                    urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                    break
-                except OSError:
-                    assert server.poll() is None, "mlflow ui ended"
-                    time.sleep(0.5)
-            yield address
-        finally:
-            server.terminate()
+    environment = tiny_run.environment() | QUIET
+    with started(command, f"http://127.0.0.1:{port}/health", tiny_run.folder, **environment) as address:
+        yield address
 
 
 @pytest.fixture
@@ -72,7 +48,7 @@ def page(chromium) -> Iterator[Page]:
 def test_mlflow_shows_the_stages_under_their_experiment(page, mlflow_ui, tiny_run, tmp_path):
     """As a reader goes: the experiment, its stages, one of them, its curves, a picture; then the registered model."""
     expect.set_options(timeout=1000 * PATIENCE)
-    page.goto(f"{mlflow_ui}/#/experiments/1/runs")
+    page.goto(f"{mlflow_ui}/#/experiments/1/runs?workflowType=machine_learning")
     parent = page.get_by_role("link", name="tiny", exact=True)
     expect(parent).to_be_visible()
     stages = [

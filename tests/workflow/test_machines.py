@@ -2,11 +2,37 @@
 
 import json
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
+
+MODULE = """
+module vaebm:
+    snakefile:
+        "{}/workflow/Snakefile"
+    config:
+        config
+
+
+use rule * from vaebm as vaebm_*
+"""
+PLUGIN = """
+import numpy as np
+
+from vaebm.config import DATASETS, DatasetFacts
+
+
+def prepare():
+    images = np.full((160, 8, 8, 1), 3, np.uint8)
+    return images, np.zeros(160, np.int64), {"train": (0, 120), "heldout": (120, 160)}, {"plain": 3}
+
+
+DATASETS["plain"] = DatasetFacts(8, 1, 120, 40, prepare)
+"""
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -46,3 +72,24 @@ def test_catalogues_know_the_same_project():
 def project() -> dict:
     """The section `project` of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize(
+    ("snakefile", "plugins"), [("workflow/Snakefile", "plugins"), ("other/main.smk", "other/plugins")]
+)
+def test_plugins_next_to_the_snakefile_of_another_workflow_are_found(clone, tmp_path, snakefile, plugins):
+    """By the plan and by its jobs, where that workflow uses this one as a module."""
+    folder = tmp_path / "mine"
+    shutil.copytree(clone.folder / "config", folder / "config")
+    (folder / "config/experiments/mine.yaml").write_text(
+        "base: tiny\ndata: {dataset: plain}\nevaluation: {ood: [interpolation]}\n"
+    )
+    for path, content in ((snakefile, MODULE.format(clone.folder)), (f"{plugins}/plain.py", PLUGIN)):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(content)
+    command = ["snakemake", "--cores", "1", "--config", "experiments=[mine]", "--", "data/plain/manifest.json"]
+    if snakefile.startswith("other"):
+        command[1:1] = ["--snakefile", snakefile]
+    done = subprocess.run(command, cwd=folder, env=clone.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((folder / "data/plain/manifest.json").read_text())["source"] == {"plain": 3}

@@ -120,7 +120,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
         UserError: images that do not fit the NVAE or the batch, or a diverged training.
         Interrupted: stopped in time, to be resumed.
     """
-    device = setup_device(threads, gpus)
+    device = setup_device(threads, gpus, mps=True)
     seed, stage = read_settings(settings, WGANSettings)
     dataset = open_images(data)
     vae, vae_hash = load_frozen(nvae, dataset.shape, device)

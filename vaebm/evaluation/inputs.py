@@ -131,7 +131,7 @@ def _training(model: Path, weights: str, data: str) -> tuple[TrainingRecord, Set
     for what, found, expected in (("weights", weights, record.model), ("data", data, record.data)):
         if expected not in (None, found):
             raise UserError(f"{model}: expected {what} {expected[:12]} of {path.name}, found {found[:12]}; train again")
-    shown = record.model_dump(exclude={"settings", "data"}, exclude_unset=True)
+    shown = record.model_dump(exclude={"settings", "data", "system"}, exclude_unset=True)
     return TrainingRecord.model_validate(shown), trained
 
 

@@ -161,7 +161,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
         UserError: the images do not fit the architecture or the batch, or the training diverged.
         Interrupted: stopped before the end; the same command resumes it.
     """
-    device = setup_device(threads, gpus, join=True)
+    device = setup_device(threads, gpus, join=True, mps=True)
     seed, stage = read_settings(settings, NVAESettings)
     training = stage.training
     set_precision(training.precision, device, f"{settings}: nvae.training.precision")

@@ -319,6 +319,8 @@ class MirroredRun(Settings, frozen=False):
     """Fingerprint; empty before they are mirrored."""
     tags: dict[str, str]
     files: dict[str, str]
+    data: list[str] = []
+    """Hashes of data sets."""
     ended: bool
 
 

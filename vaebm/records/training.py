@@ -81,6 +81,8 @@ class TrainingRecord(Settings):
     device: str | None = None
     threads: int | None = None
     processes: int | None = None
+    system: dict[str, float] = later({})
+    """Peak memory of the first process, under MLflow's prefix of system metrics."""
     commit: str
     changed: Changed
     plugins: list[str] = later([])

@@ -49,17 +49,19 @@ _waited = 0.0
 """Seconds that `setup_device` waited for a GPU."""
 
 
-def setup_device(threads: int, gpus: int, join: bool = False) -> torch.device:
+def setup_device(threads: int, gpus: int, join: bool = False, mps: bool = False) -> torch.device:
     """Set up threads, memory and float32 precision, and return the device of this process.
 
     Under torchrun a training joins the other processes and divides the threads among them. Otherwise it reserves a GPU
-    that no other job holds, and waits for one. TF32 is off until `precision.set_precision`. If fewer GPUs are found
-    than requested, a message says so.
+    that no other job holds, and waits for one. An Apple GPU (MPS) has no double precision and is not reserved; stages
+    that need none use it. TF32 is off until `precision.set_precision`. If fewer GPUs are found than requested, a
+    message says so.
 
     Args:
         threads: CPU threads of the job.
         gpus: GPUs of the job; 0: use the CPU.
         join: whether several processes can share this stage.
+        mps: whether this stage needs no double precision.
 
     Raises:
         UserError: several processes for a stage of one process, or more processes than GPUs.
@@ -71,6 +73,12 @@ def setup_device(threads: int, gpus: int, join: bool = False) -> torch.device:
     torch.set_num_threads(max(threads // together, 1))
     set_tf32(False)
     keep_freed_memory()
+    apple = gpus > 0 and together == 1 and torch.backends.mps.is_available()
+    if apple and mps:
+        return torch.device("mps")
+    if apple:
+        print("an Apple GPU has no double precision, which this stage needs: running on the CPU", file=sys.stderr)
+        return torch.device("cpu")
     if gpus and together == 1:
         from vaebm.system.gpu_lease import reserve_gpus  # for Unix only
 
@@ -95,6 +103,8 @@ def setup_device(threads: int, gpus: int, join: bool = False) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """Name of the GPU or of the CPU model."""
+    if device.type == "mps":
+        return f"{platform.processor()} GPU"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):  # Linux only
@@ -102,6 +112,17 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def peak_memory() -> dict[str, float]:
+    """Largest memory of this process since its start, in the unit of MLflow's system metrics."""
+    import resource  # for Unix only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {"peak_memory_megabytes": round(peak / 1e6, 1)}
+    if torch.cuda.is_initialized():
+        found["gpu_peak_memory_megabytes"] = round(torch.cuda.max_memory_reserved() / 1e6, 1)
+    return found
 
 
 def to_device_channels_last(module: M, device: torch.device) -> M:

@@ -1,11 +1,12 @@
 """Plug-ins: modules that add entries to the registries (docs/how-to/plug-ins.md).
 
 Installed packages name a module as an entry point of the group `vaebm.plugins`. Each plugins/*.py next to the Snakefile
-is one too. They are imported at the first look into a registry.
+is one too, also next to one that uses this workflow as a module. They are imported at the first look into a registry.
 """
 
 import contextlib
 import hashlib
+import os
 import re
 import sys
 from collections import UserDict
@@ -22,6 +23,12 @@ from vaebm.system.errors import UserError, brief
 
 GROUP = "vaebm.plugins"
 """Group of entry points, and prefix of the modules in plugins/."""
+
+SNAKEFILES = ("Snakefile", "snakefile", "workflow/Snakefile", "workflow/snakefile")
+"""Where Snakemake looks for a Snakefile."""
+
+NAMED = "VAEBM_SNAKEFILE"
+"""Variable with the Snakefile of a run (`snakemake --snakefile`), which its jobs inherit."""
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 """Names of experiments, variants and entries: they become parts of paths, shell lines and MLflow's names."""
@@ -146,7 +153,7 @@ def load_plugins() -> None:
         for point in sorted(entry_points(group=GROUP), key=lambda point: (point.module, point.name)):
             with _registering(point.module, f"{point.module} (entry point {point.name})"):
                 point.load()
-        for file in sorted(Path("plugins").glob("*.py")) if Path("Snakefile").is_file() else ():
+        for file in _files():
             spec = spec_from_file_location(f"{GROUP}.{file.stem}", file.absolute())
             assert spec is not None and spec.loader is not None
             module = sys.modules[spec.name] = module_from_spec(spec)
@@ -155,6 +162,17 @@ def load_plugins() -> None:
     except UserError as problem:
         _problem = problem
         raise
+
+
+def _files() -> list[Path]:
+    """Plug-ins in plugins/ of this folder, if it has a Snakefile, and next to every Snakefile."""
+    here = [Path(name) for name in SNAKEFILES if Path(name).is_file()]
+    folders = [Path("plugins")] if here else []
+    for snakefile in (*here, Path(os.environ.get(NAMED, ""))):
+        folder = snakefile.parent / "plugins"
+        if snakefile.name and folder.resolve() not in map(Path.resolve, folders):
+            folders.append(folder)
+    return [file for folder in folders for file in sorted(folder.glob("*.py"))]
 
 
 @contextlib.contextmanager

@@ -35,8 +35,10 @@ def set_precision(precision: str, device: torch.device, key: str) -> None:
         key: key of the setting, for errors.
 
     Raises:
-        UserError: bfloat16 on a GPU without it.
+        UserError: bfloat16 or double precision on a GPU without it.
     """
+    if precision == "float64" and device.type == "mps":
+        raise UserError(f"{key}: an Apple GPU has no double precision; choose float32")
     wanted = precision == "bfloat16" and device.type == "cuda"
     if wanted and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"{key}: this GPU has no bfloat16; choose float32")

@@ -1,5 +1,6 @@
-"""Writes runs and registered models to MLflow. The only module that imports MLflow."""
+"""Writes runs and registered models to MLflow."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -7,10 +8,9 @@ import logging
 import os
 import re
 import socket
-import sqlite3
-import tempfile
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,24 @@ from vaebm.config import fingerprint
 from vaebm.records.files import read_tracking, write_record
 from vaebm.records.results import MirroredRun, TrackingRecord
 from vaebm.system.errors import UserError
-from vaebm.system.files import writing
 from vaebm.system.startup import imports
+from vaebm.tracking.database import DATABASE, prepare_database, without_password
 from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
-
-DATABASE = "mlflow.db"
-"""Default of `mlflow ui` in the same folder; MLFLOW_TRACKING_URI has precedence."""
 
 EXPERIMENT_NAME = "vaebm"
 """Name of the MLflow experiment of all runs."""
 
 PER_CALL = {"metrics": 900, "params": 90}
 """Batch sizes below MLflow's limits of 1000 and 100."""
+
+MINUTES = 10.0
+"""Time for everything but uploads to a server, which may answer slowly."""
+
+UPLOAD = 120
+"""Seconds for an answer to an upload: MLflow's default."""
+
+DIGEST = 36
+"""MLflow's limit for the characters of a data set's digest."""
 
 LINES_PER_SAVE = 100
 """Lines of a history that are logged before the state is saved."""
@@ -39,31 +45,6 @@ NEEDS = (
     "pyyaml", "ruamel.yaml",
 )  # fmt: skip
 """Requirements of a registered model, without its own code: the base install's."""
-
-
-def prepare_database(path: Path) -> None:
-    """Create MLflow's database whole: its own creation is not atomic, and it cannot continue one that was interrupted.
-
-    Raises:
-        UserError: there is a database whose creation was interrupted.
-    """
-    from mlflow.tracking import MlflowClient
-
-    if path.exists() and path.stat().st_size:
-        with closing(sqlite3.connect(path)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-            # a whole database has the experiment Default
-            if "experiments" in tables and database.execute("SELECT count(*) FROM experiments").fetchone() != (0,):
-                return
-        raise UserError(
-            f"{path}: expected a whole database of MLflow, found one whose creation was interrupted, without any runs; "
-            f"remove it and run again"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        new = Path(folder, DATABASE)
-        MlflowClient(tracking_uri=f"sqlite:///{new}").search_experiments()
-        with writing(path) as stream:
-            stream.write(new.read_bytes())
 
 
 class Mirror:
@@ -78,6 +59,7 @@ class Mirror:
         # a server that does not answer costs seconds instead of MLflow's default of minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         with imports():
             from mlflow.tracking import MlflowClient
 
@@ -86,12 +68,14 @@ class Mirror:
         if uri == f"sqlite:///{DATABASE}":
             prepare_database(Path(DATABASE))
         self.uri, self.results = uri, results
+        shown = without_password(uri)
+        self._end = time.monotonic() + (60.0 * MINUTES if uri.startswith("http") else float("inf"))
         self.origin = fingerprint([socket.gethostname(), str(results.absolute())])
         self.client = MlflowClient(tracking_uri=uri)
         self.home = self._home()
         version, kept = importlib.metadata.version("mlflow"), read_tracking(results)
-        self.place = TrackingRecord(status="mirrored", uri=uri, mlflow=version, run=None, stages={}, models={})
-        if kept.uri == uri and kept.whole is not None:
+        self.place = TrackingRecord(status="mirrored", uri=shown, mlflow=version, run=None, stages={}, models={})
+        if kept.uri == shown and kept.whole is not None:
             self.place = kept.model_copy(update={"status": "mirrored", "mlflow": version})
         self._delete_orphans()
 
@@ -125,7 +109,13 @@ class Mirror:
             self.client.rename_experiment(
                 found.experiment_id, f"{EXPERIMENT_NAME}, files in {found.artifact_location}, {found.experiment_id}"
             )
-        return str(self.client.create_experiment(EXPERIMENT_NAME, artifact_location=location))
+        create = partial(self.client.create_experiment, EXPERIMENT_NAME, artifact_location=location)
+        return str(_unless_there(create) or self._home())
+
+    @property
+    def page(self) -> str:
+        """Path of the training runs in MLflow's pages; empty without a server."""
+        return f"/#/experiments/{self.home}/runs?workflowType=machine_learning" if self.uri.startswith("http") else ""
 
     def experiment(self) -> None:
         """Create or update the parent run."""
@@ -191,19 +181,19 @@ class Mirror:
             self.home, name=model.name, source_run_id=run, tags=model.tags, params=parameters, model_type="vaebm"
         )
         mlflow.set_tracking_uri(self.uri)
-        LoggedModel.log(
-            None,
-            mlflow.pytorch,
-            run_id=run,
-            model_id=logged.model_id,
-            pytorch_model=vaebm,
-            serialization_format="pickle",  # a traced graph could not sample
-            code_paths=[str(Path(__file__).parent.parent)],
-            pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in NEEDS],
-            signature=ModelSignature(Schema([images]), Schema([scores])),
-        )
-        if not self.client.search_registered_models(f"name = '{model.name}'"):
-            self.client.create_registered_model(model.name)
+        with self._uploading():
+            LoggedModel.log(
+                None,
+                mlflow.pytorch,
+                run_id=run,
+                model_id=logged.model_id,
+                pytorch_model=vaebm,
+                serialization_format="pickle",  # a traced graph could not sample
+                code_paths=[str(Path(__file__).parent.parent)],
+                pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in NEEDS],
+                signature=ModelSignature(Schema([images]), Schema([scores])),
+            )
+        _unless_there(partial(self.client.create_registered_model, model.name))
         self.client.create_model_version(
             model.name,
             f"models:/{logged.model_id}",
@@ -216,12 +206,15 @@ class Mirror:
         from mlflow.entities import Metric, RunTag
 
         run, now = place.run, int(time.time() * 1000)
+        self._log_data(place, stage)
         wanted = stage.tags | ({"mlflow.note.content": stage.note} if stage.note else {})
         tags = {name: value for name, value in wanted.items() if place.tags.get(name) != value}
         if tags:
             self.client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
             place.tags = wanted
-        self._log_history(place, stage, now)
+            self._save()
+        ended = stage.ended or now  # a fixed time: MLflow drops points that a mirror logged before it was cut off
+        self._log_history(place, stage, ended)
         figures = {name: value for name, value in stage.figures.items() if place.figures.get(name) != value}
         if figures:
             self._log(run, "metrics", [Metric(_key(name), value, now, 0) for name, value in figures.items()])
@@ -229,20 +222,48 @@ class Mirror:
             self._save()
         if stage.curves and not place.curves:
             points = [(name, step, value) for name, curve in stage.curves.items() for step, value in curve]
-            self._log(run, "metrics", [Metric(_key(name), value, now, step) for name, step, value in points])
+            self._log(run, "metrics", [Metric(_key(name), value, ended, step) for name, step, value in points])
             place.curves = fingerprint(stage.curves)
             self._save()
         for folder, files in stage.files.items():
             for file in files:
                 key, content = f"{folder}/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest()
                 if place.files.get(key) != content:
-                    self.client.log_artifact(run, str(file), folder or None)
+                    with self._uploading():
+                        self.client.log_artifact(run, str(file), folder or None)
                     place.files[key] = content
+                    self._save()
         if stage.tags.get("status") != "unfinished" and not place.ended:
             outcome = "FINISHED" if stage.tags.get("status") == "finished" else "FAILED"
             self.client.set_terminated(run, outcome, stage.ended)
             place.ended = True
         self._save()
+
+    def _log_data(self, place: MirroredRun, stage: StageRun) -> None:
+        """Log the data sets as inputs, with the hash of the manifest as digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        new = [one for one in stage.data if one.hash not in place.data]
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    one.name, one.hash[:DIGEST], "local", json.dumps({"uri": str(one.folder)}),
+                    profile=json.dumps({"num_rows": one.images}),
+                ),
+                [InputTag("mlflow.data.context", one.context)],
+            )
+            for one in new
+        ]  # fmt: skip
+        if inputs:
+            try:
+                self.client.log_inputs(place.run, inputs)
+            except MlflowException as error:
+                if "constraint" not in str(error).lower():
+                    raise
+                self.client.log_inputs(place.run, inputs)  # another machine logged the same data set at the same time
+            place.data += [one.hash for one in new]
+            self._save()
 
     def _log_history(self, place: MirroredRun, stage: StageRun, now: int) -> None:
         from mlflow.entities import Metric
@@ -273,15 +294,48 @@ class Mirror:
         """True if a run exists in this experiment and is not deleted."""
         return run is not None and bool(self.client.search_runs([self.home], f"attributes.run_id = '{run}'"))
 
+    @contextlib.contextmanager
+    def _uploading(self) -> Iterator[None]:
+        """Within this context a server may take long: a file is large, and it sends it to another store."""
+        began, before = time.monotonic(), os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(int(before), UPLOAD))
+        try:
+            yield
+        finally:
+            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
+            self._end += time.monotonic() - began
+
     def _save(self) -> None:
+        """Save the state.
+
+        Raises:
+            UserError: the server is too slow.
+        """
         write_record(self.results / "tracking.json", self.place)
+        if time.monotonic() > self._end:
+            raise UserError(
+                f"{self.place.uri}: expected an end within {MINUTES:g} minutes, found a server that answers slowly; "
+                f"`vaebm track {self.results}` continues"
+            )
+
+
+def _unless_there(create: Callable[[], Any]) -> Any:
+    """Result of `create`; None if it exists, perhaps since another machine made it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return create()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return None
 
 
 def _empty_place(run: str, stage: StageRun) -> MirroredRun:
     """State of a run that has only its parameters."""
     return MirroredRun(
         run=run, parameters=fingerprint(stage.parameters), lines=0, history=fingerprint([]),
-        figures={}, curves="", tags={}, files={}, ended=False,
+        figures={}, curves="", tags={}, files={}, data=[], ended=False,
     )  # fmt: skip
 
 

@@ -3,9 +3,11 @@
 Names are those of the experiment file (`nvae.training.batch`) and of the table (`FD-classifier`).
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaebm.config import BASELINE, PRIOR, SamplesSettings, fingerprint
 from vaebm.config.yaml_files import read_experiment, read_yaml, validate
@@ -36,6 +38,18 @@ class RegisteredModel:
     tags: dict[str, str]
 
 
+class DataInput(NamedTuple):
+    """A data set that a run read."""
+
+    name: str
+    folder: Path
+    hash: str
+    """Of the manifest."""
+    images: int
+    context: str
+    """`training`, `evaluation` or `out-of-distribution`."""
+
+
 @dataclass
 class StageRun:
     """One stage run, or the whole experiment, as it is mirrored."""
@@ -49,6 +63,7 @@ class StageRun:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """Further metrics against an iteration or a number of steps of a chain, complete at the end of the stage."""
     files: dict[str, list[Path]] = field(default_factory=dict)
+    data: list[DataInput] = field(default_factory=list)
     note: str = ""
     """Markdown at the top of the run's page."""
     began: int | None = None
@@ -137,6 +152,7 @@ def _training(folder: Path) -> StageRun:
         },
     )
     if facts is not None:
+        stage.data = _inputs({facts.data: "training"})
         for key, value in dump(facts, exclude={"settings", "seed"}).items():
             stage.add(key if isinstance(value, dict) else f"training/{key}", value)
     if isinstance(facts, TrainingRecord):
@@ -148,6 +164,17 @@ def _training(folder: Path) -> StageRun:
         ended = record.stat().st_mtime
         stage.began, stage.ended = int((ended - facts.seconds) * 1000), int(ended * 1000)
     return stage
+
+
+def _inputs(contexts: dict[str | None, str]) -> list[DataInput]:
+    """The data sets of data/ whose hash is in `contexts`."""
+    found = []
+    for manifest in sorted(Path("data").glob("*/manifest.json")):
+        content = manifest.read_bytes()
+        if (digest := hashlib.sha256(content).hexdigest()) in contexts:
+            folder, images = manifest.parent, json.loads(content)["images"]
+            found.append(DataInput(folder.name, folder, digest, images, contexts[digest]))
+    return found
 
 
 def _training_note(facts: TrainingRecord) -> str:
@@ -188,6 +215,8 @@ def _evaluation(folder: Path) -> StageRun | None:
     numbers = dump(facts, include={"metrics", "steps", "ood", "real"})
     for name, value in (numbers.pop("metrics") | numbers).items():
         stage.add(name, value)
+    others = {} if facts.ood is None else {one.data: "out-of-distribution" for one in facts.ood.sets.values()}
+    stage.data = _inputs({**others, facts.data: "evaluation"})
     if facts.foreign:
         return stage
     identity = {"networks": networks, "chain": dump(facts.chain)}
@@ -237,7 +266,8 @@ def experiment_run(results: Path) -> StageRun:
         tags["seeds"] = " ".join(str(one.seed) for one in facts.runs)
     figures = {f"{variant}/{name}": value for variant, found in variants.items() for name, value in found.items()}
     files = [results.parent / file for file in TABLE if (results.parent / file).is_file()]
-    return StageRun(name, tags=tags, figures=figures, files={"": files} if variants else {})
+    data = _inputs({tags.get("data"): "training"})
+    return StageRun(name, tags=tags, figures=figures, files={"": files} if variants else {}, data=data)
 
 
 def flatten_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:

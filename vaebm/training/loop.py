@@ -19,7 +19,7 @@ from vaebm.records.files import recording, write_record
 from vaebm.records.training import TrainingRecord
 from vaebm.system import distributed
 from vaebm.system.checkpoint import Checkpoints
-from vaebm.system.device import RESUME, Interrupted, Progress, StopSignals, deadline
+from vaebm.system.device import RESUME, Interrupted, Progress, StopSignals, deadline, peak_memory
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 from vaebm.system.provenance import commit
@@ -226,7 +226,7 @@ class Training:
             return
         self.write_history()
         record = {"stage": self.stage, "steps": self.step, "seconds": round(self.seconds, 1)}
-        record |= {"fingerprint": self.fingerprint, **self.depends_on, **facts, **commit()}
+        record |= {"fingerprint": self.fingerprint, **self.depends_on, **facts, "system": peak_memory(), **commit()}
         with recording(path := self.folder / "training.json", "the training diverged: choose a smaller learning rate"):
             write_record(path, TrainingRecord.model_validate(record))
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The configuration, and functions that find the inputs, parameters and resources of a job in it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from vaebm.records.files import read_tracking
 from vaebm.records.metrics import metric
 from vaebm.system.errors import UserError
 from vaebm.system.files import checksum, snakemake_record
+from vaebm.system.plugins import NAMED
+
+os.environ[NAMED] = str(workflow.main_snakefile)  # plug-ins next to it, which every command of this run finds
 
 # A dry run, and a run next to another one, change nothing under results/: they plan with settings files in another folder.
 # Jobs read the Snakefile too, while their run holds the lock.
