@@ -1,5 +1,6 @@
 """The configuration, and functions that find the inputs, parameters and resources of a job in it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,9 +21,14 @@ from vaebm.system.files import checksum, snakemake_record
 LOOKING = workflow.output_settings.dryrun or any(Path(".snakemake/locks").glob("*.lock"))
 INSTEAD = Path(".snakemake/settings") if LOOKING else Path()
 
+# Without a shared file system, files reach the jobs through a storage, and only those that a rule declares. `stored` and `here` declare
+# what is there anyway otherwise: more inputs would rerun results of earlier versions.
+STORAGE = workflow.storage_settings.default_storage_provider
+os.environ.update({"VAEBM_STORAGE": STORAGE} if STORAGE else {})  # trainings say in their log that they cannot be resumed
+
 # A mistake in any configuration file ends the run here in one line, so no `configfile:` reads the first one.
 try:
-    EXPERIMENTS, SEEDS, DATASETS, WRITTEN, CHANGES = resolve(config, workflow.is_main_process, INSTEAD)
+    EXPERIMENTS, SEEDS, DATASETS, WRITTEN, CHANGES = resolve(config, workflow.is_main_process, INSTEAD, bool(STORAGE))
     for name in (variant.metric for experiment in EXPERIMENTS.values() for variant in experiment.variants.values() if variant.metric):
         metric(name)
     PINNED = [*pinned_sets(Path("data.dvc"))] if Path("data.dvc").exists() else []
@@ -51,9 +57,19 @@ def settings(pattern, kept=False):
         if LOOKING and WRITTEN and workflow.executor_plugin and not workflow.dryrun:  # before the run takes the lock
             expected = f"{next(iter(WRITTEN))}: expected the settings of the run that holds the lock, found others"
             sys.exit(f"{expected}; wait for its end, or, if it was killed: snakemake --unlock")
-        return path if kept and Path(path).exists() else WRITTEN.get(path, path)
+        return path if STORAGE or kept and Path(path).exists() else WRITTEN.get(path, path)
 
     return of
+
+
+def stored(*paths):
+    """Inputs next to others, which only a storage needs to know."""
+    return [*paths] if STORAGE else []
+
+
+def here(path):
+    """A file or folder of the user as an input. Without a shared file system, its job runs on the machine that has it."""
+    return [ancient(local(str(path)))] if STORAGE and path else []
 
 
 def runs(pattern, ood=False):
@@ -101,6 +117,12 @@ def pretrained_settings_of(wildcards):
     """Settings of a model from a checkpoint. A file that moved reruns nothing, other contents do."""
     stage = EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name
     return ancient(settings(f"results/{{experiment}}/{{variant}}/seed{{seed}}/{stage}.yaml", kept=True)(wildcards))
+
+
+def checkpoint_file_of(wildcards):
+    """Local file or folder from which a model is taken."""
+    source = EXPERIMENTS[wildcards.experiment].checkpoint_of(wildcards.variant)
+    return [] if source.is_hub else here(source.file(wildcards.seed))
 
 
 def checkpoint_hash(wildcards):
@@ -165,6 +187,11 @@ def preparable():
     return f"(?!(?:{'|'.join(kept)})/){NAME}"
 
 
+def raw_files_of(wildcards):
+    """Files of the user from which a data set is prepared."""
+    return here(DATASETS[wildcards.dataset].path) if wildcards.dataset in DATASETS else []
+
+
 def settings_option(wildcards, input):
     """Option with the settings file of a data set."""
     return f"--settings {input.settings}" if input.settings else ""
@@ -195,11 +222,17 @@ def classifier_option(wildcards, input):
 def reference_of(wildcards):
     """Reference statistics and settings of an experiment's extractors, and the classifier if there is one."""
     extractors = EXPERIMENTS[wildcards.experiment].evaluation.extractions
+    weights = [here(one.weights) for one in extractors.values()]
     first, *others = (
         [f"{one}.npz", ancient(settings(f"{one}.yaml", kept=True)(wildcards))]
         for one in expand("results/{experiment}/reference/{extractor}", experiment=wildcards.experiment, extractor=extractors)
     )
-    return {"reference": first[0], "extractor": first[1], "further": sum(others, []), **classifier_of(wildcards)}
+    return {"reference": first[0], "extractor": first[1], "further": sum([*others, *weights], []), **classifier_of(wildcards)}
+
+
+def extractor_weights_of(wildcards):
+    """Local file of an extractor's weights."""
+    return here(EXPERIMENTS[wildcards.experiment].evaluation.extractions[wildcards.extractor].weights)
 
 
 def weights_of(wildcards):
@@ -222,8 +255,8 @@ def ood_options(wildcards, input):
 
 
 def together(wildcards):
-    """Manifests of all data sets in data.dvc, for a data set that is one of them."""
-    return [f"{folder}/manifest.json" for folder in PINNED if f"data/{wildcards.dataset}" in PINNED]
+    """Manifests of all data sets in data.dvc, for a data set that is one of them. DVC does not look into a storage."""
+    return [f"{folder}/manifest.json" for folder in PINNED if f"data/{wildcards.dataset}" in PINNED and not STORAGE]
 
 
 def models_of(wildcards):
@@ -233,6 +266,13 @@ def models_of(wildcards):
     if (stage := EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name) == "ebm":
         return {"nvae": nvae, "energy": own, **prior_below(wildcards)}
     return {"nvae": nvae, "prior": own} if stage == "prior" else {"nvae": own}
+
+
+def records_of(wildcards):
+    """Training records and settings next to the models of `models_of`."""
+    stages = {BASELINE: "nvae", PRIOR: "prior", wildcards.variant: EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name}
+    folders = [Path(model).parent for model in models_of(wildcards).values()]
+    return stored(*(str(folder / name) for folder in folders for name in ("training.json", f"{stages[folder.parts[-2]]}.yaml")))
 
 
 def prior_below(wildcards):
@@ -248,12 +288,17 @@ def energy_option(wildcards, input):
 
 def foreign_images(wildcards):
     """Images of another program."""
-    return str(Path(EXPERIMENTS[wildcards.experiment].variants[wildcards.variant].images))
+    return local(str(Path(EXPERIMENTS[wildcards.experiment].variants[wildcards.variant].images)))
 
 
 def state_of_foreign_images(wildcards):
     """Names, sizes and times of the files, because the time of a folder says nothing of a file that is written again."""
     return foreign_state(Path(foreign_images(wildcards)))
+
+
+def shard_records_of(wildcards):
+    """Records and settings next to a variant's samples."""
+    return stored(*(shard.replace(".npy", ".json") for shard in shards_of(wildcards)), str(Path(shards_of(wildcards)[0]).with_name("samples.yaml")))
 
 
 def shards_of(wildcards):

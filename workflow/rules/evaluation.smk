@@ -3,7 +3,9 @@ rule classifier:
         unpack(classifier_data_of),
         settings=settings("results/{experiment}/classifier/classifier.yaml"),
     output:
-        "results/{experiment}/classifier/model.safetensors",
+        model="results/{experiment}/classifier/model.safetensors",
+        training="results/{experiment}/classifier/training.json",
+        history="results/{experiment}/classifier/history.jsonl",
     log:
         "results/{experiment}/classifier/classifier.log",
     conda:
@@ -12,7 +14,7 @@ rule classifier:
     resources:
         **resources_of("classifier"),
     shell:
-        "python -m vaebm classifier {input.settings} --data {input.data} --model {output} --threads {resources.cpus_per_task} --log {log}"
+        "python -m vaebm classifier {input.settings} --data {input.data} --model {output.model} --threads {resources.cpus_per_task} --log {log}"
 
 
 # Before the trainings, so that failed downloads of weights show at once.
@@ -20,6 +22,7 @@ rule reference:
     input:
         unpack(data_of),
         unpack(classifier_of),
+        extractor_weights_of,
         settings=ancient(settings("results/{experiment}/reference/{extractor}.yaml", kept=True)),  # a moved weights file reruns nothing; params has its hash
     output:
         "results/{experiment}/reference/{extractor}.npz",
@@ -48,6 +51,8 @@ rule evaluation:
         unpack(data_of),
         unpack(models_of),
         unpack(reference_of),
+        records_of,
+        shard_records_of,
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
         shards=shards_of,
     output:
@@ -75,6 +80,7 @@ rule ood:
         unpack(data_of),
         unpack(models_of),
         unpack(ood_of),
+        records_of,
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
     output:
         "results/{experiment}/{variant}/seed{seed}/evaluation/ood.json",

@@ -34,6 +34,7 @@ rule pretrained:
     input:
         unpack(data_of),
         unpack(nvae_below),
+        checkpoint_file_of,
         settings=pretrained_settings_of,
     output:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
