@@ -26,6 +26,11 @@ INSTEAD = Path(".snakemake/settings") if LOOKING else Path()
 STORAGE = workflow.storage_settings.default_storage_provider
 os.environ.update({"VAEBM_STORAGE": STORAGE} if STORAGE else {})  # trainings say in their log that they cannot be resumed
 
+# A profile for a Slurm that knows GPUs as generic resources alone has `gpu_gres`, gpu or gpu:MODEL. The plugin then sees no `gpu`.
+GRES = getattr((workflow.resource_settings.default_resources or {}).get("gpu_gres"), "raw", None)
+GPU = "gpu_count" if GRES else "gpu"
+THREADS_AND_GPUS = f"--threads {{resources.cpus_per_task}} --gpus {{resources.{GPU}}}"
+
 # A mistake in any configuration file ends the run here in one line, so no `configfile:` reads the first one.
 try:
     EXPERIMENTS, SEEDS, DATASETS, WRITTEN, CHANGES = resolve(config, workflow.is_main_process, INSTEAD, bool(STORAGE))
@@ -152,8 +157,18 @@ def resources_of(stage):
     CPUs in Slurm, has no such limit. `nodes=1` keeps the GPUs of a job on one machine.
     """
     names = StageResources.model_fields[stage].annotation.model_fields
-    gpus = {"nodes": 1, "gpu": resource(stage, "gpu")} if "gpu" in names else {}
+    gpus = {"nodes": 1, GPU: resource(stage, "gpu"), **({"gres": gres_of(stage)} if GRES else {})} if "gpu" in names else {}
     return {"cpus_per_task": resource(stage, "threads"), **gpus, "mem_mb": resource(stage, "mem_mb"), "runtime": resource(stage, "runtime")}
+
+
+def gres_of(stage):
+    """Function of the wildcards: the GPUs of a job of `stage` as Slurm's `--gres`, none if it has no GPU."""
+
+    def of(wildcards):
+        count = resource(stage, "gpu")(wildcards)
+        return f"{GRES}:{count}" if count else ""
+
+    return of
 
 
 def prepared(dataset):

@@ -29,8 +29,8 @@ rule ebm:
     params:
         prior=energy_option,
     shell:
-        "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} {params.prior} --model {output.model}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} {params.prior} --model {output.model} %s --time-limit {resources.runtime} --log {log}"
+        % THREADS_AND_GPUS
 
 
 # A combination of a grid with the energy of another variant, or a variant with the energy on noise alone.
@@ -81,5 +81,5 @@ rule wgan:
     resources:
         **resources_of("ebm"),
     shell:
-        "python -m vaebm wgan {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        "python -m vaebm wgan {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model} %s --time-limit {resources.runtime} --log {log}"
+        % THREADS_AND_GPUS

@@ -38,8 +38,7 @@ rule reference:
         classifier=classifier_option,
         weights=weights_of,
     shell:
-        "python -m vaebm reference {input.settings} --data {input.data} {params.classifier} --output {output}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
+        "python -m vaebm reference {input.settings} --data {input.data} {params.classifier} --output {output} %s --log {log}" % THREADS_AND_GPUS
 
 
 # `evaluation` fits every path of metrics.json.
@@ -70,8 +69,8 @@ rule evaluation:
         ood=lambda wildcards, input: "",  # kept, so that results of earlier versions stay up to date
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
-        " --extractor {input.extractor} {params.classifier} --reference {input.reference} --metrics {output.metrics}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.shards}"
+        " --extractor {input.extractor} {params.classifier} --reference {input.reference} --metrics {output.metrics} %s --log {log} {input.shards}"
+        % THREADS_AND_GPUS
 
 
 # Out-of-distribution detection with sets that have to be prepared, as a separate job: image quality does not wait for them.
@@ -96,7 +95,7 @@ rule ood:
         ood=ood_options,
     shell:
         "python -m vaebm ood {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
-        " --output {output} --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
+        " --output {output} %s --log {log}" % THREADS_AND_GPUS
 
 
 # The same of images that another program drew, without what needs a model.
@@ -122,5 +121,4 @@ rule foreign_evaluation:
         state=state_of_foreign_images,
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --extractor {input.extractor} {params.classifier}"
-        " --reference {input.reference} --metrics {output.metrics}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.images:q}"
+        " --reference {input.reference} --metrics {output.metrics} %s --log {log} {input.images:q}" % THREADS_AND_GPUS

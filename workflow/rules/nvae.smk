@@ -25,8 +25,7 @@ rule nvae:
     resources:
         **resources_of("nvae"),
     shell:
-        "python -m vaebm nvae {input.settings} --data {input.data} --model {output.model}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        "python -m vaebm nvae {input.settings} --data {input.data} --model {output.model} %s --time-limit {resources.runtime} --log {log}" % THREADS_AND_GPUS
 
 
 # Instead of `nvae` or `ebm`, for a model from elsewhere. Before the trainings, so that one that does not fit shows at once.

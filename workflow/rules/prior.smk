@@ -25,5 +25,5 @@ rule prior:
     resources:
         **resources_of("prior"),
     shell:
-        "python -m vaebm prior {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        "python -m vaebm prior {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model} %s --time-limit {resources.runtime} --log {log}"
+        % THREADS_AND_GPUS

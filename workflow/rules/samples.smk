@@ -15,5 +15,5 @@ rule samples:
     params:
         energy=energy_option,
     shell:
-        "python -m vaebm samples {input.settings} --nvae {input.nvae} {params.energy} --shard {wildcards.shard} --output {output.images}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
+        "python -m vaebm samples {input.settings} --nvae {input.nvae} {params.energy} --shard {wildcards.shard} --output {output.images} %s --log {log}"
+        % THREADS_AND_GPUS
