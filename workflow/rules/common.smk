@@ -13,7 +13,7 @@ from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import plugin_hash, weights_hash
 from vaebm.records.files import read_tracking
 from vaebm.records.metrics import metric
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 from vaebm.system.files import checksum, snakemake_record
 
 # A dry run, and a run beside another one, change nothing under results/: they plan with settings files in another folder.
@@ -25,7 +25,6 @@ INSTEAD = Path(".snakemake/settings") if LOOKING else Path()
 # what is there anyway otherwise: more inputs would rerun results of earlier versions.
 STORAGE = workflow.storage_settings.default_storage_provider
 os.environ.update({"VAEBM_STORAGE": STORAGE} if STORAGE else {})  # trainings say in their log that they cannot be resumed
-
 # A profile for a Slurm that knows GPUs as generic resources alone has `gpu_gres`, gpu or gpu:MODEL. The plugin then sees no `gpu`.
 GRES = getattr((workflow.resource_settings.default_resources or {}).get("gpu_gres"), "raw", None)
 GPU = "gpu_count" if GRES else "gpu"
@@ -39,6 +38,19 @@ try:
     PINNED = [*pinned_sets(Path("data.dvc"))] if Path("data.dvc").exists() else []
 except UserError as error:
     sys.exit(str(error))
+
+
+def check_storage():
+    """End the run in one line if the storage does not answer; Snakemake's own message is a trace for each file."""
+    prefix = workflow.storage_settings.default_storage_prefix
+    try:
+        workflow.storage_registry.default_storage_provider.object(f"{prefix}/results").exists()
+    except Exception as error:  # each plug-in has its own
+        sys.exit(f"{prefix}: expected a storage that answers, found {brief(error)}; make it answer, and repeat the command")
+
+
+if STORAGE and workflow.is_main_process:
+    check_storage()
 
 
 wildcard_constraints:
