@@ -89,9 +89,8 @@ def s3_server() -> Iterator[tuple[Gate, dict[str, str]]]:
             gate,
             {
                 "SNAKEMAKE_STORAGE_S3_ENDPOINT_URL": f"http://127.0.0.1:{gate.port}",
-                "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
-                "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
-                "AWS_DEFAULT_REGION": "us-east-1",
+                "SNAKEMAKE_STORAGE_S3_ACCESS_KEY": key["AccessKeyId"],
+                "SNAKEMAKE_STORAGE_S3_SECRET_KEY": key["SecretAccessKey"],
             },
         )
     finally:

@@ -1,7 +1,8 @@
 rule benchmarks:
     input:
         metrics=runs("results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json"),
-        ood=runs("results/{experiment}/{variant}/seed{seed}/evaluation/ood.json", ood=True),
+        ood=runs("results/{experiment}/{variant}/seed{seed}/evaluation/ood.json", has_ood),
+        pictures=pictures_of_runs(),
         paper=local("config/paper.yaml"),
     output:
         over_seeds=sorted(set(runs("results/{experiment}/{variant}/metrics.json"))),

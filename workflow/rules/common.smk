@@ -89,15 +89,38 @@ def here(path):
     return [ancient(local(str(path)))] if STORAGE and path else []
 
 
-def runs(pattern, ood=False):
-    """`pattern` for every experiment, variant and seed; `ood`: those whose OOD sets a separate job measures."""
+def has_ood(experiment, variant):
+    """Whether a separate job measures a variant's OOD sets."""
+    return experiment.ood_data and experiment.stage_of(variant).name != "images"
+
+
+def is_trained(experiment, variant):
+    """Whether a variant has a training of its own, or the copy of one."""
+    return experiment.stage_of(variant).name != "images" and not experiment.checkpoint_of(variant)
+
+
+def runs(pattern, chosen=lambda experiment, variant: True):
+    """`pattern` for every seed of every `chosen` variant of every experiment."""
     return [
         path
         for name, experiment in EXPERIMENTS.items()
         for variant in experiment.models
-        if not ood or (experiment.ood_data and experiment.stage_of(variant).name != "images")
+        if chosen(experiment, variant)
         for path in expand(pattern, experiment=name, variant=variant, seed=experiment.seeds_of(variant, SEEDS))
     ]
+
+
+def pictures(folder, caption, stage):
+    """Pictures of a training as an output: the curves, for Snakemake's report, or all for a storage."""
+    labels = {"stage": stage, "seed": "{seed}"}
+    curves = report(f"{folder}/pictures/curves.png", caption=caption, category="Training", subcategory="{experiment}", labels=labels)
+    return directory(f"{folder}/pictures") if STORAGE else curves
+
+
+def pictures_of_runs():
+    """Folders of pictures for the table's report."""
+    run = "results/{experiment}/{variant}/seed{seed}"
+    return stored(*runs(f"{run}/pictures", is_trained), *runs(f"{run}/evaluation/pictures"), *runs(f"{run}/evaluation/ood", has_ood))
 
 
 def experiments_of(rule):
@@ -115,7 +138,8 @@ def same_energy(wildcards):
     """Files of the run whose energy a combination of a grid takes."""
     variant = EXPERIMENTS[wildcards.experiment].same_energy(wildcards.variant)
     files = {"model": "model.safetensors", "training": "training.json", "history": "history.jsonl"}
-    return {name: f"results/{wildcards.experiment}/{variant}/seed{wildcards.seed}/{file}" for name, file in files.items()}
+    folder = f"results/{wildcards.experiment}/{variant}/seed{wildcards.seed}"
+    return {"pictures": stored(f"{folder}/pictures")} | {name: f"{folder}/{file}" for name, file in files.items()}
 
 
 def settings_of_stage(wildcards):

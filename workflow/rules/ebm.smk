@@ -8,13 +8,7 @@ rule ebm:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
         history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
-        curves=report(
-            "results/{experiment}/{variant}/seed{seed}/pictures/curves.png",
-            caption="../report/ebm.rst",
-            category="Training",
-            subcategory="{experiment}",
-            labels={"stage": "ebm, {variant}", "seed": "{seed}"},
-        ),
+        curves=pictures("results/{experiment}/{variant}/seed{seed}", "../report/ebm.rst", "ebm, {variant}"),
     log:
         "results/{experiment}/{variant}/seed{seed}/ebm.log",
     wildcard_constraints:
@@ -39,6 +33,7 @@ rule same_energy:
         unpack(same_energy),
         settings=settings_of_stage,
     output:
+        stored(directory("results/{experiment}/{variant}/seed{seed}/pictures")),
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
         history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
@@ -62,13 +57,7 @@ rule wgan:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
         history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
-        curves=report(
-            "results/{experiment}/{variant}/seed{seed}/pictures/curves.png",
-            caption="../report/wgan.rst",
-            category="Training",
-            subcategory="{experiment}",
-            labels={"stage": "wgan, {variant}", "seed": "{seed}"},
-        ),
+        curves=pictures("results/{experiment}/{variant}/seed{seed}", "../report/wgan.rst", "wgan, {variant}"),
     log:
         "results/{experiment}/{variant}/seed{seed}/wgan.log",
     wildcard_constraints:

@@ -55,6 +55,7 @@ rule evaluation:
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
         shards=shards_of,
     output:
+        stored(directory("results/{experiment}/{variant}/seed{seed}/evaluation/pictures")),
         metrics="results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",
     log:
         "results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.log",
@@ -82,7 +83,8 @@ rule ood:
         records_of,
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
     output:
-        "results/{experiment}/{variant}/seed{seed}/evaluation/ood.json",
+        stored(directory("results/{experiment}/{variant}/seed{seed}/evaluation/ood")),
+        figures="results/{experiment}/{variant}/seed{seed}/evaluation/ood.json",
     log:
         "results/{experiment}/{variant}/seed{seed}/evaluation/ood.log",
     conda:
@@ -95,7 +97,7 @@ rule ood:
         ood=ood_options,
     shell:
         "python -m vaebm ood {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
-        " --output {output} %s --log {log}" % THREADS_AND_GPUS
+        " --output {output.figures} --pictures $(dirname {output.figures})/%s %s --log {log}" % ("ood" if STORAGE else "pictures", THREADS_AND_GPUS)
 
 
 # The same of images that another program drew, without what needs a model.
@@ -106,6 +108,7 @@ rule foreign_evaluation:
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
         images=foreign_images,
     output:
+        stored(directory("results/{experiment}/{variant}/seed{seed}/evaluation/pictures")),
         metrics="results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",
     log:
         "results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.log",

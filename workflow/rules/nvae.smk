@@ -6,13 +6,7 @@ rule nvae:
         model="results/{experiment}/nvae/seed{seed}/model.safetensors",
         training="results/{experiment}/nvae/seed{seed}/training.json",
         history="results/{experiment}/nvae/seed{seed}/history.jsonl",
-        curves=report(
-            "results/{experiment}/nvae/seed{seed}/pictures/curves.png",
-            caption="../report/nvae.rst",
-            category="Training",
-            subcategory="{experiment}",
-            labels={"stage": "nvae", "seed": "{seed}"},
-        ),
+        curves=pictures("results/{experiment}/nvae/seed{seed}", "../report/nvae.rst", "nvae"),
     log:
         "results/{experiment}/nvae/seed{seed}/nvae.log",
     wildcard_constraints:

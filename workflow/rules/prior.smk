@@ -8,13 +8,7 @@ rule prior:
         model="results/{experiment}/prior/seed{seed}/model.safetensors",
         training="results/{experiment}/prior/seed{seed}/training.json",
         history="results/{experiment}/prior/seed{seed}/history.jsonl",
-        curves=report(
-            "results/{experiment}/prior/seed{seed}/pictures/curves.png",
-            caption="../report/prior.rst",
-            category="Training",
-            subcategory="{experiment}",
-            labels={"stage": "prior", "seed": "{seed}"},
-        ),
+        curves=pictures("results/{experiment}/prior/seed{seed}", "../report/prior.rst", "prior"),
     log:
         "results/{experiment}/prior/seed{seed}/prior.log",
     priority: 2  # as for the NVAE
