@@ -120,7 +120,9 @@ def pictures(folder, caption, stage):
 def pictures_of_runs():
     """Folders of pictures for the table's report."""
     run = "results/{experiment}/{variant}/seed{seed}"
-    return stored(*runs(f"{run}/pictures", is_trained), *runs(f"{run}/evaluation/pictures"), *runs(f"{run}/evaluation/ood", has_ood))
+    evaluated = [*runs(f"{run}/evaluation/pictures"), *runs(f"{run}/evaluation/ood", has_ood)]
+    classifiers = [f"results/{name}/classifier/pictures" for name, one in EXPERIMENTS.items() if one.evaluation.classifier]
+    return stored(*runs(f"{run}/pictures", is_trained), *evaluated, *classifiers)
 
 
 def experiments_of(rule):

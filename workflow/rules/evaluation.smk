@@ -3,6 +3,7 @@ rule classifier:
         unpack(classifier_data_of),
         settings=settings("results/{experiment}/classifier/classifier.yaml"),
     output:
+        stored(directory("results/{experiment}/classifier/pictures")),
         model="results/{experiment}/classifier/model.safetensors",
         training="results/{experiment}/classifier/training.json",
         history="results/{experiment}/classifier/history.jsonl",
