@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -52,6 +53,9 @@ def test_jobs_in_folders_of_their_own_end_in_the_same_table(tiny, tiny_run, tmp_
     assert not list(tiny.folder.glob("results/**/*.safetensors")) and len(list(tmp_path.glob("jobs/*"))) == 11
     assert "nvae: begins at step 0: checkpoints stay" in (results / "tiny" / "nvae" / "seed0" / "nvae.log").read_text()
     assert "Nothing to be done" in tiny.run("snakemake", *command, "--dry-run", **environment)
+    tiny.edit("config/experiments/tiny.yaml", "iterations: 20", "iterations: 21")
+    planned = re.findall(r"^(\w+) +\d+$", tiny.run("snakemake", *command, "--dry-run", **environment), re.MULTILINE)
+    assert planned == ["settings", "ebm", "samples", "evaluation", "benchmarks", "all", "total"]
 
 
 def test_s3_that_is_away_in_a_run_loses_nothing(tiny, tiny_run, s3, tmp_path):
