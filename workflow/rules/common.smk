@@ -219,9 +219,10 @@ def prepared(dataset):
 
 
 def data_settings_of(wildcards):
-    """Settings file of a data set that needs files."""
-    data = DATASETS.get(wildcards.dataset)
-    return settings("results/data/{dataset}.yaml", kept=True)(wildcards) if data is not None and data.needs_files else []
+    """Settings file of a data set that needs files. Without a shared file system, its job runs on the machine that has them."""
+    data, path = DATASETS.get(wildcards.dataset), f"results/data/{wildcards.dataset}.yaml"
+    written = WRITTEN.get(path, path) if STORAGE and not Path(path).exists() else settings(path, kept=True)(wildcards)
+    return local(written) if data is not None and data.needs_files else []
 
 
 def images_of(wildcards):
@@ -238,11 +239,6 @@ def preparable():
     files = ("images.npy", "labels.npy", "manifest.json")
     kept = [name for name in {Path(folder).name for folder in PINNED} - {*DATASETS} if all(is_whole(f"data/{name}/{file}") for file in files)]
     return f"(?!(?:{'|'.join(kept)})/){NAME}"
-
-
-def raw_files_of(wildcards):
-    """Files of the user from which a data set is prepared."""
-    return here(DATASETS[wildcards.dataset].path) if wildcards.dataset in DATASETS else []
 
 
 def settings_option(wildcards, input):

@@ -1,6 +1,5 @@
 rule data:
     input:
-        raw_files_of,
         settings=ancient(data_settings_of),  # raw files may be deleted after preparation
     output:
         images="data/{dataset}/images.npy",
