@@ -21,8 +21,8 @@ from vaebm.system.files import checksum, snakemake_record
 LOOKING = workflow.output_settings.dryrun or any(Path(".snakemake/locks").glob("*.lock"))
 INSTEAD = Path(".snakemake/settings") if LOOKING else Path()
 
-# Without a shared file system, files reach the jobs through a storage, and only those that a rule declares. `stored` and `here` declare
-# what is there anyway otherwise: more inputs would rerun results of earlier versions.
+# Without a shared file system, jobs get their files from a storage, and only those that their rule declares. `stored` and `here` are
+# further ones, which shared files need not: new inputs would rerun the results of earlier versions.
 STORAGE = workflow.storage_settings.default_storage_provider
 os.environ.update({"VAEBM_STORAGE": STORAGE} if STORAGE else {})  # trainings say in their log that they cannot be resumed
 # A profile for a Slurm that knows GPUs as generic resources alone has `gpu_gres`, gpu or gpu:MODEL. The plugin then sees no `gpu`.
