@@ -1,8 +1,7 @@
-"""The pipeline on a cluster of one node, started for this test: requests of each stage, and a killed job."""
+"""The pipeline on a cluster of one node, started for this test: requests of each stage, GPUs, killed jobs."""
 
 from __future__ import annotations
 
-import csv
 import getpass
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tables import table
 
 SBIN = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -58,8 +58,11 @@ ReturnToService=2
 SchedulerParameters=sched_interval=2,sched_min_interval=0
 # ended jobs stay in the queue for the whole test
 MinJobAge=3600
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 Gres=gpu:2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 Gres=gpu:fake:2
 PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 """
 
 STAGES = ("data", "classifier", "nvae", "ebm", "samples", "evaluation", "benchmarks")
@@ -109,7 +112,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
     for number in range(2):  # Slurm wants devices; it only looks at them
         (folder / f"gpu{number}").symlink_to(os.devnull)
-    (folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={folder}/gpu[0-1]\n")
+    (folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu Type=fake File={folder}/gpu[0-1]\n")
     (folder / "state").mkdir()
     (folder / "spool").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(64))
@@ -217,24 +220,6 @@ def ask(project, changes):
     path.write_text(yaml.safe_dump(experiment, sort_keys=False))
 
 
-def table(project):
-    """Lines of the table without the place of the run and without times."""
-    with (project.folder / "results" / "benchmarks.csv").open() as file:
-        lines = [
-            {
-                column: cell
-                for column, cell in line.items()
-                if column not in ("commit", "changed", "tracking", "seconds")
-            }
-            for line in csv.DictReader(file)
-        ]
-    times = [line for line in lines if line["metric"].startswith("seconds") and line["measured"]]
-    assert len(times) == 2 and all(float(line["measured"]) > 0 for line in times)
-    for line in times:
-        line["measured"] = "a time"
-    return lines
-
-
 def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, submit, clone, tiny_run):
     """The energy's training is killed with its whole job. The table is that of a local run."""
     clone.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
@@ -267,7 +252,7 @@ def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, sub
         assert job["NumNodes"] == "1" and "TresPerJob" not in job, job
         assert job["JobState"] == ("CANCELLED" if job["JobId"] == killed else "COMPLETED"), job
     assert "ebm: resuming at step " in (energy / "ebm.log").read_text()
-    assert table(clone) == table(tiny_run)
+    assert table(clone.folder / "results") == table(tiny_run.folder / "results")
 
 
 def test_a_job_gets_the_gpus_that_its_stage_asks_for(cluster, submit, finished):
@@ -280,3 +265,32 @@ def test_a_job_gets_the_gpus_that_its_stage_asks_for(cluster, submit, finished):
     (job,) = [job for job in cluster.jobs() if job.get("TresPerJob")]
     assert job["rule"] == "ebm" and job["TresPerJob"] == "gres:gpu:2" and job["JobState"] == "COMPLETED"
     assert (finished.folder / "gpus").read_text() == "0,1\n"
+
+
+def test_a_preempted_training_with_gpus_by_gres_is_requeued_and_resumes(cluster, submit, finished):
+    """A job of a partition that preempts takes the node. Slurm starts the training again, as the same job."""
+    with (finished.folder / "profiles" / "slurm" / "config.yaml").open("a") as file:
+        file.write("slurm-requeue: true\ndefault-resources:\n  - gpu_gres=gpu:fake\n")
+    finished.edit(
+        "workflow/rules/ebm.smk",
+        "python -m vaebm ebm {input.settings}",
+        "echo $CUDA_VISIBLE_DEVICES >> gpus; python -m vaebm ebm {input.settings} --checkpoint-every 0",
+    )
+    before = {job["JobId"] for job in cluster.jobs()}
+    run = submit(finished, "--until", "ebm", "--config", "set=[resources.ebm.gpu=2, ebm.training.iterations=60]")
+    energy = finished.folder / "results" / "tiny" / "vaebm" / "seed0"
+    while not list(energy.glob("checkpoints/*/*.json")):
+        assert run.process.poll() is None, run.output.read_text()
+        time.sleep(0.01)
+    urgent = ["--partition=urgent", "--exclusive", "--comment=rule_urgent", "--output=/dev/null", "--wrap=true"]
+    cluster.tell("sbatch", *urgent)
+    while (training := next(job for job in cluster.jobs() if job["JobId"] not in before))["Restarts"] == "0":
+        assert run.process.poll() is None, run.output.read_text()
+        time.sleep(0.1)
+    cluster.tell("scontrol", "update", f"JobId={training['JobId']}", "StartTime=now")  # not in two minutes
+    run.finish()
+    jobs = {job["rule"]: job for job in cluster.jobs() if job["JobId"] not in before}
+    assert jobs.keys() == {"ebm", "urgent"} and {job["JobState"] for job in jobs.values()} == {"COMPLETED"}
+    assert jobs["ebm"]["Restarts"] == "1" and jobs["ebm"]["TresPerNode"] == "gres:gpu:fake:2"
+    assert "TresPerJob" not in jobs["ebm"] and (finished.folder / "gpus").read_text() == "0,1\n0,1\n"
+    assert "ebm: going on at step " in (energy / "ebm.log").read_text()

@@ -81,11 +81,12 @@ def data(
 def pin(
     folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
     pins: Annotated[Path, typer.Option(help="File with the pinned hashes.")],
+    name: Annotated[Path | None, typer.Option(help="Its entry there; default: FOLDER.", show_default=False)] = None,
 ) -> None:
     """Compare a prepared data set with its hash in data.dvc."""
     with imports():
         from vaebm.cli.pin import run
-    run(folder, pins)
+    run(folder, pins, name)
 
 
 @command("classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt")

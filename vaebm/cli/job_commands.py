@@ -93,6 +93,10 @@ def detect(
     energy: EnergyModel = None,
     prior: PriorModel = None,
     ood: OODManifests = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the pictures; default: pictures, next to the output.", show_default=False),
+    ] = None,
     threads: Threads = 1,
     gpus: GPUs = 0,
 ) -> None:
@@ -100,4 +104,4 @@ def detect(
     with imports():
         from vaebm.evaluation.stage import run_ood
         from vaebm.system.device import setup_device
-    run_ood(settings, data, nvae, energy, ood or [], output, setup_device(threads, gpus), prior)
+    run_ood(settings, data, nvae, energy, ood or [], output, setup_device(threads, gpus), prior, pictures)

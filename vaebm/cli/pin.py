@@ -22,8 +22,13 @@ IGNORED = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
 """Files of file managers, which .dvcignore lists too."""
 
 
-def run(folder: Path, pins: Path) -> None:
+def run(folder: Path, pins: Path, name: Path | None = None) -> None:
     """Compare the data set in `folder` with its entry in `pins`, and fill DVC's cache.
+
+    Args:
+        folder: the data set.
+        pins: file of DVC.
+        name: entry of the data set, if `folder` is a copy elsewhere.
 
     Sets without an entry are skipped. If DVC cannot run, for instance without .git, only the comparison is made.
 
@@ -35,13 +40,13 @@ def run(folder: Path, pins: Path) -> None:
     if is_project := (pins.parent / ".dvc").is_dir():
         lock.parent.mkdir(exist_ok=True)
     with locked(lock) if is_project else nullcontext():
-        _run(folder, pins)
+        _run(folder, pins, name or folder)
 
 
-def _run(folder: Path, pins: Path) -> None:
+def _run(folder: Path, pins: Path, entry: Path) -> None:
     """`run`, in one process at a time."""
     pinned = pinned_sets(pins)
-    names = [os.path.relpath(folder, pins.parent), os.path.relpath(folder.resolve(), pins.parent.resolve())]
+    names = [os.path.relpath(entry, pins.parent), os.path.relpath(entry.resolve(), pins.parent.resolve())]
     name = next((name for name in map(Path.as_posix, map(Path, names)) if name in pinned), None)
     if name is None:  # data/ may be a link to another disk, so the name as it is given counts first
         advice = f"`dvc add {folder}` pins it in a file of its own"

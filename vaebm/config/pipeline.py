@@ -47,7 +47,7 @@ class Pipeline(NamedTuple):
     """Options of `vaebm benchmarks` that say what the command line changed, after a space, with braces doubled."""
 
 
-def resolve(overrides: Mapping[str, Any], write: bool, instead: Path = Path()) -> Pipeline:
+def resolve(overrides: Mapping[str, Any], write: bool, instead: Path = Path(), storage: bool = False) -> Pipeline:
     """Read config/config.yaml and its experiments, check that Snakemake can run them, and write the settings files.
 
     Args:
@@ -55,17 +55,18 @@ def resolve(overrides: Mapping[str, Any], write: bool, instead: Path = Path()) -
             `name` keeps the results of a single experiment apart.
         write: whether to write settings files and check local files; false in jobs, which must not change either.
         instead: folder of the settings files to write, if those under results/ must not change.
+        storage: whether models are in a storage; those under results/ are then copies, which no job replaces.
 
     Raises:
         UserError: a mistake in one of the files; absent raw files or weights; prepared data that does not fit.
     """
     try:
-        return _resolve(overrides, write, instead)
+        return _resolve(overrides, write, instead, storage)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read or written: {error.strerror or error}") from None
 
 
-def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path) -> Pipeline:
+def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path, storage: bool) -> Pipeline:
     """`resolve`, in which files and folders may be unreadable."""
     names, seeds = choose(read_yaml(CONFIG), {key: overrides[key] for key in overrides if key not in CHANGES})
     changes = split_changes(overrides["set"]) if "set" in overrides else []
@@ -73,12 +74,13 @@ def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path) -> Pipeli
     if "name" in overrides:
         files = {_own_name(overrides["name"], names): _path(names[0])}
     experiments = {name: read_experiment(path, changes) for name, path in files.items()}
-    if write:
+    if write and not storage:
         check_models(experiments)
     written: dict[str, str] = {}
     for name, experiment in experiments.items() if write else ():
         check_checkpoints(experiment, seeds, str(files[name]))
-        check_by_hand(experiment, Path("results", name), seeds)
+        if not storage:
+            check_by_hand(experiment, Path("results", name), seeds)
         written |= write_settings(experiment, Path("results", name), seeds, instead)
     check_complete(experiments, files)  # after writing: an incomplete experiment's stages run by hand with these files
     for name, experiment in experiments.items() if write else ():

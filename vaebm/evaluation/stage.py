@@ -248,15 +248,19 @@ def run_ood(
     output: Path,
     device: torch.device | str = "cpu",
     prior: Path | None = None,
+    pictures: Path | None = None,
 ) -> None:
-    """Measure the out-of-distribution sets of one run; write `output`, ood.json, and pictures/ next to it.
+    """Measure the out-of-distribution sets of one run; write `output`, ood.json, and `pictures`, by default next to it.
 
     Raises:
         UserError: as `run`.
     """
     inputs = load_models(settings, data, nvae, energy, output, ood_data, device, prior)
     with recording(output, TRAIN_AGAIN):
-        metrics, found = ood_metrics(inputs, *of_real_images(inputs), output.parent / "pictures")
+        metrics, found = ood_metrics(inputs, *of_real_images(inputs), pictures or output.parent / "pictures")
+        if pictures is not None and not pictures.exists():  # a storage has no empty folder
+            pictures.mkdir(parents=True)
+            (pictures / "none").touch()
         origin = provenance.merged([*map(dict, inputs.trained.values()), provenance.commit()])
         models, images = inputs.hashes, inputs.images.hash
         write_record(output, DetectionRecord(models=models, data=images, ood=found, metrics=metrics, **origin))

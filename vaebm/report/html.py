@@ -104,7 +104,8 @@ def pictures(record: VariantRecord, folder: Path) -> tuple[list[tuple[Picture, s
     tables = {"steps.png": _steps(record), "ood.png": _detection(record)}
     shown, missing = [], []
     for picture in gallery(record):
-        if url := inlined(folder / picture.path):
+        separate = folder / picture.path.parents[1] / "ood" / picture.path.name  # as a storage has those of `vaebm ood`
+        if url := inlined(folder / picture.path) or inlined(separate):
             shown.append((picture, url, tables.get(picture.path.name)))
         elif not picture.later:
             missing.append(f"{picture.title} ({folder.name}/{picture.path.as_posix()})")

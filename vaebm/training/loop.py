@@ -1,6 +1,7 @@
 """The training loop: resume, history, progress, time limit, signals."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -136,6 +137,8 @@ class Training:
             self.step, self.seconds = saved["step"], saved["seconds"]
             self.extra, self._records = saved["extra"], saved["records"]
             print(f"{self.stage}: resuming at step {self.step} of {self.total}", flush=True)
+        elif "VAEBM_STORAGE" in os.environ:
+            print(f"{self.stage}: begins at step 0: checkpoints stay on this machine, a later job has none", flush=True)
         newest = distributed.all_reduce_max(self.step)
         if newest != self.step:
             raise UserError(

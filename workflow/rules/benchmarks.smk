@@ -1,8 +1,9 @@
 rule benchmarks:
     input:
         metrics=runs("results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json"),
-        ood=runs("results/{experiment}/{variant}/seed{seed}/evaluation/ood.json", ood=True),
-        paper="config/paper.yaml",
+        ood=runs("results/{experiment}/{variant}/seed{seed}/evaluation/ood.json", has_ood),
+        pictures=pictures_of_runs(),
+        paper=local("config/paper.yaml"),
     output:
         over_seeds=sorted(set(runs("results/{experiment}/{variant}/metrics.json"))),
         json="results/benchmarks.json",
@@ -18,7 +19,8 @@ rule benchmarks:
     resources:
         **resources_of("benchmarks"),
     shell:
-        "python -m vaebm benchmarks {input.metrics} --paper {input.paper} --experiments config/experiments --results results --log {log}%s" % CHANGES
+        "python -m vaebm benchmarks {input.metrics} --paper {input.paper} --experiments config/experiments --results $(dirname {output.json}) --log {log}%s"
+        % CHANGES
 
 
 # Creates the parent run in MLflow first, so that the table can name it. No job depends on it.

@@ -13,7 +13,7 @@ from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import plugin_hash, weights_hash
 from vaebm.records.files import read_tracking
 from vaebm.records.metrics import metric
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 from vaebm.system.files import checksum, snakemake_record
 from vaebm.system.plugins import NAMED
 
@@ -24,14 +24,36 @@ os.environ[NAMED] = str(workflow.main_snakefile)  # plug-ins next to it, which e
 LOOKING = workflow.output_settings.dryrun or any(Path(".snakemake/locks").glob("*.lock"))
 INSTEAD = Path(".snakemake/settings") if LOOKING else Path()
 
+# Without a shared file system, jobs get their files from a storage, and only those that their rule declares. `stored` and `here` are
+# further ones, which shared files need not: new inputs would rerun the results of earlier versions.
+STORAGE = workflow.storage_settings.default_storage_provider
+os.environ.update({"VAEBM_STORAGE": STORAGE} if STORAGE else {})  # trainings say in their log that they cannot be resumed
+# A profile for a Slurm that knows GPUs as generic resources alone has `gpu_gres`, gpu or gpu:MODEL. The plugin then sees no `gpu`.
+GRES = getattr((workflow.resource_settings.default_resources or {}).get("gpu_gres"), "raw", None)
+GPU = "gpu_count" if GRES else "gpu"
+THREADS_AND_GPUS = f"--threads {{resources.cpus_per_task}} --gpus {{resources.{GPU}}}"
+
 # A mistake in any configuration file ends the run here in one line, so no `configfile:` reads the first one.
 try:
-    EXPERIMENTS, SEEDS, DATASETS, WRITTEN, CHANGES = resolve(config, workflow.is_main_process, INSTEAD)
+    EXPERIMENTS, SEEDS, DATASETS, WRITTEN, CHANGES = resolve(config, workflow.is_main_process, INSTEAD, bool(STORAGE))
     for name in (variant.metric for experiment in EXPERIMENTS.values() for variant in experiment.variants.values() if variant.metric):
         metric(name)
     PINNED = [*pinned_sets(Path("data.dvc"))] if Path("data.dvc").exists() else []
 except UserError as error:
     sys.exit(str(error))
+
+
+def check_storage():
+    """End the run in one line if the storage does not answer; Snakemake's own message is a trace for each file."""
+    prefix = workflow.storage_settings.default_storage_prefix
+    try:
+        workflow.storage_registry.default_storage_provider.object(f"{prefix}/results").exists()
+    except Exception as error:  # each plug-in has its own
+        sys.exit(f"{prefix}: expected a storage that answers, found {brief(error)}; make it answer, and repeat the command")
+
+
+if STORAGE and workflow.is_main_process:
+    check_storage()
 
 
 wildcard_constraints:
@@ -55,20 +77,55 @@ def settings(pattern, kept=False):
         if LOOKING and WRITTEN and workflow.executor_plugin and not workflow.dryrun:  # before the run takes the lock
             expected = f"{next(iter(WRITTEN))}: expected the settings of the run that holds the lock, found others"
             sys.exit(f"{expected}; wait for its end, or, if it was killed: snakemake --unlock")
-        return path if kept and Path(path).exists() else WRITTEN.get(path, path)
+        return path if STORAGE or kept and Path(path).exists() else WRITTEN.get(path, path)
 
     return of
 
 
-def runs(pattern, ood=False):
-    """`pattern` for every experiment, variant and seed; `ood`: those whose OOD sets a separate job measures."""
+def stored(*paths):
+    """Inputs next to others, which only a storage needs to know."""
+    return [*paths] if STORAGE else []
+
+
+def here(path):
+    """A file or folder of the user as an input. Without a shared file system, its job runs on the machine that has it."""
+    return [ancient(local(str(path)))] if STORAGE and path else []
+
+
+def has_ood(experiment, variant):
+    """Whether a separate job measures a variant's OOD sets."""
+    return experiment.ood_data and experiment.stage_of(variant).name != "images"
+
+
+def is_trained(experiment, variant):
+    """Whether a variant has a training of its own, or the copy of one."""
+    return experiment.stage_of(variant).name != "images" and not experiment.checkpoint_of(variant)
+
+
+def runs(pattern, chosen=lambda experiment, variant: True):
+    """`pattern` for every seed of every `chosen` variant of every experiment."""
     return [
         path
         for name, experiment in EXPERIMENTS.items()
         for variant in experiment.models
-        if not ood or (experiment.ood_data and experiment.stage_of(variant).name != "images")
+        if chosen(experiment, variant)
         for path in expand(pattern, experiment=name, variant=variant, seed=experiment.seeds_of(variant, SEEDS))
     ]
+
+
+def pictures(folder, caption, stage):
+    """Pictures of a training as an output: the curves, for Snakemake's report, or all for a storage."""
+    labels = {"stage": stage, "seed": "{seed}"}
+    curves = report(f"{folder}/pictures/curves.png", caption=caption, category="Training", subcategory="{experiment}", labels=labels)
+    return directory(f"{folder}/pictures") if STORAGE else curves
+
+
+def pictures_of_runs():
+    """Folders of pictures for the table's report."""
+    run = "results/{experiment}/{variant}/seed{seed}"
+    evaluated = [*runs(f"{run}/evaluation/pictures"), *runs(f"{run}/evaluation/ood", has_ood)]
+    classifiers = [f"results/{name}/classifier/pictures" for name, one in EXPERIMENTS.items() if one.evaluation.classifier]
+    return stored(*runs(f"{run}/pictures", is_trained), *evaluated, *classifiers)
 
 
 def experiments_of(rule):
@@ -86,7 +143,8 @@ def same_energy(wildcards):
     """Files of the run whose energy a combination of a grid takes."""
     variant = EXPERIMENTS[wildcards.experiment].same_energy(wildcards.variant)
     files = {"model": "model.safetensors", "training": "training.json", "history": "history.jsonl"}
-    return {name: f"results/{wildcards.experiment}/{variant}/seed{wildcards.seed}/{file}" for name, file in files.items()}
+    folder = f"results/{wildcards.experiment}/{variant}/seed{wildcards.seed}"
+    return {"pictures": stored(f"{folder}/pictures")} | {name: f"{folder}/{file}" for name, file in files.items()}
 
 
 def settings_of_stage(wildcards):
@@ -105,6 +163,12 @@ def pretrained_settings_of(wildcards):
     """Settings of a model from a checkpoint. A file that moved reruns nothing, other contents do."""
     stage = EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name
     return ancient(settings(f"results/{{experiment}}/{{variant}}/seed{{seed}}/{stage}.yaml", kept=True)(wildcards))
+
+
+def checkpoint_file_of(wildcards):
+    """Local file or folder from which a model is taken."""
+    source = EXPERIMENTS[wildcards.experiment].checkpoint_of(wildcards.variant)
+    return [] if source.is_hub else here(source.file(wildcards.seed))
 
 
 def checkpoint_hash(wildcards):
@@ -134,8 +198,18 @@ def resources_of(stage):
     CPUs in Slurm, has no such limit. `nodes=1` keeps the GPUs of a job on one machine.
     """
     names = StageResources.model_fields[stage].annotation.model_fields
-    gpus = {"nodes": 1, "gpu": resource(stage, "gpu")} if "gpu" in names else {}
+    gpus = {"nodes": 1, GPU: resource(stage, "gpu"), **({"gres": gres_of(stage)} if GRES else {})} if "gpu" in names else {}
     return {"cpus_per_task": resource(stage, "threads"), **gpus, "mem_mb": resource(stage, "mem_mb"), "runtime": resource(stage, "runtime")}
+
+
+def gres_of(stage):
+    """Function of the wildcards: the GPUs of a job of `stage` as Slurm's `--gres`, none if it has no GPU."""
+
+    def of(wildcards):
+        count = resource(stage, "gpu")(wildcards)
+        return f"{GRES}:{count}" if count else ""
+
+    return of
 
 
 def prepared(dataset):
@@ -148,9 +222,10 @@ def prepared(dataset):
 
 
 def data_settings_of(wildcards):
-    """Settings file of a data set that needs files."""
-    data = DATASETS.get(wildcards.dataset)
-    return settings("results/data/{dataset}.yaml", kept=True)(wildcards) if data is not None and data.needs_files else []
+    """Settings file of a data set that needs files. Without a shared file system, its job runs on the machine that has them."""
+    data, path = DATASETS.get(wildcards.dataset), f"results/data/{wildcards.dataset}.yaml"
+    written = WRITTEN.get(path, path) if STORAGE and not Path(path).exists() else settings(path, kept=True)(wildcards)
+    return local(written) if data is not None and data.needs_files else []
 
 
 def images_of(wildcards):
@@ -199,11 +274,17 @@ def classifier_option(wildcards, input):
 def reference_of(wildcards):
     """Reference statistics and settings of an experiment's extractors, and the classifier if there is one."""
     extractors = EXPERIMENTS[wildcards.experiment].evaluation.extractions
+    weights = [here(one.weights) for one in extractors.values()]
     first, *others = (
         [f"{one}.npz", ancient(settings(f"{one}.yaml", kept=True)(wildcards))]
         for one in expand("results/{experiment}/reference/{extractor}", experiment=wildcards.experiment, extractor=extractors)
     )
-    return {"reference": first[0], "extractor": first[1], "further": sum(others, []), **classifier_of(wildcards)}
+    return {"reference": first[0], "extractor": first[1], "further": sum([*others, *weights], []), **classifier_of(wildcards)}
+
+
+def extractor_weights_of(wildcards):
+    """Local file of an extractor's weights."""
+    return here(EXPERIMENTS[wildcards.experiment].evaluation.extractions[wildcards.extractor].weights)
 
 
 def weights_of(wildcards):
@@ -226,8 +307,8 @@ def ood_options(wildcards, input):
 
 
 def together(wildcards):
-    """Manifests of all data sets in data.dvc, for a data set that is one of them."""
-    return [f"{folder}/manifest.json" for folder in PINNED if f"data/{wildcards.dataset}" in PINNED]
+    """Manifests of all data sets in data.dvc, for a data set that is one of them. DVC does not look into a storage."""
+    return [f"{folder}/manifest.json" for folder in PINNED if f"data/{wildcards.dataset}" in PINNED and not STORAGE]
 
 
 def models_of(wildcards):
@@ -237,6 +318,13 @@ def models_of(wildcards):
     if (stage := EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name) == "ebm":
         return {"nvae": nvae, "energy": own, **prior_below(wildcards)}
     return {"nvae": nvae, "prior": own} if stage == "prior" else {"nvae": own}
+
+
+def records_of(wildcards):
+    """Training records and settings next to the models of `models_of`."""
+    stages = {BASELINE: "nvae", PRIOR: "prior", wildcards.variant: EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name}
+    folders = [Path(model).parent for model in models_of(wildcards).values()]
+    return stored(*(str(folder / name) for folder in folders for name in ("training.json", f"{stages[folder.parts[-2]]}.yaml")))
 
 
 def prior_below(wildcards):
@@ -252,12 +340,17 @@ def energy_option(wildcards, input):
 
 def foreign_images(wildcards):
     """Images of another program."""
-    return str(Path(EXPERIMENTS[wildcards.experiment].variants[wildcards.variant].images))
+    return local(str(Path(EXPERIMENTS[wildcards.experiment].variants[wildcards.variant].images)))
 
 
 def state_of_foreign_images(wildcards):
     """Names, sizes and times of the files, because the time of a folder says nothing of a file that is written again."""
     return foreign_state(Path(foreign_images(wildcards)))
+
+
+def shard_records_of(wildcards):
+    """Records and settings next to a variant's samples."""
+    return stored(*(shard.replace(".npy", ".json") for shard in shards_of(wildcards)), str(Path(shards_of(wildcards)[0]).with_name("samples.yaml")))
 
 
 def shards_of(wildcards):

@@ -18,7 +18,7 @@ rule data:
         settings=settings_option,
         images=images_of,
     shell:
-        "python -m vaebm data {wildcards.dataset} --folder data/{wildcards.dataset} {params.settings} --threads {resources.cpus_per_task} --log {log}"
+        "python -m vaebm data {wildcards.dataset} --folder $(dirname {output.manifest}) {params.settings} --threads {resources.cpus_per_task} --log {log}"
 
 
 # Compares the bytes with data.dvc before any training. DVC commits all sets of data.dvc at once, so the others, which are small,
@@ -30,7 +30,7 @@ checkpoint pin:
         images="data/{dataset}/images.npy",
         labels="data/{dataset}/labels.npy",
         manifest="data/{dataset}/manifest.json",
-        pins="data.dvc",
+        pins=local("data.dvc"),
     output:
         touch("results/data/{dataset}.pinned"),
     log:
@@ -38,4 +38,16 @@ checkpoint pin:
     conda:
         "../../environment.yml"
     shell:
-        "python -m vaebm pin data/{wildcards.dataset} --pins {input.pins} --log {log}"
+        "python -m vaebm pin $(dirname {input.manifest}) --name data/{wildcards.dataset} --pins {input.pins} --log {log}"
+
+
+if STORAGE:
+
+    # Puts a settings file, which the Snakefile writes where it is started, into the storage.
+    rule settings:
+        input:
+            lambda wildcards: local(WRITTEN.get(path := f"results/{wildcards.settings}.yaml", path)),
+        output:
+            "results/{settings}.yaml",
+        shell:
+            "cp {input} {output}"

@@ -8,13 +8,7 @@ rule ebm:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
         history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
-        curves=report(
-            "results/{experiment}/{variant}/seed{seed}/pictures/curves.png",
-            caption="../report/ebm.rst",
-            category="Training",
-            subcategory="{experiment}",
-            labels={"stage": "ebm, {variant}", "seed": "{seed}"},
-        ),
+        curves=pictures("results/{experiment}/{variant}/seed{seed}", "../report/ebm.rst", "ebm, {variant}"),
     log:
         "results/{experiment}/{variant}/seed{seed}/ebm.log",
     wildcard_constraints:
@@ -29,8 +23,8 @@ rule ebm:
     params:
         prior=energy_option,
     shell:
-        "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} {params.prior} --model {output.model}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} {params.prior} --model {output.model} %s --time-limit {resources.runtime} --log {log}"
+        % THREADS_AND_GPUS
 
 
 # A combination of a grid with the energy of another variant, or a variant with the energy on noise alone.
@@ -39,6 +33,7 @@ rule same_energy:
         unpack(same_energy),
         settings=settings_of_stage,
     output:
+        stored(directory("results/{experiment}/{variant}/seed{seed}/pictures")),
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
         history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
@@ -62,13 +57,7 @@ rule wgan:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
         history="results/{experiment}/{variant}/seed{seed}/history.jsonl",
-        curves=report(
-            "results/{experiment}/{variant}/seed{seed}/pictures/curves.png",
-            caption="../report/wgan.rst",
-            category="Training",
-            subcategory="{experiment}",
-            labels={"stage": "wgan, {variant}", "seed": "{seed}"},
-        ),
+        curves=pictures("results/{experiment}/{variant}/seed{seed}", "../report/wgan.rst", "wgan, {variant}"),
     log:
         "results/{experiment}/{variant}/seed{seed}/wgan.log",
     wildcard_constraints:
@@ -81,5 +70,5 @@ rule wgan:
     resources:
         **resources_of("ebm"),
     shell:
-        "python -m vaebm wgan {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        "python -m vaebm wgan {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model} %s --time-limit {resources.runtime} --log {log}"
+        % THREADS_AND_GPUS

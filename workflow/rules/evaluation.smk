@@ -3,7 +3,10 @@ rule classifier:
         unpack(classifier_data_of),
         settings=settings("results/{experiment}/classifier/classifier.yaml"),
     output:
-        "results/{experiment}/classifier/model.safetensors",
+        stored(directory("results/{experiment}/classifier/pictures")),
+        model="results/{experiment}/classifier/model.safetensors",
+        training="results/{experiment}/classifier/training.json",
+        history="results/{experiment}/classifier/history.jsonl",
     log:
         "results/{experiment}/classifier/classifier.log",
     conda:
@@ -12,7 +15,7 @@ rule classifier:
     resources:
         **resources_of("classifier"),
     shell:
-        "python -m vaebm classifier {input.settings} --data {input.data} --model {output} --threads {resources.cpus_per_task} --log {log}"
+        "python -m vaebm classifier {input.settings} --data {input.data} --model {output.model} --threads {resources.cpus_per_task} --log {log}"
 
 
 # Before the trainings, so that failed downloads of weights show at once.
@@ -20,6 +23,7 @@ rule reference:
     input:
         unpack(data_of),
         unpack(classifier_of),
+        extractor_weights_of,
         settings=ancient(settings("results/{experiment}/reference/{extractor}.yaml", kept=True)),  # a moved weights file reruns nothing; params has its hash
     output:
         "results/{experiment}/reference/{extractor}.npz",
@@ -35,8 +39,7 @@ rule reference:
         classifier=classifier_option,
         weights=weights_of,
     shell:
-        "python -m vaebm reference {input.settings} --data {input.data} {params.classifier} --output {output}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
+        "python -m vaebm reference {input.settings} --data {input.data} {params.classifier} --output {output} %s --log {log}" % THREADS_AND_GPUS
 
 
 # `evaluation` fits every path of metrics.json.
@@ -48,9 +51,12 @@ rule evaluation:
         unpack(data_of),
         unpack(models_of),
         unpack(reference_of),
+        records_of,
+        shard_records_of,
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
         shards=shards_of,
     output:
+        stored(directory("results/{experiment}/{variant}/seed{seed}/evaluation/pictures")),
         metrics="results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",
     log:
         "results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.log",
@@ -65,8 +71,8 @@ rule evaluation:
         ood=lambda wildcards, input: "",  # kept, so that results of earlier versions stay up to date
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
-        " --extractor {input.extractor} {params.classifier} --reference {input.reference} --metrics {output.metrics}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.shards}"
+        " --extractor {input.extractor} {params.classifier} --reference {input.reference} --metrics {output.metrics} %s --log {log} {input.shards}"
+        % THREADS_AND_GPUS
 
 
 # Out-of-distribution detection with sets that have to be prepared, as a separate job: image quality does not wait for them.
@@ -75,9 +81,11 @@ rule ood:
         unpack(data_of),
         unpack(models_of),
         unpack(ood_of),
+        records_of,
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
     output:
-        "results/{experiment}/{variant}/seed{seed}/evaluation/ood.json",
+        stored(directory("results/{experiment}/{variant}/seed{seed}/evaluation/ood")),
+        figures="results/{experiment}/{variant}/seed{seed}/evaluation/ood.json",
     log:
         "results/{experiment}/{variant}/seed{seed}/evaluation/ood.log",
     conda:
@@ -90,7 +98,7 @@ rule ood:
         ood=ood_options,
     shell:
         "python -m vaebm ood {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
-        " --output {output} --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
+        " --output {output.figures} --pictures $(dirname {output.figures})/%s %s --log {log}" % ("ood" if STORAGE else "pictures", THREADS_AND_GPUS)
 
 
 # The same of images that another program drew, without what needs a model.
@@ -101,6 +109,7 @@ rule foreign_evaluation:
         settings=settings("results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.yaml"),
         images=foreign_images,
     output:
+        stored(directory("results/{experiment}/{variant}/seed{seed}/evaluation/pictures")),
         metrics="results/{experiment}/{variant}/seed{seed}/evaluation/metrics.json",
     log:
         "results/{experiment}/{variant}/seed{seed}/evaluation/evaluation.log",
@@ -116,5 +125,4 @@ rule foreign_evaluation:
         state=state_of_foreign_images,
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --extractor {input.extractor} {params.classifier}"
-        " --reference {input.reference} --metrics {output.metrics}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log} {input.images:q}"
+        " --reference {input.reference} --metrics {output.metrics} %s --log {log} {input.images:q}" % THREADS_AND_GPUS

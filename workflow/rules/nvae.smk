@@ -6,13 +6,7 @@ rule nvae:
         model="results/{experiment}/nvae/seed{seed}/model.safetensors",
         training="results/{experiment}/nvae/seed{seed}/training.json",
         history="results/{experiment}/nvae/seed{seed}/history.jsonl",
-        curves=report(
-            "results/{experiment}/nvae/seed{seed}/pictures/curves.png",
-            caption="../report/nvae.rst",
-            category="Training",
-            subcategory="{experiment}",
-            labels={"stage": "nvae", "seed": "{seed}"},
-        ),
+        curves=pictures("results/{experiment}/nvae/seed{seed}", "../report/nvae.rst", "nvae"),
     log:
         "results/{experiment}/nvae/seed{seed}/nvae.log",
     wildcard_constraints:
@@ -25,8 +19,7 @@ rule nvae:
     resources:
         **resources_of("nvae"),
     shell:
-        "python -m vaebm nvae {input.settings} --data {input.data} --model {output.model}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        "python -m vaebm nvae {input.settings} --data {input.data} --model {output.model} %s --time-limit {resources.runtime} --log {log}" % THREADS_AND_GPUS
 
 
 # Instead of `nvae` or `ebm`, for a model from elsewhere. Before the trainings, so that one that does not fit shows at once.
@@ -34,6 +27,7 @@ rule pretrained:
     input:
         unpack(data_of),
         unpack(nvae_below),
+        checkpoint_file_of,
         settings=pretrained_settings_of,
     output:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",

@@ -8,13 +8,7 @@ rule prior:
         model="results/{experiment}/prior/seed{seed}/model.safetensors",
         training="results/{experiment}/prior/seed{seed}/training.json",
         history="results/{experiment}/prior/seed{seed}/history.jsonl",
-        curves=report(
-            "results/{experiment}/prior/seed{seed}/pictures/curves.png",
-            caption="../report/prior.rst",
-            category="Training",
-            subcategory="{experiment}",
-            labels={"stage": "prior", "seed": "{seed}"},
-        ),
+        curves=pictures("results/{experiment}/prior/seed{seed}", "../report/prior.rst", "prior"),
     log:
         "results/{experiment}/prior/seed{seed}/prior.log",
     priority: 2  # as for the NVAE
@@ -25,5 +19,5 @@ rule prior:
     resources:
         **resources_of("prior"),
     shell:
-        "python -m vaebm prior {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --time-limit {resources.runtime} --log {log}"
+        "python -m vaebm prior {input.settings} --data {input.data} --nvae {input.nvae} --model {output.model} %s --time-limit {resources.runtime} --log {log}"
+        % THREADS_AND_GPUS

@@ -3,7 +3,8 @@ rule samples:
         unpack(models_of),
         settings=settings("results/{experiment}/{variant}/seed{seed}/samples/samples.yaml"),
     output:
-        "results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.npy",
+        images="results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.npy",
+        record="results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.json",
     log:
         "results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.log",
     conda:
@@ -14,5 +15,5 @@ rule samples:
     params:
         energy=energy_option,
     shell:
-        "python -m vaebm samples {input.settings} --nvae {input.nvae} {params.energy} --shard {wildcards.shard} --output {output}"
-        " --threads {resources.cpus_per_task} --gpus {resources.gpu} --log {log}"
+        "python -m vaebm samples {input.settings} --nvae {input.nvae} {params.energy} --shard {wildcards.shard} --output {output.images} %s --log {log}"
+        % THREADS_AND_GPUS
