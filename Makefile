@@ -11,7 +11,7 @@ run: $(INSTALLED)
 	@echo "All figures: results/benchmarks.md (.csv, .json). Pictures and table: results/report.html. All runs: mlflow ui"
 
 test: $(INSTALLED)
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	ruff check .

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 PROJECT = (
@@ -110,10 +111,18 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
     `dvc repro` is its first command, which runs `snakemake --cores all`: both work in a fresh clone.
     """
-    project = make_project(tmp_path_factory.mktemp("tiny") / "project")
-    project.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
-    project.run("git", "commit", "--quiet", "--all", "--message", "tiny")
-    assert "Running stage 'pipeline'" in project.run("dvc", "repro")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one run for all workers
+        folder = folder.parent
+    project, done = Project(folder / "tiny" / "project"), folder / "tiny" / "done"
+    with FileLock(folder / "tiny.lock"):
+        if not done.exists():
+            shutil.rmtree(done.parent, ignore_errors=True)
+            make_project(project.folder)
+            project.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
+            project.run("git", "commit", "--quiet", "--all", "--message", "tiny")
+            assert "Running stage 'pipeline'" in project.run("dvc", "repro")
+            done.touch()
     return project
 
 

@@ -293,4 +293,4 @@ def test_a_preempted_training_with_gpus_by_gres_is_requeued_and_resumes(cluster,
     assert jobs.keys() == {"ebm", "urgent"} and {job["JobState"] for job in jobs.values()} == {"COMPLETED"}
     assert jobs["ebm"]["Restarts"] == "1" and jobs["ebm"]["TresPerNode"] == "gres:gpu:fake:2"
     assert "TresPerJob" not in jobs["ebm"] and (finished.folder / "gpus").read_text() == "0,1\n0,1\n"
-    assert "ebm: going on at step " in (energy / "ebm.log").read_text()
+    assert "ebm: resuming at step " in (energy / "ebm.log").read_text()

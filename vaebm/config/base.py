@@ -98,7 +98,7 @@ class Choice(Settings):
     registry: ClassVar[Registry[Any]]
     """Its entries have `settings`, the class of theirs."""
     tag: ClassVar[str]
-    """Field with the name; a name alone stands for settings without other values."""
+    """Field with the name; a name alone is the settings without other values."""
 
     @model_validator(mode="wrap")
     @classmethod

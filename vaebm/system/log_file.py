@@ -63,8 +63,8 @@ def replace_terminal(terminal: TextIO) -> None:
 def tee_output(path: Path | None) -> Iterator[None]:
     """Within this context, stdout and stderr are also written to `path`.
 
-    After a success the last line of the file is the time taken. Of several processes (torchrun) the first starts the
-    file; the others append their errors, and their stdout is discarded.
+    After a success the last line of the file is the time taken. With several processes (torchrun) the first starts
+    the file. The others append their errors, and their stdout is discarded.
 
     Raises:
         UserError: `path` cannot be written.

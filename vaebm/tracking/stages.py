@@ -44,7 +44,7 @@ class DataInput(NamedTuple):
     name: str
     folder: Path
     hash: str
-    """Of the manifest."""
+    """Hash of the manifest."""
     images: int
     context: str
     """`training`, `evaluation` or `out-of-distribution`."""
