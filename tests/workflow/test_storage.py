@@ -10,10 +10,11 @@ from pathlib import Path
 
 import boto3
 import pytest
-from s3_server import s3_server
+from gate import Gate
+from servers import BUCKET, checking_s3
 from tables import table
 
-S3 = ("--default-storage-provider", "s3", "--default-storage-prefix", "s3://results", "--storage-s3-retries", "1")
+S3 = ("--default-storage-provider", "s3", "--default-storage-prefix", f"s3://{BUCKET}", "--storage-s3-retries", "1")
 PICTURE = "data:image/png"
 DATA = "data/digits/manifest.json"
 
@@ -28,8 +29,16 @@ def tiny(clone):
 @pytest.fixture
 def s3():
     """Gate and environment of a local S3."""
-    with s3_server() as server:
-        yield server
+    with checking_s3() as (address, keys):
+        gate = Gate(int(address.rpartition(":")[2]))
+        yield (
+            gate,
+            {
+                "SNAKEMAKE_STORAGE_S3_ENDPOINT_URL": f"http://127.0.0.1:{gate.port}",
+                "SNAKEMAKE_STORAGE_S3_ACCESS_KEY": keys["AWS_ACCESS_KEY_ID"],
+                "SNAKEMAKE_STORAGE_S3_SECRET_KEY": keys["AWS_SECRET_ACCESS_KEY"],
+            },
+        )
 
 
 def same_results(results, local):
@@ -78,7 +87,7 @@ def test_s3_that_is_away_in_a_run_loses_nothing(tiny, tiny_run, s3, tmp_path):
     endpoint, key, secret = environment.values()
     storage = boto3.resource("s3", endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret)
     for name in ("benchmarks.csv", "report.html"):
-        storage.Bucket("results").download_file(f"results/{name}", str(tmp_path / name))
+        storage.Bucket(BUCKET).download_file(f"results/{name}", str(tmp_path / name))
     same_results(tmp_path, tiny_run.folder / "results")
 
 
@@ -87,10 +96,10 @@ def test_s3_that_is_down_refuses_or_is_slow(tiny, s3):
     gate, environment = s3
     command = ("snakemake", DATA, "--cores", "2", *S3)
     refused = tiny.run(*command, fails=True, **environment | {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "wrong"})
-    assert "s3://results: expected a storage that answers, found An error occurred (403)" in refused
+    assert f"s3://{BUCKET}: expected a storage that answers, found An error occurred (403)" in refused
     gate.close()
     down = tiny.run(*command, fails=True, **environment)
-    assert "s3://results: expected a storage that answers, found Could not connect to the endpoint URL" in down
+    assert f"s3://{BUCKET}: expected a storage that answers, found Could not connect to the endpoint URL" in down
     assert all(printed.count("\n") < 5 for printed in (refused, down))
     gate.open()
     gate.delay = 0.2
