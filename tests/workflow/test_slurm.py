@@ -287,7 +287,12 @@ def test_a_preempted_training_with_gpus_by_gres_is_requeued_and_resumes(cluster,
     while (training := next(job for job in cluster.jobs() if job["JobId"] not in before))["Restarts"] == "0":
         assert run.process.poll() is None, run.output.read_text()
         time.sleep(0.1)
-    cluster.tell("scontrol", "update", f"JobId={training['JobId']}", "StartTime=now")  # not in two minutes
+    while (training := next(job for job in cluster.jobs() if job["rule"] == "ebm" and job["JobId"] not in before))[
+        "JobState"
+    ] not in ("RUNNING", "COMPLETED"):
+        if training["JobState"] == "PENDING":  # not in two minutes
+            cluster.tell("scontrol", "update", f"JobId={training['JobId']}", "StartTime=now")
+        time.sleep(1)
     run.finish()
     jobs = {job["rule"]: job for job in cluster.jobs() if job["JobId"] not in before}
     assert jobs.keys() == {"ebm", "urgent"} and {job["JobState"] for job in jobs.values()} == {"COMPLETED"}
