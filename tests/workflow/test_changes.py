@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-GRID = "{samples.chain.steps: [0, 1, 3], samples.chain.step_size: [1e-2, 4e-2]}"
+TABLE = "results/benchmarks.json"
+"""Without the mirror in MLflow, which other tests look at."""
+GRID = "{samples.chain.steps: [0, 1], samples.chain.step_size: [1e-2, 4e-2]}"
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:
@@ -27,12 +29,12 @@ def notes(project, experiment):
 
 
 def test_two_settings_and_a_grid_rerun_what_reads_them(finished):
-    """Models and the samples of `nvae` keep their bytes; six chains take the energy of `vaebm`."""
+    """Models and the samples of `nvae` keep their bytes; four chains take the energy of `vaebm`."""
     two = "samples.chain.steps=3, evaluation.kid_subsets=5"
     after = {"benchmarks": 1, "track": 1}
     assert finished.planned("--config", f"set=[{two}]") == {"samples": 2, "evaluation": 2, **after}
     changes = ("--config", f"set=[{two}, variants.sweep.grid={GRID}, variants.sweep.samples.shards=1]")
-    assert finished.planned(*changes) == {"same_energy": 6, "samples": 8, "evaluation": 8, **after}
+    assert finished.planned(*changes) == {"same_energy": 4, "samples": 6, "evaluation": 6, **after}
     kept = ("results/tiny/*/seed0/model.safetensors", "results/tiny/nvae/seed0/samples/*")
     samples = "results/tiny/vaebm/seed0/samples/*.npy"
     before, moved = hashes(finished.folder, *kept), hashes(finished.folder, samples)
@@ -43,7 +45,7 @@ def test_two_settings_and_a_grid_rerun_what_reads_them(finished):
     assert finished.planned() == {"samples": 2, "evaluation": 2, **after}, "the file has other values"
 
     said = notes(finished, "tiny")
-    assert len(said) == 8 and said["vaebm"].startswith("tiny is tiny.yaml with samples.chain.steps=3, evaluation.kid")
+    assert len(said) == 6 and said["vaebm"].startswith("tiny is tiny.yaml with samples.chain.steps=3, evaluation.kid")
     assert said["sweep_3"].endswith("; samples.chain.steps=1, samples.chain.step_size=0.04")
     record = json.loads((finished.folder / "results/tiny/sweep_3/metrics.json").read_text())
     values = {"samples.chain.steps": 1, "samples.chain.step_size": 0.04}
@@ -58,9 +60,9 @@ def test_named_run_stays_apart(finished):
     trained = {"classifier": 1, "reference": 1, "nvae": 1, "ebm": 1, "samples": 2, "evaluation": 2, "tracking": 1}
     assert finished.planned(*named) == trained | {"benchmarks": 1, "track": 1}
     before = hashes(finished.folder, "results/tiny/**/*.npy", "results/tiny/**/*.safetensors")
-    finished.snakemake(*named)
-    assert finished.planned(*named) == {}
-    assert finished.planned() == {"benchmarks": 1, "track": 1}, "the table of other runs"
+    finished.snakemake(TABLE, *named)
+    assert finished.planned(TABLE, *named) == {}
+    assert finished.planned(TABLE) == {"benchmarks": 1}, "the table of other runs"
     assert before == hashes(finished.folder, "results/tiny/**/*.npy", "results/tiny/**/*.safetensors")
     text = (finished.folder / "results/benchmarks.md").read_text()
     assert "tiny_few is tiny with samples.shards=1, nvae.network.groups=[1, 1]." in text
