@@ -72,7 +72,7 @@ def origin(found: Record) -> list[str]:
 def values(found: Record, *names: str) -> list[str]:
     """Figures of all variants: of one seed with the interval over images; of several by seed, and mean ± deviation."""
     several = len(found["seeds"]) > 1
-    variants = {key: key.replace("nvae", "NVAE").replace("vaebm", "VAEBM") for key in found["variants"]}
+    variants = {key: {"nvae": "NVAE", "vaebm": "VAEBM"}.get(key, f"`{key}`") for key in found["variants"]}
     seeds_and_mean = [*(f"seed {seed}" for seed in found["seeds"]), "mean ± deviation"]
     table = [["", *(seeds_and_mean if several else variants.values())]]
     for name in names:
