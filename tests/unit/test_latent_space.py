@@ -89,10 +89,32 @@ def test_temperature_scales_the_priors(model):
     assert torch.isfinite(model.sample(2, temperature=1e6)).all()
 
 
-@pytest.mark.parametrize("temperature", [-0.1, math.inf, math.nan])
-def test_other_temperatures_are_refused(model, temperature):
-    with pytest.raises(UserError, match="temperature: expected a number from 0, found"):
-        model.sample(1, temperature=temperature)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *[({"temperature": bad}, "temperature: expected a number from 0, found") for bad in (-0.1, math.inf, math.nan)],
+        ({"steps": -1}, "chain: steps: "),
+        ({"step_size": -1.0}, "chain: step_size: "),
+        ({"step_size": math.nan}, "chain: step_size: "),
+        ({"count": 0}, "count: expected at least 1, found 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(model, arguments, message):
+    with pytest.raises(UserError, match=message):
+        model.sample(**{"count": 1} | arguments)
+
+
+def test_grey_levels_and_images_have_the_same_scores(model):
+    grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    for score in (model.score, model.log_likelihood):
+        assert torch.equal(score(grey), score(grey.double() / 255))
+        with pytest.raises(UserError, match="importance_samples: expected at least 1, found 0"):
+            score(grey, importance_samples=0)
+
+
+def test_paths_need_as_many_ends_as_starts():
+    with pytest.raises(UserError, match="last: expected as many images as in first, 2, found 3"):
+        great_circle([torch.rand(2, 4)], [torch.rand(3, 4)], torch.linspace(0, 1, 3))
 
 
 def test_an_energy_on_pixels_has_paths_without_chains(model):

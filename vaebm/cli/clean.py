@@ -37,5 +37,8 @@ def run(results: Path, delete: bool) -> None:
         print(f"{folder}: {size / 1e6:,.1f} MB")
         if delete:
             shutil.rmtree(folder)
-    what = f"{total / 1e6:,.1f} MB of checkpoints and snapshots of finished trainings"
-    print(f"Freed {what}." if delete else f"Nothing was removed: `vaebm clean --delete` frees {what}.")
+    what = "checkpoints and snapshots of finished trainings"
+    if not total:
+        print(f"There are no {what} to remove.")
+    else:
+        print(f"{'Freed' if delete else '`vaebm clean --delete` frees'} {total / 1e6:,.1f} MB of {what}.")

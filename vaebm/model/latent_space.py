@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.model import NVAE
+from vaebm.system.errors import UserError
 from vaebm.system.shapes import GreyImages, Images, Latents
 
 
@@ -22,7 +23,12 @@ def great_circle(first: Sequence[Tensor], last: Sequence[Tensor], places: Tensor
 
     Returns:
         One (B, T, …) per latent group.
+
+    Raises:
+        UserError: not as many ends as starts.
     """
+    if len(first[0]) != len(last[0]):
+        raise UserError(f"last: expected as many images as in first, {len(first[0])}, found {len(last[0])}")
     ends = [torch.cat([part.flatten(1) for part in end], dim=1).double() for end in (first, last)]
     cosine = torch.nn.functional.cosine_similarity(ends[0], ends[1], dim=1).clamp(-1.0, 1.0)
     angle = cosine.acos().clamp(1e-6, torch.pi - 1e-6)[:, None, None]  # parallel ends: a straight line

@@ -1,7 +1,7 @@
 """Scores of images by a pair of NVAE and energies."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vaebm.config.ebm import Positives
 from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
@@ -28,35 +28,51 @@ class ScoredModel(HubModel):
         """Estimate log p(x) and E(x) of images (N, C, H, W), uint8 or in [0, 1], from `draws` draws z ~ q(z|x) each.
 
         The estimates are (N,), in double precision, on the CPU. The draws of image k depend only on `seed` and k.
+
+        Raises:
+            UserError: no draws.
+            ValueError: images of another shape than the model's.
         """
+        if draws < 1:
+            raise UserError(f"importance_samples: expected at least 1, found {draws}")
         return estimate_in_batches(self.nvae, images, seed, lambda x, noise: self._estimate(x, noise, draws))
 
     def _estimate(self, x: Images, noise: NoiseSource, draws: int) -> Estimates:
         return estimate(self.nvae, self.energy, self.positives, x, noise, draws, self.prior)
 
-    def log_likelihood(self, images: Images, seed: int = 0, importance_samples: int = 1) -> PerImage:
-        """Importance-weighted bound on the NVAE's log p(x), (N,), from the draws of `score`; of one draw an ELBO.
+    def _as_images(self, found: Tensor, images: Images | GreyImages) -> PerImage:
+        return found.to(images.device, images.dtype if images.is_floating_point() else self.nvae.dtype)
+
+    def log_likelihood(self, images: Images | GreyImages, seed: int = 0, importance_samples: int = 1) -> PerImage:
+        """Importance-weighted bound on the NVAE's log p(x) in nats, (N,); with one draw an ELBO.
+
+        It is the density of 2x − 1, or a probability for discrete decoders. Arguments and draws are those of `score`.
 
         Raises:
-            UserError: the model has no estimate of log p(x).
+            UserError: the model has no estimate of log p(x), or `importance_samples` is below 1.
+            ValueError: images of another shape than the model's.
         """
         if (found := self.estimate(images, seed, importance_samples).importance) is None:
             raise UserError(f"log_likelihood: {self.no_likelihood_reason}")
-        return found.to(images)
+        return self._as_images(found, images)
 
-    def score(self, images: Images, seed: int = 0, importance_samples: int = 1) -> PerImage:
-        """Estimate of log p(x) − E(x), (N,): the log-likelihood up to log Z; higher is more in-distribution.
+    def score(self, images: Images | GreyImages, seed: int = 0, importance_samples: int = 1) -> PerImage:
+        """Estimate of log p(x) − E(x) in nats, (N,): the log-likelihood up to log Z; higher is more in-distribution.
 
         With a prior also − E_ε(ε), averaged over the draws.
 
         Args:
-            images: (N, C, H, W) in [0, 1]; their depth is reduced to the NVAE's, and for the Bernoulli decoder a pixel
-                is drawn white with probability x.
+            images: (N, C, H, W), uint8 or in [0, 1]; their depth is reduced to the NVAE's, and for the Bernoulli
+                decoder a pixel is drawn white with probability x.
             seed: seed of the posterior's draws, and of the pixel noise of `matched` positives.
             importance_samples: number of draws.
-        """
-        return self.estimate(images, seed, importance_samples).score.to(images)
 
-    def forward(self, images: Images) -> PerImage:
-        """`score` with its defaults: images (B, C, H, W) in [0, 1] → (B,), higher is more in-distribution."""
+        Raises:
+            UserError: `importance_samples` is below 1.
+            ValueError: images of another shape than the model's.
+        """
+        return self._as_images(self.estimate(images, seed, importance_samples).score, images)
+
+    def forward(self, images: Images | GreyImages) -> PerImage:
+        """`score` with its defaults: images (B, C, H, W), uint8 or in [0, 1] → (B,)."""
         return self.score(images)

@@ -49,7 +49,7 @@ class VAEBM(ScoredModel):
     """
 
     start: Start = "prior"
-    """Start of the chains."""
+    """Start of the chains: `prior`, samples of the NVAE, moved by `self.prior` if there is one, or `uniform` noise."""
     chain_dtype: torch.dtype | None = None
     """Type of the networks' features within chains, for instance bfloat16; None: the weights' type.
 
@@ -273,15 +273,16 @@ class VAEBM(ScoredModel):
 
         Args:
             count: number of images.
-            seed: image k depends only on the seed and k.
-            steps: number of steps K; None: that of the test chain.
-            step_size: η; None: that of the test chain.
+            seed: image k depends only on the seed and k, on one kind of device.
+            steps, step_size: K and η; None: those of the test chain.
             temperature: factor of the chains' start in latent noise, which is that of the priors' σ; at least 0.
             batch: images per batch; it affects speed and rounding only.
 
         Raises:
-            UserError: the temperature is negative or not finite.
+            UserError: count, steps, step size or temperature out of range.
         """
+        if count < 1:
+            raise UserError(f"count: expected at least 1, found {count}")
         if not 0.0 <= temperature < math.inf:
             raise UserError(f"temperature: expected a number from 0, found {temperature}")
         chain, parts = self._chain(steps, step_size), batches(range(count), batch)
@@ -300,8 +301,7 @@ class VAEBM(ScoredModel):
         """Decoder means (N, count, C, H, W) in [0, 1] on great circles in noise space between pairs of images.
 
         Args:
-            first: (N, C, H, W), uint8 or in [0, 1]; the path begins at their reconstructions.
-            last: the same for the end of the path.
+            first, last: (N, C, H, W) each, uint8 or in [0, 1]; a path leads from reconstruction to reconstruction.
             count: number of images of a path, with its ends.
             seed: seed of the posterior draws and of the chains.
             steps: Langevin steps of the model's step size after the interpolation; 0: none, as energies on pixels need.
@@ -331,8 +331,8 @@ class VAEBM(ScoredModel):
         return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None) -> ChainSettings:
-        given = {"steps": steps, "step_size": step_size}
-        return self.test_chain.model_copy(update={name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in (("steps", steps), ("step_size", step_size)) if value is not None}
+        return validate(type(self.test_chain), self.test_chain.model_dump() | given, "chain")
 
 
 def build_model(

@@ -218,6 +218,8 @@ class NVAE(nn.Module):
         self, x: Images, eps: Sequence[Latents] | None = None, noise: NoiseSource | None = None, step: int = 0
     ) -> tuple[list[Draw], Latents]:
         """The draw of `forward`, without the pixels, and the decoder's last state."""
+        if not x.is_floating_point():
+            raise ValueError("expected images in [0, 1], found grey levels; `as_input` converts them")
         if x.shape[1:] != self.shape:
             raise ValueError(f"expected images (B, {', '.join(map(str, self.shape))}), found {tuple(x.shape)}")
         if eps is None:
@@ -239,7 +241,7 @@ class NVAE(nn.Module):
 
         Args:
             eps: standard normal noise, one (B, latents, h, w) per group in decoding order.
-            temperature: factor of the priors' σ.
+            temperature: factor of the priors' σ; at 0 log p(z) is undefined (NaN).
 
         Returns:
             p(x|z), and log p(z) at that temperature, (B,).
@@ -250,10 +252,10 @@ class NVAE(nn.Module):
         self._check_shapes(eps)
         log_p = []
         state = self.prior_constant.expand(len(eps[0]), -1, -1, -1)
-        for group, draw in zip(self.groups, eps, strict=True):
+        for group, each in zip(self.groups, eps, strict=True):
             state = group.cells(state)
             prior = Normal(*group.prior(state), temperature)
-            z = prior.sample(draw)
+            z = prior.sample(each)
             log_p.append(prior.log_prob(z).sum(dim=(1, 2, 3)))
             state = group.combine(state, z)
         return self._pixels(state), torch.stack(log_p).sum(0)

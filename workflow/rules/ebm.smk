@@ -1,3 +1,4 @@
+# The training of an energy network, one job per variant and seed: vaebm/ebm/train.py. The functions are in common.smk.
 rule ebm:
     input:
         unpack(data_of),
@@ -13,7 +14,7 @@ rule ebm:
         "results/{experiment}/{variant}/seed{seed}/ebm.log",
     wildcard_constraints:
         experiment=experiments_of("ebm"),
-    priority: 2  # as for the NVAE
+    priority: 2  # trainings first
     retries: 3
     conda:
         "../../environment.yml"
@@ -62,7 +63,7 @@ rule wgan:
         "results/{experiment}/{variant}/seed{seed}/wgan.log",
     wildcard_constraints:
         experiment=experiments_of("wgan"),
-    priority: 2  # as for the NVAE
+    priority: 2  # trainings first
     retries: 3
     conda:
         "../../environment.yml"

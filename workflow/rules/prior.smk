@@ -11,7 +11,7 @@ rule prior:
         curves=pictures("results/{experiment}/prior/seed{seed}", "../report/prior.rst", "prior"),
     log:
         "results/{experiment}/prior/seed{seed}/prior.log",
-    priority: 2  # as for the NVAE
+    priority: 2  # trainings first
     retries: 3
     conda:
         "../../environment.yml"
