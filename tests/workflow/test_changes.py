@@ -21,10 +21,12 @@ def hashes(folder: Path, *patterns: str) -> dict[str, str]:
 
 
 def notes(project, experiment):
-    """Variant → remark on its rows in the table."""
+    """Variant → remark on its measured rows in the table."""
     with (project.folder / "results/benchmarks.csv").open() as file:
         return {
-            row["variant"]: row["note"] for row in csv.DictReader(file) if row["table"] == f"measured: {experiment}"
+            row["variant"]: row["note"]
+            for row in csv.DictReader(file)
+            if row["table"] == f"measured: {experiment}" and row["measured"]
         }
 
 

@@ -136,7 +136,8 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, An
             shown = [name for name in record.metrics if metric(name).shown != "floor"]
             note = "; ".join(filter(None, (changes_of(record), kind_of(record))))
             found += [_line(title, variant, name, record, note) for name in shown]
-            unavailable += [_line(title, variant, name, note=why) for name, why in record.without.items()]
+            of = {"experiment": experiment, "variant": variant}
+            unavailable += [_line(title, variant, name, note=why) | of for name, why in record.without.items()]
         for curve in curves(variants):
             record = variants[curve.variant]
             for steps, measured_, spread, gradients, seconds in curve.points:
