@@ -40,10 +40,10 @@ def test_two_settings_and_a_grid_rerun_what_reads_them(finished):
     kept = ("results/tiny/*/seed0/model.safetensors", "results/tiny/nvae/seed0/samples/*")
     samples = "results/tiny/vaebm/seed0/samples/*.npy"
     before, moved = hashes(finished.folder, *kept), hashes(finished.folder, samples)
-    finished.snakemake(*changes)
+    finished.snakemake(TABLE, *changes)
     assert before.items() <= hashes(finished.folder, *kept).items()
     assert not moved.items() & hashes(finished.folder, samples).items()
-    assert finished.planned(*changes) == {}
+    assert finished.planned(TABLE, *changes) == {}
     assert finished.planned() == {"samples": 2, "evaluation": 2, **after}, "the file has other values"
 
     said = notes(finished, "tiny")
@@ -56,6 +56,7 @@ def test_two_settings_and_a_grid_rerun_what_reads_them(finished):
     assert "sweep: FD-classifier" in (finished.folder / "results/report.html").read_text()
 
 
+@pytest.mark.long
 def test_named_run_stays_apart(finished):
     """It has models of its own, and the name of its base in the table."""
     named = ("--config", "name=tiny_few", "set=[samples.shards=1, nvae.network.groups=[1, 1]]")

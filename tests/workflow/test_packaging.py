@@ -47,7 +47,8 @@ def project() -> dict:
 def direct() -> set[str]:
     """Names that pyproject.toml asks for, in all extras: `dev` has the others."""
     extras = project()["optional-dependencies"]
-    named = [extra for one in extras.values() for line in one for extra in Requirement(line).extras]
+    own = [line for one in extras.values() for line in one if line.startswith("vaebm[")]
+    named = [extra for line in own for extra in Requirement(line).extras]
     assert {*named, "dev"} == {*extras}
     return {normal(line) for line in [*project()["dependencies"], *sum(extras.values(), [])]} - {"vaebm"}
 
