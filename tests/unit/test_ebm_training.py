@@ -134,7 +134,7 @@ def test_a_stopped_training_ends_in_the_same_bits(
         "10",
         "14",
     ]
-    assert cut | {"seconds": 0} == whole | {"seconds": 0}
+    assert cut | {"seconds": 0, "system": {}} == whole | {"seconds": 0, "system": {}}
     assert (tmp_path / "cut" / "history.jsonl").read_text() == (tmp_path / "whole" / "history.jsonl").read_text()
 
 

@@ -96,7 +96,7 @@ def test_temperature_scales_the_priors(model):
         ({"steps": -1}, "chain: steps: "),
         ({"step_size": -1.0}, "chain: step_size: "),
         ({"step_size": math.nan}, "chain: step_size: "),
-        ({"count": 0}, "count: expected at least 1, found 0"),
+        ({"count": 0}, "count: expected a number from 1, found 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused(model, arguments, message):

@@ -274,17 +274,17 @@ class VAEBM(ScoredModel):
         Args:
             count: number of images.
             seed: image k depends only on the seed and k, on one kind of device.
-            steps, step_size: K and η; None: those of the test chain.
+            steps: K; None: that of the test chain.
+            step_size: η; None: that of the test chain.
             temperature: factor of the chains' start in latent noise, which is that of the priors' σ; at least 0.
             batch: images per batch; it affects speed and rounding only.
 
         Raises:
             UserError: count, steps, step size or temperature out of range.
         """
-        if count < 1:
-            raise UserError(f"count: expected at least 1, found {count}")
-        if not 0.0 <= temperature < math.inf:
-            raise UserError(f"temperature: expected a number from 0, found {temperature}")
+        for name, value, least in ("count", count, 1), ("temperature", temperature, 0):
+            if not least <= value < math.inf:
+                raise UserError(f"{name}: expected a number from {least}, found {value}")
         chain, parts = self._chain(steps, step_size), batches(range(count), batch)
         means = [self.sample_means(sample_noise(seed, part), chain, temperature) for part in parts]
         return torch.cat(means).clamp(0.0, 1.0)
@@ -301,7 +301,8 @@ class VAEBM(ScoredModel):
         """Decoder means (N, count, C, H, W) in [0, 1] on great circles in noise space between pairs of images.
 
         Args:
-            first, last: (N, C, H, W) each, uint8 or in [0, 1]; a path leads from reconstruction to reconstruction.
+            first: (N, C, H, W), uint8 or in [0, 1]; the path begins at their reconstructions.
+            last: as many, for the end of the path.
             count: number of images of a path, with its ends.
             seed: seed of the posterior draws and of the chains.
             steps: Langevin steps of the model's step size after the interpolation; 0: none, as energies on pixels need.
