@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_nvae import network
 from torch import nn
 
 from vaebm.cli.describe import (
@@ -21,7 +22,7 @@ from vaebm.cli.describe import (
     run,
 )
 from vaebm.cli.work import Work, measured, quantity
-from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings
+from vaebm.config import EnergyNetworkSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import PreparedDecoder, PreparedEnergy
@@ -36,16 +37,7 @@ EXPERIMENTS = ROOT / "config" / "experiments"
 
 def networks(device: str, **changes: object) -> tuple[NVAE, EnergyNetwork]:
     """A small NVAE of 3×16×16 images with everything in it, and an energy."""
-    base = {
-        "channels_encoder": 8,
-        "channels_decoder": 4,
-        "groups": [2, 1],
-        "latents": 2,
-        "preprocess_blocks": 1,
-        "preprocess_cells": 2,
-        "postprocess_cells": 2,
-    }
-    settings = NVAENetworkSettings.model_validate(base | {"cells_encoder": 1, "cells_decoder": 1, "flows": 1} | changes)
+    settings = network(**{"channels_encoder": 8, "flows": 1, "architecture": "res_mbconv"} | changes)
     with torch.device(device):
         return NVAE(settings, (3, 16, 16)), EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2], down=[1]), 3)
 

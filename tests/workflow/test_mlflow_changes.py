@@ -34,7 +34,7 @@ def change(project, path: str, **values) -> None:
 
 
 def test_what_is_new_is_appended_and_what_changed_is_a_new_run(finished, python):
-    """In a copied folder everything is mirrored anew; then a longer history goes on in its run, other settings do not.
+    """In a copied folder everything is mirrored anew. A longer history continues in its run, other settings do not.
 
     Another chain is another model, another number of KID's subsets is not.
     """
@@ -140,7 +140,7 @@ def test_a_gan_the_guard_and_whatever_is_measured(finished, python):
 
 
 def test_what_was_not_finite_is_a_gap_in_its_curve():
-    """Of that curve alone; the points beside the gap keep their steps."""
+    """Points of that curve alone are left out; those next to the gap keep their steps."""
     stage = StageRun("evaluation")
     stage.add("steps", {"counts": [0, 5, 20], "FD-classifier": [3.0, 2.0, 1.0], "energy": [0.0, None, -2.0]})
     stage.add("diagnostics", {"energy": [1.0, 2.0, None], "acceptance": [None, 0.5]})

@@ -126,7 +126,7 @@ def test_data_memory_and_files_are_read_elsewhere(tiny_run, results, server, tmp
 
 
 def test_a_server_that_goes_down_loses_and_doubles_nothing(results, server):
-    """Down after every few requests, the last of which it did, and back: the same command goes on where it was."""
+    """Down after every few requests, the last of which it did, and back: the same command continues where it was."""
     proxy, lines = Proxy(server), []
     while not lines or (lines[-1].startswith("warning") and len(lines) < 12):
         proxy.left = 15

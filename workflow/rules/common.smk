@@ -13,7 +13,7 @@ from vaebm.config.pipeline import pinned_sets, resolve
 from vaebm.config.weights import plugin_hash, weights_hash
 from vaebm.records.files import read_tracking
 from vaebm.records.metrics import metric
-from vaebm.system.errors import UserError, brief
+from vaebm.system.errors import UserError
 from vaebm.system.files import checksum, snakemake_record
 from vaebm.system.plugins import NAMED
 
@@ -24,15 +24,6 @@ os.environ[NAMED] = str(workflow.main_snakefile)  # plug-ins next to it, which e
 LOOKING = workflow.output_settings.dryrun or any(Path(".snakemake/locks").glob("*.lock"))
 INSTEAD = Path(".snakemake/settings") if LOOKING else Path()
 
-# Without a shared file system, jobs get their files from a storage, and only those that their rule declares. `stored` and `here` are
-# further ones, which shared files need not: new inputs would rerun the results of earlier versions.
-STORAGE = workflow.storage_settings.default_storage_provider
-os.environ.update({"VAEBM_STORAGE": STORAGE} if STORAGE else {})  # trainings say in their log that they cannot be resumed
-# A profile for a Slurm that knows GPUs as generic resources alone has `gpu_gres`, gpu or gpu:MODEL. The plugin then sees no `gpu`.
-GRES = getattr((workflow.resource_settings.default_resources or {}).get("gpu_gres"), "raw", None)
-GPU = "gpu_count" if GRES else "gpu"
-THREADS_AND_GPUS = f"--threads {{resources.cpus_per_task}} --gpus {{resources.{GPU}}}"
-
 # A mistake in any configuration file ends the run here in one line, so no `configfile:` reads the first one.
 try:
     EXPERIMENTS, SEEDS, DATASETS, WRITTEN, CHANGES = resolve(config, workflow.is_main_process, INSTEAD, bool(STORAGE))
@@ -41,19 +32,6 @@ try:
     PINNED = [*pinned_sets(Path("data.dvc"))] if Path("data.dvc").exists() else []
 except UserError as error:
     sys.exit(str(error))
-
-
-def check_storage():
-    """End the run in one line if the storage does not answer; Snakemake's own message is a trace for each file."""
-    prefix = workflow.storage_settings.default_storage_prefix
-    try:
-        workflow.storage_registry.default_storage_provider.object(f"{prefix}/results").exists()
-    except Exception as error:  # each plug-in has its own
-        sys.exit(f"{prefix}: expected a storage that answers, found {brief(error)}; make it answer, and repeat the command")
-
-
-if STORAGE and workflow.is_main_process:
-    check_storage()
 
 
 wildcard_constraints:
@@ -80,16 +58,6 @@ def settings(pattern, kept=False):
         return path if STORAGE or kept and Path(path).exists() else WRITTEN.get(path, path)
 
     return of
-
-
-def stored(*paths):
-    """Inputs next to others, which only a storage needs to know."""
-    return [*paths] if STORAGE else []
-
-
-def here(path):
-    """A file or folder of the user as an input. Without a shared file system, its job runs on the machine that has it."""
-    return [ancient(local(str(path)))] if STORAGE and path else []
 
 
 def has_ood(experiment, variant):
@@ -200,16 +168,6 @@ def resources_of(stage):
     names = StageResources.model_fields[stage].annotation.model_fields
     gpus = {"nodes": 1, GPU: resource(stage, "gpu"), **({"gres": gres_of(stage)} if GRES else {})} if "gpu" in names else {}
     return {"cpus_per_task": resource(stage, "threads"), **gpus, "mem_mb": resource(stage, "mem_mb"), "runtime": resource(stage, "runtime")}
-
-
-def gres_of(stage):
-    """Function of the wildcards: the GPUs of a job of `stage` as Slurm's `--gres`, none if it has no GPU."""
-
-    def of(wildcards):
-        count = resource(stage, "gpu")(wildcards)
-        return f"{GRES}:{count}" if count else ""
-
-    return of
 
 
 def prepared(dataset):

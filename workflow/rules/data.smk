@@ -39,15 +39,3 @@ checkpoint pin:
         "../../environment.yml"
     shell:
         "python -m vaebm pin $(dirname {input.manifest}) --name data/{wildcards.dataset} --pins {input.pins} --log {log}"
-
-
-if STORAGE:
-
-    # Puts a settings file, which the Snakefile writes where it is started, into the storage.
-    rule settings:
-        input:
-            lambda wildcards: local(WRITTEN.get(path := f"results/{wildcards.settings}.yaml", path)),
-        output:
-            "results/{settings}.yaml",
-        shell:
-            "cp {input} {output}"

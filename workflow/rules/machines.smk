@@ -1,0 +1,60 @@
+"""Where jobs run: on shared files or with a storage, and how they ask a scheduler for GPUs."""
+
+import os
+import sys
+
+from vaebm.system.errors import brief
+
+# Without a shared file system, jobs get their files from a storage, and only those that their rule declares. `stored` and `here` are
+# further ones, which shared files need not: new inputs would rerun the results of earlier versions.
+STORAGE = workflow.storage_settings.default_storage_provider
+os.environ.update({"VAEBM_STORAGE": STORAGE} if STORAGE else {})  # trainings say in their log that they cannot be resumed
+# A profile for a Slurm that knows GPUs as generic resources alone has `gpu_gres`, gpu or gpu:MODEL. The plugin then sees no `gpu`.
+GRES = getattr((workflow.resource_settings.default_resources or {}).get("gpu_gres"), "raw", None)
+GPU = "gpu_count" if GRES else "gpu"
+THREADS_AND_GPUS = f"--threads {{resources.cpus_per_task}} --gpus {{resources.{GPU}}}"
+
+
+def check_storage():
+    """End the run in one line if the storage does not answer; Snakemake's own message is a trace for each file."""
+    prefix = workflow.storage_settings.default_storage_prefix
+    try:
+        workflow.storage_registry.default_storage_provider.object(f"{prefix}/results").exists()
+    except Exception as error:  # each plug-in has its own
+        sys.exit(f"{prefix}: expected a storage that answers, found {brief(error)}; make it answer, and repeat the command")
+
+
+if STORAGE and workflow.is_main_process:
+    check_storage()
+
+
+def stored(*paths):
+    """Inputs next to others, which only a storage needs to know."""
+    return [*paths] if STORAGE else []
+
+
+def here(path):
+    """A file or folder of the user as an input. Without a shared file system, its job runs on the machine that has it."""
+    return [ancient(local(str(path)))] if STORAGE and path else []
+
+
+def gres_of(stage):
+    """Function of the wildcards: the GPUs of a job of `stage` as Slurm's `--gres`, none if it has no GPU."""
+
+    def of(wildcards):
+        count = resource(stage, "gpu")(wildcards)
+        return f"{GRES}:{count}" if count else ""
+
+    return of
+
+
+if STORAGE:
+
+    # Puts a settings file, which the Snakefile writes where it is started, into the storage.
+    rule settings:
+        input:
+            lambda wildcards: local(WRITTEN.get(path := f"results/{wildcards.settings}.yaml", path)),
+        output:
+            "results/{settings}.yaml",
+        shell:
+            "cp {input} {output}"
