@@ -64,7 +64,7 @@ def origin(found: Record) -> list[str]:
     texts = [
         f"Commit {found['commit']}, torch {found['torch']}, {found['date']}.",
         f"Machine: {found['machine']}.",
-        f"Command: `{found['command']}`.",
+        f"To repeat: `{found['command']}`.",
     ]
     return [fill(f"- {text}", 100, subsequent_indent="  ", break_on_hyphens=False) for text in texts]
 

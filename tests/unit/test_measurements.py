@@ -82,4 +82,4 @@ def test_one_seed_is_shown_with_its_interval(tables: ModuleType, tmp_path: Path)
         "| FD-classifier ↓ | 3.000 [2.000, 4.000] |",
         "| KL-excess ↓ | 2.000 |",
     ]
-    assert tables.origin(record)[1:] == ["- Machine: two cores.", "- Command: `make run`."]
+    assert tables.origin(record)[1:] == ["- Machine: two cores.", "- To repeat: `make run`."]
