@@ -65,7 +65,7 @@ def test_jobs_in_folders_of_their_own_end_in_the_same_table(tiny, tiny_run, tmp_
     assert "Nothing to be done" in tiny.run("snakemake", *command, "--dry-run", **environment)
     tiny.edit("config/experiments/tiny.yaml", "iterations: 20", "iterations: 21")
     planned = re.findall(r"^(\w+) +\d+$", tiny.run("snakemake", *command, "--dry-run", **environment), re.MULTILINE)
-    assert planned == ["settings", "ebm", "samples", "evaluation", "benchmarks", "all", "total"]
+    assert planned == ["stored_settings", "ebm", "samples", "evaluation", "benchmarks", "all", "total"]
 
 
 @pytest.mark.long

@@ -46,15 +46,3 @@ def gres_of(stage):
         return f"{GRES}:{count}" if count else ""
 
     return of
-
-
-if STORAGE:
-
-    # Puts a settings file, which the Snakefile writes where it is started, into the storage.
-    rule settings:
-        input:
-            lambda wildcards: local(WRITTEN.get(path := f"results/{wildcards.settings}.yaml", path)),
-        output:
-            "results/{settings}.yaml",
-        shell:
-            "cp {input} {output}"
