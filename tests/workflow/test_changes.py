@@ -56,7 +56,6 @@ def test_two_settings_and_a_grid_rerun_what_reads_them(finished):
     assert "sweep: FD-classifier" in (finished.folder / "results/report.html").read_text()
 
 
-@pytest.mark.long
 def test_named_run_stays_apart(finished):
     """It has models of its own, and the name of its base in the table."""
     named = ("--config", "name=tiny_few", "set=[samples.shards=1, nvae.network.groups=[1, 1]]")

@@ -267,7 +267,6 @@ def test_a_job_gets_the_gpus_that_its_stage_asks_for(cluster, submit, finished):
     assert (finished.folder / "gpus").read_text() == "0,1\n"
 
 
-@pytest.mark.long
 def test_a_preempted_training_with_gpus_by_gres_is_requeued_and_resumes(cluster, submit, finished):
     """A job of a partition that preempts takes the node. Slurm starts the training again, as the same job."""
     with (finished.folder / "profiles" / "slurm" / "config.yaml").open("a") as file:
