@@ -18,6 +18,7 @@ from servers import BUCKET, KEYS, Proxy, checking_s3, free_port, mlflow_server, 
 from vaebm import tracking
 from vaebm.tracking import mirror
 
+pytestmark = pytest.mark.remote
 EXPERIMENT = Path("results/tiny")
 AGAIN = "`vaebm track results/tiny` does it later"
 STAGES = ("classifier seed0", "nvae seed0", "ebm vaebm seed0")

@@ -1,4 +1,4 @@
-"""A DVC remote on S3: the same bytes in another clone; down and refused."""
+"""A DVC remote on S3: the same bytes in another clone; down, refused and slow."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from servers import BUCKET, KEYS, checking_s3, free_port
+from gate import Gate
+from servers import BUCKET, KEYS, checking_s3
 
+pytestmark = pytest.mark.remote
 KEPT = ("data", "results/benchmarks.csv", "results/benchmarks.json")
 
 
@@ -16,13 +18,13 @@ KEPT = ("data", "results/benchmarks.csv", "results/benchmarks.json")
 def remote(finished, tmp_path) -> Iterator[SimpleNamespace]:
     """A finished run and another clone of it, with a remote on an S3 server that checks keys."""
     with checking_s3() as (address, keys):
-        run = finished.run
+        run, gate = finished.run, Gate(int(address.rpartition(":")[2]))
         run("dvc", "remote", "add", "--default", "store", f"s3://{BUCKET}/dvc")
-        run("dvc", "remote", "modify", "store", "endpointurl", address)
+        run("dvc", "remote", "modify", "store", "endpointurl", f"http://127.0.0.1:{gate.port}")
         run("git", "add", "--all")
         run("git", "commit", "--quiet", "--message", "a remote")
         run("git", "clone", "--quiet", ".", str(tmp_path / "clone"))
-        yield SimpleNamespace(here=finished, clone=type(finished)(tmp_path / "clone"), address=address, keys=keys)
+        yield SimpleNamespace(here=finished, clone=type(finished)(tmp_path / "clone"), gate=gate, keys=keys)
 
 
 def contents(project) -> dict[str, bytes]:
@@ -33,25 +35,24 @@ def contents(project) -> dict[str, bytes]:
 
 
 def test_another_clone_has_the_same_bytes_whatever_failed_before(remote):
-    """Down or refused, push and pull end with one line, and change nothing; then they work."""
+    """Down or refused, push and pull end with one line, and change nothing; then they work, also slowly."""
     before = contents(remote.here)
-    nowhere = f"http://127.0.0.1:{free_port()}"
     keyless = {name: value for name, value in KEYS.items() if "ACCESS" not in name}
-    failures = (
-        (nowhere, remote.keys, "Could not connect to the endpoint URL"),
-        (remote.address, KEYS, "Forbidden"),
-        (remote.address, keyless, "Unable to locate credentials"),
-    )
-    for address, keys, problem in failures:
-        remote.here.run("dvc", "remote", "modify", "store", "endpointurl", address)
+
+    def is_refused(keys, problem):
         printed = remote.here.run("dvc", "push", fails=True, AWS_MAX_ATTEMPTS="1", **keys)
         (line,) = [line for line in printed.splitlines() if line.startswith("ERROR")]
-        assert problem in line and contents(remote.here) == before
-    remote.here.run("git", "checkout", "--quiet", ".dvc/config")
+        return problem in line and contents(remote.here) == before
+
+    remote.gate.close()
+    assert is_refused(remote.keys, "Could not connect to the endpoint URL")
+    remote.gate.open()
+    assert is_refused(KEYS, "Forbidden") and is_refused(keyless, "Unable to locate credentials")
     remote.here.run("dvc", "push", **remote.keys)
 
     printed = remote.clone.run("dvc", "pull", fails=True, AWS_MAX_ATTEMPTS="1", **keyless)
     assert "Unable to locate credentials" in printed
+    remote.gate.delay = 0.1
     remote.clone.run("dvc", "pull", **remote.keys)
     assert contents(remote.clone) == before
     shutil.rmtree(remote.here.folder / "data")

@@ -14,6 +14,7 @@ from gate import Gate
 from servers import BUCKET, checking_s3
 from tables import table
 
+pytestmark = pytest.mark.remote
 S3 = ("--default-storage-provider", "s3", "--default-storage-prefix", f"s3://{BUCKET}", "--storage-s3-retries", "1")
 PICTURE = "data:image/png"
 DATA = "data/digits/manifest.json"
