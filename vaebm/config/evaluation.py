@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 from pydantic import (
     Discriminator,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
@@ -14,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from vaebm.config.base import MOST_CHANNELS, ByName, Choice, NonNegativeInt, Registered, Settings, Several, later
+from vaebm.config.base import MOST_CHANNELS, ByName, Choice, Registered, Settings, Several, later
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import LangevinSettings
