@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    model_validator,
+)
 
 from vaebm.config.base import MOST_CHANNELS, Choice, Decay, Fraction, Registered, Settings, Several, later
 from vaebm.config.checkpoint import ModelSettings
