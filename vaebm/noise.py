@@ -71,12 +71,7 @@ class NoiseSource:
         return self.normal(shapes, step=step, device=tensors[0].device, dtype=tensors[0].dtype)
 
     def _draw(
-        self,
-        distribution: Distribution,
-        shapes: Sequence[Sequence[int]],
-        step: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, distribution: Distribution, shapes: Shapes, step: int, device: torch.device, dtype: torch.dtype
     ) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in shapes]
         draw = self._host if device.type == "cpu" else self._device

@@ -82,10 +82,9 @@ def wgan(
 @command(
     f"ood {EXAMPLE_RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json "
     f"--nvae results/digits/nvae/seed0/model.safetensors --energy {EXAMPLE_RUN}/model.safetensors "
-    f"--output {EXAMPLE_RUN}/evaluation/ood.json --ood data/mnist/manifest.json",
-    "ood",
+    f"--output {EXAMPLE_RUN}/evaluation/ood.json --ood data/mnist/manifest.json"
 )
-def detect(
+def ood(
     settings: SettingsFile,
     data: Data,
     nvae: NVAEModel,
