@@ -3,10 +3,9 @@
 The Snakefile calls `resolve` in every job. Paths are relative to the project.
 """
 
-import contextlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import (
     check_name,
     holds,
+    located,
     read_experiment,
     read_yaml,
     write_data_settings,
@@ -83,11 +83,11 @@ def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path, storage: 
     for name, experiment in experiments.items() if write else ():
         for extraction in experiment.evaluation.extractions.values() if experiment.evaluation else ():
             if extraction.weights:
-                with _located(f"{files[name]}: evaluation"):
+                with located(f"{files[name]}: evaluation"):
                     weights_hash(extraction.name, extraction.weights, extraction.sha256)
         for variant, one in experiment.variants.items():
             if one.images is not None:
-                with _located(f"{files[name]}: variants.{variant}.images"):
+                with located(f"{files[name]}: variants.{variant}.images"):
                     foreign_files(Path(one.images))
     options = [*(("--set", change) for change in changes), *([("--base", names[0])] if "name" in overrides else [])]
     said = "".join(f" {option} {shlex.quote(value)}" for option, value in options)
@@ -212,7 +212,7 @@ def collect_datasets(
             problem = missing_files(data.dataset, data.path, f"{prefix}path")
             if problem and found_at(folder / "manifest.json") != "a file":
                 raise UserError(f"{where}: {problem}")
-            with _located(where):
+            with located(where):
                 check_prepared(experiment, data, folder)
     return datasets
 
@@ -262,15 +262,6 @@ def pinned_sets(pins: Path) -> dict[str, str]:
             f"`git checkout {pins}` restores it"
         )
     return found
-
-
-@contextlib.contextmanager
-def _located(where: str) -> Iterator[None]:
-    """Prefix the message of a `UserError` with `where`."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def _path(name: str) -> Path:

@@ -1,8 +1,9 @@
 """Experiment files and settings files: read, checked and written as YAML; every error is one line."""
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -180,6 +181,15 @@ def check_name(name: str, where: str, advice: str = "rename the file") -> None:
         )
 
 
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Prefix the message of a `UserError` with `where`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
 def _read_file(path: Path) -> Any:
     """Content of an experiment file, which has to exist."""
     check_name(path.stem, str(path))
@@ -207,11 +217,9 @@ def read_layers(path: Path, changes: Sequence[str] = ()) -> list[SettingsLayer]:
         if base in names[:-1]:
             expected = "expected a file that does not start from this one"
             raise UserError(f"{file}: base: {expected}, found {' → '.join(names)}")
-        try:
+        with located(f"{file}: base"):
             check_name(base, "name", "choose another")
             content = _read_file(path.with_name(f"{base}.yaml"))
-        except UserError as error:
-            raise UserError(f"{file}: base: {error}") from None
         file = path.with_name(f"{base}.yaml")
     if not isinstance(content, dict):
         validate(Experiment, content, str(file))
