@@ -160,7 +160,9 @@ def resources_of(stage):
     CPUs in Slurm, has no such limit. `nodes=1` keeps the GPUs of a job on one machine.
     """
     names = StageResources.model_fields[stage].annotation.model_fields
-    gpus = {"nodes": 1, GPU: resource(stage, "gpu"), **({"gres": gres_of(stage)} if GRES else {})} if "gpu" in names else {}
+    count = resource(stage, "gpu")
+    gres = {"gres": lambda wildcards: f"{GRES}:{count(wildcards)}" if count(wildcards) else ""} if GRES else {}  # none for a job without GPU
+    gpus = {"nodes": 1, GPU: count, **gres} if "gpu" in names else {}
     return {"cpus_per_task": resource(stage, "threads"), **gpus, "mem_mb": resource(stage, "mem_mb"), "runtime": resource(stage, "runtime")}
 
 

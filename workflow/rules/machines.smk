@@ -32,13 +32,3 @@ def stored(*paths):
 def here(path):
     """A file or folder of the user as an input. Without a shared file system, its job runs on the machine that has it."""
     return [ancient(local(str(path)))] if STORAGE and path else []
-
-
-def gres_of(stage):
-    """Function of the wildcards: the GPUs of a job of `stage` as Slurm's `--gres`, none if it has no GPU."""
-
-    def of(wildcards):
-        count = resource(stage, "gpu")(wildcards)
-        return f"{GRES}:{count}" if count else ""
-
-    return of
