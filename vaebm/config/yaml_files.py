@@ -254,7 +254,7 @@ def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
         UserError: as for `read_layers`; or the values are not an experiment.
     """
     layers = read_layers(path, changes)
-    values = reduce(merge, (content for _, content in layers), {})
+    values: dict[str, Any] = reduce(merge, (content for _, content in layers), {})
     return validate(Experiment, values, lambda key: source(layers, key, str(path)))
 
 
