@@ -95,10 +95,8 @@ class NoiseSource:
         generator = torch.Generator(device)
         for row, index in zip(flat, self.index, strict=True):
             generator.manual_seed(derive(self.seed, self.purpose, step, index))
-            if distribution == "normal":
-                row.normal_(generator=generator)
-            else:
-                row.uniform_(generator=generator)
+            fill = row.normal_ if distribution == "normal" else row.uniform_
+            fill(generator=generator)
         return flat
 
 
