@@ -71,12 +71,7 @@ class NoiseSource:
         return self.normal(shapes, step=step, device=tensors[0].device, dtype=tensors[0].dtype)
 
     def _draw(
-        self,
-        distribution: Distribution,
-        shapes: Sequence[Sequence[int]],
-        step: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, distribution: Distribution, shapes: Shapes, step: int, device: torch.device, dtype: torch.dtype
     ) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in shapes]
         draw = self._host if device.type == "cpu" else self._device
@@ -100,10 +95,8 @@ class NoiseSource:
         generator = torch.Generator(device)
         for row, index in zip(flat, self.index, strict=True):
             generator.manual_seed(derive(self.seed, self.purpose, step, index))
-            if distribution == "normal":
-                row.normal_(generator=generator)
-            else:
-                row.uniform_(generator=generator)
+            fill = row.normal_ if distribution == "normal" else row.uniform_
+            fill(generator=generator)
         return flat
 
 

@@ -73,9 +73,7 @@ def run(
 
     Args:
         settings: samples.yaml.
-        nvae: model of the NVAE.
         energy: model of the energy; None: the NVAE alone.
-        shard: number of the shard.
         output: .npy file; the record has its name and the suffix .json.
         prior: model of the energy on noise; None: none.
 

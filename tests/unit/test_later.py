@@ -8,10 +8,11 @@ from typing import Literal
 
 import pytest
 import yaml
+from pydantic import NonNegativeInt
 from records import TRAINED
 
 from vaebm.config import STAGES, EBMSettings, Experiment, SamplesSettings, Settings
-from vaebm.config.base import NonNegativeInt, later
+from vaebm.config.base import later
 from vaebm.config.experiment import with_changes
 from vaebm.config.yaml_files import read_experiment, read_settings, read_yaml, write_settings
 from vaebm.evaluation import inputs

@@ -8,8 +8,8 @@ import yaml
 from experiments import EXPERIMENTS
 
 from vaebm.config import DataSettings, EBMSettings, Experiment
+from vaebm.config.pipeline import check_prepared
 from vaebm.config.yaml_files import (
-    check_prepared,
     read_experiment,
     read_settings,
     write_data_settings,

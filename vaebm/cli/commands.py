@@ -7,25 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vaebm.cli import options
 from vaebm.cli.convert_commands import convert_commands
-from vaebm.cli.options import (
-    CheckpointEvery,
-    ClassifierModel,
-    Data,
-    EnergyModel,
-    GPUs,
-    MeasuredNVAE,
-    NVAEModel,
-    OODManifests,
-    OutputModel,
-    PriorModel,
-    SettingsFile,
-    Threads,
-    TimeLimit,
-    data_sets,
-    experiments_here,
-    in_group,
-)
 from vaebm.cli.overview import guide
 from vaebm.config import DataSettings
 from vaebm.system.errors import UserError
@@ -42,7 +25,7 @@ app = typer.Typer(
 
 app.add_typer(convert_commands, name="convert")
 
-command = partial(in_group, app)
+command = partial(options.in_group, app)
 
 EXAMPLE_RUN = "results/digits/vaebm/seed0"
 
@@ -57,14 +40,14 @@ def show_the_way(context: typer.Context) -> None:
 @command("data digits --folder data/digits")
 def data(
     dataset: Annotated[
-        str, typer.Argument(help="Name of the data set, or of its settings file.", autocompletion=data_sets)
+        str, typer.Argument(help="Name of the data set, or of its settings file.", autocompletion=options.data_sets)
     ],
     folder: Annotated[Path, typer.Option(help="Output folder.")],
     settings: Annotated[
         Path | None,
         typer.Option(help="Settings file; none: the raw files are in raw/DATASET, or downloaded to it."),
     ] = None,
-    threads: Threads = 1,
+    threads: options.Threads = 1,
 ) -> None:
     """Prepare a data set: images.npy, labels.npy, manifest.json."""
     with imports():
@@ -90,7 +73,9 @@ def pin(
 
 
 @command("classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt")
-def classifier(settings: SettingsFile, data: Data, model: OutputModel, threads: Threads = 1) -> None:
+def classifier(
+    settings: options.SettingsFile, data: options.Data, model: options.OutputModel, threads: options.Threads = 1
+) -> None:
     """Train the classifier whose features measure image quality."""
     with imports():
         from vaebm.evaluation.classifier import run
@@ -105,12 +90,12 @@ def classifier(settings: SettingsFile, data: Data, model: OutputModel, threads: 
     "--classifier results/digits/classifier/model.safetensors --output reference.npz"
 )
 def reference(
-    settings: SettingsFile,
-    data: Data,
+    settings: options.SettingsFile,
+    data: options.Data,
     output: Annotated[Path, typer.Option(help="Output file.")],
-    classifier: ClassifierModel = None,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
+    classifier: options.ClassifierModel = None,
+    threads: options.Threads = 1,
+    gpus: options.GPUs = 0,
 ) -> None:
     """Compute the statistics of the training and held-out images."""
     with imports():
@@ -122,13 +107,13 @@ def reference(
 
 @command("nvae results/digits/nvae/seed0/nvae.yaml --data data/digits/manifest.json --model model.safetensors")
 def nvae(
-    settings: SettingsFile,
-    data: Data,
-    model: OutputModel,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
-    time_limit: TimeLimit = None,
-    checkpoint_every: CheckpointEvery = 60.0,
+    settings: options.SettingsFile,
+    data: options.Data,
+    model: options.OutputModel,
+    threads: options.Threads = 1,
+    gpus: options.GPUs = 0,
+    time_limit: options.TimeLimit = None,
+    checkpoint_every: options.CheckpointEvery = 60.0,
 ) -> None:
     """Train the NVAE, with one process per GPU."""
     _one_process_per_gpu(gpus)
@@ -143,15 +128,15 @@ def nvae(
     "--model model.safetensors"
 )
 def ebm(
-    settings: SettingsFile,
-    data: Data,
-    nvae: NVAEModel,
-    model: OutputModel,
-    prior: PriorModel = None,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
-    time_limit: TimeLimit = None,
-    checkpoint_every: CheckpointEvery = 60.0,
+    settings: options.SettingsFile,
+    data: options.Data,
+    nvae: options.NVAEModel,
+    model: options.OutputModel,
+    prior: options.PriorModel = None,
+    threads: options.Threads = 1,
+    gpus: options.GPUs = 0,
+    time_limit: options.TimeLimit = None,
+    checkpoint_every: options.CheckpointEvery = 60.0,
 ) -> None:
     """Train the energy network on a frozen NVAE."""
     _one_process_per_gpu(gpus)
@@ -166,14 +151,14 @@ def ebm(
     f"--energy {EXAMPLE_RUN}/model.safetensors --shard 0 --output shard.npy"
 )
 def samples(
-    settings: SettingsFile,
-    nvae: NVAEModel,
+    settings: options.SettingsFile,
+    nvae: options.NVAEModel,
     shard: Annotated[int, typer.Option(min=0, help="Index of the shard.")],
     output: Annotated[Path, typer.Option(help="Output file.")],
-    energy: EnergyModel = None,
-    prior: PriorModel = None,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
+    energy: options.EnergyModel = None,
+    prior: options.PriorModel = None,
+    threads: options.Threads = 1,
+    gpus: options.GPUs = 0,
 ) -> None:
     """Draw one shard of samples: decoder means after the test chain."""
     with imports():
@@ -189,21 +174,21 @@ def samples(
     f"{EXAMPLE_RUN}/samples/shard-000.npy {EXAMPLE_RUN}/samples/shard-001.npy"
 )
 def evaluation(
-    settings: SettingsFile,
+    settings: options.SettingsFile,
     shards: Annotated[list[Path], typer.Argument(help="The samples; or a folder of PNG files, a .npy or a .npz file.")],
-    data: Data,
+    data: options.Data,
     extractor: Annotated[Path, typer.Option(help="Settings file of the extractor.")],
     reference: Annotated[Path, typer.Option(help="Statistics of the real images.")],
     metrics: Annotated[
         Path, typer.Option(help="Output file: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")
     ],
-    nvae: MeasuredNVAE = None,
-    energy: EnergyModel = None,
-    prior: PriorModel = None,
-    classifier: ClassifierModel = None,
-    ood: OODManifests = None,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
+    nvae: options.MeasuredNVAE = None,
+    energy: options.EnergyModel = None,
+    prior: options.PriorModel = None,
+    classifier: options.ClassifierModel = None,
+    ood: options.OODManifests = None,
+    threads: options.Threads = 1,
+    gpus: options.GPUs = 0,
 ) -> None:
     """Measure samples and models."""
     with imports():
@@ -247,7 +232,9 @@ def benchmarks(
 def describe(
     experiment: Annotated[
         Path,
-        typer.Argument(help="An experiment: a name in config/experiments, or a file.", autocompletion=experiments_here),
+        typer.Argument(
+            help="An experiment: a name in config/experiments, or a file.", autocompletion=options.experiments_here
+        ),
     ],
     tflops: Annotated[float, typer.Option(help="Sustained throughput of all devices of a stage, in TFLOP/s.")] = 10.0,
     settings: Annotated[bool, typer.Option("--settings", help="Print every setting and the file it is from.")] = False,
@@ -274,7 +261,7 @@ def export(
         Path | None, typer.Option(help="A prepared data set: export its training images, not samples.")
     ] = None,
     npz: Annotated[Path | None, typer.Option(help="One .npz file, with the array arr_0, instead of PNG files.")] = None,
-    threads: Threads = 1,
+    threads: options.Threads = 1,
 ) -> None:
     """Write samples or training images as files that other programs read."""
     with imports():

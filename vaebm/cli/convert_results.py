@@ -10,10 +10,9 @@ from vaebm.system.files import EARLIER_MODEL, MODEL, write_json
 
 
 def convert_results(results: Path) -> None:
-    """Write model.safetensors next to every model.pt under `results`, with its time, and rename it in .snakemake.
+    """Write model.safetensors next to every model.pt under `results`, with its time.
 
-    Args:
-        results: folder of the results; Snakemake's records are in .snakemake next to it.
+    The records of Snakemake, in .snakemake next to `results`, get the new name.
 
     Raises:
         UserError: a model is damaged.

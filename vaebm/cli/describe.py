@@ -161,12 +161,10 @@ def ebm_costs(vaebm: VAEBM, experiment: Experiment, decoding: float) -> tuple[Co
 
 
 def describe_experiment(path: Path, throughput: float, changes: Sequence[str] = ()) -> str:
-    """Describe an experiment file.
+    """Describe an experiment file with `changes` to it, like samples.chain.steps=40.
 
     Args:
-        path: the file.
         throughput: sustained throughput of all devices of a stage, TFLOP/s.
-        changes: settings to replace, like samples.chain.steps=40.
 
     Raises:
         UserError: no experiment there.
@@ -212,12 +210,7 @@ def print_settings(experiment: Path, changes: Sequence[str]) -> None:
 
 
 def run(experiment: Path, throughput: float, changes: Sequence[str] = ()) -> None:
-    """Print the description of an experiment.
-
-    Args:
-        experiment: a name in config/experiments, or an experiment file.
-        throughput: sustained throughput of all devices of a stage, TFLOP/s.
-        changes: settings to replace, like samples.chain.steps=40.
+    """Print the description of an experiment, a name in config/experiments or a file.
 
     Raises:
         UserError: no such experiment, or a throughput that is none.

@@ -34,12 +34,6 @@ def read_source(source: Path, real: bool) -> NDArray[np.uint8]:
     return samples.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def write_npz(images: NDArray[np.uint8], path: Path) -> None:
-    """Write images (N, H, W, C) as the array `arr_0`, the layout of common evaluators."""
-    with writing(path) as stream:
-        np.savez(stream, images)
-
-
 def write_pngs(images: NDArray[np.uint8], folder: Path, threads: int) -> None:
     """Write images (N, H, W, C) as 000000.png, 000001.png, … to a new folder, which appears whole or not at all.
 
@@ -84,5 +78,6 @@ def run(places: Sequence[Path], real: Path | None, npz: Path | None, threads: in
     if npz is None:
         write_pngs(images, places[-1], threads)
     else:
-        write_npz(images, npz)
+        with writing(npz) as stream:
+            np.savez(stream, images)  # as the array `arr_0`, the layout of common evaluators
     print(f"{npz or places[-1]}: {len(images):,} images {'×'.join(map(str, images.shape[1:]))}")

@@ -5,20 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vaebm.cli import options
 from vaebm.cli.commands import EXAMPLE_RUN, command
-from vaebm.cli.options import (
-    CheckpointEvery,
-    Data,
-    EnergyModel,
-    GPUs,
-    NVAEModel,
-    OODManifests,
-    OutputModel,
-    PriorModel,
-    SettingsFile,
-    Threads,
-    TimeLimit,
-)
 from vaebm.system.startup import imports
 
 
@@ -26,9 +14,9 @@ from vaebm.system.startup import imports
     "pretrained results/cifar10_published/nvae/seed0/nvae.yaml --data data/cifar10/manifest.json --model m.safetensors"
 )
 def pretrained(
-    settings: SettingsFile,
-    data: Data,
-    model: OutputModel,
+    settings: options.SettingsFile,
+    data: options.Data,
+    model: options.OutputModel,
     nvae: Annotated[Path | None, typer.Option(help="model.safetensors of the NVAE below an energy.")] = None,
 ) -> None:
     """Take the model of stage nvae or ebm from the checkpoint that its settings name, instead of training it."""
@@ -42,14 +30,14 @@ def pretrained(
     "--nvae nvae.safetensors --model model.safetensors"
 )
 def prior(
-    settings: SettingsFile,
-    data: Data,
-    nvae: NVAEModel,
-    model: OutputModel,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
-    time_limit: TimeLimit = None,
-    checkpoint_every: CheckpointEvery = 60.0,
+    settings: options.SettingsFile,
+    data: options.Data,
+    nvae: options.NVAEModel,
+    model: options.OutputModel,
+    threads: options.Threads = 1,
+    gpus: options.GPUs = 0,
+    time_limit: options.TimeLimit = None,
+    checkpoint_every: options.CheckpointEvery = 60.0,
 ) -> None:
     """Train the energy on noise, which brings prior samples to the proportions of the training images."""
     with imports():
@@ -63,14 +51,14 @@ def prior(
     "--nvae nvae.safetensors --model model.safetensors"
 )
 def wgan(
-    settings: SettingsFile,
-    data: Data,
-    nvae: NVAEModel,
-    model: OutputModel,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
-    time_limit: TimeLimit = None,
-    checkpoint_every: CheckpointEvery = 60.0,
+    settings: options.SettingsFile,
+    data: options.Data,
+    nvae: options.NVAEModel,
+    model: options.OutputModel,
+    threads: options.Threads = 1,
+    gpus: options.GPUs = 0,
+    time_limit: options.TimeLimit = None,
+    checkpoint_every: options.CheckpointEvery = 60.0,
 ) -> None:
     """Train the NVAE's decoder as the generator of a GAN, for the ablation."""
     with imports():
@@ -82,23 +70,22 @@ def wgan(
 @command(
     f"ood {EXAMPLE_RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json "
     f"--nvae results/digits/nvae/seed0/model.safetensors --energy {EXAMPLE_RUN}/model.safetensors "
-    f"--output {EXAMPLE_RUN}/evaluation/ood.json --ood data/mnist/manifest.json",
-    "ood",
+    f"--output {EXAMPLE_RUN}/evaluation/ood.json --ood data/mnist/manifest.json"
 )
-def detect(
-    settings: SettingsFile,
-    data: Data,
-    nvae: NVAEModel,
+def ood(
+    settings: options.SettingsFile,
+    data: options.Data,
+    nvae: options.NVAEModel,
     output: Annotated[Path, typer.Option(help="Output file: results/EXPERIMENT/VARIANT/seedK/evaluation/ood.json.")],
-    energy: EnergyModel = None,
-    prior: PriorModel = None,
-    ood: OODManifests = None,
+    energy: options.EnergyModel = None,
+    prior: options.PriorModel = None,
+    ood: options.OODManifests = None,
     pictures: Annotated[
         Path | None,
         typer.Option(help="Folder of the pictures; default: pictures, next to the output.", show_default=False),
     ] = None,
-    threads: Threads = 1,
-    gpus: GPUs = 0,
+    threads: options.Threads = 1,
+    gpus: options.GPUs = 0,
 ) -> None:
     """Measure out-of-distribution detection with prepared sets, as a job next to the evaluation."""
     with imports():

@@ -50,9 +50,6 @@ def experiments_here(incomplete: str) -> list[str]:
     return sorted(path.stem for path in Path("config/experiments").glob("*.yaml") if path.stem.startswith(incomplete))
 
 
-Command = Callable[[Callable[..., None]], Callable[..., None]]
-
-
-def in_group(group: typer.Typer, example: str, name: str | None = None) -> Command:
+def in_group(group: typer.Typer, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command whose help ends with an example."""
-    return group.command(name, epilog=f"Example: `vaebm {example}`")
+    return group.command(epilog=f"Example: `vaebm {example}`")

@@ -27,9 +27,8 @@ def is_checkout(folder: Path) -> bool:
 def next_step(folder: Path) -> str:
     """One line with the next command in `folder`."""
     if not is_checkout(folder):
-        for parent in folder.parents:
-            if is_checkout(parent):
-                return f"Next: `cd {parent}`, where the pipeline is."
+        if parent := next(filter(is_checkout, folder.parents), None):
+            return f"Next: `cd {parent}`, where the pipeline is."
         return "Next: go to a checkout of the project, where the Snakefile is; this folder has no pipeline to run."
     results = folder / "results"
     if (results / "benchmarks.md").is_file():

@@ -23,14 +23,12 @@ IGNORED = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini")
 
 
 def run(folder: Path, pins: Path, name: Path | None = None) -> None:
-    """Compare the data set in `folder` with its entry in `pins`, and fill DVC's cache.
-
-    Args:
-        folder: the data set.
-        pins: file of DVC.
-        name: entry of the data set, if `folder` is a copy elsewhere.
+    """Compare the data set in `folder` with its entry in `pins`, a file of DVC, and fill DVC's cache.
 
     Sets without an entry are skipped. If DVC cannot run, for instance without .git, only the comparison is made.
+
+    Args:
+        name: entry of the data set, if `folder` is a copy elsewhere.
 
     Raises:
         UserError: the bytes are not those that were pinned.

@@ -17,7 +17,6 @@ def run(run_folder: Path, folder: Path, licence: str | None) -> None:
 
     Args:
         run_folder: results/<experiment>/<variant>, or …/seed<k>.
-        folder: output folder.
         licence: licence of the weights, for the card; None: not stated.
 
     Raises:

@@ -28,8 +28,6 @@ T = TypeVar("T")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Several = Annotated[int, Field(ge=2)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
 
 OF_TRAINING = {"training", "encoded", "guard", "negatives", "quantize_positives", "replay", "selection"}
 """Settings of a section that a model from a checkpoint has no use for."""

@@ -2,20 +2,17 @@
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
-
-from vaebm.config.base import (
-    MOST_CHANNELS,
-    Choice,
-    Decay,
-    Fraction,
+from pydantic import (
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
-    Registered,
-    Settings,
-    Several,
-    later,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    model_validator,
 )
+
+from vaebm.config.base import MOST_CHANNELS, Choice, Decay, Fraction, Registered, Settings, Several, later
 from vaebm.config.checkpoint import ModelSettings
 from vaebm.system.plugins import Implementation, Registry
 
@@ -244,27 +241,19 @@ class EBMSettings(ModelSettings):
     selection: SelectionSettings = SelectionSettings()
 
     @model_validator(mode="after")
-    def _pixels_have_their_own_starts(self) -> Self:
+    def _parts_fit(self) -> Self:
         if self.start == "uniform" and self.potential != "pixels":
             raise ValueError(f"start uniform belongs to potential pixels, found potential {self.potential}")
         if self.encoded and self.potential == "pixels":
             raise ValueError(
                 f"encoded starts are noise of the NVAE: expected 0 with potential pixels, found {self.encoded}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _matched_positives_have_noisy_negatives(self) -> Self:
         if self.positives == "matched" and (self.negatives == "mean" or self.potential == "pixels"):
             found = "potential pixels" if self.potential == "pixels" else "negatives mean"
             raise ValueError(
                 "positives matched carry the pixel noise of decoder samples: "
                 f"expected negatives with it, found {found}; choose positives clean"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _buffer_holds_a_batch(self) -> Self:
         if self.replay is not None and self.replay.capacity < self.training.batch:
             raise ValueError(
                 f"replay.capacity must be at least training.batch ({self.training.batch}), found {self.replay.capacity}"

@@ -1,10 +1,11 @@
 """Settings of the stages `samples` and `evaluation`, and of the feature extractors."""
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import (
     Discriminator,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
@@ -14,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from vaebm.config.base import MOST_CHANNELS, ByName, Choice, NonNegativeInt, Registered, Settings, Several, later
+from vaebm.config.base import MOST_CHANNELS, ByName, Choice, Registered, Settings, Several, later
 from vaebm.config.data import DataSettings
 from vaebm.config.datasets import DATASETS
 from vaebm.config.ebm import LangevinSettings
@@ -176,9 +177,8 @@ class AnnealedSettings(Settings):
     """η of the steps. The mean weight has no bias for any η. The bias of its logarithm depends on η."""
 
 
-Derived = Literal["interpolation", "turned", "photographs"]
+DERIVED = ("interpolation", "turned", "photographs")
 """OOD sets made from the held-out images or in their shape."""
-DERIVED: tuple[str, ...] = get_args(Derived)
 
 OODName = Annotated[
     str,

@@ -2,13 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from vaebm.config.base import merge, nested
 from vaebm.config.experiment import CHANGED_BY_VARIANTS, Experiment, Variant
 from vaebm.system.errors import UserError, brief
 
@@ -60,22 +58,6 @@ def check_key(key: str) -> None:
         raise UserError(f"{COMMAND_LINE}: {brief(key)}: unknown key; nearest keys: {nearest}")
 
 
-def changes_layer(changes: Sequence[str], parse: Callable[[str, str], Any]) -> SettingsLayer:
-    """The layer of texts like samples.chain.steps=40.
-
-    Args:
-        parse: reads the value as YAML; its second argument names the place for errors.
-    """
-    content: dict[str, Any] = {}
-    for change in changes:
-        key, equals, text = (part.strip() for part in change.partition("="))
-        if not equals:
-            raise UserError(f"{COMMAND_LINE}: expected settings as samples.chain.steps=40, found {brief(repr(change))}")
-        check_key(key)
-        content = merge(content, nested(key, parse(text, f"{COMMAND_LINE}: {key}")))
-    return COMMAND_LINE, content
-
-
 def split_changes(value: Any) -> list[str]:
     """Changes in a value of `snakemake --config`, which is a list, or text where a change's value is a list."""
     if isinstance(value, str):
@@ -88,11 +70,6 @@ def split_changes(value: Any) -> list[str]:
     if not (isinstance(value, list) and value and all(isinstance(one, str) and one for one in value)):
         raise UserError(f"{COMMAND_LINE}: expected a list as [samples.chain.steps=40], found {brief(repr(value))}")
     return value
-
-
-def combined(layers: Sequence[SettingsLayer]) -> dict[str, Any]:
-    """The values of all layers; later ones come first."""
-    return reduce(merge, (content for _, content in layers), {})
 
 
 def source(layers: Sequence[SettingsLayer], key: str, otherwise: str) -> str:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from vaebm.config.base import MOST_CHANNELS, Fraction, NonNegativeFloat, NonNegativeInt, Settings, Several
+from vaebm.config.base import MOST_CHANNELS, Fraction, Settings, Several
 from vaebm.config.checkpoint import ModelSettings
 
 Architecture = Literal[
@@ -68,19 +68,15 @@ class NVAENetworkSettings(Settings):
         return self.preprocess_blocks + len(self.groups) - 1
 
     @model_validator(mode="after")
-    def _network_can_be_built(self) -> Self:
+    def _can_be_built(self) -> Self:
         outside = self.preprocess_blocks * (self.preprocess_cells + self.postprocess_cells)
         cells = outside + sum(self.groups) * (self.cells_encoder + self.cells_decoder + 2 * self.flows)
         if cells > MOST_CELLS:
             raise ValueError(f"expected at most {MOST_CELLS:,} cells in all groups and blocks, found {cells:,}")
-        scales = min(self.preprocess_blocks + len(self.groups) - 1, 99)  # each doubles the channels
+        scales = min(self.halvings, 99)  # each doubles the channels
         most = max(self.channels_encoder, self.channels_decoder, self.latents, self.mixtures) * 2**scales
         if most > MOST_CHANNELS:
             raise ValueError(f"expected at most {MOST_CHANNELS:,} channels in all scales, found {most:,}")
-        return self
-
-    @model_validator(mode="after")
-    def _channels_fit_the_architecture(self) -> Self:
         channels = {"channels_encoder": self.channels_encoder, "channels_decoder": self.channels_decoder}
         if self.single_group and self.channels_encoder != self.channels_decoder:
             raise ValueError(

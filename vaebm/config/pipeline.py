@@ -3,9 +3,9 @@
 The Snakefile calls `resolve` in every job. Paths are relative to the project.
 """
 
-import contextlib
+import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ from vaebm.config.layers import split_changes
 from vaebm.config.weights import weights_hash
 from vaebm.config.yaml_files import (
     check_name,
-    check_prepared,
     holds,
+    located,
     read_experiment,
     read_yaml,
     write_data_settings,
@@ -29,9 +29,6 @@ from vaebm.system.errors import UserError, brief, listed
 from vaebm.system.files import EARLIER_MODEL, MODEL, found_at, model_of, snakemake_record
 
 CONFIG = Path("config/config.yaml")
-
-CHANGES = ("set", "name")
-"""Keys of the command line alone."""
 
 
 class Pipeline(NamedTuple):
@@ -68,7 +65,7 @@ def resolve(overrides: Mapping[str, Any], write: bool, instead: Path = Path(), s
 
 def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path, storage: bool) -> Pipeline:
     """`resolve`, in which files and folders may be unreadable."""
-    names, seeds = choose(read_yaml(CONFIG), {key: overrides[key] for key in overrides if key not in CHANGES})
+    names, seeds = choose(read_yaml(CONFIG), {key: overrides[key] for key in overrides if key not in ("set", "name")})
     changes = split_changes(overrides["set"]) if "set" in overrides else []
     files = {name: _path(name) for name in names}
     if "name" in overrides:
@@ -86,11 +83,11 @@ def _resolve(overrides: Mapping[str, Any], write: bool, instead: Path, storage: 
     for name, experiment in experiments.items() if write else ():
         for extraction in experiment.evaluation.extractions.values() if experiment.evaluation else ():
             if extraction.weights:
-                with _located(f"{files[name]}: evaluation"):
+                with located(f"{files[name]}: evaluation"):
                     weights_hash(extraction.name, extraction.weights, extraction.sha256)
         for variant, one in experiment.variants.items():
             if one.images is not None:
-                with _located(f"{files[name]}: variants.{variant}.images"):
+                with located(f"{files[name]}: variants.{variant}.images"):
                     foreign_files(Path(one.images))
     options = [*(("--set", change) for change in changes), *([("--base", names[0])] if "name" in overrides else [])]
     said = "".join(f" {option} {shlex.quote(value)}" for option, value in options)
@@ -215,9 +212,37 @@ def collect_datasets(
             problem = missing_files(data.dataset, data.path, f"{prefix}path")
             if problem and found_at(folder / "manifest.json") != "a file":
                 raise UserError(f"{where}: {problem}")
-            with _located(where):
+            with located(where):
                 check_prepared(experiment, data, folder)
     return datasets
+
+
+def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> None:
+    """Check a data set that may have been prepared in `folder` against the experiment.
+
+    Raises:
+        UserError: the manifest is damaged, the images have another shape, or there are too few.
+    """
+    manifest = folder / "manifest.json"
+    if found_at(manifest) == "none":
+        return
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        shape, splits = content["shape"], {split: last - first for split, (first, last) in content["splits"].items()}
+        train, heldout = splits["train"], splits["heldout"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(
+            f"{manifest}: expected the manifest of a prepared data set, found something else; remove {folder}"
+        ) from None
+    facts = data.facts
+    expected = [facts.side, facts.side, facts.channels]
+    if shape != expected:
+        raise UserError(
+            f"{manifest}: expected images {expected}, as the section data says, found {brief(shape)}; "
+            f"remove {folder} or choose another data.name"
+        )
+    if data == experiment.data and (problem := experiment.image_count_problem(train, heldout)):
+        raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
 
 
 def pinned_sets(pins: Path) -> dict[str, str]:
@@ -237,15 +262,6 @@ def pinned_sets(pins: Path) -> dict[str, str]:
             f"`git checkout {pins}` restores it"
         )
     return found
-
-
-@contextlib.contextmanager
-def _located(where: str) -> Iterator[None]:
-    """Prefix the message of a `UserError` with `where`."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def _path(name: str) -> Path:

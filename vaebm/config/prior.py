@@ -2,9 +2,9 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
 
-from vaebm.config.base import Decay, NonNegativeFloat, Settings, Several
+from vaebm.config.base import Decay, Settings, Several
 from vaebm.config.ebm import LangevinSettings
 
 

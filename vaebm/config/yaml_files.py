@@ -1,9 +1,10 @@
 """Experiment files and settings files: read, checked and written as YAML; every error is one line."""
 
-import json
+import contextlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -14,14 +15,11 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from vaebm.config import PRIOR, STAGES, DataSettings, Experiment, S, Settings
-from vaebm.config.base import NAME
-from vaebm.config.layers import SettingsLayer, changes_layer, combined, group_of, source
+from vaebm.config.base import NAME, merge, nested
+from vaebm.config.layers import COMMAND_LINE, SettingsLayer, check_key, group_of, source
 from vaebm.system.errors import UserError, brief, listed
 from vaebm.system.files import found_at, writing
 from vaebm.system.plugins import load_plugins
-
-RESERVED = ("data",)
-"""Names under results/ that no experiment can have."""
 
 
 class _Constructor(SafeConstructor):
@@ -89,19 +87,18 @@ def parse_yaml(text: str, name: str) -> Any:
         raise large
     try:
         content = reader.load(text)
-        if _count(content, {}) > LARGEST:
-            raise large
+        values = _count(content, {})
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
         problem = str(getattr(error, "problem", None) or error).partition(" with value")[0]  # of a duplicate key
         raise UserError(f"{where}: not YAML: {brief(problem)}") from None
-    except UserError:
-        raise
     except Exception as error:  # a value like !!int x, or lists in each other without end
         raise UserError(
             f"{name}: not YAML: a value that is not what its tag says ({type(error).__name__}: {brief(error)})"
         ) from None
+    if values > LARGEST:
+        raise large
     return content
 
 
@@ -178,10 +175,19 @@ def check_name(name: str, where: str, advice: str = "rename the file") -> None:
     if not re.fullmatch(NAME, name):
         expected = "a name of letters from a to z, digits, _ and -, which does not begin with -"
         raise UserError(f"{where}: expected {expected}, found {brief(repr(name))}; {advice}")
-    if name.lower() in RESERVED:
+    if name.lower() == "data":
         raise UserError(
             f"{where}: an experiment cannot be called {name!r}: results/{name}/ holds something else; {advice}"
         )
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Prefix the message of a `UserError` with `where`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _read_file(path: Path) -> Any:
@@ -211,11 +217,9 @@ def read_layers(path: Path, changes: Sequence[str] = ()) -> list[SettingsLayer]:
         if base in names[:-1]:
             expected = "expected a file that does not start from this one"
             raise UserError(f"{file}: base: {expected}, found {' → '.join(names)}")
-        try:
+        with located(f"{file}: base"):
             check_name(base, "name", "choose another")
             content = _read_file(path.with_name(f"{base}.yaml"))
-        except UserError as error:
-            raise UserError(f"{file}: base: {error}") from None
         file = path.with_name(f"{base}.yaml")
     if not isinstance(content, dict):
         validate(Experiment, content, str(file))
@@ -227,21 +231,31 @@ def read_layers(path: Path, changes: Sequence[str] = ()) -> list[SettingsLayer]:
     if changes:
         if not with_variants:
             layers[0][1]["variants"] = {"vaebm": {}}
-        layers.append(changes_layer(changes, parse_yaml))
+        layers.append((COMMAND_LINE, _changed(changes)))
     return layers
 
 
-def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file.
+def _changed(changes: Sequence[str]) -> dict[str, Any]:
+    """Values in texts like samples.chain.steps=40."""
+    content: dict[str, Any] = {}
+    for change in changes:
+        key, equals, text = (part.strip() for part in change.partition("="))
+        if not equals:
+            raise UserError(f"{COMMAND_LINE}: expected settings as samples.chain.steps=40, found {brief(repr(change))}")
+        check_key(key)
+        content = merge(content, nested(key, parse_yaml(text, f"{COMMAND_LINE}: {key}")))
+    return content
 
-    Args:
-        changes: settings to replace, like samples.chain.steps=40.
+
+def read_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file, with `changes` as in `read_layers`.
 
     Raises:
         UserError: as for `read_layers`; or the values are not an experiment.
     """
     layers = read_layers(path, changes)
-    return validate(Experiment, combined(layers), lambda key: source(layers, key, str(path)))
+    values: dict[str, Any] = reduce(merge, (content for _, content in layers), {})
+    return validate(Experiment, values, lambda key: source(layers, key, str(path)))
 
 
 def write_settings(experiment: Experiment, folder: Path, seeds: list[int], instead: Path = Path()) -> dict[str, str]:
@@ -277,34 +291,6 @@ def write_data_settings(data: DataSettings, folder: Path, instead: Path = Path()
     path = folder / f"{data.prepared}.yaml"
     written = _write(path, 0, "data", data if data.needs_files else None, instead)
     return {str(path): written} if written else {}
-
-
-def check_prepared(experiment: Experiment, data: DataSettings, folder: Path) -> None:
-    """Check a data set that may have been prepared in `folder` against the experiment.
-
-    Raises:
-        UserError: the manifest is damaged, the images have another shape, or there are too few.
-    """
-    manifest = folder / "manifest.json"
-    if found_at(manifest) == "none":
-        return
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        shape, splits = content["shape"], {split: last - first for split, (first, last) in content["splits"].items()}
-        train, heldout = splits["train"], splits["heldout"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(
-            f"{manifest}: expected the manifest of a prepared data set, found something else; remove {folder}"
-        ) from None
-    facts = data.facts
-    expected = [facts.side, facts.side, facts.channels]
-    if shape != expected:
-        raise UserError(
-            f"{manifest}: expected images {expected}, as the section data says, found {brief(shape)}; "
-            f"remove {folder} or choose another data.name"
-        )
-    if data == experiment.data and (problem := experiment.image_count_problem(train, heldout)):
-        raise UserError(f"{manifest}: {train:,} images to train on, {heldout:,} held out: {problem}")
 
 
 def checkpoint_section(stage: str, network: Settings, source: Path, **others: str) -> str:

@@ -115,22 +115,16 @@ def same_energy(wildcards):
     return {"pictures": stored(f"{folder}/pictures")} | {name: f"{folder}/{file}" for name, file in files.items()}
 
 
-def settings_of_stage(wildcards):
-    """Settings file of the stage that trains a variant's model."""
+def settings_of_stage(wildcards, kept=False):
+    """Settings file of the stage that trains a variant's model; `kept` as in `settings`."""
     stage = EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name
-    return settings(f"results/{{experiment}}/{{variant}}/seed{{seed}}/{stage}.yaml")(wildcards)
+    return settings(f"results/{{experiment}}/{{variant}}/seed{{seed}}/{stage}.yaml", kept)(wildcards)
 
 
 def nvae_below(wildcards):
     """NVAE below an energy from a checkpoint. Not one that is trained here: the energy's file is checked before that training."""
     nvae = f"results/{wildcards.experiment}/{BASELINE}/seed{wildcards.seed}/model.safetensors"
     return {"nvae": nvae} if wildcards.variant != BASELINE and EXPERIMENTS[wildcards.experiment].checkpoint_of(BASELINE) else {}
-
-
-def pretrained_settings_of(wildcards):
-    """Settings of a model from a checkpoint. A file that moved reruns nothing, other contents do."""
-    stage = EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).name
-    return ancient(settings(f"results/{{experiment}}/{{variant}}/seed{{seed}}/{stage}.yaml", kept=True)(wildcards))
 
 
 def checkpoint_file_of(wildcards):
@@ -166,7 +160,9 @@ def resources_of(stage):
     CPUs in Slurm, has no such limit. `nodes=1` keeps the GPUs of a job on one machine.
     """
     names = StageResources.model_fields[stage].annotation.model_fields
-    gpus = {"nodes": 1, GPU: resource(stage, "gpu"), **({"gres": gres_of(stage)} if GRES else {})} if "gpu" in names else {}
+    count = resource(stage, "gpu")
+    gres = {"gres": lambda wildcards: f"{GRES}:{count(wildcards)}" if count(wildcards) else ""} if GRES else {}  # none for a job without GPU
+    gpus = {"nodes": 1, GPU: count, **gres} if "gpu" in names else {}
     return {"cpus_per_task": resource(stage, "threads"), **gpus, "mem_mb": resource(stage, "mem_mb"), "runtime": resource(stage, "runtime")}
 
 
@@ -186,11 +182,6 @@ def data_settings_of(wildcards):
     return local(written) if data is not None and data.needs_files else []
 
 
-def images_of(wildcards):
-    """Settings of a data set without its path: other settings prepare it again, another path does not."""
-    return DATASETS[wildcards.dataset].model_dump_json(exclude={"path"}) if wildcards.dataset in DATASETS else ""
-
-
 def preparable():
     """Pattern of the data sets that `data` prepares: not those of data.dvc that are there, whole, and that no chosen experiment uses."""
 
@@ -202,9 +193,9 @@ def preparable():
     return f"(?!(?:{'|'.join(kept)})/){NAME}"
 
 
-def settings_option(wildcards, input):
-    """Option with the settings file of a data set."""
-    return f"--settings {input.settings}" if input.settings else ""
+def options(*names):
+    """Function of the inputs: an option for each of these that a job has."""
+    return lambda wildcards, input: " ".join(f"--{name} {input[name]}" for name in names if input.get(name))
 
 
 def data_of(wildcards):
@@ -212,21 +203,11 @@ def data_of(wildcards):
     return prepared(EXPERIMENTS[wildcards.experiment].data.prepared)
 
 
-def classifier_data_of(wildcards):
-    """Prepared images on which an experiment's classifier is trained."""
-    return prepared(EXPERIMENTS[wildcards.experiment].classifier_data)
-
-
 def classifier_of(wildcards):
     """Classifier of an experiment, as the extractor or for the modes of stacks; the reference of another extractor needs none."""
     evaluation = EXPERIMENTS[wildcards.experiment].evaluation
     needed = evaluation.classifier is not None and wildcards.get("extractor", "classifier") == "classifier"
     return {"classifier": f"results/{wildcards.experiment}/classifier/model.safetensors"} if needed else {}
-
-
-def classifier_option(wildcards, input):
-    """Option with the classifier, if there is one."""
-    return f"--classifier {input.classifier}" if "classifier" in input.keys() else ""
 
 
 def reference_of(wildcards):
@@ -238,11 +219,6 @@ def reference_of(wildcards):
         for one in expand("results/{experiment}/reference/{extractor}", experiment=wildcards.experiment, extractor=extractors)
     )
     return {"reference": first[0], "extractor": first[1], "further": sum([*others, *weights], []), **classifier_of(wildcards)}
-
-
-def extractor_weights_of(wildcards):
-    """Local file of an extractor's weights."""
-    return here(EXPERIMENTS[wildcards.experiment].evaluation.extractions[wildcards.extractor].weights)
 
 
 def weights_of(wildcards):
@@ -257,16 +233,6 @@ def ood_of(wildcards):
     """Prepared images of an experiment's OOD sets."""
     sets = [prepared(data.prepared) for data in EXPERIMENTS[wildcards.experiment].ood_data]
     return {"ood": [each["data"] for each in sets], "ood_files": [file for each in sets for file in [*each["arrays"], each["pinned"]]]}
-
-
-def ood_options(wildcards, input):
-    """Options with the manifests of the OOD sets."""
-    return " ".join(f"--ood {manifest}" for manifest in input.ood)
-
-
-def together(wildcards):
-    """Manifests of all data sets in data.dvc, for a data set that is one of them. DVC does not look into a storage."""
-    return [f"{folder}/manifest.json" for folder in PINNED if f"data/{wildcards.dataset}" in PINNED and not STORAGE]
 
 
 def models_of(wildcards):
@@ -291,19 +257,9 @@ def prior_below(wildcards):
     return {"prior": prior} if EXPERIMENTS[wildcards.experiment].stage_of(wildcards.variant).prior else {}
 
 
-def energy_option(wildcards, input):
-    """Options with the energies, E(x) and that on noise, if the variant has them."""
-    return " ".join(f"--{name} {input[name]}" for name in ("energy", "prior") if name in input.keys())
-
-
 def foreign_images(wildcards):
     """Images of another program."""
     return local(str(Path(EXPERIMENTS[wildcards.experiment].variants[wildcards.variant].images)))
-
-
-def state_of_foreign_images(wildcards):
-    """Names, sizes and times of the files, because the time of a folder says nothing of a file that is written again."""
-    return foreign_state(Path(foreign_images(wildcards)))
 
 
 def shard_records_of(wildcards):

@@ -22,7 +22,7 @@ rule ebm:
     resources:
         **resources_of("ebm"),
     params:
-        prior=energy_option,
+        prior=options("energy", "prior"),
     shell:
         "python -m vaebm ebm {input.settings} --data {input.data} --nvae {input.nvae} {params.prior} --model {output.model} %s --time-limit {resources.runtime} --log {log}"
         % THREADS_AND_GPUS

@@ -1,6 +1,6 @@
 rule classifier:
     input:
-        unpack(classifier_data_of),
+        unpack(lambda wildcards: prepared(EXPERIMENTS[wildcards.experiment].classifier_data)),
         settings=settings("results/{experiment}/classifier/classifier.yaml"),
     output:
         stored(directory("results/{experiment}/classifier/pictures")),
@@ -23,7 +23,7 @@ rule reference:
     input:
         unpack(data_of),
         unpack(classifier_of),
-        extractor_weights_of,
+        lambda wildcards: here(EXPERIMENTS[wildcards.experiment].evaluation.extractions[wildcards.extractor].weights),
         settings=ancient(settings("results/{experiment}/reference/{extractor}.yaml", kept=True)),  # a moved weights file reruns nothing; params has its hash
     output:
         "results/{experiment}/reference/{extractor}.npz",
@@ -36,7 +36,7 @@ rule reference:
     resources:
         **resources_of("evaluation"),
     params:
-        classifier=classifier_option,
+        classifier=options("classifier"),
         weights=weights_of,
     shell:
         "python -m vaebm reference {input.settings} --data {input.data} {params.classifier} --output {output} %s --log {log}" % THREADS_AND_GPUS
@@ -66,8 +66,8 @@ rule evaluation:
     resources:
         **resources_of("evaluation"),
     params:
-        energy=energy_option,
-        classifier=classifier_option,
+        energy=options("energy", "prior"),
+        classifier=options("classifier"),
         ood=lambda wildcards, input: "",  # kept, so that results of earlier versions stay up to date
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
@@ -94,8 +94,8 @@ rule ood:
     resources:
         **resources_of("evaluation"),
     params:
-        energy=energy_option,
-        ood=ood_options,
+        energy=options("energy", "prior"),
+        ood=lambda wildcards, input: " ".join(f"--ood {manifest}" for manifest in input.ood),
     shell:
         "python -m vaebm ood {input.settings} --data {input.data} --nvae {input.nvae} {params.energy} {params.ood}"
         " --output {output.figures} --pictures $(dirname {output.figures})/%s %s --log {log}" % ("ood" if STORAGE else "pictures", THREADS_AND_GPUS)
@@ -121,8 +121,9 @@ rule foreign_evaluation:
     resources:
         **resources_of("evaluation"),
     params:
-        classifier=classifier_option,
-        state=state_of_foreign_images,
+        classifier=options("classifier"),
+        # names, sizes and times of the files, because the time of a folder says nothing of a file that is written again
+        state=lambda wildcards: foreign_state(Path(foreign_images(wildcards))),
     shell:
         "python -m vaebm evaluation {input.settings} --data {input.data} --extractor {input.extractor} {params.classifier}"
         " --reference {input.reference} --metrics {output.metrics} %s --log {log} {input.images:q}" % THREADS_AND_GPUS

@@ -15,17 +15,13 @@ GPU = "gpu_count" if GRES else "gpu"
 THREADS_AND_GPUS = f"--threads {{resources.cpus_per_task}} --gpus {{resources.{GPU}}}"
 
 
-def check_storage():
-    """End the run in one line if the storage does not answer; Snakemake's own message is a trace for each file."""
+# One line if the storage does not answer; Snakemake's own message is a trace for each file.
+if STORAGE and workflow.is_main_process:
     prefix = workflow.storage_settings.default_storage_prefix
     try:
         workflow.storage_registry.default_storage_provider.object(f"{prefix}/results").exists()
     except Exception as error:  # each plug-in has its own
         sys.exit(f"{prefix}: expected a storage that answers, found {brief(error)}; make it answer, and repeat the command")
-
-
-if STORAGE and workflow.is_main_process:
-    check_storage()
 
 
 def stored(*paths):
@@ -36,13 +32,3 @@ def stored(*paths):
 def here(path):
     """A file or folder of the user as an input. Without a shared file system, its job runs on the machine that has it."""
     return [ancient(local(str(path)))] if STORAGE and path else []
-
-
-def gres_of(stage):
-    """Function of the wildcards: the GPUs of a job of `stage` as Slurm's `--gres`, none if it has no GPU."""
-
-    def of(wildcards):
-        count = resource(stage, "gpu")(wildcards)
-        return f"{GRES}:{count}" if count else ""
-
-    return of

@@ -28,7 +28,7 @@ rule pretrained:
         unpack(data_of),
         unpack(nvae_below),
         checkpoint_file_of,
-        settings=pretrained_settings_of,
+        settings=ancient(lambda wildcards: settings_of_stage(wildcards, kept=True)),  # a moved checkpoint reruns nothing; params has its hash
     output:
         model="results/{experiment}/{variant}/seed{seed}/model.safetensors",
         training="results/{experiment}/{variant}/seed{seed}/training.json",
@@ -41,6 +41,6 @@ rule pretrained:
         "../../environment.yml"
     params:
         checkpoint=checkpoint_hash,
-        nvae=lambda wildcards, input: f"--nvae {input.nvae}" if "nvae" in input.keys() else "",
+        nvae=options("nvae"),
     shell:
         "python -m vaebm pretrained {input.settings} --data {input.data} {params.nvae} --model {output.model} --log {log}"

@@ -13,7 +13,7 @@ rule samples:
     resources:
         **resources_of("samples"),
     params:
-        energy=energy_option,
+        energy=options("energy", "prior"),
     shell:
         "python -m vaebm samples {input.settings} --nvae {input.nvae} {params.energy} --shard {wildcards.shard} --output {output.images} %s --log {log}"
         % THREADS_AND_GPUS
