@@ -17,24 +17,26 @@ PublishedCheckpoint = Annotated[Path, typer.Argument(help="The published checkpo
 ConvertedModel = Annotated[Path, typer.Argument(help="Output file.", metavar="MODEL")]
 
 
-@in_group(convert_commands, "convert nvae checkpoint.pt model.safetensors")
-def nvae(official: PublishedCheckpoint, model: ConvertedModel) -> None:
+@in_group(convert_commands, "convert nvae checkpoint.pt model.safetensors", "nvae")
+def convert_nvae(official: PublishedCheckpoint, model: ConvertedModel) -> None:
     """Convert an NVAE with its settings; every key and shape is checked."""
     with imports():
         from vaebm.nvae.published_checkpoint import convert_published_nvae
     convert_published_nvae(official, model)
 
 
-@in_group(convert_commands, "convert energy EBM_25000.pth model.safetensors")
-def energy(official: PublishedCheckpoint, model: ConvertedModel) -> None:
+@in_group(convert_commands, "convert energy EBM_25000.pth model.safetensors", "energy")
+def convert_energy(official: PublishedCheckpoint, model: ConvertedModel) -> None:
     """Convert an energy network, identified by its shapes."""
     with imports():
         from vaebm.energy.published_checkpoint import convert_published_energy
     convert_published_energy(official, model)
 
 
-@in_group(convert_commands, "convert results")
-def results(results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results")) -> None:
+@in_group(convert_commands, "convert results", "results")
+def convert_earlier_results(
+    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+) -> None:
     """Convert the models of an earlier version's results (model.pt); nothing is trained again, nothing removed."""
     with imports():
         from vaebm.cli.convert_results import convert_results

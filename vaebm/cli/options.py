@@ -50,6 +50,9 @@ def experiments_here(incomplete: str) -> list[str]:
     return sorted(path.stem for path in Path("config/experiments").glob("*.yaml") if path.stem.startswith(incomplete))
 
 
-def in_group(group: typer.Typer, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command whose help ends with an example."""
-    return group.command(epilog=f"Example: `vaebm {example}`")
+Command = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def in_group(group: typer.Typer, example: str, name: str | None = None) -> Command:
+    """Register a command whose help ends with an example; its name is that of the function unless `name` is given."""
+    return group.command(name, epilog=f"Example: `vaebm {example}`")
