@@ -1,17 +1,14 @@
 """CelebA 64×64: aligned faces, cropped and resized as in the published experiments; training and validation split."""
 
 import zipfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from PIL import Image
 
 from vaebm.config import DataSettings
 from vaebm.data.convert_large import LazyImages
 from vaebm.data.decode import Decoded, Unsuitable, read_picture, to_array
-from vaebm.data.download import PublishedFile, Source, folder_of, torchvision_datasets, verified
+from vaebm.data.download import PublishedFile, folder_of, torchvision_datasets, verified
 from vaebm.system.errors import UserError, brief
 
 
@@ -20,32 +17,27 @@ def prepare_celeba(data: DataSettings, threads: int) -> LazyImages:
 
     Faces (178×218) are cropped to 148×148 and resized to 64×64 by Pillow's antialiased bilinear filter.
     """
-    folder, opener, source = _faces(data)
+    known = torchvision_datasets().CelebA
+    published = {name: PublishedFile(name, md5, drive=drive) for drive, md5, name in known.file_list}
+    archive, partition = published["img_align_celeba.zip"], published["list_eval_partition.txt"]
+    faces: Path | zipfile.Path = folder_of(data) / "img_align_celeba"
+    if faces.is_dir():
+        folder, source = verified(data, partition)
+    else:
+        folder, source = verified(data, archive, partition)
+        faces = zipfile.Path(folder / archive.name, "img_align_celeba/")
 
     def read(path: Path) -> Decoded:
         try:
-            with opener(path.name) as file:
+            with (faces / path.name).open("rb") as file:
                 image, done = read_picture(file, channels=3)
-        except (FileNotFoundError, KeyError):
+        except FileNotFoundError:
             raise Unsuitable("list_eval_partition.txt names it, found no such file") from None
         if image.size != (178, 218):
             raise Unsuitable(f"expected an aligned face of 178×218 pixels, found {image.size[0]}×{image.size[1]}")
         return to_array(image.crop((15, 40, 163, 188)).resize((64, 64), Image.Resampling.BILINEAR)), done
 
     return LazyImages((64, 64, 3), _partition(folder), source, read)
-
-
-def _faces(data: DataSettings) -> tuple[Path, Callable[[str], AbstractContextManager[IO[bytes]]], Source]:
-    """Folder of the raw files, function that opens a picture by name, and checksums."""
-    known = torchvision_datasets().CelebA
-    published = {name: PublishedFile(name, md5, drive=drive) for drive, md5, name in known.file_list}
-    pictures, partition = published["img_align_celeba.zip"], published["list_eval_partition.txt"]
-    if (faces := folder_of(data) / "img_align_celeba").is_dir():
-        folder, source = verified(data, partition)
-        return folder, lambda name: (faces / name).open("rb"), source
-    folder, source = verified(data, pictures, partition)
-    archive = zipfile.ZipFile(folder / pictures.name)
-    return folder, lambda name: archive.open(f"img_align_celeba/{name}"), source
 
 
 def _partition(folder: Path) -> dict[str, list[Path]]:

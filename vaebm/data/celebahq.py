@@ -19,22 +19,19 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 SOURCES = {"train": "train", "heldout": "validation"}
 """Split → name of its folder, or of its LMDB without the suffix."""
 
-
 Item = Path | Entry | TFRecord
 
 
 def prepare_celebahq(data: DataSettings, threads: int) -> LazyImages:
     """CelebA-HQ in the order of file names, keys or records; larger pictures are resized (`vaebm.data.decode`)."""
-    folder, facts = folder_of(data), data.facts
-    parts = {split: _items(folder, name, threads) for split, name in SOURCES.items()}
-    for split, expected in {"train": facts.train, "heldout": facts.heldout}.items():
-        if len(parts[split][0]) != expected:
+    folder, facts, items, source = folder_of(data), data.facts, {}, {}
+    for (split, name), expected in zip(SOURCES.items(), (facts.train, facts.heldout), strict=True):
+        items[split], source[name] = _items(folder, name, threads)
+        if (found := len(items[split])) != expected:
             raise UserError(
-                f"{folder}: expected {expected:,} images for {SOURCES[split]}, found {len(parts[split][0]):,}; "
+                f"{folder}: expected {expected:,} images for {name}, found {found:,}; "
                 "complete it, or use the set folder"
             )
-    source = {SOURCES[split]: found for split, (_, found) in parts.items()}
-    items = {split: items for split, (items, _) in parts.items()}
     return LazyImages((facts.side, facts.side, facts.channels), items, source, lambda item: _read(item, facts))
 
 
@@ -43,7 +40,7 @@ def _items(folder: Path, name: str, threads: int) -> tuple[list[Item], dict[str,
     if (database := folder / f"{name}.lmdb").is_dir():
         opened = Database(database)
         keys = sorted((key for key in opened.keys if key.isdigit()), key=int)  # other keys are metadata
-        return [Entry(opened, key) for key in keys], {"lmdb": checksum(database / "data.mdb", "sha256")}
+        return [Entry(opened, key) for key in keys], {"lmdb": checksum(database / "data.mdb")}
     try:  # hidden files are of file managers
         files = sorted(path for path in (folder / name).iterdir() if path.is_file() and path.name[0] != ".")
     except OSError as error:

@@ -33,11 +33,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_batch(content: bytes, labels: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, 32, 32, 3) and labels (N,) of one pickled batch.
-
-    Args:
-        labels: key of the labels.
-        where: name of the file, for errors.
+    """Images (N, 32, 32, 3) and labels (N,), under the key `labels`, of the pickled batch in the file `where`.
 
     Raises:
         UserError: the content is not such a batch, or has an object of another class.
@@ -56,10 +52,9 @@ def read_batch(content: bytes, labels: bytes, where: str) -> tuple[NDArray[np.ui
 
 def prepare_cifar(data: DataSettings, threads: int) -> Prepared:
     """Images (60000, 32, 32, 3), labels, splits and source of CIFAR-10 or CIFAR-100 (100 fine labels)."""
-    known = getattr(torchvision_datasets(), {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[data.dataset])
+    known = getattr(torchvision_datasets(), data.dataset.upper())
     contents, source = _batches(data, known)
-    names = [name for name, _ in [*known.train_list, *known.test_list]]
-    batches = [read_batch(contents[name], LABELS[data.dataset], name) for name in names]
+    batches = [read_batch(content, LABELS[data.dataset], name) for name, content in contents.items()]
     images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     train = sum(len(labels) for _, labels in batches[: len(known.train_list)])
     return images, labels, {"train": (0, train), "heldout": (train, len(labels))}, source

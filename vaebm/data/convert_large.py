@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +73,7 @@ def write_lazy_images(folder: Path, name: str, data: LazyImages, threads: int) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         done = _finished(journal, key) if partial.is_file() else {}
-        mode: Literal["r+", "w+"] = "r+" if done else "w+"
-        start = np.lib.format.open_memmap(partial, mode, np.uint8, shape).offset
+        start = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.uint8, shape).offset
         with partial.open("r+b") as file, journal.open("w", encoding="utf-8") as notes:
             notes.writelines(json.dumps(line) + "\n" for line in (key, *done.items()))
             notes.flush()

@@ -83,7 +83,7 @@ def checksums(paths: list[Path], threads: int) -> list[str]:
     """
     progress, found = Progress("checksums", len(paths), unit="file"), []
     with ThreadPoolExecutor(threads) as pool:
-        for one in pool.map(lambda path: checksum(path, "sha256"), paths):
+        for one in pool.map(checksum, paths):
             found.append(one)
             progress.advance()
     progress.close()

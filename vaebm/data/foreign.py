@@ -33,7 +33,7 @@ def read_foreign(place: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Fore
     """
     files = foreign_files(place)
     if files == [place]:
-        images, digest = _read_array(place, shape), checksum(place, "sha256")
+        images, digest = _read_array(place, shape), checksum(place)
     else:
         images, digest = _read_pictures(place, files, shape)
     origin = ForeignImages(path=str(place), images=len(images), sha256=digest)

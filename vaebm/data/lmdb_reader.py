@@ -10,10 +10,7 @@ from vaebm.system.errors import UserError, brief
 
 
 class Database:
-    """Read-only LMDB.
-
-    Args:
-        folder: folder of its data.mdb.
+    """Read-only LMDB in the folder of its data.mdb.
 
     Raises:
         UserError: the LMDB is absent or damaged.

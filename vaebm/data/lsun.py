@@ -18,20 +18,18 @@ FOLDERS = {"train": "church_outdoor_train_lmdb", "heldout": "church_outdoor_val_
 
 def prepare_lsun(data: DataSettings, threads: int) -> LazyImages:
     """LSUN Church Outdoor in the order of the keys."""
-    folder, facts = folder_of(data), data.facts
-    parts = {split: Database(folder / name) for split, name in FOLDERS.items()}
-    for (split, database), expected in zip(parts.items(), (facts.train, facts.heldout), strict=True):
+    folder, facts, entries, source = folder_of(data), data.facts, {}, {}
+    for (split, name), expected in zip(FOLDERS.items(), (facts.train, facts.heldout), strict=True):
+        database = Database(folder / name)
         if len(database.keys) != expected:
             raise UserError(
                 f"{database.folder}: expected {expected:,} pictures ({split}), "
                 f"found {len(database.keys):,}; get it anew"
             )
+        entries[split] = [Entry(database, key) for key in database.keys]
+        source[f"{name}/data.mdb"] = {"sha256": checksum(folder / name / "data.mdb")}
 
     def read(entry: Entry) -> Decoded:
         return read_resized(io.BytesIO(entry.database[entry.key]), facts.channels, facts.side)
 
-    source = {
-        f"{name}/data.mdb": {"sha256": checksum(folder / name / "data.mdb", "sha256")} for name in FOLDERS.values()
-    }
-    entries = {split: [Entry(database, key) for key in database.keys] for split, database in parts.items()}
     return LazyImages((facts.side, facts.side, facts.channels), entries, source, read)

@@ -1,6 +1,5 @@
 """The prepared format: memory-mapped uint8 arrays described by a manifest."""
 
-import hashlib
 import json
 import operator
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def describe_images(folder: Path, name: str, labels: NDArray[np.int64], splits: 
         "shape": list(shape[1:]),
         "splits": {split: list(bounds) for split, bounds in splits.items()},
         "source": source,
-        "sha256": {file: checksum(folder / file, "sha256") for file in ("images.npy", "labels.npy")},
+        "sha256": {file: checksum(folder / file) for file in ("images.npy", "labels.npy")},
     }
     if name not in DATASETS:  # the counts of published sets are known, and the default sets pinned without a hash
         manifest["hash"] = fingerprint(manifest)
@@ -141,7 +140,7 @@ def open_images(manifest: Path) -> ImageSet:
         warn_unverified(manifest, f"to have one, {AGAIN}")
     images = _open(manifest.parent / "images.npy", (count, *shape), np.uint8, checksums)
     labels = _open(manifest.parent / "labels.npy", (count,), np.int64, checksums)
-    return ImageSet(name, images, labels, splits, hashlib.sha256(manifest.read_bytes()).hexdigest(), users)
+    return ImageSet(name, images, labels, splits, checksum(manifest), users)
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, str]) -> NDArray[Any]:
@@ -157,7 +156,7 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type, checksums: dict[str, 
         array, found = None, "a file that is not a whole .npy array"
     if array is None or array.shape != shape or array.dtype != dtype:
         raise UserError(f"{path}: expected {expected}, found {found}; {AGAIN}")
-    if checksum(path, "sha256") != checksums[path.name]:
+    if checksum(path) != checksums[path.name]:
         raise UserError(
             f"{path}: expected the bytes that manifest.json names, found others (damaged or edited); {AGAIN}"
         )

@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vaebm.config import DataSettings
 from vaebm.data.digits import prepare_digits
@@ -23,34 +22,28 @@ def prepare_stacked_mnist(data: DataSettings, threads: int) -> Prepared:
     return stack(prepare_mnist(data, threads), repeats=1)
 
 
-def _shuffled(count: int, name: str) -> NDArray[np.int64]:
-    """Numbers below `count` in the order of their hashes, independent of random generators."""
-    return np.array(sorted(range(count), key=lambda index: hashlib.sha256(f"{name}/{index}".encode()).digest()))
+def _shuffled(first: int, last: int, name: str) -> list[int]:
+    """Numbers from `first` to `last` - 1 in the order of hashes of their places, independent of random generators."""
+    return sorted(range(first, last), key=lambda at: hashlib.sha256(f"{name}/{at - first}".encode()).digest())
 
 
 def stack(made: Prepared, repeats: int) -> Prepared:
     """Stacks (repeats · N, H, W, 3) of images (N, H, W, 1), labelled 100a + 10b + c by their channels' labels a, b, c.
 
-    Each split is stacked separately. In each channel every image occurs `repeats` times, so labels have the same
-    frequencies in all channels, and the channels are independent.
-
-    Args:
-        made: greyscale images with labels 0 to 9.
-        repeats: stacks per image.
+    Each split is stacked separately. In each channel every image occurs `repeats` times, so labels, 0 to 9, have the
+    same frequencies in all channels, and the channels are independent.
     """
     images, labels, splits, source = made
-    parts, numbers, bounds, first = [], [], {}, 0
-    for split, (start, stop) in splits.items():
-        count = stop - start
-        channels = [
-            start
-            + np.concatenate(
-                [_shuffled(count, f"stack/{split}/channel {channel}/round {turn}") for turn in range(repeats)]
-            )
-            for channel in range(DEPTH)
+    channels = [
+        [
+            image
+            for split, (first, last) in splits.items()
+            for turn in range(repeats)
+            for image in _shuffled(first, last, f"stack/{split}/channel {channel}/round {turn}")
         ]
-        parts.append(np.concatenate([images[chosen] for chosen in channels], axis=-1))
-        numbers.append(sum(10 ** (DEPTH - 1 - channel) * labels[chosen] for channel, chosen in enumerate(channels)))
-        bounds[split] = (first, first + len(channels[0]))
-        first += len(channels[0])
-    return np.concatenate(parts), np.concatenate(numbers), bounds, {**source, "stacked": DEPTH, "repeats": repeats}
+        for channel in range(DEPTH)
+    ]
+    stacks = np.concatenate([images[chosen] for chosen in channels], axis=-1)
+    modes = 10 ** np.arange(DEPTH)[::-1] @ labels[np.array(channels)]
+    bounds = {split: (repeats * first, repeats * last) for split, (first, last) in splits.items()}
+    return stacks, modes, bounds, {**source, "stacked": DEPTH, "repeats": repeats}

@@ -124,27 +124,24 @@ def prepare_folder(data: DataSettings, threads: int) -> LazyImages:
         raise UserError(
             f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found {len(files)} files and none of these"
         )
-    tops = {path.relative_to(folder).parts[0] for path in found if path.parent != folder}
-    if len(tops) > 1 and {name.lower() for name in tops} <= {*SPLITS}:
+    classes = sorted({path.relative_to(folder).parts[0] for path in found if path.parent != folder})
+    if len(classes) > 1 and {name.lower() for name in classes} <= {*SPLITS}:
         raise UserError(
             f"{folder}: expected a folder for each class, found the parts of a set that is split already "
-            f"({listed(sorted(tops))}); data.path may name one of them"
+            f"({listed(classes)}); data.path may name one of them"
         )
-    others = {path.relative_to(folder).parts[0] for path in files if path.parent != folder} - tops
+    others = {path.relative_to(folder).parts[0] for path in files if path.parent != folder} - {*classes}
     if left_out := sorted(name for name in others if name.lower() not in SYSTEM):
         print(f"{folder}: no pictures are in {listed(left_out)}, so that is no class")
     hashes = checksums(found, threads)
     train, heldout = split_by_hash(hashes, data.heldout, str(folder))
     chosen = [found[number] for number in train + heldout]
-    inside = [path.relative_to(folder).parts for path in chosen]
-    classes = sorted({parts[0] for parts in inside if len(parts) > 1})
-    labels = np.array([classes.index(parts[0]) if len(parts) > 1 else 0 for parts in inside], np.int64)
-    if classes and any(len(parts) == 1 for parts in inside):
-        lone = next(path for path, parts in zip(chosen, inside, strict=True) if len(parts) == 1)
+    if classes and (lone := next((path for path in chosen if path.parent == folder), None)):
         raise UserError(
             f"{shown(lone)}: expected every picture in the folder of its class ({listed(classes[:3])}, …), "
             "or all of them in none, found one beside"
         )
+    labels = [classes.index(path.relative_to(folder).parts[0]) if classes else 0 for path in chosen]
     counts = {"other files": len(files) - len(found), "duplicates": len(found) - len(set(hashes))}
     about = {"sha256": whole_checksum(folder, found, hashes), "pictures": len(found), **counts, "classes": classes}
     source = {USERS: {key: value for key, value in about.items() if value}}
@@ -154,7 +151,7 @@ def prepare_folder(data: DataSettings, threads: int) -> LazyImages:
             return read_resized(file, channels, side)
 
     parts = {"train": chosen[: len(train)], "heldout": chosen[len(train) :]}
-    return LazyImages((side, side, channels), parts, source, read, labels)
+    return LazyImages((side, side, channels), parts, source, read, np.array(labels, np.int64))
 
 
 def _is_picture(inside: Path) -> bool:
@@ -188,7 +185,7 @@ def prepare_arrays(data: DataSettings, threads: int) -> Prepared:
         if name not in arrays:
             raise UserError(f"{path}: expected an array {name}, found {listed(names) or 'none'}")
     images, labels = _arrays(path, arrays, "", data)
-    source = {USERS: {"sha256": checksum(path, "sha256")}}
+    source = {USERS: {"sha256": checksum(path)}}
     if own and data.heldout is not None:
         raise UserError(
             f"{path}: the file has images of its own to hold out ({', '.join(sorted(own))}); "

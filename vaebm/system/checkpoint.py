@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vaebm.system import distributed
 from vaebm.system.errors import UserError
-from vaebm.system.files import write_json, writing
+from vaebm.system.files import checksum, write_json, writing
 
 HEADER = "vaebm"
 """Key of the header's metadata with the model's configuration, as JSON."""
@@ -210,11 +210,8 @@ class Checkpoints:
         """State of the newest intact checkpoint; None: there is none. Damaged ones are reported."""
         found = [slot for slot in sorted(self.slots, key=self._order, reverse=True) if slot.is_file()]
         for slot in found:
-            if (record := self._record(slot)) is not None:
-                with slot.open("rb") as file:
-                    intact = hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
-                if intact:
-                    return load_plain(slot, "a training checkpoint")
+            if (record := self._record(slot)) is not None and checksum(slot) == record.sha256:
+                return load_plain(slot, "a training checkpoint")
             self._damaged.add(slot)
             if distributed.rank() == 0:
                 then = "the training starts from the beginning" if slot == found[-1] else "the one before it is read"

@@ -8,8 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -39,7 +38,7 @@ class Interrupted(Exception):
         saved: False if the state is not finite, so that the checkpoint before it was kept.
     """
 
-    def __init__(self, reason: str, status: int = RESUME, saved: bool = True):
+    def __init__(self, reason: str, status: int, saved: bool):
         state = "state saved" if saved else "its state is not finite and was not saved, the checkpoint before is kept"
         super().__init__(f"{reason}: {state}; repeat the command to resume")
         self.status = status
@@ -133,42 +132,30 @@ def to_device_channels_last(module: M, device: torch.device) -> M:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generator within this context and restore it afterwards."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Within this context SIGTERM and SIGINT only add their numbers to the list, so that a loop can save its state."""
+    received: list[int] = []
+    before = {
+        one: signal.signal(one, lambda number, frame: received.append(number))
+        for one in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield received
     finally:
-        torch.set_rng_state(state)
-
-
-class StopSignals:
-    """Within this context SIGTERM and SIGINT only set `received`, so that a loop can save its state."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
 class Progress:
     """Progress bar on a terminal, otherwise a line every 30 seconds, with the latest values and the remaining time.
 
-    With several processes only the first shows it.
-
-    Args:
-        name: name of the task.
-        total: total number of steps.
-        start: number of steps done before.
-        unit: name of a step.
+    `start` of the `total` steps were done before. With several processes only the first shows it.
     """
 
     def __init__(self, name: str, total: int, start: int = 0, unit: str = "step"):

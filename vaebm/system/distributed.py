@@ -77,10 +77,7 @@ def join(backend: str) -> None:
 
 
 def check_share(batch: int, where: str) -> None:
-    """Check that the processes can share `batch` images evenly.
-
-    Args:
-        where: file and key of the number, for the error.
+    """Check that the processes can share `batch` images, a number that `where` names, evenly.
 
     Raises:
         UserError: they cannot.
@@ -171,12 +168,9 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over the processes.
+    """Replace every gradient by its mean over the processes, which have the `parameters` in the same order.
 
     Parameters without a gradient are skipped; they are the same in all processes.
-
-    Args:
-        parameters: parameters in the same order in every process.
     """
     if world_size() == 1:
         return
@@ -211,13 +205,9 @@ def report_error_once() -> bool:
 
 
 def launch(count: int, command: Sequence[str]) -> int:
-    """Run `python COMMAND` as several processes on this machine, like torchrun, and wait for them.
+    """Run `python COMMAND` as `count` processes on this machine, like torchrun, and wait for them.
 
     SIGTERM and SIGINT are forwarded to all. When one process fails, the others get SIGTERM.
-
-    Args:
-        count: number of processes.
-        command: arguments of this Python interpreter.
 
     Returns:
         Exit status of the process that failed first, 128 + number of the signal that ended it, or 0.

@@ -9,12 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vaebm.system.errors import UserError
-from vaebm.system.files import lockless
+from vaebm.system.files import locked, lockless
 
 FOLDER = Path(tempfile.gettempdir()) / f"vaebm-gpus-{os.getuid()}"
 """Folder of the locks, one file per GPU and one folder per user; other users' locks have no effect."""
@@ -56,13 +55,10 @@ def reserve_gpus(count: int, uuids: Callable[[], list[str]] = visible_uuids) -> 
     names = None if given is None else given.split(",")
     if names is not None and len(names) <= count:
         return
-    if devices := {uuid: str(number) if names is None else names[number] for number, uuid in enumerate(uuids())}:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(_lease(devices, min(count, len(devices))))
-
-
-def _lease(devices: Mapping[str, str], count: int) -> list[str]:
-    """Lock `count` of `devices` (UUID → name) until this process ends and return their names; wait for free ones."""
-    waiting = False
+    devices = {uuid: str(number) if names is None else names[number] for number, uuid in enumerate(uuids())}
+    if not devices:
+        return
+    count, waiting = min(count, len(devices)), False
     while not (taken := _attempt(devices, count)):
         if not waiting:
             lacking = f"fewer than {count} of the GPUs {', '.join(devices.values())} are free of other jobs"
@@ -70,22 +66,18 @@ def _lease(devices: Mapping[str, str], count: int) -> list[str]:
             waiting = True
         time.sleep(RETRY_AFTER)
     _held.extend(taken.values())
-    return [devices[uuid] for uuid in taken]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[uuid] for uuid in taken)
 
 
-def _attempt(devices: Mapping[str, str], count: int) -> dict[str, int]:
+def _attempt(uuids: Iterable[str], count: int) -> dict[str, int]:
     """UUID → descriptor of `count` locks; empty if fewer are free, so that two jobs never wait for each other."""
     import fcntl  # not available on Windows
 
     taken: dict[str, int] = {}
-    with ExitStack() as at_the_end:
-        try:
-            FOLDER.mkdir(mode=0o700, exist_ok=True)
-            one_at_a_time = os.open(FOLDER, os.O_RDONLY)
-            at_the_end.callback(os.close, one_at_a_time)
-            with lockless(FOLDER):
-                fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-            for uuid in devices:
+    try:
+        FOLDER.mkdir(mode=0o700, exist_ok=True)
+        with locked(FOLDER / ".lock"):  # one process at a time
+            for uuid in uuids:
                 # not inherited by children (PEP 446), which may outlive this process
                 lock = os.open(FOLDER / uuid, os.O_RDWR | os.O_CREAT, 0o600)
                 try:
@@ -97,11 +89,11 @@ def _attempt(devices: Mapping[str, str], count: int) -> dict[str, int]:
                 taken[uuid] = lock
                 if len(taken) == count:
                     return taken
-        except OSError as error:
-            raise UserError(
-                f"{FOLDER}: expected a folder of this user for the locks of GPUs, found {error.strerror}; "
-                "set TMPDIR to another"
-            ) from None
+    except OSError as error:
+        raise UserError(
+            f"{FOLDER}: expected a folder of this user for the locks of GPUs, found {error.strerror}; "
+            "set TMPDIR to another"
+        ) from None
     for lock in taken.values():
         os.close(lock)
     return {}

@@ -53,10 +53,7 @@ class _Tee:
 
 def replace_terminal(terminal: TextIO) -> None:
     """Write stderr to another terminal, and to the log as before."""
-    if isinstance(sys.stderr, _Tee):
-        sys.stderr = _Tee(terminal, sys.stderr.log)
-    else:
-        sys.stderr = terminal
+    sys.stderr = _Tee(terminal, sys.stderr.log) if isinstance(sys.stderr, _Tee) else terminal
 
 
 @contextlib.contextmanager

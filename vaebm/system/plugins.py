@@ -116,13 +116,7 @@ class Registry(UserDict[str, Registrable]):
         return f"{self.stamped(name)} sha256:{self.plugins[name].sha256}"
 
     def check(self, text: str, what: str = "", known: Iterable[str] = (), advice: str = "") -> str:
-        """The name in `text`, a name or `stamped` one.
-
-        Args:
-            text: the name, or the name with `==` and a version.
-            what: description of an entry, for errors.
-            known: names, for errors.
-            advice: advice, for errors.
+        """The name in `text`, a name or `stamped` one; `what` an entry is, names `known` and `advice` are for errors.
 
         Raises:
             UserError: there is no such entry, or a plug-in of another version.

@@ -28,11 +28,7 @@ def chain_dtype(precision: str) -> torch.dtype | None:
 
 
 def set_precision(precision: str, device: torch.device, key: str) -> None:
-    """Set the process-wide part of a precision setting, and check that the device supports it.
-
-    Args:
-        precision: value of the setting.
-        key: key of the setting, for errors.
+    """Set the process-wide part of the precision setting `key`, and check that the device supports it.
 
     Raises:
         UserError: bfloat16 or double precision on a GPU without it.

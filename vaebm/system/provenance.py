@@ -19,17 +19,16 @@ UNKNOWN = "unknown"
 def _git(folder: Path, *arguments: str) -> str | None:
     """Output of git; None without git, outside a repository, or after an error."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             ["git", "-C", str(folder), *arguments],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
             timeout=60,
             check=True,
-        )
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
 
 
 def commit(folders: tuple[Path, ...] | None = None) -> dict[str, str | bool]:

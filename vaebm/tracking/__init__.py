@@ -4,10 +4,8 @@ It reads the stages' files and writes what is new. Its state is results/<experim
 repeated at any time. MLflow is never an input; if it is missing or fails, one line reports this.
 """
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from vaebm.records.files import read_tracking, write_record
@@ -45,7 +43,7 @@ def run(results: Path) -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
     shown = without_password(uri)
     try:
-        with _alone():
+        with locked(Path(f"{DATABASE}.lock")):  # of two processes that create the database, one would fail
             mirror = Mirror(uri, results)
             mirror.experiment()
             found = stages(results)
@@ -68,10 +66,3 @@ def run(results: Path) -> None:
         print(f"warning: {results} was not mirrored to MLflow ({problem}){advice}", flush=True)
     else:
         print(f"{results}: {len(mirror.place.stages)} stage runs mirrored to {shown}{mirror.page}")
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Lock the creation of the database: of two processes that create it, one would fail."""
-    with locked(Path(f"{DATABASE}.lock")):
-        yield

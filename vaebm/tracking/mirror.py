@@ -1,7 +1,6 @@
 """Writes runs and registered models to MLflow."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -10,7 +9,6 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,13 @@ from vaebm.config import fingerprint
 from vaebm.records.files import read_tracking, write_record
 from vaebm.records.results import MirroredRun, TrackingRecord
 from vaebm.system.errors import UserError
+from vaebm.system.files import checksum
 from vaebm.system.startup import imports
 from vaebm.tracking.database import DATABASE, prepare_database, without_password
 from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
 
 EXPERIMENT_NAME = "vaebm"
 """Name of the MLflow experiment of all runs."""
-
-PER_CALL = {"metrics": 900, "params": 90}
-"""Batch sizes below MLflow's limits of 1000 and 100."""
 
 MINUTES = 10.0
 """Time for everything but uploads to a server, which may answer slowly."""
@@ -48,12 +44,7 @@ NEEDS = (
 
 
 class Mirror:
-    """A connection to MLflow, and the state of one experiment's mirror.
-
-    Args:
-        uri: MLflow's.
-        results: results/<experiment>.
-    """
+    """A connection to the MLflow at `uri`, and the state of the mirror of `results`, results/<experiment>."""
 
     def __init__(self, uri: str, results: Path):
         # a server that does not answer costs seconds instead of MLflow's default of minutes
@@ -109,8 +100,8 @@ class Mirror:
             self.client.rename_experiment(
                 found.experiment_id, f"{EXPERIMENT_NAME}, files in {found.artifact_location}, {found.experiment_id}"
             )
-        create = partial(self.client.create_experiment, EXPERIMENT_NAME, artifact_location=location)
-        return str(_unless_there(create) or self._home())
+        made = _unless_there(self.client.create_experiment, EXPERIMENT_NAME, artifact_location=location)
+        return str(made or self._home())
 
     @property
     def page(self) -> str:
@@ -120,9 +111,9 @@ class Mirror:
     def experiment(self) -> None:
         """Create or update the parent run."""
         stage = experiment_run(self.results)
-        whole = self.place.whole
-        if whole is None or not self._exists(self.place.run):
-            whole = _empty_place(self._create(stage, {}), stage)
+        whole = self._existing(self.place.whole)
+        if whole is None:
+            whole = self._create(stage, {})
             self.place = self.place.model_copy(update={"run": whole.run, "stages": {}, "models": {}, "whole": whole})
             self._save()
         self._bring_up_to_date(whole, stage)
@@ -131,8 +122,7 @@ class Mirror:
         """Create or update a child run; other settings or other numbers make a new run."""
         from mlflow.entities import Param
 
-        known = self.place.stages.get(stage.name)
-        place = known if known is not None and self._exists(known.run) else None
+        place = self._existing(self.place.stages.get(stage.name))
         if place is not None and not stage.continues(place):
             self.client.update_run(place.run, name=f"{stage.name}, superseded")
             self.client.set_tag(place.run, "status", "superseded")
@@ -141,8 +131,8 @@ class Mirror:
             place = None
         if place is None:
             tags = {"mlflow.parentRunId": self.place.run or "", "experiment": self.results.name}
-            place = _empty_place(self._create(stage, tags), stage)
-            self._log(place.run, "params", [Param(name, value) for name, value in stage.parameters.items()])
+            place = self._create(stage, tags)
+            self.client.log_batch(place.run, params=[Param(name, value) for name, value in stage.parameters.items()])
             self.place.stages[stage.name] = place
             self._save()
         self._bring_up_to_date(place, stage)
@@ -193,7 +183,7 @@ class Mirror:
                 pip_requirements=[f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in NEEDS],
                 signature=ModelSignature(Schema([images]), Schema([scores])),
             )
-        _unless_there(partial(self.client.create_registered_model, model.name))
+        _unless_there(self.client.create_registered_model, model.name)
         self.client.create_model_version(
             model.name,
             f"models:/{logged.model_id}",
@@ -217,17 +207,17 @@ class Mirror:
         self._log_history(place, stage, ended)
         figures = {name: value for name, value in stage.figures.items() if place.figures.get(name) != value}
         if figures:
-            self._log(run, "metrics", [Metric(_key(name), value, now, 0) for name, value in figures.items()])
+            self.client.log_batch(run, [Metric(_key(name), value, now, 0) for name, value in figures.items()])
             place.figures = stage.figures
             self._save()
         if stage.curves and not place.curves:
             points = [(name, step, value) for name, curve in stage.curves.items() for step, value in curve]
-            self._log(run, "metrics", [Metric(_key(name), value, ended, step) for name, step, value in points])
+            self.client.log_batch(run, [Metric(_key(name), value, ended, step) for name, step, value in points])
             place.curves = fingerprint(stage.curves)
             self._save()
         for folder, files in stage.files.items():
             for file in files:
-                key, content = f"{folder}/{file.name}", hashlib.sha256(file.read_bytes()).hexdigest()
+                key, content = f"{folder}/{file.name}", checksum(file)
                 if place.files.get(key) != content:
                     with self._uploading():
                         self.client.log_artifact(run, str(file), folder or None)
@@ -248,7 +238,7 @@ class Mirror:
         inputs = [
             DatasetInput(
                 Dataset(
-                    one.name, one.hash[:DIGEST], "local", json.dumps({"uri": str(one.folder)}),
+                    one.folder.name, one.hash[:DIGEST], "local", json.dumps({"uri": str(one.folder)}),
                     profile=json.dumps({"num_rows": one.images}),
                 ),
                 [InputTag("mlflow.data.context", one.context)],
@@ -274,25 +264,23 @@ class Mirror:
                 step = int(record.pop("step"))
                 numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
                 batch += [Metric(_key(name), float(value), now, step) for name, value in numbers.items()]
-            self._log(place.run, "metrics", batch)
+            self.client.log_batch(place.run, batch)
             place.lines = min(first + LINES_PER_SAVE, len(stage.history))
             place.history = fingerprint(stage.history[: place.lines])
             self._save()
 
-    def _log(self, run: str, kind: str, entities: list[Any]) -> None:
-        """Log entities of a kind of `PER_CALL` in batches."""
-        for first in range(0, len(entities), PER_CALL[kind]):
-            batch: dict[str, Any] = {kind: entities[first : first + PER_CALL[kind]]}
-            self.client.log_batch(run, **batch)
+    def _create(self, stage: StageRun, tags: dict[str, str]) -> MirroredRun:
+        """Create a run; its state is that of one that has only its parameters."""
+        run = self.client.create_run(self.home, stage.began, tags | {"results": self.origin}, stage.name).info.run_id
+        return MirroredRun(
+            run=str(run), parameters=fingerprint(stage.parameters), lines=0, history=fingerprint([]),
+            figures={}, curves="", tags={}, files={}, data=[], ended=False,
+        )  # fmt: skip
 
-    def _create(self, stage: StageRun, tags: dict[str, str]) -> str:
-        return str(
-            self.client.create_run(self.home, stage.began, tags | {"results": self.origin}, stage.name).info.run_id
-        )
-
-    def _exists(self, run: str | None) -> bool:
-        """True if a run exists in this experiment and is not deleted."""
-        return run is not None and bool(self.client.search_runs([self.home], f"attributes.run_id = '{run}'"))
+    def _existing(self, place: MirroredRun | None) -> MirroredRun | None:
+        """The state of a run; None: the run is not in this experiment, or deleted."""
+        found = place and self.client.search_runs([self.home], f"attributes.run_id = '{place.run}'")
+        return place if found else None
 
     @contextlib.contextmanager
     def _uploading(self) -> Iterator[None]:
@@ -319,24 +307,16 @@ class Mirror:
             )
 
 
-def _unless_there(create: Callable[[], Any]) -> Any:
+def _unless_there(create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Result of `create`; None if it exists, perhaps since another machine made it at the same time."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return create()
+        return create(*arguments, **options)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         return None
-
-
-def _empty_place(run: str, stage: StageRun) -> MirroredRun:
-    """State of a run that has only its parameters."""
-    return MirroredRun(
-        run=run, parameters=fingerprint(stage.parameters), lines=0, history=fingerprint([]),
-        figures={}, curves="", tags={}, files={}, data=[], ended=False,
-    )  # fmt: skip
 
 
 def _key(name: str) -> str:

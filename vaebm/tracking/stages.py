@@ -41,7 +41,6 @@ class RegisteredModel:
 class DataInput(NamedTuple):
     """A data set that a run read."""
 
-    name: str
     folder: Path
     hash: str
     """Hash of the manifest."""
@@ -113,17 +112,17 @@ class StageRun:
 def stages(results: Path) -> list[StageRun]:
     """All stage runs with results, in order."""
     begun = {path.parent for name in ("history.jsonl", "training.json") for path in results.glob(f"*/seed*/{name}")}
-    trained = [*(path.parent for path in results.glob("classifier/history.jsonl")), *sorted(begun)]
-    found = [_training(folder) for folder in trained]
+    classifier = [path.parent for path in results.glob("classifier/history.jsonl")]
+    found = [_training(folder) for folder in (*classifier, *sorted(begun))]
     evaluated = results.glob("*/seed*/evaluation/metrics.json")
     seeds = sorted(evaluated, key=lambda path: (path.parts[-4], len(path.parts[-3]), path.parts[-3]))
     shown = set[str]()
     for path in seeds:
-        stage, variant = _evaluation(path.parent), path.parts[-4]
-        if variant in shown and stage is not None:
-            stage.model = None  # the first seed's model represents the variant, as in VAEBM.from_results
-        shown.add(variant)
-        found += [] if stage is None else [stage]
+        if stage := _evaluation(path.parent):
+            if path.parts[-4] in shown:
+                stage.model = None  # the first seed's model represents the variant, as in VAEBM.from_results
+            found.append(stage)
+        shown.add(path.parts[-4])
     return found
 
 
@@ -172,8 +171,7 @@ def _inputs(contexts: dict[str | None, str]) -> list[DataInput]:
     for manifest in sorted(Path("data").glob("*/manifest.json")):
         content = manifest.read_bytes()
         if (digest := hashlib.sha256(content).hexdigest()) in contexts:
-            folder, images = manifest.parent, json.loads(content)["images"]
-            found.append(DataInput(folder.name, folder, digest, images, contexts[digest]))
+            found.append(DataInput(manifest.parent, digest, json.loads(content)["images"], contexts[digest]))
     return found
 
 
@@ -257,12 +255,7 @@ def experiment_run(results: Path) -> StageRun:
         tags["configuration"] = read_experiment(settings).hash()
     for path in sorted(results.glob("*/metrics.json")):
         facts = read_record(VariantRecord, path, *METRICS_RECORD)
-        tags |= {
-            "configuration": facts.configuration,
-            "data": facts.data,
-            "commit": " ".join(facts.commit),
-            "changed": str(facts.changed).lower(),
-        }
+        tags |= _texts(dump(facts, include={"configuration", "data", "commit", "changed"}))
         tags["seeds"] = " ".join(str(one.seed) for one in facts.runs)
     figures = {f"{variant}/{name}": value for variant, found in variants.items() for name, value in found.items()}
     files = [results.parent / file for file in TABLE if (results.parent / file).is_file()]
@@ -289,12 +282,16 @@ def _tags(
     tags = {"stage": stage, "seed": str(settings["seed"]), "configuration": fingerprint(settings)}
     if variant:
         tags["variant"] = variant
-    found = {"status": status, **({} if facts is None else dump(facts, include={"data", "commit", "changed"}))}
-    for name, value in found.items():
-        # booleans as in JSON and in the table
+    return tags | _texts({"status": status, **(dump(facts, include={"data", "commit", "changed"}) if facts else {})})
+
+
+def _texts(values: dict[str, Any]) -> dict[str, str]:
+    """Values as tags; booleans as in JSON and in the table."""
+    texts = {}
+    for name, value in values.items():
         text = " ".join(value) if isinstance(value, list) else str(value)
-        tags[name] = text.lower() if isinstance(value, bool) else text[:TEXT]
-    return tags
+        texts[name] = text.lower() if isinstance(value, bool) else text[:TEXT]
+    return texts
 
 
 def _is_number(value: Any) -> bool:

@@ -20,7 +20,7 @@ from vaebm.records.files import recording, write_record
 from vaebm.records.training import TrainingRecord
 from vaebm.system import distributed
 from vaebm.system.checkpoint import Checkpoints
-from vaebm.system.device import RESUME, Interrupted, Progress, StopSignals, deadline, peak_memory
+from vaebm.system.device import RESUME, Interrupted, Progress, deadline, peak_memory, stop_signals
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 from vaebm.system.provenance import commit
@@ -100,12 +100,8 @@ class Training:
     All processes read the checkpoint, and process 0 writes files. A stop applies to all after the same step.
 
     Args:
-        stage: name of the stage.
-        folder: folder of the model.
         depends_on: plain values that determine the result: settings, seed, hashes of data and models.
-        total: number of steps.
         state: named objects that hold the training's state.
-        limits: time limits.
 
     Raises:
         UserError: processes found different checkpoints.
@@ -155,7 +151,7 @@ class Training:
         saved = time.monotonic()
         began = saved - self.seconds
         progress = Progress(self.stage, self.total, self.step)
-        with StopSignals() as signals:
+        with stop_signals() as signals:
             try:
                 while self.step < self.total:
                     yield self.step
@@ -163,7 +159,7 @@ class Training:
                     progress.advance(self._shown)
                     now = time.monotonic()
                     self.seconds = now - began
-                    decision = distributed.all_reduce_max(self._vote(signals.received, now, now - saved))
+                    decision = distributed.all_reduce_max(self._vote(signals, now, now - saved))
                     if decision:
                         kept = self.save()
                         saved = now
@@ -179,10 +175,10 @@ class Training:
                 self.seconds = time.monotonic() - began
                 progress.close()
 
-    def _vote(self, signal: int | None, now: float, unsaved: float) -> int:
+    def _vote(self, signals: list[int], now: float, unsaved: float) -> int:
         """Vote of this process after a step; the largest vote of all processes decides."""
-        if signal is not None:
-            return 128 + signal
+        if signals:
+            return 128 + signals[-1]
         if now > self._deadline and self.step < self.total:
             return RESUME
         return SAVE if distributed.rank() == 0 and unsaved >= self.limits.checkpoint_every else CONTINUE
