@@ -70,9 +70,10 @@ def wgan(
 @command(
     f"ood {EXAMPLE_RUN}/evaluation/evaluation.yaml --data data/digits/manifest.json "
     f"--nvae results/digits/nvae/seed0/model.safetensors --energy {EXAMPLE_RUN}/model.safetensors "
-    f"--output {EXAMPLE_RUN}/evaluation/ood.json --ood data/mnist/manifest.json"
+    f"--output {EXAMPLE_RUN}/evaluation/ood.json --ood data/mnist/manifest.json",
+    "ood",
 )
-def ood(
+def detect(
     settings: options.SettingsFile,
     data: options.Data,
     nvae: options.NVAEModel,
