@@ -157,8 +157,7 @@ def run(settings: Path, data: Path, model: Path) -> None:
             f"choose a smaller learning_rate than {chosen.learning_rate}"
         )
     held_out, labels = images.split("heldout")
-    predicted, classes = predict(trained, held_out), int(images.labels.max()) + 1
-    wrong = (predicted != labels).nonzero().flatten()
+    predicted = predict(trained, held_out)
     history_file, pictures = model.with_name("history.jsonl"), model.parent / "pictures"
     with writing(history_file) as stream:
         stream.write("".join(json.dumps(record) + "\n" for record in history).encode())
@@ -168,11 +167,11 @@ def run(settings: Path, data: Path, model: Path) -> None:
     if len(occurring) <= MOST_IN_CONFUSION:
         counts = confusion_matrix(labels.numpy(), predicted.numpy(), labels=occurring)
         plots.confusion(counts, pictures / "confusion.png", occurring)
-    network = {"channels": chosen.channels, "shape": list(images.shape), "classes": classes}
+    network = {"channels": chosen.channels, "shape": list(images.shape), "classes": trained.head.out_features}
     weights = trained.state_dict()
     record = ClassifierRecord(
         status="finished", seed=seed, data=images.hash, model=hash_tensors(weights),
-        accuracy=history[-1]["accuracy"], heldout=len(labels), wrong=len(wrong),
+        accuracy=history[-1]["accuracy"], heldout=len(labels), wrong=int((predicted != labels).sum()),
     )  # fmt: skip
     write_record(model.with_name("training.json"), record)
     save_model(model, "classifier", network, weights)
