@@ -39,10 +39,7 @@ def to_float(images: Tensor) -> Tensor:
 class Classifier(nn.Module):
     """Pairs of 3×3 convolutions, pooled down to 4×4, then 64 features, then one logit per class.
 
-    Args:
-        channels: of the first pair of convolutions; doubled at every pooling.
-        shape: (C, H, W) of the images, H and W at least 4.
-        classes: number of labels.
+    Every pooling doubles the `channels` of the first pair. Images are of `shape` (C, H, W), H and W at least 4.
     """
 
     def __init__(self, channels: int, shape: tuple[int, int, int], classes: int):
@@ -105,8 +102,7 @@ def train_classifier(
 ) -> tuple[Classifier, list[dict[str, float]]]:
     """Train on the train split; deterministic in the seed, without use of the global generator.
 
-    Returns:
-        The classifier in eval mode, and one record per epoch: step, loss, accuracy on the held-out images.
+    Return the classifier in eval mode, and for each epoch step, loss, and accuracy on the held-out images.
     """
     inputs, labels = images.split("train")
     held_out, held_out_labels = images.split("heldout")

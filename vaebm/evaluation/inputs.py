@@ -104,11 +104,7 @@ def check_shards(shards: list[Path], seed: int, stage: SamplesSettings, models: 
 
 
 def _training(model: Path, weights: str, data: str) -> tuple[TrainingRecord, Settings]:
-    """Read the training record of `model`, without settings and data, and its settings.
-
-    Raises:
-        UserError: the record is missing or damaged, or its settings, or the hashes of data or weights, are others.
-    """
+    """Training record of `model`, without settings and data, and settings; it has to be of these weights and data."""
     path = model.with_name("training.json")
     record = read_record(TrainingRecord, path, *TRAINING_RECORD)
     if record.stage not in STAGES:

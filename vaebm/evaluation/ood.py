@@ -137,14 +137,12 @@ def chosen(images: UInt8Images, most: int) -> UInt8Images:
 def make_ood_set(
     name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping[str, Path]
 ) -> tuple[Tensor, OODSource]:
-    """Make the out-of-distribution set that metrics call `name` for the held-out images of `own`.
+    """Make a set for the held-out images of `own`: images (N, C, H, W) uint8 in their form, and number and origin.
 
     Args:
+        name: name in the metrics.
         data: a prepared set; None: one of `SETS`.
         manifests: name of a prepared set → its manifest.
-
-    Returns:
-        Images (N, C, H, W) uint8 in the form of the held-out ones, and their number and origin.
 
     Raises:
         UserError: too few held-out images, or the prepared set is missing, damaged or of another form.

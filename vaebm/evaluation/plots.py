@@ -75,12 +75,7 @@ def steps(found: AlongChain, test_steps: int, path: Path) -> None:
 
 
 def nearest_images(queries: Tensor, among: Iterable[Tensor], total: int, count: int) -> Tensor:
-    """Indices (N, count) of the images nearest to each of `queries` (N, D), nearest first.
-
-    Args:
-        among: the images (M, D), in parts.
-        total: M.
-    """
+    """Indices (N, count) of the nearest to each of `queries` (N, D), in order, among the parts of `total` images."""
     # one allocation: small ones between the parts would keep freed memory in use
     distances, first = queries.new_empty(len(queries), total), 0
     for part in among:
@@ -93,11 +88,9 @@ def nearest_images(queries: Tensor, among: Iterable[Tensor], total: int, count: 
 def neighbours(
     samples: Tensor, features: Features, train: NDArray[np.uint8], train_features: Features, path: Path
 ) -> None:
-    """Write the first samples, one per row: sample, nearest training images by pixels, then by features.
+    """Write the first samples (N, C, H, W) uint8, one per row, and their nearest training images (M, H, W, C).
 
-    Args:
-        samples: (N, C, H, W) uint8, with `features` (N, D).
-        train: (M, H, W, C), read in parts because it may exceed memory, with `train_features` (M, D).
+    Those by pixels come first, then those by features. Training images are read in parts: they may exceed memory.
     """
 
     def real(part: NDArray[np.uint8]) -> Tensor:

@@ -68,9 +68,7 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
     known = list(dict.fromkeys(key for record in records for key in record))
     with _figure(path, len(panels), columns=4 if len(panels) == 4 else 3) as axes:
         for axis, (title, wanted) in zip(axes, panels.items(), strict=True):
-            keys = list[str]()
-            for name in wanted:
-                keys += [key for key in known if key.startswith(name)] if name.endswith("_") else [name]
+            keys = [key for name in wanted for key in (known if name.endswith("_") else [name]) if key.startswith(name)]
             shown = [np.empty(0)]
             for key, colour in zip(keys, itertools.cycle(COLOURS)):
                 chosen = [record for record in records if isinstance(record.get(key), int | float)]
@@ -108,11 +106,7 @@ def _limits(values: NDArray[np.float64]) -> tuple[float, float] | None:
 
 
 def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> None:
-    """Write values per chain step as PNG.
-
-    Args:
-        panels: title → curve name ("" for a single curve) → values, which all end at the last step.
-    """
+    """Write values per chain step as PNG: title → curve name ("" for a single curve) → values up to the last step."""
     last = max(len(values) for curves in panels.values() for values in curves.values()) - 1
     with _figure(path, len(panels)) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
@@ -126,12 +120,9 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
 
 
 def against_counts(counts: Sequence[int], panels: Mapping[str, Sequence[float | None]], path: Path, mark: int) -> None:
-    """Write values against the number of steps of a chain as PNG, one panel per quantity.
+    """Write values against rising numbers of steps of a chain as PNG: title → value after each; None leaves a gap.
 
-    Args:
-        counts: increasing numbers of steps.
-        panels: title → value after each number of steps; None leaves a gap.
-        mark: number of steps to mark by a vertical line.
+    A vertical line marks the number `mark`.
     """
     with _figure(path, len(panels)) as axes:
         for axis, (title, values) in zip(axes, panels.items(), strict=True):
@@ -143,8 +134,7 @@ def against_counts(counts: Sequence[int], panels: Mapping[str, Sequence[float | 
 def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str, path: Path) -> None:
     """Write a metric over a grid as PNG: along its first setting, with a line for each combination of the others.
 
-    Args:
-        points: settings → their values, the metric, and its uncertainty.
+    A point has the settings with their values, the metric, and its uncertainty.
     """
     along = next(iter(points[0][0]))
     lines: dict[str, list[tuple[Any, float, float]]] = {}
@@ -165,9 +155,7 @@ def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str,
 def against_cost(curves: Mapping[str, tuple[int, Sequence[CostPoint]]], label: str, path: Path) -> None:
     """Write a distance against seconds per image and against gradient evaluations as PNG, with one legend.
 
-    Args:
-        curves: name → number of its colour (below 0: grey), and its points; a single point is a diamond.
-        label: of the distance.
+    A curve has the number of its colour, below 0 for grey, and its points; a single point is a diamond.
     """
     every = [point for _, points in curves.values() for point in points]
     shown = [place for place in (0, 1) if any(point[place] is not None for point in every)]
@@ -201,11 +189,7 @@ def _set_log_ticks(axis: Axis, values: Sequence[float]) -> None:
 
 
 def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:
-    """Write the number of images of each mode, most frequent first, as PNG.
-
-    Args:
-        samples: name of a sample → count of each mode, (modes,), in any order.
-    """
+    """Write counts as PNG, most frequent mode first: name of a sample → images of each mode, (modes,), in any order."""
     with _figure(path, 1, width=5.4, height=3.2) as (axis,):
         for (name, counts), colour in zip(samples.items(), COLOURS, strict=False):
             found = f"{name}: {np.count_nonzero(counts):,} of {len(counts):,} modes"
@@ -217,11 +201,9 @@ def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:
 
 
 def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str) -> None:
-    """Write overlaid histograms as PNG; all samples of a panel share bins, chosen from the first sample.
+    """Write overlaid histograms as PNG: title → name of a sample → values (n,); `label` is that of the values.
 
-    Args:
-        panels: title → name of a sample → values (n,).
-        label: of the horizontal axes.
+    All samples of a panel share bins, chosen from the first sample.
     """
     with _figure(path, len(panels)) as axes:
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
@@ -243,11 +225,7 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
 
 
 def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], path: Path) -> None:
-    """Write ROC curves as PNG.
-
-    Args:
-        panels: title → name of a curve → false and true positive rates, rising.
-    """
+    """Write ROC curves as PNG: title → name of a curve → false and true positive rates, rising."""
     with _figure(path, len(panels), width=3.7, height=5.0) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
@@ -260,11 +238,7 @@ def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.
 
 
 def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64] | None = None) -> None:
-    """Write a confusion matrix (labels, predictions) as PNG, its counts written in the cells.
-
-    Args:
-        classes: labels of the rows; by default from 0.
-    """
+    """Write a confusion matrix (labels, predictions) as PNG with its counts; `classes` are by default from 0."""
     with _figure(path, 1, width=4.2, height=3.9) as (axis,):
         axis.imshow(counts, cmap="Blues", vmin=0)
         for row, column in zip(*counts.nonzero(), strict=True):
