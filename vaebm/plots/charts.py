@@ -1,9 +1,8 @@
-"""Curves, histograms, confusion matrix, in colours for colour-blind readers (Okabe and Ito).
+"""Curves, histograms, confusion matrix, in the style and colours of charts.mplstyle.
 
 The files contain no times and no paths: equal data give equal bytes.
 """
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,8 +19,7 @@ from numpy.typing import NDArray
 
 from vaebm.system.files import writing
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8F98"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+GREY = "#8A8F98"
 
 CostPoint = tuple[float | None, float | None, float, float]
 """Seconds per image, gradient evaluations, distance, its uncertainty."""
@@ -70,7 +68,7 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
         for axis, (title, wanted) in zip(axes, panels.items(), strict=True):
             keys = [key for name in wanted for key in (known if name.endswith("_") else [name]) if key.startswith(name)]
             shown = [np.empty(0)]
-            for key, colour in zip(keys, itertools.cycle(COLOURS)):
+            for number, key in enumerate(keys):
                 chosen = [record for record in records if isinstance(record.get(key), int | float)]
                 points = [(record["step"], record[key]) for record in chosen]
                 if not points:
@@ -79,9 +77,9 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
                 values[~np.isfinite(values)] = np.nan
                 smooth = _smooth(values)
                 if len(points) >= 200:
-                    axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
+                    axis.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.6)
                 marker, label = "o" if len(points) == 1 else "", key.replace("_", " ")
-                axis.plot(steps, smooth, color=colour, linewidth=1.5, label=label, marker=marker)
+                axis.plot(steps, smooth, color=f"C{number}", label=label, marker=marker)
                 shown.append(smooth)
             axis.set_ylim(_limits(np.concatenate(shown)))
             _label(axis, title, "step")
@@ -110,9 +108,8 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
     last = max(len(values) for curves in panels.values() for values in curves.values()) - 1
     with _figure(path, len(panels)) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-            for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-                steps = range(last + 1 - len(values), last + 1)
-                axis.plot(steps, values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
+            for name, values in curves.items():
+                axis.plot(range(last + 1 - len(values), last + 1), values, marker="o", markersize=3, label=name)
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             _label(axis, title, "step")
             if len(curves) > 1:
@@ -127,7 +124,7 @@ def against_counts(counts: Sequence[int], panels: Mapping[str, Sequence[float | 
     with _figure(path, len(panels)) as axes:
         for axis, (title, values) in zip(axes, panels.items(), strict=True):
             axis.axvline(mark, color=GREY, linestyle="--", linewidth=1)
-            axis.plot(counts, np.array(values, dtype=np.float64), color=BLUE, linewidth=1.5, marker="o", markersize=4)
+            axis.plot(counts, np.array(values, dtype=np.float64), marker="o", markersize=4)
             _label(axis, title, "steps of the chain")
 
 
@@ -143,10 +140,10 @@ def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str,
         lines.setdefault(others, []).append((values[along], value, error))
     numeric = all(type(place) in (int, float) for line in lines.values() for place, *_ in line)
     with _figure(path, 1, width=6.4, height=4) as (axis,):
-        for (others, line), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
+        for others, line in lines.items():
             places, metric, errors = zip(*(sorted(line) if numeric else line), strict=True)
             shown = places if numeric else [str(place) for place in places]
-            axis.errorbar(shown, metric, yerr=errors, marker="o", capsize=3, color=colour, label=others)
+            axis.errorbar(shown, metric, yerr=errors, marker="o", capsize=3, label=others)
         axis.set(title=label, xlabel=along)
         if len(lines) > 1:
             axis.legend()
@@ -164,8 +161,8 @@ def against_cost(curves: Mapping[str, tuple[int, Sequence[CostPoint]]], label: s
             for name, (number, points) in curves.items():
                 known = [(one[place], *one[2:]) for one in points if one[place] is not None]
                 costs, values, errors = zip(*known, strict=True) if known else ((), (), ())
-                style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.5, "capsize": 2, "label": name}
-                style["color"] = COLOURS[number % len(COLOURS)] if number >= 0 else GREY
+                style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "label": name}
+                style["color"] = f"C{number}" if number >= 0 else GREY
                 if len(points) == 1:
                     style |= {"marker": "D", "markersize": 7, "linestyle": "none", "markeredgecolor": "white"}
                 axis.errorbar(costs, values, yerr=errors if any(errors) else None, **style)
@@ -191,10 +188,10 @@ def _set_log_ticks(axis: Axis, values: Sequence[float]) -> None:
 def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:
     """Write counts as PNG, most frequent mode first: name of a sample → images of each mode, (modes,), in any order."""
     with _figure(path, 1, width=5.4, height=3.2) as (axis,):
-        for (name, counts), colour in zip(samples.items(), COLOURS, strict=False):
+        for name, counts in samples.items():
             found = f"{name}: {np.count_nonzero(counts):,} of {len(counts):,} modes"
             places, falling = range(1, len(counts) + 1), np.sort(counts)[::-1]
-            axis.step(places, falling, where="mid", color=colour, linewidth=1.5, label=found)
+            axis.step(places, falling, where="mid", label=found)
         axis.set_yscale("symlog", linthresh=1)  # a collapsed model has most images in one mode
         axis.set(xlabel="modes, the most frequent first", ylabel="images", ylim=(0, None))
         axis.legend(fontsize=8)
@@ -213,10 +210,9 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
             # the outermost bins count all values beyond, so a long tail does not widen the bins
             low, high = max(low - 2 * width, together.min()), min(high + 2 * width, together.max())
             edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
-            for (name, values), colour in zip(samples.items(), COLOURS, strict=False):
-                weights = np.full(len(values), 1 / len(values))
+            for number, (name, values) in enumerate(samples.items()):
                 clipped = np.clip(values, edges[0], edges[-1])
-                style: dict[str, Any] = {"weights": weights, "color": colour}
+                style: dict[str, Any] = {"weights": np.full(len(values), 1 / len(values)), "color": f"C{number}"}
                 axis.hist(clipped, edges, histtype="stepfilled", alpha=0.3, **style)
                 axis.hist(clipped, edges, histtype="step", linewidth=1.2, label=name, **style)
             axis.set(title=title, xlabel=label, ylabel="part of the images")
@@ -229,8 +225,8 @@ def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.
     with _figure(path, len(panels), width=3.7, height=5.0) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-            for (name, rates), colour in zip(curves.items(), COLOURS, strict=False):
-                axis.plot(*rates, color=colour, linewidth=1.5, label=name)
+            for name, rates in curves.items():
+                axis.plot(*rates, label=name)
             axis.set(
                 title=title, xlabel="share of the set above", ylabel="share of held-out images above", aspect="equal"
             )
