@@ -46,9 +46,7 @@ class PublishedConv2d(NormalizedConv2d):
 class PublishedPlainConv2d(PlainConv2d):
     """The library's convolution."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W')."""
-        return nn.Conv2d.forward(self, x)
+    forward = nn.Conv2d.forward
 
 
 class PublishedBatchNormSwish(BatchNormSwish):

@@ -11,15 +11,16 @@ measurements, the median of three, in proportion to the gradient evaluations.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import seconds
 
 from vaebm import VAEBM
 from vaebm.config import EvaluationSettings, LangevinSettings, SamplesSettings
@@ -50,14 +51,9 @@ def chains(base: LangevinSettings, arguments: argparse.Namespace) -> Iterator[La
 
 def seconds_per_gradient(model: VAEBM, chain: LangevinSettings, batch: int, seed: int) -> float:
     """Median seconds for a gradient of one chain."""
-    noise, found = sample_noise(seed, range(batch)), []
-    start = model.initial_noise(noise)
-    for _ in range(ROUNDS + 1):
-        began = time.perf_counter()
-        model.refine(*start, noise=noise, chain=chain)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
+    noise = sample_noise(seed, range(batch))
+    work = functools.partial(model.refine, *model.initial_noise(noise), noise=noise, chain=chain)
+    found = [seconds(work, model.device) for _ in range(ROUNDS + 1)]
     return statistics.median(found[1:]) / (batch * chain.gradient_evaluations)
 
 

@@ -22,10 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from vaebm.config.datasets import DATASETS, raw_folder
 from vaebm.config.yaml_files import read_yaml
@@ -37,7 +38,6 @@ PAPER = ("cifar10", "celeba64", "lsun_church64", "celebahq256", "stacked_mnist")
 """The paper's experiments."""
 PLANS = 5
 """Number of dry runs; the result is their median."""
-PARTS = ("start", "end", "DVC", "MLflow", "work")
 
 
 @dataclass
@@ -61,10 +61,7 @@ class Job:
 # the run
 def copy_project(folder: Path) -> None:
     """Copy the present files that git tracks to a new repository, which DVC needs."""
-    names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
-    for name in names:
+    for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0"):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
@@ -73,19 +70,15 @@ def copy_project(folder: Path) -> None:
         subprocess.run(["git", *command], cwd=folder, check=True)
 
 
-def environment(folder: Path, record: Path | None = None) -> dict[str, str]:
-    """This process's environment with the copy's package, and with the recorder if `record` is a folder.
+def environment(*paths: Path) -> dict[str, str]:
+    """This process's environment with these folders of Python modules.
 
     Python may write compiled files, as it does for users.
     """
     left_out = ("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE", "PYTHONDONTWRITEBYTECODE")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
-    paths = [str(path) for path in (RECORDER if record else None, folder) if path]
-    kept |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-    return kept | ({"VAEBM_RECORD": str(record)} if record else {})
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": programs, "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 def run(folder: Path, experiments: list[str], cores: int) -> tuple[float, float]:
@@ -93,15 +86,8 @@ def run(folder: Path, experiments: list[str], cores: int) -> tuple[float, float]
     record = folder / ".record"
     record.mkdir()
     command = ["snakemake", "--cores", str(cores), "--config", f"experiments=[{','.join(experiments)}]"]
-    began = time.time()
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(folder, record),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    began, env = time.time(), environment(RECORDER, folder) | {"VAEBM_RECORD": str(record)}
+    done = subprocess.run(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         sys.exit(f"snakemake ended with status {done.returncode}:\n{done.stdout}")
     return began, time.time()
@@ -110,38 +96,28 @@ def run(folder: Path, experiments: list[str], cores: int) -> tuple[float, float]
 def jobs_of(folder: Path) -> list[Job]:
     """The jobs of the run in `folder`, sorted by their begin."""
     found: dict[str, Job] = {}
-    for path in (folder / ".snakemake" / "metadata").rglob("*"):
+    metadata = folder / ".snakemake" / "metadata"
+    for path in metadata.rglob("*"):
         if path.is_file():
             one = json.loads(path.read_text())
             job = found.setdefault(one["log"][0], Job(one["rule"], one["starttime"], one["endtime"]))
             job.inputs |= set(one["input"])
-            job.outputs.add(_output(path, folder))
+            # the file's path is the output's in base64, cut into parts
+            name = "".join(part.removeprefix("@") for part in path.relative_to(metadata).parts)
+            job.outputs.add(base64.b64decode(name).decode())
     processes = [json.loads(path.read_text()) for path in (folder / ".record").glob("*.json")]
     logs = {command[command.index("--log") + 1]: one for one in processes if "--log" in (command := one["command"])}
     commits = [one for one in processes if one["command"][:2] == ["-m", "dvc"]]
     for log, job in found.items():
-        _split(
-            job,
-            logs[log],
-            [one for one in commits if job.rule == "pin" and logs[log]["began"] <= one["began"] <= job.ended],
-        )
+        process = logs[log]
+        own = [one for one in commits if job.rule == "pin" and process["began"] <= one["began"] <= job.ended]
+        dvc = sum(one["ended"] - one["began"] for one in own)
+        start = process["began"] - job.began + process["interpreter"] + process["imports"]
+        end = job.ended - process["ended"]
+        rest = job.seconds - start - end - dvc
+        mlflow = rest if job.rule in ("tracking", "track") else 0.0
+        job.parts = {"start": start, "end": end, "DVC": dvc, "MLflow": mlflow, "work": rest - mlflow}
     return sorted(found.values(), key=lambda job: job.began)
-
-
-def _output(path: Path, folder: Path) -> str:
-    """Output described by a file of Snakemake's metadata, whose path is the output's path in base64, cut in parts."""
-    parts = path.relative_to(folder / ".snakemake" / "metadata").parts
-    return base64.b64decode("".join(part.removeprefix("@") for part in parts)).decode()
-
-
-def _split(job: Job, process: dict[str, Any], commits: list[dict[str, Any]]) -> None:
-    """Set the parts of a job's time."""
-    dvc = sum(one["ended"] - one["began"] for one in commits)
-    start = process["began"] - job.began + process["interpreter"] + process["imports"]
-    end = job.ended - process["ended"]
-    rest = job.seconds - start - end - dvc
-    mlflow = rest if job.rule in ("tracking", "track") else 0.0
-    job.parts = {"start": start, "end": end, "DVC": dvc, "MLflow": mlflow, "work": rest - mlflow}
 
 
 # the results
@@ -161,14 +137,10 @@ def idle(jobs: list[Job], cores: int, began: float) -> float:
 def summary(jobs: list[Job], cores: int, began: float, ended: float) -> dict[str, Any]:
     """Results of a run: seconds by stage and in total, and idle time."""
     first, last = min(job.began for job in jobs), max(job.ended for job in jobs)
-    stages: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(("jobs", "seconds", *PARTS), 0.0))
-    for job in jobs:
-        stages[job.rule]["jobs"] += 1
-        stages[job.rule]["seconds"] += job.seconds
-        for part, seconds in job.parts.items():
-            stages[job.rule][part] += seconds
+    rows = [{"rule": job.rule, "jobs": 1, "seconds": job.seconds, **job.parts} for job in jobs]
+    stages = pd.DataFrame(rows).groupby("rule", sort=False).sum()
+    work, total = float(stages["work"].sum()), float(stages["seconds"].sum())
     snakemake = (first - began) + (ended - last)
-    work, total = (sum(stage[part] for stage in stages.values()) for part in ("work", "seconds"))
     waiting = idle(jobs, cores, first)
     return {
         "wall_seconds": ended - began,
@@ -178,7 +150,7 @@ def summary(jobs: list[Job], cores: int, began: float, ended: float) -> dict[str
         "idle_seconds": waiting,
         "idle_share": waiting / (ended - began),
         "busy_share": total / (cores * (ended - began)),
-        "stages": dict(stages),
+        "stages": stages.to_dict("index"),
         "timeline": [
             {
                 "rule": job.rule,
@@ -214,26 +186,16 @@ def show(results: dict[str, Any]) -> str:
     lines = []
     if "run" in results:
         run = results["run"]
+        table = pd.DataFrame.from_dict(run["stages"], orient="index")
+        table.loc["all"] = table.sum()
+        table["overhead"] = 1 - table["work"] / table["seconds"]
+        formats = {"jobs": "{:.0f}".format, "overhead": "{:.0%}".format}
         lines += [
             f"{', '.join(results['experiments'])} on {results['cores']} cores, load {results['load'][0]:.1f} before: "
             f"{run['wall_seconds']:.0f} s, "
             f"{run['job_seconds']:.0f} s of jobs, Snakemake before and after them {run['snakemake_seconds']:.1f} s",
             "",
-            f"{'stage':<12}{'jobs':>5}{'seconds':>9}" + "".join(f"{part:>9}" for part in PARTS) + f"{'overhead':>10}",
-        ]
-        for name, stage in run["stages"].items():
-            share = 1 - stage["work"] / stage["seconds"]
-            lines.append(
-                f"{name:<12}{stage['jobs']:>5.0f}{stage['seconds']:>9.1f}"
-                + "".join(f"{stage[part]:>9.1f}" for part in PARTS)
-                + f"{share:>10.0%}"
-            )
-        sums = {part: sum(stage[part] for stage in run["stages"].values()) for part in PARTS}
-        total = f"{sum(stage['jobs'] for stage in run['stages'].values()):>5.0f}{run['job_seconds']:>9.1f}"
-        lines += [
-            f"{'all':<12}{total}"
-            + "".join(f"{sums[part]:>9.1f}" for part in PARTS)
-            + f"{1 - sums['work'] / run['job_seconds']:>10.0%}",
+            table.to_string(float_format="{:.1f}".format, formatters=formats),
             "",
             f"overhead, Snakemake's own time included: {run['overhead_share']:.1%} (at most 20 %)",
             f"a core idle although a job was ready: {run['idle_share']:.1%} of the wall time (at most 15 %); "

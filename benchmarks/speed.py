@@ -14,39 +14,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import multiprocessing
-import multiprocessing.pool
 import os
-import platform
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
+import workloads
 from timing import Traffic, Workload, interleaved, machine, resident, seconds
-from torch import Tensor, nn
-from workloads import (
-    BASELINE,
-    LANGEVIN_STEPS,
-    STEPS_PER_CALL,
-    WITHOUT_ENERGY,
-    WORKLOADS,
-    Implementation,
-    Setup,
-    implementations,
-    reduced_cifar10,
-    setup_from_experiment,
-)
+from torch import Tensor
+from workloads import WITHOUT_ENERGY, WORKLOADS, Implementation, Setup, implementations
 
 from vaebm.chain.langevin import langevin
 from vaebm.cli.work import measured, quantity
 from vaebm.fast import PreparedPotential
 from vaebm.system.allocator import keep_freed_memory
+from vaebm.system.device import device_name
 from vaebm.system.errors import UserError
 from vaebm.system.files import write_json
 from vaebm.system.precision import ROUNDED, set_tf32
@@ -54,31 +42,30 @@ from vaebm.system.precision import ROUNDED, set_tf32
 ROUNDS = 7
 """Rounds after a warm-up round."""
 
-
-class InProcess:
-    """A worker in this process, for GPUs: starting processes would take most of the time."""
-
-    def __init__(self, *begin: Any):
-        _begin(*begin)
-        self.work = _work
-
-    def __enter__(self) -> InProcess:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        del self.work
-
-    def apply(self, function: Callable[..., Any], args: tuple[Any, ...] = ()) -> Any:
-        """Call the function with this worker's workload."""
-        global _work
-        _work = self.work
-        return function(*args)
+Measure = Callable[[torch.device], Any]
+"""Measurement of `_work` on a device."""
 
 
-def worker(name: str, setup: Setup, device: torch.device, way: Implementation) -> multiprocessing.pool.Pool | InProcess:
-    """Worker of one workload and implementation."""
+@contextlib.contextmanager
+def worker(name: str, setup: Setup, device: torch.device, way: Implementation) -> Iterator[Callable[[Measure], Any]]:
+    """Function that measures one workload and implementation.
+
+    On a CPU it does so in a process of its own. Starting processes would take most of the time on a GPU.
+    """
     begin = (name, setup, device, way, torch.get_num_threads())
-    return InProcess(*begin) if device.type == "cuda" else multiprocessing.get_context("spawn").Pool(1, _begin, begin)
+    if device.type == "cpu":
+        with multiprocessing.get_context("spawn").Pool(1, _begin, begin) as pool:
+            yield lambda measure: pool.apply(measure, (device,))
+        return
+    _begin(*begin)
+    work = _work
+
+    def in_this_process(measure: Measure) -> Any:
+        global _work
+        _work = work
+        return measure(device)
+
+    yield in_this_process
 
 
 _work: Workload
@@ -103,7 +90,7 @@ def _turn(device: torch.device) -> float:
     return seconds(_work, device)
 
 
-def _images() -> Tensor:
+def _images(device: torch.device) -> Tensor:
     images: Tensor = _work()
     return images.cpu()
 
@@ -112,24 +99,15 @@ def _count(device: torch.device) -> tuple[int, int]:
     """FLOP, and bytes read and written, counted in one thread without CUDA graphs."""
     traffic, threads = Traffic(), torch.get_num_threads()
     torch.set_num_threads(1)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(PreparedPotential, "replay", langevin))
-        if device.type == "cuda":
-            stack.enter_context(traffic.of_kernels())
-        stack.enter_context(traffic)
-        counted = stack.enter_context(measured(nn.Identity()))
+    without_graphs = mock.patch.object(PreparedPotential, "replay", langevin)
+    with without_graphs, traffic.of_kernels(), traffic, measured() as counted:
         _work()
     torch.set_num_threads(threads)
     return counted().flop + traffic.flop, traffic.bytes
 
 
-def peak_memory(setup: Setup, device: torch.device, way: Implementation) -> int:
-    """Bytes that a chain takes on a CPU in addition to the networks, in a new process."""
-    with worker("langevin_step", setup, device, way) as pool:
-        return int(pool.apply(_peak, (device,)))
-
-
 def _peak(device: torch.device) -> int:
+    """Bytes that the work takes in addition to the networks."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -145,29 +123,28 @@ def _peak(device: torch.device) -> int:
 def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[str, Any]:
     """Time a workload in all implementations, and count its operations and memory.
 
-    Memory is measured for the chain, on a GPU for every workload. On a GPU operations are counted for the chain only,
-    since counting takes longer than timing.
+    Memory is measured for the chain, on a CPU in new processes, on a GPU for every workload. On a GPU operations are
+    counted for the chain only, since counting takes longer than timing.
     """
+    begin = {str(way): functools.partial(worker, name, setup, device, way) for way in implementations(name, device)}
     memory: dict[str, int] = {}
+    counts: dict[str, tuple[int, int]] = {}
     if name == "langevin_step" and device.type == "cpu":
-        memory = {str(way): peak_memory(setup, device, way) for way in implementations(name, device)}
+        for way, start in begin.items():
+            with start() as call:
+                memory[way] = call(_peak)
     with contextlib.ExitStack() as stack:
-        workers = {
-            str(way): stack.enter_context(worker(name, setup, device, way)) for way in implementations(name, device)
-        }
+        workers = {way: stack.enter_context(start()) for way, start in begin.items()}
         if device.type == "cuda":
-            memory = {way: pool.apply(_peak, (device,)) for way, pool in workers.items()}
-        times = interleaved(
-            {way: functools.partial(pool.apply, _turn, (device,)) for way, pool in workers.items()}, rounds, name
-        )
-        counts: dict[str, tuple[int, int]] = {}
+            memory = {way: call(_peak) for way, call in workers.items()}
+        times = interleaved({way: functools.partial(call, _turn) for way, call in workers.items()}, rounds, name)
         if device.type == "cpu" or name == "langevin_step":
             try:
-                counts = {way: pool.apply(_count, (device,)) for way, pool in workers.items()}
+                counts = {way: call(_count) for way, call in workers.items()}
             except torch.OutOfMemoryError:  # without graphs, counting needs more memory than timing
                 print(f"{name}: operations are not counted, for want of memory", file=sys.stderr)
-        images = {way: pool.apply(_images) for way, pool in workers.items()} if name == "sampling" else {}
-    parts, baseline = STEPS_PER_CALL.get(name, 1), str(BASELINE)
+        images = {way: call(_images) for way, call in workers.items()} if name == "sampling" else {}
+    parts, baseline = workloads.STEPS_PER_CALL.get(name, 1), str(workloads.BASELINE)
     found: dict[str, Any] = {}
     for way, taken in times.items():
         median = statistics.median(taken)
@@ -256,9 +233,9 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
         setup = (
-            setup_from_experiment(arguments.experiment, arguments.batch, device)
+            workloads.setup_from_experiment(arguments.experiment, arguments.batch, device)
             if arguments.experiment
-            else reduced_cifar10(arguments.batch or 32)
+            else workloads.reduced_cifar10(arguments.batch or 32)
         )
     except UserError as error:
         sys.exit(str(error))
@@ -272,14 +249,12 @@ def main() -> None:
     results: dict[str, Any] = {
         "setup": setup.name,
         "batch": setup.batch,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rounds": arguments.rounds,
         "chain_steps": {
-            "langevin_step": LANGEVIN_STEPS,
+            "langevin_step": workloads.LANGEVIN_STEPS,
             "ebm_iteration": setup.ebm.chain.steps if setup.ebm else 0,
             "sampling": setup.steps,
         },
@@ -299,7 +274,7 @@ def main() -> None:
         results["works"][name] = found
         print(show(name, found), flush=True)
         if arguments.json is not None:
-            write_json(arguments.json, json.loads(json.dumps(results)))
+            write_json(arguments.json, results)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from vaebm.system.device import Progress
 
 Workload = Callable[[], Any]
 
@@ -46,17 +47,9 @@ class Traffic(TorchDispatchMode):
             return
         launch = triton_kernels._launch
 
-        def counted(
-            source: Tensor,
-            before: Tensor,
-            weight: Tensor,
-            bias: Tensor,
-            a: Tensor,
-            out: Tensor,
-            swished: Tensor,
-            backward: bool,
-        ) -> None:
-            launch(source, before, weight, bias, a, out, swished, backward)
+        def counted(*tensors: Tensor, backward: bool) -> None:
+            launch(*tensors, backward=backward)
+            source, before, _, _, a, out, swished = tensors
             self.bytes += sum(tensor.nbytes for tensor in ((source, before, a, out) if backward else (a, out, swished)))
             self.flop += 2 * triton_kernels.KERNEL**2 * a.numel()
 
@@ -78,19 +71,14 @@ def seconds(work: Workload, device: torch.device) -> float:
 def interleaved(turns: dict[str, Callable[[], float]], rounds: int, title: str) -> dict[str, list[float]]:
     """Seconds of each function, in rounds of one turn each, after a warm-up round."""
     times: dict[str, list[float]] = {way: [] for way in turns}
+    progress = Progress(title, rounds + 1, unit="round")
     for number in range(rounds + 1):
         for way, turn in turns.items():
             taken = turn()
             if number:
                 times[way].append(taken)
-        print(
-            f"\r{title}: round {number} of {rounds}",
-            end="" if sys.stderr.isatty() else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+        progress.advance()
+    progress.close()
     return times
 
 
@@ -107,18 +95,12 @@ def machine(device: torch.device, rounds: int) -> dict[str, float]:
     weight = torch.randn(64, 64, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
     a, b = torch.randn(2, 1536 * large, 1536 * large, device=device).unbind()
     source, target = torch.randn(2, 2**25 * large, device=device).unbind()
-    works: dict[str, Workload] = {
-        "convolution": lambda: F.conv2d(x, weight, padding=1),
-        "product": lambda: a @ b,
-        "copy": lambda: target.copy_(source),
+    works: dict[str, tuple[Workload, int]] = {
+        "convolution": (lambda: F.conv2d(x, weight, padding=1), 2 * weight.numel() * x[:, 0].numel()),
+        "product": (lambda: a @ b, 2 * len(a) ** 3),
+        "copy": (lambda: target.copy_(source), 2 * source.nbytes),
     }
-    amounts = {
-        "convolution": 2 * weight.numel() * x[:, 0].numel(),
-        "product": 2 * len(a) ** 3,
-        "copy": 2 * source.nbytes,
-    }
+    turns = {what: functools.partial(seconds, work, device) for what, (work, _) in works.items()}
     with torch.no_grad():
-        times = interleaved(
-            {what: functools.partial(seconds, work, device) for what, work in works.items()}, rounds, "the machine"
-        )
-    return {what: amounts[what] / min(found) for what, found in times.items()}
+        times = interleaved(turns, rounds, "the machine")
+    return {what: amount / min(times[what]) for what, (_, amount) in works.items()}

@@ -14,15 +14,7 @@ from timing import Workload
 from torch import Tensor
 
 from vaebm.cli.describe import EXPERIMENTS
-from vaebm.config import (
-    DATASETS,
-    ChainSettings,
-    EBMSettings,
-    EBMTrainingSettings,
-    EnergyNetworkSettings,
-    NVAENetworkSettings,
-    NVAETrainingSettings,
-)
+from vaebm.config import EBMSettings, NVAENetworkSettings, NVAETrainingSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.ebm.iteration import EBMTrainer
 from vaebm.energy.network import EnergyNetwork
@@ -77,41 +69,19 @@ class Setup:
 
 
 def reduced_cifar10(batch: int) -> Setup:
-    """CIFAR-10's architecture with 32 channels instead of 128, 6 groups instead of 30, and an energy of 32 channels."""
-    network = NVAENetworkSettings(
-        channels_encoder=32,
-        channels_decoder=32,
-        groups=[6],
-        latents=20,
-        preprocess_blocks=1,
-        preprocess_cells=2,
-        postprocess_cells=2,
-        cells_encoder=2,
-        cells_decoder=2,
-        flows=1,
-    )
-    ebm = EBMSettings(
-        network=EnergyNetworkSettings(channels=32, widths=[1, 1, 2, 2, 2, 2], down=[0, 2, 4]),
-        potential="density",
-        chain=ChainSettings(steps=CHAIN_STEPS, step_size=8e-5),
-        training=EBMTrainingSettings(iterations=1000, batch=batch, learning_rate=4e-5),
-    )
-    return Setup(
-        "CIFAR-10, reduced",
-        network,
-        NVAETrainingSettings(epochs=400, batch=batch),
-        ebm,
-        (3, 32, 32),
-        batch,
-        CHAIN_STEPS,
-    )
+    """The defaults, which are CIFAR-10's, with 32 channels instead of 128 in both networks, 6 groups instead of 30."""
+    network = NVAENetworkSettings(channels_encoder=32, channels_decoder=32, groups=[6], flows=1)
+    training, chain = NVAETrainingSettings(batch=batch), {"steps": CHAIN_STEPS, "step_size": 8e-5}
+    sections = {"network": {"channels": 32}, "potential": "density", "chain": chain, "training": {"batch": batch}}
+    ebm = EBMSettings.model_validate(sections)
+    return Setup("CIFAR-10, reduced", network, training, ebm, (3, 32, 32), batch, CHAIN_STEPS)
 
 
 def setup_from_experiment(name: str, batch: int | None, device: torch.device) -> Setup:
     """Networks and settings of an experiment, given by name or file."""
     path = Path(name)
     experiment = read_experiment(path if path.suffix else EXPERIMENTS / f"{name}.yaml")
-    facts, ebm = DATASETS[experiment.data.dataset], experiment.ebm
+    facts, ebm = experiment.data.facts, experiment.ebm
     training = experiment.nvae.training
     batch = batch or (ebm.training.batch if ebm is not None else training.micro_batch or training.batch)
     training = training.model_copy(update={"batch": batch, "micro_batch": None})
@@ -128,8 +98,8 @@ _built: dict[tuple[str, torch.device], tuple[NVAE, EnergyNetwork | None]] = {}
 """Networks that `build` copies; drawing the weights of a large network takes longer than timing it."""
 
 
-def build(setup: Setup, device: torch.device) -> tuple[NVAE, EnergyNetwork | None]:
-    """Networks with random weights, as in the stages."""
+def build(setup: Setup, device: torch.device, way: Implementation) -> tuple[NVAE, EnergyNetwork | None]:
+    """Networks of an implementation with random weights, as in the stages."""
     if (setup.name, device) not in _built:
         with seeded(0):
             nvae = NVAE(setup.network, setup.shape)
@@ -138,25 +108,27 @@ def build(setup: Setup, device: torch.device) -> tuple[NVAE, EnergyNetwork | Non
             energy.initialize(torch.rand(16, *setup.shape, generator=torch.Generator().manual_seed(0)))
             energy = to_device_channels_last(energy, device)
         _built[setup.name, device] = to_device_channels_last(nvae.eval(), device), energy
-    return copy.deepcopy(_built[setup.name, device])
-
-
-def frozen_model(nvae: NVAE, energy: EnergyNetwork, way: Implementation, potential: str) -> VAEBM:
-    """The model of an implementation; `as published` copies the networks."""
+    nvae, energy = copy.deepcopy(_built[setup.name, device])
     if way.kind == "as published":
-        nvae, energy = as_published(nvae), as_published(energy)
+        return as_published(nvae), None if energy is None else as_published(energy)
+    return nvae, energy
+
+
+def frozen_model(setup: Setup, device: torch.device, way: Implementation) -> VAEBM:
+    """The model of an implementation."""
+    nvae, energy = build(setup, device, way)
+    assert energy is not None and setup.ebm is not None
     kind = VAEBM if way.kind == "fast" else Unprepared
-    model = kind(nvae.requires_grad_(False), energy.requires_grad_(False), potential)  # type: ignore[arg-type]
+    model = kind(nvae.requires_grad_(False), energy.requires_grad_(False), setup.ebm.potential)
     model.chain_dtype = chain_dtype(way.precision)
     return model
 
 
 def langevin_step(setup: Setup, device: torch.device, way: Implementation) -> Workload:
     """Steps of a chain, without the preparation before it."""
-    nvae, energy = build(setup, device)
-    assert energy is not None and setup.ebm is not None
-    model, noise = frozen_model(nvae, energy, way, setup.ebm.potential), NoiseSource(0, "speed", range(setup.batch))
+    model, noise = frozen_model(setup, device, way), NoiseSource(0, "speed", range(setup.batch))
     eps_z, eps_x = model.initial_noise(noise)
+    assert setup.ebm is not None
     return functools.partial(
         run_langevin,
         model.chain_potential(),
@@ -169,10 +141,8 @@ def langevin_step(setup: Setup, device: torch.device, way: Implementation) -> Wo
 
 def ebm_iteration(setup: Setup, device: torch.device, way: Implementation) -> Workload:
     """One update of the energy, with its chains."""
-    nvae, energy = build(setup, device)
+    nvae, energy = build(setup, device, way)
     assert energy is not None and setup.ebm is not None
-    if way.kind == "as published":
-        nvae, energy = as_published(nvae), as_published(energy)
     training = setup.ebm.training.model_copy(update={"precision": way.precision})
     stage = setup.ebm.model_copy(update={"training": training})
     trainer = EBMTrainer(nvae.requires_grad_(False), energy, stage, seed=0)
@@ -189,17 +159,16 @@ def ebm_iteration(setup: Setup, device: torch.device, way: Implementation) -> Wo
 
 def nvae_step(setup: Setup, device: torch.device, way: Implementation) -> Workload:
     """One update of the NVAE, with its regularisers."""
-    nvae, _ = build(setup, device)
+    nvae, _ = build(setup, device, way)
     training = setup.training.model_copy(update={"precision": way.precision})
-    trainer = NVAETrainer((as_published(nvae) if way.kind == "as published" else nvae).train(), training, 1000, seed=0)
+    trainer = NVAETrainer(nvae.train(), training, 1000, seed=0)
     return functools.partial(trainer.step, random_images(setup, device), 0, 1e-4, penalise=True)
 
 
 def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workload:
     """Images from noise, by chain and decoder."""
-    nvae, energy = build(setup, device)
-    assert energy is not None and setup.ebm is not None
-    model = frozen_model(nvae, energy, way, setup.ebm.potential)
+    model = frozen_model(setup, device, way)
+    assert setup.ebm is not None
     chain = setup.ebm.chain.model_copy(update={"steps": setup.steps})
     return functools.partial(model.sample_batch, sample_noise(0, range(setup.batch)), chain)
 

@@ -49,12 +49,10 @@ def _write() -> None:
     began = _now - _interpreter
     record = {
         "command": sys.orig_argv[1:],
-        "folder": os.getcwd(),
         "began": began,
         "ended": time.time(),
         "interpreter": _interpreter,
         "imports": _seconds,
-        "processor": sum(os.times()[:2]),
     }
     with Path(os.environ["VAEBM_RECORD"], f"{_pid}-{began:.3f}.json").open("w") as file:
         json.dump(record, file)

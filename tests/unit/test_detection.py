@@ -1,5 +1,7 @@
 """How well scores tell held-out images from others, against computations by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -130,9 +132,12 @@ def test_the_table_has_some_of_the_figures_and_the_record_all():
     assert figures == measure_ood(inside, {"svhn": outside, "celeba": outside}, 50, 0), "a function of the seed"
 
 
-def test_an_energy_that_is_not_finite_is_named():
-    with pytest.raises(UserError, match="finite energies, found 2 others"):
-        scores(Estimates(torch.zeros(2), torch.zeros(2), torch.full((2,), torch.nan)))
+def test_an_estimate_that_is_not_finite_is_named():
+    found = Estimates(torch.zeros(2), torch.zeros(2), torch.full((2,), torch.nan))
+    model, settings = SimpleNamespace(estimate=lambda *_: found), SimpleNamespace(elbo_samples=1)
+    inputs = SimpleNamespace(model=model, trained={}, seed=0, settings=settings, folder="run")
+    with pytest.raises(UserError, match="run: energy: expected finite estimates, found 2 of 2 images with nan"):
+        stage.estimates(inputs, torch.zeros(2))
 
 
 def test_a_model_without_a_likelihood_is_scored_by_its_energy_alone():

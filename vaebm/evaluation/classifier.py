@@ -39,10 +39,7 @@ def to_float(images: Tensor) -> Tensor:
 class Classifier(nn.Module):
     """Pairs of 3×3 convolutions, pooled down to 4×4, then 64 features, then one logit per class.
 
-    Args:
-        channels: of the first pair of convolutions; doubled at every pooling.
-        shape: (C, H, W) of the images, H and W at least 4.
-        classes: number of labels.
+    Every pooling doubles the `channels` of the first pair. Images are of `shape` (C, H, W), H and W at least 4.
     """
 
     def __init__(self, channels: int, shape: tuple[int, int, int], classes: int):
@@ -105,8 +102,7 @@ def train_classifier(
 ) -> tuple[Classifier, list[dict[str, float]]]:
     """Train on the train split; deterministic in the seed, without use of the global generator.
 
-    Returns:
-        The classifier in eval mode, and one record per epoch: step, loss, accuracy on the held-out images.
+    Return the classifier in eval mode, and for each epoch step, loss, and accuracy on the held-out images.
     """
     inputs, labels = images.split("train")
     held_out, held_out_labels = images.split("heldout")
@@ -157,8 +153,7 @@ def run(settings: Path, data: Path, model: Path) -> None:
             f"choose a smaller learning_rate than {chosen.learning_rate}"
         )
     held_out, labels = images.split("heldout")
-    predicted, classes = predict(trained, held_out), int(images.labels.max()) + 1
-    wrong = (predicted != labels).nonzero().flatten()
+    predicted = predict(trained, held_out)
     history_file, pictures = model.with_name("history.jsonl"), model.parent / "pictures"
     with writing(history_file) as stream:
         stream.write("".join(json.dumps(record) + "\n" for record in history).encode())
@@ -168,11 +163,11 @@ def run(settings: Path, data: Path, model: Path) -> None:
     if len(occurring) <= MOST_IN_CONFUSION:
         counts = confusion_matrix(labels.numpy(), predicted.numpy(), labels=occurring)
         plots.confusion(counts, pictures / "confusion.png", occurring)
-    network = {"channels": chosen.channels, "shape": list(images.shape), "classes": classes}
+    network = {"channels": chosen.channels, "shape": list(images.shape), "classes": trained.head.out_features}
     weights = trained.state_dict()
     record = ClassifierRecord(
         status="finished", seed=seed, data=images.hash, model=hash_tensors(weights),
-        accuracy=history[-1]["accuracy"], heldout=len(labels), wrong=len(wrong),
+        accuracy=history[-1]["accuracy"], heldout=len(labels), wrong=int((predicted != labels).sum()),
     )  # fmt: skip
     write_record(model.with_name("training.json"), record)
     save_model(model, "classifier", network, weights)

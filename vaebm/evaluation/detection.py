@@ -17,7 +17,6 @@ from vaebm.measures.bootstrap import Counts, Values
 from vaebm.model import Estimates
 from vaebm.records.metrics import DETECTION, MEANINGS, metric, order
 from vaebm.records.results import Measurement
-from vaebm.system.errors import UserError
 
 Scores = dict[str, NDArray[np.float64]]
 """Name of a score ("": the full score) → its value for each image, (N,)."""
@@ -33,17 +32,9 @@ def scores(estimates: Estimates) -> Scores:
         "": log p(x) − E(x), or log p(x) without an energy, by the importance-weighted bound. "elbo": the same by the
         ELBO. With an energy also "energy": −E(x). With both also "likelihood": log p(x) and "likelihood-elbo": its
         ELBO.
-
-    Raises:
-        UserError: an energy is not finite.
     """
     found: Scores = {}
     if estimates.energy is not None:
-        if not (finite := estimates.energy.isfinite()).all():
-            raise UserError(
-                f"evaluation: expected finite energies, found {int((~finite).sum())} others: "
-                "the training of the energy diverged"
-            )
         found["energy"] = -estimates.energy.numpy()
     if estimates.importance is not None and estimates.elbo is not None:
         log_p, elbo = estimates.importance.numpy(), estimates.elbo.numpy()
@@ -78,6 +69,18 @@ def with_complexity(found: Scores, images: Tensor) -> Scores:
     return {**found, "complexity": found[""] + lengths}
 
 
+def _labelled(inside: Values, outside: Values) -> tuple[NDArray[np.int64], Values]:
+    """Labels (n + m,), 1 for in-distribution images, and scores of both sets."""
+    return np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
+
+
+def roc(inside: Values, outside: Values) -> tuple[Values, Values]:
+    """Share of the set and share of in-distribution images above falling thresholds, without collinear points."""
+    from sklearn.metrics import roc_curve
+
+    return roc_curve(*_labelled(inside, outside))[:2]
+
+
 def separations(inside: Values, outside: Values) -> dict[str, float]:
     """Values in [0, 1] of the measures, for in-distribution scores (n,) and scores of the set (m,).
 
@@ -85,12 +88,13 @@ def separations(inside: Values, outside: Values) -> dict[str, float]:
     thresholds. AUPR-out: the same over rising thresholds, with the set as positives. FPR95: share of the set at the
     highest threshold passed by at least 95 % of the in-distribution images.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+    from sklearn.metrics import auc, average_precision_score
 
-    pair = np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
-    others, hits, _ = roc_curve(*pair, drop_intermediate=False)
-    areas = [roc_auc_score(*pair), average_precision_score(*pair), average_precision_score(1 - pair[0], -pair[1])]
-    return dict(zip(MEANINGS, map(float, [*areas, others[hits >= RATE / 100].min()]), strict=True))
+    labels, values = _labelled(inside, outside)
+    precisions = average_precision_score(labels, values), average_precision_score(1 - labels, -values)
+    threshold = np.sort(inside)[len(inside) * (100 - RATE) // 100]
+    measures = auc(*roc(inside, outside)), *precisions, (outside >= threshold).mean()
+    return dict(zip(MEANINGS, map(float, measures), strict=True))
 
 
 def replicates(inside: Values, outside: Values, inside_counts: Counts, outside_counts: Counts) -> dict[str, Values]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vaebm.evaluation.resnet56 import MEAN, STD
+from vaebm.evaluation.resnet56 import normalised
 from vaebm.system.checkpoint import load_state
 
 WIDTH, LAYERS, HEADS = 1024, 24, 16
@@ -29,12 +29,6 @@ def resized(images: Tensor) -> Tensor:
     pictures = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
     found = [Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for one in pictures]
     return torch.from_numpy(np.stack([np.asarray(one) for one in found])).permute(0, 3, 1, 2).to(images.device)
-
-
-def normalised(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) uint8 as input of the network: ImageNet's mean and standard deviation become 0 and 1."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
 
 
 class DINOv2Block(nn.Module):

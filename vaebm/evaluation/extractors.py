@@ -37,7 +37,6 @@ from vaebm.system.plugins import imported
 class _CustomExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
     """torch-fidelity's interface to a network of ours: uint8 images → features and logits."""
 
-    LAYERS = ("features", "logits")
     load: Callable[[str], Any]
     """Reads the network of a file."""
 
@@ -55,20 +54,10 @@ class _CustomExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
         found = (features if layer == "features" else self.network.logits(features) for layer in self.features_list)
         return tuple(layer.reshape(len(images), -1) for layer in found)
 
-    @classmethod
-    def get_provided_features_list(cls) -> tuple[str, str]:
-        """Names of the layers."""
-        return cls.LAYERS
-
-    @classmethod
-    def get_default_feature_layer_for_metric(cls, metric: str) -> str:
-        """The features for distances, the logits for the inception score."""
-        return cls.LAYERS[metric == "isc"]
-
     @staticmethod
-    def can_be_compiled() -> bool:
-        """False: compiling takes longer than running."""
-        return False
+    def get_provided_features_list() -> tuple[str, str]:
+        """Names of the layers."""
+        return "features", "logits"
 
 
 class ClassifierExtractor(_CustomExtractor):
@@ -176,10 +165,7 @@ class Extractor:
     def of(
         cls, kind: str, path: Path, device: torch.device | str = "cpu", settings: ExtractorSettings | None = None
     ) -> Self:
-        """Load the extractor of a file of weights.
-
-        Args:
-            settings: of the extractor; a plug-in's `path` may be of no file.
+        """Load the extractor of a file of weights; a plug-in has `settings`, and may have no such file.
 
         Raises:
             UserError: no such file, or not one of such weights.
@@ -264,19 +250,13 @@ class Extractor:
 
     def describe(self, shape: tuple[int, ...]) -> ExtractorRecord:
         """Facts about the extractor for metrics of images of `shape`, (C, H, W)."""
-        facts = {"kind": self.kind, "name": self.name, "weights": self.weights}
         features = self.depth(shape) * EXTRACTORS[self.kind].features
-        return ExtractorRecord.model_validate(
-            {**facts, "features": features, "torch-fidelity": torch_fidelity.__version__}
-        )
+        facts = {"kind": self.kind, "name": self.name, "weights": self.weights, "features": features}
+        return ExtractorRecord.model_validate(facts | {"torch-fidelity": torch_fidelity.__version__})
 
 
 def open_extractor(settings: Path, trained: Path | None, device: torch.device | str = "cpu") -> Extractor:
-    """Open the extractor of a settings file.
-
-    Args:
-        settings: reference/<extractor>.yaml.
-        trained: model of the classifier, if there is one.
+    """Open the extractor of a settings file, reference/<extractor>.yaml; `trained` is the model of the classifier.
 
     Raises:
         UserError: the file of the weights is missing, not named, one of others, or cannot be fetched.

@@ -46,12 +46,9 @@ def run_folder(metrics: Path) -> Path:
 
 
 def read_samples(shards: list[Path], shape: tuple[int, int, int] | None, count: int) -> Tensor:
-    """Read the samples (N, C, H, W) uint8 in the order of the shards.
+    """Read the `count` samples (N, C, H, W) uint8 in the order of the shards, .npy files (n, H, W, C) uint8.
 
-    Args:
-        shards: .npy files (n, H, W, C) uint8.
-        shape: expected (C, H, W); None: that of the first shard.
-        count: expected N.
+    Their `shape` is (C, H, W); None: that of the first shard.
 
     Raises:
         UserError: a missing or damaged file, images of another form, or another number of them.
@@ -83,9 +80,7 @@ def read_samples(shards: list[Path], shape: tuple[int, int, int] | None, count: 
 def check_shards(shards: list[Path], seed: int, stage: SamplesSettings, models: dict[str, str]) -> None:
     """Compare the samples with the hashes and the origin in their records; without a record there is a warning.
 
-    Args:
-        seed, stage: of samples.yaml.
-        models: network → hash of its weights.
+    The origin is made from samples.yaml (`seed`, `stage`) and `models`, network → hash of its weights.
 
     Raises:
         UserError: other bytes, or samples of other models, settings or indices.
@@ -109,14 +104,7 @@ def check_shards(shards: list[Path], seed: int, stage: SamplesSettings, models: 
 
 
 def _training(model: Path, weights: str, data: str) -> tuple[TrainingRecord, Settings]:
-    """Read the training record of `model`, without settings and data, and its settings.
-
-    Args:
-        weights, data: hashes of the weights and of the data set.
-
-    Raises:
-        UserError: the record is missing or damaged, or its settings, data or weights differ from the files'.
-    """
+    """Training record of `model`, without settings and data, and settings; it has to be of these weights and data."""
     path = model.with_name("training.json")
     record = read_record(TrainingRecord, path, *TRAINING_RECORD)
     if record.stage not in STAGES:

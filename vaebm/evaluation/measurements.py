@@ -34,13 +34,11 @@ def measure_fidelity(
 ) -> Measurements:
     """Compare the samples with real images: Fréchet distances, KID, nearest neighbours, inception score.
 
-    Each name ends with the extractor's; with the standard Inception weights the Fréchet distance is the FID. Bootstrap
-    intervals resample the samples and keep the real images. Shares of neighbours have Wilson intervals instead,
-    because a repeated sample would be its own neighbour. Their ratio has none: its noise is of the held-out images.
-    Stacks have no inception score: one part has too few images for a mean over a thousand modes.
-
-    Args:
-        extractor: name of the extractor; default: `settings.extractor`.
+    Each name ends with the extractor's, by default that of the settings; with the standard Inception weights the
+    Fréchet distance is the FID. Bootstrap intervals resample the samples and keep the real images. Shares of
+    neighbours have Wilson intervals instead, because a repeated sample would be its own neighbour. Their ratio has
+    none: its noise is of the held-out images. Stacks have no inception score: one part has too few images for a mean
+    over a thousand modes.
 
     Raises:
         UserError: fewer images than `precision_recall.images` or `kid_subset_size`.

@@ -4,7 +4,7 @@ All sets are computed in integer arithmetic at the size and grey levels of the h
 artefacts, which would be easier to detect than the content.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from itertools import count
 from math import gcd
@@ -42,13 +42,9 @@ def bits(purpose: str, numbers: range, cells: int) -> NDArray[np.int64]:
 
 
 def rounded(totals: NDArray[np.int64], divisor: int, purpose: str, first: int = 0) -> NDArray[np.int64]:
-    """Round totals / divisor (N, …) to the nearest integer, halves up or down by a hash bit.
+    """Round totals / divisor (N, …) to the nearest integer, halves up or down by a hash bit of each image's number.
 
     A fixed rule for halves would leave a mark, for instance brighter images.
-
-    Args:
-        purpose: of the hash.
-        first: number of the first image.
     """
     chances: NDArray[np.int64] | int = 0
     if divisor % 2 == 0:
@@ -96,22 +92,15 @@ def photographs(images: UInt8Images, name: str) -> UInt8Images:
     return np.stack(list(found.values()))[..., None]
 
 
-SETS: dict[str, Callable[[UInt8Images, str], UInt8Images]] = {
-    "interpolation": interpolation,
-    "turned": turned,
-    "photographs": photographs,
-}
+SETS = {made.__name__: made for made in (interpolation, turned, photographs)}
 """Name → function from the held-out images and their set's name to as many images of the same form."""
 
 
 def area_resample(images: UInt8Images, side: int, name: str) -> UInt8Images:
-    """Resize images (N, T, T, C) to `side`×`side` by area means, to the nearest level of the set `name`.
+    """Resize images (N, T, T, C) to `side`×`side`, at most T×T, by area means, to the nearest level of the set `name`.
 
     An output pixel is the mean of the input under it; pixels cut by its border count in proportion. Images of that
     side and these levels are returned unchanged. Images enlarged by repeated pixels become the original ones.
-
-    Args:
-        side: at most T.
     """
     few, size = name in FEW_LEVELS, images.shape[1]
     if size == side and not few:
@@ -148,15 +137,12 @@ def chosen(images: UInt8Images, most: int) -> UInt8Images:
 def make_ood_set(
     name: str, data: DataSettings | None, own: ImageSet, manifests: Mapping[str, Path]
 ) -> tuple[Tensor, OODSource]:
-    """Make one out-of-distribution set for the held-out images of `own`.
+    """Make a set for the held-out images of `own`: images (N, C, H, W) uint8 in their form, and number and origin.
 
     Args:
         name: name in the metrics.
         data: a prepared set; None: one of `SETS`.
         manifests: name of a prepared set → its manifest.
-
-    Returns:
-        Images (N, C, H, W) uint8 in the form of the held-out ones, and their number and origin.
 
     Raises:
         UserError: too few held-out images, or the prepared set is missing, damaged or of another form.

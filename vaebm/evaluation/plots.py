@@ -11,9 +11,9 @@ from torch import Tensor
 from vaebm import plots
 from vaebm.config import ChainSettings
 from vaebm.evaluation.classifier import to_float
-from vaebm.evaluation.detection import Scores
+from vaebm.evaluation.detection import Scores, roc
 from vaebm.evaluation.measurements import Measurements
-from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, generator
+from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, Values, generator
 from vaebm.measures.modes import Law
 from vaebm.model import VAEBM
 from vaebm.records.metrics import DETECTION
@@ -31,18 +31,14 @@ QUERIES, NEIGHBOURS = 12, 4
 
 def ood(inside: Scores, outside: dict[str, Scores], figures: Measurements, folder: Path) -> None:
     """Write ood.png, histograms of the scores of held-out images and of each set, and roc.png, the ROC curves."""
-    from sklearn.metrics import roc_curve
-
     whole = "log p(x) − E(x)" if "energy" in inside else "log p(x)"
     names = {"": whole, "energy": "−E(x)", "likelihood": "log p(x)", "complexity": f"{whole} + PNG"}
     panels = {}
-    curves: dict[str, dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]] = {name: {} for name in outside}
+    curves: dict[str, dict[str, tuple[Values, Values]]] = {name: {} for name in outside}
     for name, found in outside.items():
         for kind in filter(inside.__contains__, names):
             label = f"{names[kind]}, AUROC {figures[DETECTION['AUROC', kind].named(name)].value:.3f}"
-            labels = np.repeat([1, 0], [len(inside[kind]), len(found[kind])])
-            others, hits, _ = roc_curve(labels, np.concatenate([inside[kind], found[kind]]))
-            curves[name][label] = others, hits
+            curves[name][label] = roc(inside[kind], found[kind])
             if kind != "complexity":
                 panels[f"{name}: {label}"] = {"held-out images": inside[kind], name: found[kind]}
     plots.histograms(panels, folder / "ood.png", "score")
@@ -79,12 +75,7 @@ def steps(found: AlongChain, test_steps: int, path: Path) -> None:
 
 
 def nearest_images(queries: Tensor, among: Iterable[Tensor], total: int, count: int) -> Tensor:
-    """Indices (N, count) of the images nearest to each of `queries` (N, D), nearest first.
-
-    Args:
-        among: the images (M, D), in parts.
-        total: M.
-    """
+    """Indices (N, count) of the nearest to each of `queries` (N, D), in order, among the parts of `total` images."""
     # one allocation: small ones between the parts would keep freed memory in use
     distances, first = queries.new_empty(len(queries), total), 0
     for part in among:
@@ -97,11 +88,9 @@ def nearest_images(queries: Tensor, among: Iterable[Tensor], total: int, count: 
 def neighbours(
     samples: Tensor, features: Features, train: NDArray[np.uint8], train_features: Features, path: Path
 ) -> None:
-    """Write the first samples, one per row: sample, nearest training images by pixels, then by features.
+    """Write the first samples (N, C, H, W) uint8, one per row, and their nearest training images (M, H, W, C).
 
-    Args:
-        samples: (N, C, H, W) uint8, with `features` (N, D).
-        train: (M, H, W, C), read in parts because it may exceed memory, with `train_features` (M, D).
+    Those by pixels come first, then those by features. Training images are read in parts: they may exceed memory.
     """
 
     def real(part: NDArray[np.uint8]) -> Tensor:

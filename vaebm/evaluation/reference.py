@@ -40,14 +40,7 @@ def _hash(content: dict[str, NDArray[Any]]) -> str:
 def write_reference(
     settings: Path, data: Path, classifier: Path | None, output: Path, device: torch.device | str = "cpu"
 ) -> None:
-    """Write the reference of a data set as .npz.
-
-    Args:
-        settings: extractor settings.
-        data: manifest of the images.
-        classifier: model of the classifier, if it is the extractor.
-        output: file to write; it also holds the hashes of data, weights and its own content.
-        device: device of the extractor.
+    """Write the reference of a data set as .npz, with the hashes of data, weights and its own content.
 
     Raises:
         UserError: bad data, or bad weights.
@@ -69,11 +62,7 @@ def write_reference(
 
 
 def read_reference(path: Path, data: str, weights: str) -> Reference:
-    """Read the output of `write_reference`.
-
-    Args:
-        data: expected hash of the data set.
-        weights: expected hash of the extractor's weights.
+    """Read the output of `write_reference` for the data set and the extractor's weights with these hashes.
 
     Raises:
         UserError: no such file, no reference, or one of other data or weights.
@@ -90,7 +79,7 @@ def read_reference(path: Path, data: str, weights: str) -> Reference:
             content.get("heldout_features", content["train_features"][:0]),
         )
         hashes = {"data": str(content["data"]), "weights": str(content["weights"])}
-        if str(content.get("hash", _hash(content))) != _hash(content):
+        if "hash" in content and str(content["hash"]) != _hash(content):
             raise ValueError("other values than those that were written")
     except FileNotFoundError:
         raise UserError(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from vaebm.system.checkpoint import load_state
 
-RESNET56_FEATURES, RESNET56_CLASSES = 64, 10
 SHAPE = (3, 32, 32)
 """(C, H, W) of its images."""
 
@@ -20,7 +19,13 @@ BLOCKS = 9
 """Blocks per stage, of two convolutions each; 56 layers with the first convolution and the linear layer."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Normalisation of the input channels, for values in [0, 1]."""
+"""Mean and standard deviation of ImageNet's channels, for values in [0, 1]."""
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) uint8 as input of a network: the mean and the standard deviation become 0 and 1."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
 
 
 def shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
@@ -55,22 +60,16 @@ def _stage(inputs: int, channels: int) -> nn.Sequential:
 class ResNet56(nn.Module):
     """uint8 images → 64 features (mean over positions) → 10 logits; weights are named as in its checkpoints."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1, self.layer2, self.layer3 = _stage(16, 16), _stage(16, 32), _stage(32, 64)
-        self.linear = nn.Linear(RESNET56_FEATURES, RESNET56_CLASSES)
-        for name, values in (("mean", MEAN), ("std", STD)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.linear = nn.Linear(64, 10)
 
     def features(self, images: Tensor) -> Tensor:
         """Features (B, 64) of uint8 images (B, 3, 32, 32)."""
-        x = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(normalised(images))))
         return self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))
 
     def logits(self, features: Tensor) -> Tensor:

@@ -18,18 +18,8 @@ from vaebm.measures import modes
 from vaebm.measures.frechet import SAMPLES_PER_FEATURE
 from vaebm.model import VAEBM, Estimates
 from vaebm.plots import image_grid
+from vaebm.records import metrics as registry
 from vaebm.records.files import recording, write_record
-from vaebm.records.metrics import (
-    DETECTION,
-    ELBO,
-    ELBO_TRAIN,
-    FD_INFINITE,
-    FD_STRETCHED,
-    LOG_LIKELIHOOD,
-    MEANINGS,
-    SECONDS_PER_50,
-)
-from vaebm.records.metrics import metric as registered_metric
 from vaebm.records.results import AlongChain, ChainRecord, DetectionRecord, Measurement, OODRecord, RunRecord
 from vaebm.samples import grey_levels
 from vaebm.system import provenance
@@ -48,8 +38,8 @@ TRAIN = 3000
 
 def unavailable_metrics(ood_sets: list[str], reason: str) -> dict[str, str]:
     """Metrics that a model without log p(x) lacks → `reason`; none for an empty reason."""
-    names = [one.pattern for one in (ELBO, ELBO_TRAIN, LOG_LIKELIHOOD)]
-    names += [DETECTION[quantity, ""].named(name) for quantity in MEANINGS for name in ood_sets]
+    names = [one.pattern for one in (registry.ELBO, registry.ELBO_TRAIN, registry.LOG_LIKELIHOOD)]
+    names += [registry.DETECTION[quantity, ""].named(name) for quantity in registry.MEANINGS for name in ood_sets]
     return dict.fromkeys(names, reason) if reason else {}
 
 
@@ -69,7 +59,7 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
             samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1)
         )
         distance = Measurement(value=inputs.distance(stretched), samples=len(samples))
-        metrics[FD_STRETCHED.named(extractor.kind)] = distance
+        metrics[registry.FD_STRETCHED.named(extractor.kind)] = distance
     if (depth := inputs.mode_extractor.depth(images.shape)) > 1:
         of_modes = logits.get(inputs.mode_extractor)
         of_modes = inputs.mode_extractor.extract(samples).logits if of_modes is None else of_modes
@@ -96,7 +86,7 @@ def estimates(inputs: ModelInputs, pixels: Tensor) -> Estimates:
         if each is not None and (bad := int((~each.isfinite()).sum())):
             raise UserError(
                 f"{inputs.folder}: {name}: expected finite estimates, found {bad} of {len(each)} images with "
-                f"{each[~each.isfinite()][0]:g}; train the models again, with a smaller learning rate"
+                f"{each[~each.isfinite()][0]:g}; {TRAIN_AGAIN}"
             )
     return found
 
@@ -154,15 +144,14 @@ def plugin_metrics(inputs: Inputs) -> Measurements:
     for one in inputs.settings.metrics:
         if inputs.model is None and METRICS[one.name].measured_with in ("model", "clock"):
             continue
-        if registered_metric(one.name) is not METRICS[one.name]:
+        if registry.metric(one.name) is not METRICS[one.name]:
             raise UserError(
                 f"evaluation.metrics: {one.name} is a metric of this program; the plug-in needs another name"
             )
         found = imported(METRICS[one.name].measure)(inputs, one)
-        value = (
-            found if isinstance(found, Measurement) else Measurement(value=float(found), samples=len(inputs.samples))
-        )
-        metrics[one.name] = value
+        if not isinstance(found, Measurement):
+            found = Measurement(value=float(found), samples=len(inputs.samples))
+        metrics[one.name] = found
     return metrics
 
 
@@ -192,14 +181,14 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     metrics |= plugin_metrics(inputs)
     sets = list(inputs.settings.ood_sets)
     unavailable = unavailable_metrics(sets, inputs.no_likelihood_reason) | normalized.without
-    if SECONDS_PER_50.pattern not in metrics:
+    if registry.SECONDS_PER_50.pattern not in metrics:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
-        unavailable[SECONDS_PER_50.pattern] = reason
+        unavailable[registry.SECONDS_PER_50.pattern] = reason
     measured = ((inputs.extractor, inputs.reference), *inputs.further)
     heldout: Measurements = {}
     for one, reference in measured:
         heldout |= measure_held_out(reference, inputs.settings, inputs.seed, one.kind, one.device)
-        if (name := FD_INFINITE.named(one.kind)) not in metrics:
+        if (name := registry.FD_INFINITE.named(one.kind)) not in metrics:
             found = f"{len(inputs.samples):,} samples of {reference.train_features.shape[1]:,} features"
             unavailable[name] = f"its extrapolation needs {SAMPLES_PER_FEATURE} samples per feature, found {found}"
     separate = inputs.mode_extractor is not inputs.extractor

@@ -43,14 +43,9 @@ def resamples(images: int, number: int, random: np.random.Generator) -> Counts:
 
 
 def interval(value: float, replicates: Values, low: float = -math.inf, high: float = math.inf) -> list[float]:
-    """Percentile interval (95 %), recentred on the estimate.
+    """Percentile interval (95 %) of the resamples' values (R,), recentred on the estimate `value`, within [low, high].
 
     Resampling with replacement biases these statistics, which depend on the number of distinct images.
-
-    Args:
-        value: estimate from the images themselves.
-        replicates: value of each resample, (R,).
-        low, high: bounds of the statistic.
     """
     percentiles = np.percentile(replicates - replicates.mean(), PERCENTILES)
     return [float(bound) for bound in np.clip(value + percentiles, low, high)]

@@ -43,13 +43,9 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 class DistanceTo:
-    """Exact Fréchet distances of many statistics to one reference, for resamples of 2,048 features.
+    """Exact Fréchet distances, in double precision, of many statistics a to one reference b, for resamples.
 
     (Σ_a Σ_b)^½ has the trace of the symmetric (Σ_b^½ Σ_a Σ_b^½)^½, whose eigenvalues are faster to compute.
-
-    Args:
-        reference: the statistics b.
-        device: device of the computation, in double precision.
     """
 
     def __init__(self, reference: Statistics, device: torch.device | str):

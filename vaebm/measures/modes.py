@@ -5,6 +5,8 @@ independent, so the law of the modes is the product of the channels' label frequ
 stacks would add their sampling noise to that law.
 """
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import xlogy
@@ -22,16 +24,14 @@ Law = NDArray[np.float64]
 def modes_of(logits: Logits) -> NDArray[np.int64]:
     """Predicted modes (N,) from logits (N, depth, classes)."""
     _, depth, classes = logits.shape
-    return logits.argmax(axis=2) @ classes ** np.arange(depth - 1, -1, -1)
+    return np.ravel_multi_index(logits.argmax(axis=2).T, (classes,) * depth)
 
 
 def law_of(labels: NDArray[np.int64], depth: int, classes: int) -> Law:
     """The data's law of modes: product of the label frequencies of the `depth` channels; `labels` (N,) are modes."""
-    law = np.ones(1)
-    for place in range(depth - 1, -1, -1):
-        frequency = np.bincount(labels // classes**place % classes, minlength=classes) / len(labels)
-        law = np.multiply.outer(law, frequency).reshape(-1)
-    return law
+    places = np.unravel_index(labels, (classes,) * depth)
+    frequencies = (np.bincount(place, minlength=classes) / len(labels) for place in places)
+    return functools.reduce(np.multiply.outer, frequencies).reshape(-1)
 
 
 def histogram(modes: NDArray[np.int64], law: Law) -> NDArray[np.int64]:
@@ -77,10 +77,7 @@ def expected_divergence(law: Law, images: int) -> float:
 def measure_modes(counts: NDArray[np.int64], law: Law, resamples: int, seed: int) -> dict[str, Measurement]:
     """Number of modes seen, KL divergence from the law, and the expectation of both for draws from the law.
 
-    Args:
-        counts: `histogram` of the samples.
-        resamples: for the interval of the divergence; the number of modes has none, because resamples add no modes.
-        seed: of the resamples.
+    `counts` is the `histogram` of the samples. The number of modes has no interval, because resamples add no modes.
     """
     images, seen = int(counts.sum()), int((counts > 0).sum())
     drawn = generator(seed, "modes").multinomial(images, counts / images, size=resamples)

@@ -40,11 +40,9 @@ class Neighbours(NamedTuple):
 def find_neighbours(
     samples: Features, train: Features, heldout: Features, real: int, k: int, device: torch.device | str = "cpu"
 ) -> Neighbours:
-    """Find the neighbours of samples (S, D) among training images (N, D) and held-out images (M, D).
+    """Find the neighbours of samples (S, D) among training images (N, D), in random order, and held-out images (M, D).
 
-    Args:
-        train: in random order.
-        real: R, number of training images with a ball.
+    The first `real` training images have a ball, R in `Neighbours`.
 
     Raises:
         UserError: not more images than neighbours.
@@ -83,8 +81,7 @@ def _distances(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Distances of rows (N, D) to `among` (M, D), in parts: slice of the rows, (rows, M).
 
-    Args:
-        places: index of each row within `among`; its distance to itself becomes infinite.
+    The distance of a row to itself, at its index in `places` within `among`, is infinite.
     """
     known = torch.from_numpy(among).to(device)
     step = max(DISTANCES // len(among), 1)

@@ -1,9 +1,8 @@
-"""Curves, histograms, confusion matrix, in colours for colour-blind readers (Okabe and Ito).
+"""Curves, histograms, confusion matrix, in the style and colours of charts.mplstyle.
 
 The files contain no times and no paths: equal data give equal bytes.
 """
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,8 +19,7 @@ from numpy.typing import NDArray
 
 from vaebm.system.files import writing
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8F98"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9")
+GREY = "#8A8F98"
 
 CostPoint = tuple[float | None, float | None, float, float]
 """Seconds per image, gradient evaluations, distance, its uncertainty."""
@@ -68,11 +66,9 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
     known = list(dict.fromkeys(key for record in records for key in record))
     with _figure(path, len(panels), columns=4 if len(panels) == 4 else 3) as axes:
         for axis, (title, wanted) in zip(axes, panels.items(), strict=True):
-            keys = list[str]()
-            for name in wanted:
-                keys += [key for key in known if key.startswith(name)] if name.endswith("_") else [name]
+            keys = [key for name in wanted for key in (known if name.endswith("_") else [name]) if key.startswith(name)]
             shown = [np.empty(0)]
-            for key, colour in zip(keys, itertools.cycle(COLOURS)):
+            for number, key in enumerate(keys):
                 chosen = [record for record in records if isinstance(record.get(key), int | float)]
                 points = [(record["step"], record[key]) for record in chosen]
                 if not points:
@@ -81,9 +77,9 @@ def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> 
                 values[~np.isfinite(values)] = np.nan
                 smooth = _smooth(values)
                 if len(points) >= 200:
-                    axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.6)
+                    axis.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.6)
                 marker, label = "o" if len(points) == 1 else "", key.replace("_", " ")
-                axis.plot(steps, smooth, color=colour, linewidth=1.5, label=label, marker=marker)
+                axis.plot(steps, smooth, color=f"C{number}", label=label, marker=marker)
                 shown.append(smooth)
             axis.set_ylim(_limits(np.concatenate(shown)))
             _label(axis, title, "step")
@@ -108,17 +104,12 @@ def _limits(values: NDArray[np.float64]) -> tuple[float, float] | None:
 
 
 def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> None:
-    """Write values per chain step as PNG.
-
-    Args:
-        panels: title → curve name ("" for a single curve) → values, which all end at the last step.
-    """
+    """Write values per chain step as PNG: title → curve name ("" for a single curve) → values up to the last step."""
     last = max(len(values) for curves in panels.values() for values in curves.values()) - 1
     with _figure(path, len(panels)) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-            for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
-                steps = range(last + 1 - len(values), last + 1)
-                axis.plot(steps, values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
+            for name, values in curves.items():
+                axis.plot(range(last + 1 - len(values), last + 1), values, marker="o", markersize=3, label=name)
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
             _label(axis, title, "step")
             if len(curves) > 1:
@@ -126,25 +117,21 @@ def step_curves(panels: dict[str, dict[str, Sequence[float]]], path: Path) -> No
 
 
 def against_counts(counts: Sequence[int], panels: Mapping[str, Sequence[float | None]], path: Path, mark: int) -> None:
-    """Write values against the number of steps of a chain as PNG, one panel per quantity.
+    """Write values against rising numbers of steps of a chain as PNG: title → value after each; None leaves a gap.
 
-    Args:
-        counts: increasing numbers of steps.
-        panels: title → value after each number of steps; None leaves a gap.
-        mark: number of steps to mark by a vertical line.
+    A vertical line marks the number `mark`.
     """
     with _figure(path, len(panels)) as axes:
         for axis, (title, values) in zip(axes, panels.items(), strict=True):
             axis.axvline(mark, color=GREY, linestyle="--", linewidth=1)
-            axis.plot(counts, np.array(values, dtype=np.float64), color=BLUE, linewidth=1.5, marker="o", markersize=4)
+            axis.plot(counts, np.array(values, dtype=np.float64), marker="o", markersize=4)
             _label(axis, title, "steps of the chain")
 
 
 def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str, path: Path) -> None:
     """Write a metric over a grid as PNG: along its first setting, with a line for each combination of the others.
 
-    Args:
-        points: settings → their values, the metric, and its uncertainty.
+    A point has the settings with their values, the metric, and its uncertainty.
     """
     along = next(iter(points[0][0]))
     lines: dict[str, list[tuple[Any, float, float]]] = {}
@@ -153,10 +140,10 @@ def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str,
         lines.setdefault(others, []).append((values[along], value, error))
     numeric = all(type(place) in (int, float) for line in lines.values() for place, *_ in line)
     with _figure(path, 1, width=6.4, height=4) as (axis,):
-        for (others, line), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
+        for others, line in lines.items():
             places, metric, errors = zip(*(sorted(line) if numeric else line), strict=True)
             shown = places if numeric else [str(place) for place in places]
-            axis.errorbar(shown, metric, yerr=errors, marker="o", capsize=3, color=colour, label=others)
+            axis.errorbar(shown, metric, yerr=errors, marker="o", capsize=3, label=others)
         axis.set(title=label, xlabel=along)
         if len(lines) > 1:
             axis.legend()
@@ -165,9 +152,7 @@ def over_grid(points: Sequence[tuple[dict[str, Any], float, float]], label: str,
 def against_cost(curves: Mapping[str, tuple[int, Sequence[CostPoint]]], label: str, path: Path) -> None:
     """Write a distance against seconds per image and against gradient evaluations as PNG, with one legend.
 
-    Args:
-        curves: name → number of its colour (below 0: grey), and its points; a single point is a diamond.
-        label: of the distance.
+    A curve has the number of its colour, below 0 for grey, and its points; a single point is a diamond.
     """
     every = [point for _, points in curves.values() for point in points]
     shown = [place for place in (0, 1) if any(point[place] is not None for point in every)]
@@ -176,8 +161,8 @@ def against_cost(curves: Mapping[str, tuple[int, Sequence[CostPoint]]], label: s
             for name, (number, points) in curves.items():
                 known = [(one[place], *one[2:]) for one in points if one[place] is not None]
                 costs, values, errors = zip(*known, strict=True) if known else ((), (), ())
-                style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1.5, "capsize": 2, "label": name}
-                style["color"] = COLOURS[number % len(COLOURS)] if number >= 0 else GREY
+                style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "label": name}
+                style["color"] = f"C{number}" if number >= 0 else GREY
                 if len(points) == 1:
                     style |= {"marker": "D", "markersize": 7, "linestyle": "none", "markeredgecolor": "white"}
                 axis.errorbar(costs, values, yerr=errors if any(errors) else None, **style)
@@ -201,27 +186,21 @@ def _set_log_ticks(axis: Axis, values: Sequence[float]) -> None:
 
 
 def sorted_counts(samples: dict[str, NDArray[np.int64]], path: Path) -> None:
-    """Write the number of images of each mode, most frequent first, as PNG.
-
-    Args:
-        samples: name of a sample → count of each mode, (modes,), in any order.
-    """
+    """Write counts as PNG, most frequent mode first: name of a sample → images of each mode, (modes,), in any order."""
     with _figure(path, 1, width=5.4, height=3.2) as (axis,):
-        for (name, counts), colour in zip(samples.items(), COLOURS, strict=False):
+        for name, counts in samples.items():
             found = f"{name}: {np.count_nonzero(counts):,} of {len(counts):,} modes"
             places, falling = range(1, len(counts) + 1), np.sort(counts)[::-1]
-            axis.step(places, falling, where="mid", color=colour, linewidth=1.5, label=found)
+            axis.step(places, falling, where="mid", label=found)
         axis.set_yscale("symlog", linthresh=1)  # a collapsed model has most images in one mode
         axis.set(xlabel="modes, the most frequent first", ylabel="images", ylim=(0, None))
         axis.legend(fontsize=8)
 
 
 def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, label: str) -> None:
-    """Write overlaid histograms as PNG; all samples of a panel share bins, chosen from the first sample.
+    """Write overlaid histograms as PNG: title → name of a sample → values (n,); `label` is that of the values.
 
-    Args:
-        panels: title → name of a sample → values (n,).
-        label: of the horizontal axes.
+    All samples of a panel share bins, chosen from the first sample.
     """
     with _figure(path, len(panels)) as axes:
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
@@ -231,10 +210,9 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
             # the outermost bins count all values beyond, so a long tail does not widen the bins
             low, high = max(low - 2 * width, together.min()), min(high + 2 * width, together.max())
             edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
-            for (name, values), colour in zip(samples.items(), COLOURS, strict=False):
-                weights = np.full(len(values), 1 / len(values))
+            for number, (name, values) in enumerate(samples.items()):
                 clipped = np.clip(values, edges[0], edges[-1])
-                style: dict[str, Any] = {"weights": weights, "color": colour}
+                style: dict[str, Any] = {"weights": np.full(len(values), 1 / len(values)), "color": f"C{number}"}
                 axis.hist(clipped, edges, histtype="stepfilled", alpha=0.3, **style)
                 axis.hist(clipped, edges, histtype="step", linewidth=1.2, label=name, **style)
             axis.set(title=title, xlabel=label, ylabel="part of the images")
@@ -243,16 +221,12 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
 
 
 def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]], path: Path) -> None:
-    """Write ROC curves as PNG.
-
-    Args:
-        panels: title → name of a curve → false and true positive rates, rising.
-    """
+    """Write ROC curves as PNG: title → name of a curve → false and true positive rates, rising."""
     with _figure(path, len(panels), width=3.7, height=5.0) as axes:
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-            for (name, rates), colour in zip(curves.items(), COLOURS, strict=False):
-                axis.plot(*rates, color=colour, linewidth=1.5, label=name)
+            for name, rates in curves.items():
+                axis.plot(*rates, label=name)
             axis.set(
                 title=title, xlabel="share of the set above", ylabel="share of held-out images above", aspect="equal"
             )
@@ -260,11 +234,7 @@ def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.
 
 
 def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64] | None = None) -> None:
-    """Write a confusion matrix (labels, predictions) as PNG, its counts written in the cells.
-
-    Args:
-        classes: labels of the rows; by default from 0.
-    """
+    """Write a confusion matrix (labels, predictions) as PNG with its counts; `classes` are by default from 0."""
     with _figure(path, 1, width=4.2, height=3.9) as (axis,):
         axis.imshow(counts, cmap="Blues", vmin=0)
         for row, column in zip(*counts.nonzero(), strict=True):

@@ -18,11 +18,9 @@ BACKGROUND = 214
 
 
 def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
-    """Write a grid of images as PNG, row by row, enlarged by a whole factor (nearest neighbour).
+    """Write images (N, C, H, W), clamped to [0, 1], as a grid in a PNG, enlarged by a whole factor (nearest neighbour).
 
-    Args:
-        images: (N, C, H, W), clamped to [0, 1], one channel or three.
-        columns: images per row.
+    They have one channel or three, and stand row by row.
     """
     count, channels, *size = images.shape
     levels = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
@@ -40,9 +38,5 @@ def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
 
 
 def chain_strip(steps: Sequence[Tensor], path: Path) -> None:
-    """Write chains as PNG: one chain per row, one step per column, the start first.
-
-    Args:
-        steps: images (N, C, H, W) in [0, 1] after each step, the start first.
-    """
+    """Write images (N, C, H, W) in [0, 1] after each step as PNG: one chain per row, one step per column."""
     image_grid(torch.stack(list(steps), dim=1).flatten(0, 1), path, columns=len(steps))

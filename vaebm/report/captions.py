@@ -16,14 +16,8 @@ class Picture(NamedTuple):
     caption: str
     path: Path
     """Relative to the folder of the experiment's results."""
-    first: bool
-    """Consists of samples, which are shown above the metrics."""
-    wide: bool
-    """Spans the whole width."""
-    grid: bool
-    """Consists of images, which are shown without smoothing."""
-    later: bool
-    """Evaluations of earlier versions did not draw it."""
+    flags: list[str]
+    """How it is shown, as captions.yaml explains."""
 
 
 def gallery(record: VariantRecord) -> list[Picture]:
@@ -42,10 +36,7 @@ def gallery(record: VariantRecord) -> list[Picture]:
             title=one["title"],
             caption=one["caption"].format(steps=record.chain.steps),
             path=Path(record.variant, f"seed{first.seed}", one["file"]),
-            first=one.get("first", False),
-            wide=one.get("wide", False),
-            grid=one.get("grid", False),
-            later=one.get("later", False),
+            flags=one.get("flags", []),
         )
         for one in read_yaml(Path(__file__).with_name("captions.yaml"))
         if facts.issuperset(one["when"])

@@ -37,7 +37,6 @@ class Side(NamedTuple):
 class Pair(NamedTuple):
     """One metric of one variant on both sides."""
 
-    experiment: str
     cells: tuple[str | float | None, ...]
     """One value per column of `COMPARISON_COLUMNS`."""
     words: list[str]
@@ -81,23 +80,6 @@ def origin(record: VariantRecord) -> dict[str, str]:
     }
 
 
-def _variants(here: Side, there: Side) -> list[tuple[str, str]]:
-    """(experiment, variant) of either side, experiment by experiment."""
-    found = dict.fromkeys([*here.numbers, *there.numbers])
-    order = list(dict.fromkeys(experiment for experiment, _ in found))
-    return sorted(found, key=lambda key: order.index(key[0]))
-
-
-def pairs(here: Side, there: Side) -> list[Pair]:
-    """All metrics of all variants of either side, without floors."""
-    return [
-        _pair(key, name, here, there)
-        for key in _variants(here, there)
-        for name in here.numbers.get(key, {}) | there.numbers.get(key, {})
-        if metric(name).shown != "floor"
-    ]
-
-
 def _pair(key: tuple[str, str], name: str, here: Side, there: Side) -> Pair:
     """The metric `name` of an (experiment, variant) on both sides."""
     ours, theirs = (side.numbers.get(key, {}).get(name) for side in (here, there))
@@ -119,7 +101,7 @@ def _pair(key: tuple[str, str], name: str, here: Side, there: Side) -> Pair:
     apart = "" if difference is None else number(difference, 3) if difference else "same"
     how_much = f"{units:+.1f} {'spreads' if kind == 'spread' else 'half-widths'}" if units else ""
     cells = (*key, name, ours, theirs, difference, kind, units, comparable, remark or None)
-    return Pair(key[0], cells, [key[1], with_direction(name), *shown, apart, how_much, remark])
+    return Pair(cells, [key[1], with_direction(name), *shown, apart, how_much, remark])
 
 
 def obstacle(name: str, one: VariantRecord | None, other: VariantRecord | None) -> str:
@@ -132,29 +114,19 @@ def obstacle(name: str, one: VariantRecord | None, other: VariantRecord | None) 
     return "not comparable: another extractor" if differs else ""
 
 
-def differences(here: Side, there: Side) -> dict[str, list[str]]:
-    """Experiment → differences of its variants' origins, one line each."""
-    found: dict[str, list[str]] = {}
+def differences(key: tuple[str, str], here: Side, there: Side) -> list[str]:
+    """Differences in the origin of an (experiment, variant), one line each."""
     sides = {"here": here, "there": there}
-    for key in _variants(here, there):
-        lines, variant = found.setdefault(key[0], []), key[1]
-        known = [place for place, side in sides.items() if key in side.numbers]
-        unknown = [place for place, side in sides.items() if key not in side.records]
-        if len(known) == 1:
-            lines.append(f"{variant}: only {known[0]}")
-        elif unknown:
-            lines.append(
-                f"{variant}: origin unknown {' and '.join(unknown)}, and whether the values are comparable: "
-                f"no record of them next to {BENCHMARKS}"
-            )
-        else:
-            ours, theirs = origin(here.records[key]), origin(there.records[key])
-            lines += [
-                f"{variant}, {name}: {ours[name]} here, {theirs[name]} there"
-                for name in ours
-                if ours[name] != theirs[name]
-            ]
-    return found
+    known = [place for place, side in sides.items() if key in side.numbers]
+    unknown = [place for place, side in sides.items() if key not in side.records]
+    if len(known) == 1:
+        return [f"{key[1]}: only {known[0]}"]
+    if unknown:
+        where = " and ".join(unknown)
+        reason = f"no record of them next to {BENCHMARKS}"
+        return [f"{key[1]}: origin unknown {where}, and whether the values are comparable: {reason}"]
+    ours, theirs = origin(here.records[key]), origin(there.records[key])
+    return [f"{key[1]}, {name}: {ours[name]} here, {theirs[name]} there" for name in ours if ours[name] != theirs[name]]
 
 
 def run(results: Path, other: Path) -> None:
@@ -166,13 +138,15 @@ def run(results: Path, other: Path) -> None:
         UserError: one of them is missing or damaged.
     """
     here, there = read_side(results), read_side(other)
-    found = pairs(here, there)
-    experiments = {
-        experiment: ([pair.words for pair in found if pair.experiment == experiment], lines)
-        for experiment, lines in differences(here, there).items()
-    }
+    experiments: dict[str, tuple[list[Pair], list[str]]] = {}
+    for key in dict.fromkeys([*here.numbers, *there.numbers]):
+        pairs, lines = experiments.setdefault(key[0], ([], []))
+        names = here.numbers.get(key, {}) | there.numbers.get(key, {})
+        pairs += [_pair(key, name, here, there) for name in names if metric(name).shown != "floor"]
+        lines += differences(key, here, there)
     text = render("report/comparison.md.j2", experiments=experiments, paths=(results, other), grid=grid)
-    frame = pd.DataFrame([pair.cells for pair in found], columns=COMPARISON_COLUMNS)
+    cells = [pair.cells for pairs, _ in experiments.values() for pair in pairs]
+    frame = pd.DataFrame(cells, columns=COMPARISON_COLUMNS)
     csv = frame.to_csv(index=False, lineterminator="\n")
     for name, content in (("comparison.md", text), ("comparison.csv", csv)):
         with writing(results / name) as stream:

@@ -18,16 +18,8 @@ from vaebm.report import rows, table
 from vaebm.report.captions import Picture, gallery
 from vaebm.report.cost import plot_cost
 from vaebm.report.paper import Paper
-from vaebm.report.rows import (
-    ComparisonRow,
-    comparison_rows,
-    non_baseline,
-    ratio,
-    uncertainty,
-    with_certainty,
-    z_score,
-)
-from vaebm.report.table import Cells, Commands, Measured, snapshots
+from vaebm.report.rows import ComparisonRow, comparison_rows
+from vaebm.report.table import Cells, Commands, Measured
 
 BEYOND = {"spread": (2.0, "twice the spread over seeds"), "interval": (1.0, "the intervals")}
 """Kind of `rows.uncertainty` → units of a difference at about 95 %, and their description."""
@@ -50,8 +42,8 @@ class Card(NamedTuple):
 
 def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricValue) -> Card:
     """Compare a variant with the NVAE in one metric."""
-    relative, difference = ratio(row.metric, before.value, after.value), after.value - before.value
-    apart = z_score(before, after)
+    relative, difference = rows.ratio(row.metric, before.value, after.value), after.value - before.value
+    apart = rows.z_score(before, after)
     signed = f"{'−' if difference < 0 else '+'}{number(abs(difference), 2)}"
     change = signed if relative is None else f"× {number(relative, 3)}"
     if not difference:
@@ -70,10 +62,11 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
 def cards(variants: dict[str, VariantRecord]) -> list[Card]:
     """The cards: all headline metrics of the first variant, the first one of each further variant."""
     found: list[Card] = []
-    for variant in non_baseline(variants):
+    metrics = comparison_rows(variants)
+    for variant in rows.non_baseline(variants):
         shown = [
             card(row, variant, before, after)
-            for row in comparison_rows(variants)
+            for row in metrics
             if metric(row.metric).shown == "card"
             and (before := row.figures[BASELINE])
             and (after := row.figures[variant])
@@ -107,7 +100,7 @@ def pictures(record: VariantRecord, folder: Path) -> tuple[list[tuple[Picture, s
         separate = folder / picture.path.parents[1] / "ood" / picture.path.name  # as a storage has those of `vaebm ood`
         if url := inlined(folder / picture.path) or inlined(separate):
             shown.append((picture, url, tables.get(picture.path.name)))
-        elif not picture.later:
+        elif "later" not in picture.flags:
             missing.append(f"{picture.title} ({folder.name}/{picture.path.as_posix()})")
     return shown, missing
 
@@ -116,26 +109,25 @@ def training(record: VariantRecord) -> tuple[Cells, list[str]]:
     """Facts of the variant's own training, one row per seed; its events, and its snapshots."""
     facts = {"status": "status", "steps": "iterations", "snapshot": "snapshot", "skipped_steps": "skipped"}
     facts |= {"seconds": "seconds", "device": "device"}
-    rows, events = [], []
+    seeds, events = [], []
     for run in record.runs:
         if (own := run.own_training) is None:
             continue
         known = {name: getattr(own, key) for key, name in facts.items() if key == "status" or own.checkpoint is None}
-        rows.append({"seed": str(run.seed), **{name: str(fact) for name, fact in known.items() if fact is not None}})
+        seeds.append({"seed": str(run.seed), **{name: str(fact) for name, fact in known.items() if fact is not None}})
         events += [
             f"Seed {run.seed}, iteration {event.iteration}: {event.reason}: {event.action}." for event in own.events
         ]
-    frame = pd.DataFrame(rows).fillna("")
-    return (frame.columns.tolist(), frame.to_numpy().tolist()), [*events, *snapshots(record)]
+    frame = pd.DataFrame(seeds).fillna("")
+    return (frame.columns.tolist(), frame.to_numpy().tolist()), [*events, *table.snapshots(record)]
 
 
 def by_seed(record: VariantRecord) -> Cells:
     """All metrics of each seed with their intervals."""
-    names = [row.metric for row in comparison_rows({record.variant: record})]
-    rows = [
-        [with_direction(name), *(with_certainty(name, one) for one in record.metrics[name].by_seed)] for name in names
-    ]
-    return ["metric", *(f"seed {run.seed}" for run in record.runs)], rows
+    lines = []
+    for name in (row.metric for row in comparison_rows({record.variant: record})):
+        lines.append([with_direction(name), *(rows.with_certainty(name, one) for one in record.metrics[name].by_seed)])
+    return ["metric", *(f"seed {run.seed}" for run in record.runs)], lines
 
 
 def _steps(record: VariantRecord) -> Cells | None:
@@ -157,11 +149,11 @@ def _detection(record: VariantRecord) -> Cells | None:
     names = [name for name in found[0] if all(name in figures for figures in found)]
     arrows = {metric(name).quantity: metric(name).better for name in names}
     scored = dict.fromkeys(name.removeprefix(f"{metric(name).quantity}-") for name in names)
-    rows = [
+    lines = [
         [one, *(_mean([figures[f"{quantity}-{one}"].value for figures in found]) for quantity in arrows)]
         for one in scored
     ]
-    return ["set, score", *(f"{quantity} {arrow}" for quantity, arrow in arrows.items())], rows
+    return ["set, score", *(f"{quantity} {arrow}" for quantity, arrow in arrows.items())], lines
 
 
 def _mean(values: Sequence[float | None]) -> str:
@@ -183,22 +175,16 @@ def grids(variants: dict[str, VariantRecord], folder: Path) -> list[tuple[str, s
         name = records[0].plotted or FD.named(records[0].extractor.kind)
         figures = [(record.grid, record.metrics[name]) for record in records if name in record.metrics]
         if figures:
-            certain = [(values, one.value, (uncertainty(one) or ("", 0.0))[1]) for values, one in figures]
+            certain = [(values, one.value, (rows.uncertainty(one) or ("", 0.0))[1]) for values, one in figures]
             over_grid(certain, with_direction(name), path)
         what = "" if figures else " (not measured)"
         found.append((f"{grid}: {with_direction(name)}{what}", inlined(path) if figures else None))
     return found
 
 
-def cost(variants: dict[str, VariantRecord], paper: Paper, experiment: str, results: Path) -> str | None:
-    """The inlined plot of quality against cost, which is also written as results/<experiment>/cost.png, if any."""
-    path = results / experiment / "cost.png"
-    return inlined(path) if plot_cost(variants, paper, experiment, path) else None
-
-
 def page(measured: Measured, paper: Paper, runs: Commands, results: Path) -> str:
     """The report: all experiments with metrics and plots, then the paper's tables."""
     content = {"measured": measured, "paper": paper, "runs": runs, "results": results, "baseline": BASELINE}
-    functions = (by_seed, cards, cost, families, format_value, grids, inlined, leading, pictures, training)
+    functions = (by_seed, cards, families, format_value, grids, inlined, leading, pictures, plot_cost, training)
     named = {each.__name__: each for each in functions}
     return render("report/report.html.j2", rows=rows, table=table, **content, **named)

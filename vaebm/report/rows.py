@@ -91,7 +91,6 @@ def comparison_rows(variants: dict[str, VariantRecord]) -> list[ComparisonRow]:
     return rows
 
 
-def ratio_name(variants: dict[str, VariantRecord]) -> str | None:
-    """Title of the ratio column; None without ratios."""
-    shown = any(row.ratio for row in comparison_rows(variants))
-    return f"{non_baseline(variants)[0]} / {BASELINE}" if shown else None
+def ratio_name(variants: dict[str, VariantRecord], shown: list[ComparisonRow]) -> str | None:
+    """Title of the ratio column for these rows; None without ratios."""
+    return f"{non_baseline(variants)[0]} / {BASELINE}" if any(row.ratio for row in shown) else None

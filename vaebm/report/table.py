@@ -202,7 +202,7 @@ LEGEND = (
 def overview(variants: dict[str, VariantRecord], *, certain: bool = True) -> Cells:
     """Metrics × variants of an experiment, `certain`: with spreads or intervals; then ratio, floor, count of images."""
     shown = comparison_rows(variants)
-    ratio, floors = ratio_name(variants), any(row.floor for row in shown)
+    ratio, floors = ratio_name(variants, shown), any(row.floor for row in shown)
     rows = []
     for row in shown:
         shown_value = with_certainty if certain else lambda name, figure: format_value(name, figure.value)
