@@ -7,12 +7,12 @@ from torch import nn
 
 from vaebm.chain.langevin import PotentialFunction
 from vaebm.config.ebm import ChainSettings, Start
-from vaebm.energy.estimates import Estimates
 from vaebm.fast import half_square, prepare_energy
+from vaebm.model.scores import Estimates
 from vaebm.model.vaebm import NO_CHAIN, VAEBM
 from vaebm.noise import NoiseSource
-from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixel_distributions import Pixels, PixelSpace
+from vaebm.nvae.model import NVAE, LatentDecoder
+from vaebm.nvae.pixel_distributions import Pixels, PointImage
 from vaebm.system.shapes import Images, Latents, PerImage
 
 
@@ -32,8 +32,6 @@ class PixelEBM(VAEBM, potential="pixels"):
         "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
     )
 
-    decoder = PixelSpace()
-
     def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, chain: ChainSettings = NO_CHAIN):
         super().__init__(nvae, energy, "pixels", chain)
         self.start = start
@@ -43,9 +41,14 @@ class PixelEBM(VAEBM, potential="pixels"):
         """One shape, that of the images."""
         return [self.nvae.shape]
 
+    @property
+    def decoder(self) -> LatentDecoder:
+        """The model itself."""
+        return self
+
     def decode(self, eps_z: Sequence[Latents]) -> tuple[Pixels, PerImage]:
-        """The images x = eps_z[0], and zeros (B,)."""
-        return self.decoder.decode(eps_z)
+        """The images x = eps_z[0], and zeros (B,) in place of log p(z)."""
+        return PointImage(eps_z[0]), eps_z[0].new_zeros(len(eps_z[0]))
 
     def potential(self, eps_z: Sequence[Latents], eps_x: Images) -> PerImage:
         """U = E(x) + ½‖ε_x‖² for the images x = eps_z[0], (B,); nothing else depends on `eps_x`."""
