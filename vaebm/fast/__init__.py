@@ -10,14 +10,13 @@ The modules themselves (`model.VAEBM.potential`) are the reference in tests. doc
 
 from vaebm.fast.decoder import PreparedDecoder, half_square
 from vaebm.fast.energy import PreparedEnergy, prepare_energy
-from vaebm.fast.potential import PreparationCache, PreparedKind, PreparedPotential
+from vaebm.fast.potential import PreparationCache, PreparedPotential
 from vaebm.fast.run_chains import run_chain, run_langevin
 
 __all__ = [
     "PreparationCache",
     "PreparedDecoder",
     "PreparedEnergy",
-    "PreparedKind",
     "PreparedPotential",
     "half_square",
     "prepare_energy",

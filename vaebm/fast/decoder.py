@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vaebm.fast.fold import fold
 from vaebm.fast.layers import Convolution, Layer, run_branch
-from vaebm.nvae.cells import RESIDUAL_SCALE, BilinearUp, ResidualCell
+from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.distributions import LOG_2PI, Normal
 from vaebm.nvae.latent_group import LatentGroup
 from vaebm.nvae.layers import NormalizedConv2d
@@ -23,7 +23,7 @@ class PreparedCell:
 
     def __init__(self, cell: nn.Module, like: Tensor):
         assert isinstance(cell, ResidualCell)
-        self.branch = fold(cell.branch, like, RESIDUAL_SCALE)
+        self.branch = fold(cell.branch, like)
         # The 1×1 convolution commutes with the interpolation and runs at the low resolution.
         self.skip = Convolution(cell.skip.conv).finalize(like) if isinstance(cell.skip, BilinearUp) else None
 

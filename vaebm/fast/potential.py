@@ -2,19 +2,18 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from vaebm.config.ebm import PotentialKind
 from vaebm.fast.cuda_graph import GraphedChain
 from vaebm.fast.decoder import PreparedDecoder, half_square, negative_log_prior
 from vaebm.fast.energy import PreparedEnergy
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import PixelNormal
-
-PreparedKind = Literal["noise", "density"]
 
 
 class PreparedPotential:
@@ -31,7 +30,7 @@ class PreparedPotential:
         self,
         decoder: PreparedDecoder,
         energy: Callable[[Tensor], Tensor],
-        kind: PreparedKind,
+        kind: PotentialKind,
         prior: Callable[[Sequence[Tensor]], Tensor] | None = None,
     ):
         self.decoder, self.energy, self.kind, self.prior = decoder, energy, kind, prior
@@ -88,18 +87,10 @@ class PreparationCache:
             self._decoders[dtype] = PreparedDecoder(nvae, dtype)
         return self._decoders[dtype]
 
-    def potential(
-        self,
-        nvae: NVAE,
-        energy: Callable[[Tensor], Tensor],
-        dtype: torch.dtype | None,
-        kind: PreparedKind,
-        prior: Callable[[Sequence[Tensor]], Tensor] | None = None,
-    ) -> PreparedPotential:
-        """The potential for the present weights: the same object as before where it can load them."""
-        potential = PreparedPotential(self.decoder(nvae, dtype), energy, kind, prior)
-        if self._potential is None or not self._potential.load_weights_(potential):
-            self._potential = potential
+    def potential(self, new: PreparedPotential) -> PreparedPotential:
+        """The same object as before where it can load the weights of `new`, otherwise `new`."""
+        if self._potential is None or not self._potential.load_weights_(new):
+            self._potential = new
         return self._potential
 
 
