@@ -11,7 +11,6 @@ from vaebm.ebm.contrastive_divergence import (
     WeightAverage,
     adaptive_clip,
     contrastive_divergence,
-    negatives,
     positives,
 )
 from vaebm.ebm.replay_buffer import ReplayBuffer
@@ -102,17 +101,9 @@ class EBMTrainer:
     def _begin(self) -> None:
         """Start with an empty replay buffer and, after a restart, with other noise and batches."""
         self.noise_seed = derive(self.seed, "restart", self.restarts) if self.restarts else self.seed
-        replay = self.stage.replay
         self.buffer = None
-        if replay is not None:
-            self.buffer = ReplayBuffer(
-                self.vaebm.latent_shapes,
-                replay.capacity,
-                seed=self.noise_seed,
-                probability=replay.probability,
-                anneal_steps=replay.anneal_iterations,
-                dtype=self.nvae.dtype,
-            )
+        if (replay := self.stage.replay) is not None:
+            self.buffer = ReplayBuffer(replay, self.vaebm.latent_shapes, self.noise_seed, self.nvae.dtype)
 
     def batch(self, step: int, images: Tensor) -> Tensor:
         """The global batch of iteration `step` from all training images (N, C, H, W) uint8."""
@@ -142,7 +133,8 @@ class EBMTrainer:
         # 3. energies of the data and of the chains' images
         positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
         with torch.no_grad():
-            negative = negatives(self.vaebm.decoder.decode(self.ends)[0], eps_x, stage.negatives)
+            pixels = self.vaebm.decoder.decode(self.ends)[0]
+            negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
         parts = contrastive_divergence(energy, positive, negative, stage.training.energy_penalty)
 
         # 4. gradient of the loss and the spectral penalty, over the global batch

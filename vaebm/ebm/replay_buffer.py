@@ -1,5 +1,6 @@
 """Replay buffer of chain ends for later iterations to start from (VAEBM with persistent chains)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaebm.config.ebm import ReplaySettings
 from vaebm.noise import derive
 from vaebm.system import distributed
 from vaebm.system.errors import UserError
@@ -21,26 +23,16 @@ class ReplayBuffer:
     training and checkpoints do not depend on the number of processes.
 
     Args:
+        settings: capacity, and probability that a chain is replayed.
         shapes: (latents, h, w) of each latent group.
-        capacity: number of entries.
         seed: of the draws.
-        probability: that a chain is replayed, after the first `anneal_steps` iterations.
-        anneal_steps: iterations of the linear increase of the probability from zero.
         dtype: of the noise.
     """
 
-    def __init__(
-        self,
-        shapes: Sequence[Sequence[int]],
-        capacity: int,
-        *,
-        seed: int,
-        probability: float,
-        anneal_steps: int,
-        dtype: torch.dtype = torch.float32,
-    ):
-        self.capacity, self.seed, self.probability, self.anneal_steps = capacity, seed, probability, anneal_steps
-        self.eps = [torch.zeros(-(-capacity // distributed.world_size()), *shape, dtype=dtype) for shape in shapes]
+    def __init__(self, settings: ReplaySettings, shapes: Sequence[Sequence[int]], seed: int, dtype: torch.dtype):
+        self.settings, self.capacity, self.seed = settings, settings.capacity, seed
+        rows = math.ceil(self.capacity / distributed.world_size())
+        self.eps = [torch.zeros(rows, *shape, dtype=dtype) for shape in shapes]
         self.inserted = 0
 
     def __len__(self) -> int:
@@ -50,11 +42,11 @@ class ReplayBuffer:
     def draw(self, step: int, batch: int) -> Tensor:
         """Draw the entries that chains of iteration `step` start from: a function of seed, step and length.
 
-        Each of `batch` chains is replayed with probability min(p, p · step / anneal_steps). Entries are drawn without
-        replacement, with equal probability.
+        Each of `batch` chains is replayed with probability min(p, p · step / anneal_iterations). Entries are drawn
+        without replacement, with equal probability.
         """
         generator = np.random.Generator(np.random.Philox(key=derive(self.seed, "replay", step)))
-        probability = self.probability * min(1.0, step / self.anneal_steps)
+        probability = self.settings.probability * min(1.0, step / self.settings.anneal_iterations)
         replayed = min(int((generator.random(batch) < probability).sum()), len(self))
         return torch.from_numpy(generator.choice(len(self), replayed, replace=False))
 

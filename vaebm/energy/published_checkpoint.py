@@ -1,5 +1,6 @@
 """Published energy networks, and the reader of their checkpoints (`vaebm convert energy`; VAEBM appendix E)."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -130,16 +131,12 @@ def _recognize(path: Path, state: dict[str, Tensor]) -> tuple[str, EnergyNetwork
     skips = [block for block in range(blocks) if f"blocks.{block}.skip.0.weight" in state]
     channels, channels_in = stem.shape[:2]
     for name, (network, _) in PUBLISHED_ENERGIES.items():
-        if [channels * width for width in network.widths] == outputs and _with_skip(network) == skips:
+        pairs = enumerate(itertools.pairwise([1, *network.widths]))
+        changing = [block for block, (before, width) in pairs if block in network.down or width != before]
+        if [channels * width for width in network.widths] == outputs and changing == skips:
             return name, network.model_copy(update={"channels": channels}), channels_in
     raise UserError(
         f"{path}: expected the blocks of a published energy network ({', '.join(PUBLISHED_ENERGIES)}), "
         f"found blocks of {', '.join(map(str, outputs)) or 'no'} channels after a stem of {channels}, "
         f"with skip connections in {skips or 'none'}"
     )
-
-
-def _with_skip(network: EnergyNetworkSettings) -> list[int]:
-    """Blocks whose width or resolution changes."""
-    before = [1, *network.widths]
-    return [block for block, width in enumerate(network.widths) if block in network.down or width != before[block]]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaebm.config.ebm import PotentialKind
 from vaebm.fast.cuda_graph import GraphedChain
@@ -80,7 +80,8 @@ class PreparationCache:
 
     def decoder(self, nvae: NVAE, dtype: torch.dtype | None) -> PreparedDecoder:
         """The decoder prepared for the present weights of `nvae`."""
-        version = weights_version(nvae)
+        # changes if a parameter or buffer is replaced or changed in place, except through `.data`
+        version = [(each.data_ptr(), each._version) for each in itertools.chain(nvae.parameters(), nvae.buffers())]
         if self._version != version:
             self._version, self._decoders = version, {}
         if dtype not in self._decoders:
@@ -92,9 +93,3 @@ class PreparationCache:
         if self._potential is None or not self._potential.load_weights_(new):
             self._potential = new
         return self._potential
-
-
-def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """A value that changes if a parameter or buffer is replaced or changed in place, except through `.data`."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

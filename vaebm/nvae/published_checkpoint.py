@@ -123,8 +123,8 @@ def read_published_nvae(path: Path) -> ConvertedNVAE:
             f"{path}: args: expected arguments that describe a network, found some that do not ({brief(error)})"
         ) from None
     known = dict(_Names(path, nvae, state))
-    if idle := {"prior_ftr0"} & set(state) if settings.single_group else set():
-        state = {name: value for name, value in state.items() if name not in idle}
+    if settings.single_group:
+        del state["prior_ftr0"]  # not used by the published program either
     if unknown := sorted(set(state) - set(known)):
         raise UserError(
             f"{path}: {unknown[0]}: a weight that the network of these arguments does not have "
