@@ -25,7 +25,6 @@ class Guard:
     The training has diverged after `patience` bad iterations in a row.
 
     Attributes:
-        settings: limits and patience.
         bad: bad iterations in a row.
         reason: why the last iteration was bad; empty if it was good.
         last_reason: why the last bad iteration was; empty if there was none in this process.
@@ -39,14 +38,7 @@ class Guard:
     last_reason: str = field(default="", compare=False)
 
     def watch(self, loss: float, gap: float, spread: float, gradient_norm: float) -> None:
-        """Judge one iteration.
-
-        Args:
-            loss: of the iteration.
-            gap: mean E(data) − mean E(chains).
-            spread: standard deviation of the energies around these two means.
-            gradient_norm: of the whole gradient, before clipping.
-        """
+        """Judge one iteration; the arguments are those values of `iteration.Iteration`."""
         self.reason = self._judge(loss, gap, spread, gradient_norm)
         if self.reason:
             self.last_reason = self.reason

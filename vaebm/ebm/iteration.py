@@ -65,7 +65,6 @@ class EBMTrainer:
     Args:
         nvae: frozen, in eval mode.
         energy: initialised, same device and dtype.
-        stage: the settings.
         seed: of noise, data order, replay draws and initial singular vectors.
         prior: frozen energy on noise, part of the potential and of the chains' starts; None: none.
     """

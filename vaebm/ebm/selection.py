@@ -31,7 +31,6 @@ def select(
         iterations: the snapshots, in order.
         weights: iteration → weights of the energy.
         dataset: source of the reference, as many training images as images per snapshot.
-        stage: settings of chain and selection.
         seed: of noise and choice of training images.
     """
     from vaebm.measures.frechet import Statistics, frechet_distance  # takes seconds to import

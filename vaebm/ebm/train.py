@@ -44,17 +44,11 @@ def run(
     gpus: int,
     limits: Limits,
 ) -> None:
-    """Train the energy and write model.safetensors, training.json, history.jsonl and pictures.
+    """Train the energy; write `model`, training.json, history.jsonl and pictures in one folder.
 
     A diverged training restarts from its last good snapshot, up to the number of restarts, then stops. The model is one
-    of the last good snapshots; training.json records the events and the selection.
-
-    Args:
-        settings: ebm.yaml.
-        data: manifest of the data set.
-        nvae: model of the frozen NVAE.
-        model: file to write, in the folder of the other outputs.
-        prior: model of the frozen energy on noise; None: none.
+    of the last good snapshots; training.json records the events and the selection. The arguments are those of the
+    command `vaebm ebm`.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or divergence before the first good snapshot.

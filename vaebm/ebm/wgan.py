@@ -57,14 +57,7 @@ def critic_loss(critic: nn.Module, data: Tensor, generated: Tensor, between: Ten
 
 
 class WGANTrainer:
-    """Generator, critic and their optimisers.
-
-    Args:
-        nvae: in eval mode: its batch norms keep their statistics.
-        critic: the energy network.
-        settings: of the stage.
-        seed: of the noise.
-    """
+    """Generator, critic and their optimisers. The NVAE is in eval mode: its batch norms keep their statistics."""
 
     def __init__(self, nvae: NVAE, critic: EnergyNetwork, settings: WGANSettings, seed: int):
         self.nvae, self.critic, self.settings, self.seed = nvae, critic, settings, seed
@@ -108,13 +101,9 @@ class WGANTrainer:
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train the GAN; write the NVAE with the generator as decoder, training.json, history.jsonl and pictures.
+    """Train the GAN from the model `nvae`; write `model`, training.json, history.jsonl and pictures in one folder.
 
-    Args:
-        settings: wgan.yaml.
-        data: manifest of the data set.
-        nvae: model of the NVAE that the generator starts from.
-        model: file to write, in the folder of the other outputs.
+    The model is the NVAE with the generator as decoder. The arguments are those of the command `vaebm wgan`.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or a diverged training.

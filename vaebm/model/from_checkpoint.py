@@ -49,13 +49,10 @@ class Found(NamedTuple):
 
 
 def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
-    """Write model.safetensors and training.json from the checkpoint that the settings name.
+    """Write `model` and training.json from the checkpoint that the settings, nvae.yaml or ebm.yaml, name.
 
-    Args:
-        settings: nvae.yaml or ebm.yaml.
-        data: manifest of the data set.
-        nvae: model of the NVAE below an energy; None: it is not compared here but by the evaluation.
-        model: file to write.
+    Without `nvae`, the NVAE below an energy is not compared here but by the evaluation. The arguments are those of the
+    command `vaebm pretrained`.
 
     Raises:
         UserError: there is no such checkpoint, its hash or network is another, or it does not fit the images or NVAE.

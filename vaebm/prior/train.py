@@ -43,7 +43,6 @@ class PriorTrainer:
     Args:
         nvae: frozen, in eval mode.
         images: all training images, (N, C, H, W) uint8; a share is kept for validation.
-        stage: the settings.
         seed: of weights, noise, data order and choice of the validation images.
     """
 
@@ -140,16 +139,10 @@ class PriorTrainer:
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train the energy on noise and write model.safetensors, training.json, history.jsonl and a picture.
+    """Train the energy on noise; write `model`, training.json, history.jsonl and a picture in one folder.
 
     Each network has the weights of the least loss on the validation images. They are training images: metrics compare
-    with the held-out ones.
-
-    Args:
-        settings: prior.yaml.
-        data: manifest of the data set.
-        nvae: model of the frozen NVAE.
-        model: file to write, in the folder of the other outputs.
+    with the held-out ones. The arguments are those of the command `vaebm prior`.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or a diverged training.
