@@ -50,12 +50,9 @@ class ContrastiveDivergence(NamedTuple):
 def contrastive_divergence(
     energy: Callable[[Tensor], Tensor], positive: Images, negative: Images, energy_penalty: float = 0.0
 ) -> ContrastiveDivergence:
-    """Contrastive divergence (VAEBM eq. 5), with a penalty on the energies' magnitude.
+    """Contrastive divergence (VAEBM eq. 5) of data and images of the chains, (B, C, H, W).
 
-    Args:
-        positive: data, (B, C, H, W) in [0, 1].
-        negative: images of the chains, same shape.
-        energy_penalty: weight of mean E(x⁺)² + mean E(x⁻)².
+    `energy_penalty` is the weight of a penalty on the energies' magnitude, mean E(x⁺)² + mean E(x⁻)².
     """
     data, chains = energy(positive), energy(negative)
     loss = data.mean() - chains.mean()
@@ -80,12 +77,7 @@ def adaptive_clip(optimizer: torch.optim.Adam) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of parameters, with a warm-up that removes the initial values.
-
-    Args:
-        parameters: read, never changed.
-        decay: of the average, in [0, 1).
-    """
+    """Exponential moving average of parameters, with a warm-up that removes the initial values; decay in [0, 1)."""
 
     def __init__(self, parameters: Iterable[Tensor], decay: float):
         self.live = list(parameters)

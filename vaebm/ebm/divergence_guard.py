@@ -54,10 +54,8 @@ class Guard:
         if abs(gap) > self.settings.gap_limit * spread:
             return f"energy gap {gap:.4g} is beyond {self.settings.gap_limit:g} times the spread {spread:.4g}"
         if self.history:
-            values = (abs(loss), gradient_norm)
-            for name, value, before in zip(
-                ("loss", "gradient norm"), values, zip(*self.history, strict=True), strict=True
-            ):
+            losses, norms = zip(*self.history, strict=True)
+            for name, value, before in ("loss", abs(loss), losses), ("gradient norm", gradient_norm, norms):
                 limit, middle = self.settings.growth_limit, median(before)
                 if value > limit * middle:
                     return f"{name} {value:.4g} is beyond {limit:g} times its median before, {middle:.4g}"

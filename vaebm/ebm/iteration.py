@@ -110,12 +110,7 @@ class EBMTrainer:
         return training_batch(images, step, training.batch, derive(self.noise_seed, "ebm"), training.flip)
 
     def gradients(self, images: Tensor, step: int) -> Iteration:
-        """Compute the gradient of the energy's weights, which `update` applies.
-
-        Args:
-            images: the global batch, (batch, C, H, W) uint8.
-            step: index of the iteration, for the noise.
-        """
+        """Compute the gradient that `update` applies, from the global batch of images (batch, C, H, W) uint8."""
         stage, energy, first = self.stage, self.energy, step * len(images)
         share = distributed.local_shard(range(first, first + len(images)))
         own = images[share.start - first : share.stop - first]
@@ -154,10 +149,7 @@ class EBMTrainer:
         """Start noise of this process's chains: ε_z, one tensor per latent group, and ε_x.
 
         In the global batch the first chains are replayed, the last ones start at posterior draws for their training
-        images, the others at prior draws. ε_x is always new.
-
-        Args:
-            images: (B, C, H, W) uint8, this process's part of the batch.
+        images, the others at prior draws. ε_x is always new. `images` (B, C, H, W) uint8 are this process's part.
         """
         eps_z, eps_x = self._initial_noise(step, noise)
         batch = len(images) * distributed.world_size()
@@ -202,9 +194,7 @@ class EBMTrainer:
 
     def restart(self, snapshot: dict[str, Any]) -> None:
         """Restore a snapshot, with another seed and an empty replay buffer."""
-        self._load(snapshot)
-        self.restarts += 1
-        self._begin()
+        self.load_state_dict(snapshot | {"restarts": self.restarts + 1, "buffer": None})
 
     def snapshot(self) -> dict[str, Any]:
         """State for a restart, weights and optimiser; the tensors are shared, not copies."""
@@ -222,12 +212,9 @@ class EBMTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state exactly."""
-        self._load(state)
-        self.restarts = state["restarts"]
-        self._begin()
-        if self.buffer is not None:
-            self.buffer.load_state_dict(state["buffer"])
-
-    def _load(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        self.restarts = state["restarts"]
+        self._begin()
+        if self.buffer is not None and state["buffer"] is not None:
+            self.buffer.load_state_dict(state["buffer"])

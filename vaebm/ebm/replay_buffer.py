@@ -15,18 +15,12 @@ from vaebm.system.errors import UserError
 
 
 class ReplayBuffer:
-    """Ring buffer of the final noise ε_z of chains, one tensor per latent group in host memory (as in JEM).
+    """Ring buffer of the final noise ε_z of chains, one tensor per latent group (latents, h, w) in host memory (JEM).
 
     Pixel noise is not kept. Entry 0 is the oldest; replayed entries stay, new entries replace the oldest.
 
     Entries are distributed over the processes. All processes make the same draws and exchange the drawn entries, so
     training and checkpoints do not depend on the number of processes.
-
-    Args:
-        settings: capacity, and probability that a chain is replayed.
-        shapes: (latents, h, w) of each latent group.
-        seed: of the draws.
-        dtype: of the noise.
     """
 
     def __init__(self, settings: ReplaySettings, shapes: Sequence[Sequence[int]], seed: int, dtype: torch.dtype):
@@ -51,10 +45,9 @@ class ReplayBuffer:
         return torch.from_numpy(generator.choice(len(self), replayed, replace=False))
 
     def start(self, fresh: Sequence[Tensor], step: int) -> list[Tensor]:
-        """Start noise of iteration `step`: replayed entries first, then `fresh` noise in its own places.
+        """Start noise of iteration `step` for this process's part of the batch, one (B, latents, h, w) per group.
 
-        Args:
-            fresh: noise for this process's part of the batch, one (B, latents, h, w) per group.
+        Replayed entries come first, then `fresh` noise in its own places.
 
         Raises:
             UserError: the buffer cannot hold a batch.
@@ -83,11 +76,7 @@ class ReplayBuffer:
 
     @torch.no_grad()
     def insert(self, eps: Sequence[Tensor]) -> None:
-        """Add the ends of all chains of an iteration, the first chain as the oldest.
-
-        Args:
-            eps: this process's part of the batch, one (B, latents, h, w) per group.
-        """
+        """Add the ends of an iteration's chains, the first as the oldest; `eps` is this process's part of them."""
         rows = (self.inserted + torch.arange(len(eps[0]) * distributed.world_size())) % self.capacity
         own, places = self._own(rows)
         for kept, part in zip(self.eps, eps, strict=True):

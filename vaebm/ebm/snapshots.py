@@ -28,14 +28,10 @@ BEGINNING = Snapshot(0, 0)
 class Snapshots:
     """The last snapshots, one file each in `folder`, their hashes, and which of them are good.
 
-    A snapshot becomes good after `patience` iterations without a bad one.
+    A snapshot becomes good after `patience` iterations without a bad one. The last `kept` good ones are kept.
 
     Checkpoints hold names and hashes of the snapshots, not their contents. A file is removed when neither of the last
     two checkpoints names it, so a training can resume from either.
-
-    Args:
-        patience: iterations without a bad one that make a snapshot good.
-        kept: number of good snapshots to keep, the last ones.
     """
 
     folder: Path

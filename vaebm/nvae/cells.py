@@ -153,12 +153,7 @@ ARCHITECTURES: dict[Architecture, Operations] = {
 
 
 class ResidualCell(nn.Module):
-    """skip(x) + 0.1 · SE(branch(x)) (NVAE section 3.1).
-
-    Args:
-        operations: operations of the branch in order; the first changes channels and resolution.
-        squeeze_excitation: whether to gate the branch.
-    """
+    """skip(x) + 0.1 · SE(branch(x)) (NVAE section 3.1); the first operation changes channels and resolution."""
 
     recompute = False
     """Recompute activations in the backward pass (gradient checkpointing)."""

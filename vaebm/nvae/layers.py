@@ -124,13 +124,12 @@ def data_initialization(module: nn.Module) -> Iterator[None]:
 
     One pass initialises all of them, each on the outputs of the layers before.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, DataInitializedConv2d)]
-    handles = [layer.register_forward_pre_hook(lambda layer, inputs: layer.initialize(inputs[0])) for layer in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in module.modules():
+            if isinstance(layer, DataInitializedConv2d):
+                hook = layer.register_forward_pre_hook(lambda layer, inputs: layer.initialize(inputs[0]))
+                hooks.enter_context(hook)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class PlainConv2d(nn.Conv2d):

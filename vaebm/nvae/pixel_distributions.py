@@ -210,13 +210,9 @@ def pixels_of(settings: NVAENetworkSettings, logits: Tensor) -> Pixels:
 
 
 def match_noise(pixels: Pixels, x: Images, noise: NoiseSource, step: int = 0) -> Images:
-    """Add the decoder's pixel noise to images: clamp(x + ½σ(z) ω) for z ~ q(z|x).
+    """Add the decoder's pixel noise to images (B, C, H, W) in [0, 1]: clamp(x + ½σ(z) ω) for z ~ q(z|x).
 
-    Args:
-        pixels: the Gaussian p(x|z) of a draw z ~ q(z|x).
-        x: (B, C, H, W) in [0, 1].
-        noise: source of ω; its purpose gets a suffix, so that ω is independent of the draw.
-        step: number of the draw.
+    `pixels` is the Gaussian p(x|z) of draw number `step` from `noise`, whose derived noise ω is independent of it.
     """
     (eps,) = noise.derived("pixels").like([x], step)
     assert isinstance(pixels, PixelNormal)

@@ -102,13 +102,9 @@ class NVAETrainer:
         return self.nvae.as_input(images[share.start : share.stop], noise)
 
     def step(self, images: Tensor, step: int, learning_rate: float, penalise: bool) -> Step:
-        """Update the weights by one step of negative ELBO and regularisers (NVAE section 3.3).
+        """Update the weights by one step of the negative ELBO of the global batch (batch, C, H, W) uint8.
 
-        Args:
-            images: the global batch, (batch, C, H, W) uint8.
-            step: number of the step, for β and the noise.
-            learning_rate: learning rate of this step.
-            penalise: whether to add the regularisers' gradient.
+        `penalise`: add the gradient of the regularisers (NVAE section 3.3).
         """
         training, beta = self.training, self.beta(step)
         before = [buffer.clone() for buffer in self.statistics]
