@@ -72,12 +72,8 @@ def underdamped_transitions(
         kicked = _add(momenta, -half, state.gradient)
         fresh = _refresh(kicked, math.exp(-2 * friction * half), noise.like(state.eps, step), temperature)
         after = evaluate(potential, _add(_add(state.eps, half, kicked), half, fresh))
-        work = (
-            after.potential.double()
-            - state.potential.double()
-            + gaussian_potential(kicked)
-            - gaussian_potential(momenta)
-        )
+        work = after.potential.double() - state.potential.double()
+        work = work + gaussian_potential(kicked) - gaussian_potential(momenta)
         momenta = _add(fresh, -half, after.gradient)
         work = work + gaussian_potential(momenta) - gaussian_potential(fresh)
         state = after

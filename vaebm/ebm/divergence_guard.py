@@ -25,7 +25,6 @@ class Guard:
     The training has diverged after `patience` bad iterations in a row.
 
     Attributes:
-        bad: bad iterations in a row.
         reason: why the last iteration was bad; empty if it was good.
         last_reason: why the last bad iteration was; empty if there was none in this process.
         history: max(|loss|, spread) and gradient norm of the last good iterations.

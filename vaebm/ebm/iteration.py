@@ -60,13 +60,10 @@ class Iteration(NamedTuple):
 
 
 class EBMTrainer:
-    """The energy and all other state that an iteration changes.
+    """The energy and all other state that an iteration changes, on a frozen NVAE in eval mode.
 
-    Args:
-        nvae: frozen, in eval mode.
-        energy: initialised, same device and dtype.
-        seed: of noise, data order, replay draws and initial singular vectors.
-        prior: frozen energy on noise, part of the potential and of the chains' starts; None: none.
+    The energy is initialised, with the NVAE's device and dtype. A frozen `prior`, an energy on noise, is part of the
+    potential and of the chains' starts.
     """
 
     def __init__(self, nvae: NVAE, energy: nn.Module, stage: EBMSettings, seed: int, prior: NoiseEnergy | None = None):
@@ -75,9 +72,8 @@ class EBMTrainer:
         self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
         self.nvae = nvae
         training = stage.training
-        self.spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(
-            nvae.device, nvae.dtype
-        )
+        penalty = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral"))
+        self.spectral = penalty.to(nvae.device, nvae.dtype)
         self.parameters = list(energy.parameters())
         self.optimizer = torch.optim.Adam(
             self.parameters,

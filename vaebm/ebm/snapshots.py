@@ -75,15 +75,10 @@ class Snapshots:
         except UserError as error:
             raise UserError(f"{error}; {advice}") from None
 
-    def confirm(self, iteration: int) -> None:
-        """Mark as good all snapshots that have waited for the patience, after `iteration` good updates."""
+    def confirm(self, iteration: float) -> None:
+        """Mark as good all snapshots that have waited for the patience, after `iteration` good updates; ∞: all."""
         while self.waiting and iteration - self.waiting[0].iteration >= self.patience:
             self.good = [*self.good, self.waiting.pop(0)][-self.kept :]
-
-    def confirm_all(self) -> None:
-        """Mark all waiting snapshots as good, at the end of a good training."""
-        self.good = [*self.good, *self.waiting][-self.kept :]
-        self.waiting = []
 
     def doubt(self) -> None:
         """Drop all waiting snapshots, after a bad iteration."""

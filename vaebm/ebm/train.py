@@ -172,7 +172,7 @@ def run_iterations(
         snapshots.doubt()
         note(run_state, guard.reason, "stopped")
     else:
-        snapshots.confirm_all()
+        snapshots.confirm(math.inf)
 
 
 def note(run_state: Training, reason: str, action: str) -> None:

@@ -42,12 +42,9 @@ class CriticLoss(NamedTuple):
 
 
 def critic_loss(critic: nn.Module, data: Tensor, generated: Tensor, between: Tensor, weight: float) -> CriticLoss:
-    """Loss of the critic f, low for data.
+    """Loss of the critic f, low for data, on images (B, C, H, W) in [0, 1].
 
-    Args:
-        data, generated: images (B, C, H, W) in [0, 1].
-        between: (B,) in [0, 1]: interpolation weights of the points where the gradient is taken.
-        weight: of the penalty.
+    The penalty, times `weight`, is taken at places `between` (B,) in [0, 1] on the way from generated images to data.
     """
     gap = critic(data).mean() - critic(generated).mean()
     mixed = torch.lerp(generated, data, between[:, None, None, None]).requires_grad_()
@@ -70,19 +67,16 @@ class WGANTrainer:
 
     def generate(self, first: int, purpose: str) -> Tensor:
         """Decoder means (batch, C, H, W) of noise with the global indices from `first`."""
-        index = range(first, first + self.settings.batch)
-        eps = NoiseSource(self.seed, purpose, index).normal(
-            self.nvae.latent_shapes, device=self.nvae.device, dtype=self.nvae.dtype
-        )
+        noise = NoiseSource(self.seed, purpose, range(first, first + self.settings.batch))
+        eps = noise.normal(self.nvae.latent_shapes, device=self.nvae.device, dtype=self.nvae.dtype)
         return self.nvae.decode(eps)[0].mean
 
     def critic_step(self, data: Tensor, step: int) -> CriticLoss:
         """Update `step` of the critic, on a batch of the data."""
         with torch.no_grad():
             generated = self.generate(step * self.settings.batch, "critic")
-        (between,) = NoiseSource(self.seed, "between", [step]).uniform(
-            [(len(data),)], device=data.device, dtype=data.dtype
-        )
+        noise = NoiseSource(self.seed, "between", [step])
+        (between,) = noise.uniform([(len(data),)], device=data.device, dtype=data.dtype)
         parts = critic_loss(self.critic, data, generated, between[0], self.settings.gradient_penalty)
         self.critic_optimizer.zero_grad(set_to_none=True)
         parts.loss.backward()

@@ -101,9 +101,8 @@ def read_published_energy(path: Path) -> ConvertedEnergy:
         if weight.dtype != torch.float32:
             refuse(path, published, "the type float32", str(weight.dtype).removeprefix("torch."))
     side = PUBLISHED_ENERGIES[name].side
-    return ConvertedEnergy(
-        name, settings, (channels, side, side), {ours: state[published] for published, ours in names.items()}
-    )
+    weights = {ours: state[published] for published, ours in names.items()}
+    return ConvertedEnergy(name, settings, (channels, side, side), weights)
 
 
 def published_name(name: str) -> str:

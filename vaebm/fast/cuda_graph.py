@@ -13,13 +13,10 @@ from vaebm.system.precision import float32_precision
 
 
 class GraphedChain:
-    """Langevin steps on chains of fixed number and shape, recorded once and then replayed.
+    """Langevin steps on chains of the number and shapes of `eps`, recorded once and then replayed.
 
-    Args:
-        potential: U(ε) of a list of noise tensors. It may not synchronise or have shapes that depend on data. The graph
-            reads its weights where they are now, so new weights have to be written there.
-        eps: noise of the shapes to be moved, one tensor (B, …) each.
-        step_size: η.
+    The potential may not synchronise or have shapes that depend on data. The graph reads its weights where they are
+    now, so new weights have to be written there.
     """
 
     def __init__(self, potential: Callable[[Sequence[Tensor]], Tensor], eps: Sequence[Tensor], step_size: float):

@@ -55,11 +55,9 @@ class PreparedGroup:
 
 
 class PreparedDecoder:
-    """The decoder of a frozen NVAE with its present weights.
+    """The decoder of a frozen NVAE in evaluation mode, with its present weights.
 
-    Args:
-        nvae: in evaluation mode; read once.
-        dtype: type of the features; latents and p(x|z) have the noise's type. None: the NVAE's type.
+    The features have the type `dtype`, by default the NVAE's; latents and p(x|z) have the noise's type.
     """
 
     def __init__(self, nvae: NVAE, dtype: torch.dtype | None = None):

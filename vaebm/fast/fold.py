@@ -16,9 +16,7 @@ def fold(branch: Iterable[nn.Module], like: Tensor) -> list[Layer]:
 
     Affine maps go into convolutions. Upsamplings move behind pointwise layers, and behind gates, whose means they keep.
 
-    Args:
-        branch: layers, and sequences of layers, in order.
-        like: tensor with the type and device of the layers.
+    The layers get the type and device of the tensor `like`.
 
     Raises:
         TypeError: a layer, or a last layer, that no branch of the decoder has.

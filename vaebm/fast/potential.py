@@ -19,11 +19,7 @@ from vaebm.nvae.pixel_distributions import PixelNormal
 class PreparedPotential:
     """`VAEBM.potential` of a list of noise tensors, the pixels' last; a `chain.langevin.PotentialFunction`.
 
-    Args:
-        decoder: p(x|z).
-        energy: E(x), (B,).
-        kind: `noise`: E(x) + ½‖ε‖²; `density`: E(x) − log p(z) − log p(x|z).
-        prior: E_ε(ε) of the latent groups, (B,), added to both; None: none.
+    `noise`: U = E(x) + ½‖ε‖². `density`: U = E(x) − log p(z) − log p(x|z). Both + E_ε(ε_z) of a `prior`.
     """
 
     def __init__(
@@ -50,8 +46,7 @@ class PreparedPotential:
     def load_weights_(self, other: Self) -> bool:
         """Copy the energy of `other` in place, so that a recorded step stays valid.
 
-        Returns:
-            False, with nothing copied, unless decoder, kind and prior are the same and the energies' architectures fit.
+        False, with nothing copied, unless decoder, kind and prior are the same and the energies' architectures fit.
         """
         if self.decoder is not other.decoder or self.kind != other.kind or self.prior is not other.prior:
             return False

@@ -11,7 +11,7 @@ from vaebm.fast import half_square, prepare_energy
 from vaebm.model.scores import Estimates
 from vaebm.model.vaebm import NO_CHAIN, VAEBM
 from vaebm.noise import NoiseSource
-from vaebm.nvae.model import NVAE, LatentDecoder
+from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import Pixels, PointImage
 from vaebm.system.shapes import Images, Latents, PerImage
 
@@ -19,13 +19,8 @@ from vaebm.system.shapes import Images, Latents, PerImage
 class PixelEBM(VAEBM, potential="pixels"):
     """The ablation's energy on pixels, p(x) ∝ exp(−E(x)) (VAEBM table 4).
 
-    Langevin steps move the images, which may leave [0, 1]; samples are clamped. The NVAE only provides a start.
-
-    Args:
-        nvae: source of the start `prior`.
-        energy: E(x) → (B,).
-        start: `prior`: decoder means of draws from the NVAE's prior; `uniform`: uniform noise.
-        chain: the test chain.
+    Langevin steps move the images, which may leave [0, 1]; samples are clamped. They start at decoder means of draws
+    from the NVAE's prior (`prior`), the only use of the NVAE, or at uniform noise (`uniform`).
     """
 
     no_likelihood_reason = (
@@ -42,7 +37,7 @@ class PixelEBM(VAEBM, potential="pixels"):
         return [self.nvae.shape]
 
     @property
-    def decoder(self) -> LatentDecoder:
+    def decoder(self) -> VAEBM:
         """The model itself."""
         return self
 

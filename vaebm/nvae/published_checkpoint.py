@@ -80,11 +80,8 @@ def convert_published_nvae(path: Path, output: Path) -> None:
     save_model(output, "nvae", converted.settings.model_dump(), converted.weights, shape=list(converted.shape))
     for name, value in converted.filled.items():
         print(f"{path}: args.{name}: not in the file, taken as {value!r}")
-    trainable = sum(
-        tensor.numel()
-        for name, tensor in converted.weights.items()
-        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    )
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    trainable = sum(tensor.numel() for name, tensor in converted.weights.items() if not name.endswith(buffers))
     channels, height, width = converted.shape
     print(
         f"{output}: NVAE of {channels}×{height}×{width} images, {trainable:,} parameters "
@@ -278,12 +275,8 @@ class _Names:
         operations = [part for part in cell.branch if not isinstance(part, SqueezeExcitation)]
         for part, modules in (("skip", [cell.skip]), ("se", gate), ("_ops", operations)):
             theirs = self._layers(f"{published}.{part}.")
-            layers = [
-                layer
-                for module in modules
-                for layer in module.modules()
-                if layer.state_dict() and not list(layer.children())
-            ]
+            within = nn.ModuleList(modules).modules()
+            layers = [layer for layer in within if layer.state_dict() and not list(layer.children())]
             if len(theirs) != len(layers):
                 found = f"{len(theirs)}: {', '.join(theirs) or 'none'}"
                 refuse(self.path, f"{published}.{part}", f"{len(layers)} layers with weights", found)

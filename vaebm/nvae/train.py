@@ -63,12 +63,7 @@ class Step(NamedTuple):
 
 
 class NVAETrainer:
-    """An NVAE in training mode with optimiser and regulariser, and its training step.
-
-    Args:
-        total: number of steps of the training.
-        seed: seed of the noise and of the initial singular vectors.
-    """
+    """An NVAE in training mode with optimiser and regulariser, and its training step, one of `total`."""
 
     def __init__(self, nvae: NVAE, training: NVAETrainingSettings, total: int, seed: int):
         self.nvae, self.training, self.total, self.seed = nvae, training, total, seed

@@ -38,12 +38,9 @@ def contrastive_loss(posterior: Tensor, prior: Tensor) -> Tensor:
 
 
 class PriorTrainer:
-    """The networks and all other state of the training.
+    """The networks and all other state of the training, on a frozen NVAE in eval mode.
 
-    Args:
-        nvae: frozen, in eval mode.
-        images: all training images, (N, C, H, W) uint8; a share is kept for validation.
-        seed: of weights, noise, data order and choice of the validation images.
+    A share of `images`, all training images (N, C, H, W) uint8, is kept for validation.
     """
 
     def __init__(self, nvae: NVAE, images: Tensor, stage: PriorSettings, seed: int):
