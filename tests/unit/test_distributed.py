@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import vaebm.training.loop
+from vaebm.config.ebm import ReplaySettings
 from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.system import distributed
 from vaebm.system.device import Interrupted, setup_device
@@ -166,7 +167,8 @@ def replays(folder: Path) -> None:
 
 def replay_buffer() -> ReplayBuffer:
     """A small one, of a capacity that two processes cannot share evenly."""
-    return ReplayBuffer([(3,)], 7, seed=0, probability=0.8, anneal_steps=2, dtype=torch.float64)
+    settings = ReplaySettings(capacity=7, probability=0.8, anneal_iterations=2)
+    return ReplayBuffer(settings, [(3,)], seed=0, dtype=torch.float64)
 
 
 def slow(folder: Path) -> None:

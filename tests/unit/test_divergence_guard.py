@@ -134,7 +134,7 @@ def test_the_last_good_ones_are_kept_and_a_good_end_makes_all_good(tmp_path: Pat
         made.confirm(iteration + 4)
     assert iterations(made.good) == [20, 30]
     taken(made, 31)
-    made.confirm_all()
+    made.confirm(math.inf)
     assert iterations(made.good) == [30, 31] and not made.waiting
     assert made.read(made.good[-1]) == {"iteration": 31}
     (tmp_path / "31-0.pt").unlink()
@@ -173,7 +173,7 @@ def test_damaged_snapshot_is_refused_until_it_is_removed(tmp_path: Path) -> None
     made = snapshots(tmp_path)
     for iteration in (10, 20):
         taken(made, iteration)
-    made.confirm_all()
+    made.confirm(math.inf)
     (tmp_path / "20-0.pt").write_bytes(b"")
     with pytest.raises(
         UserError, match=r"20-0.pt: expected a snapshot with the hash \w+, found .*; remove it to go without"

@@ -9,8 +9,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from vaebm.config import NVAENetworkSettings
-from vaebm.energy import estimates
-from vaebm.model import VAEBM
+from vaebm.model import VAEBM, scores
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.system.device import seeded
@@ -149,7 +148,7 @@ def test_probabilities_of_all_images_sum_to_one(changes, colours, repeats):
 def test_draws_depend_on_seed_and_place_and_not_on_the_batch(images, monkeypatch):
     model = LinearGaussian(error=0.3)
     found = VAEBM(model, None).estimate(images, seed=3, draws=2)
-    monkeypatch.setattr(estimates, "BATCH", 5)
+    monkeypatch.setattr(scores, "BATCH", 5)
     again = VAEBM(model, None).estimate(images, seed=3, draws=2)
     assert torch.equal(found.elbo, again.elbo) and torch.equal(found.importance, again.importance)
     assert not torch.equal(found.elbo, VAEBM(model, None).estimate(images, seed=4, draws=2).elbo)

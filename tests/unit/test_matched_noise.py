@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaebm.config import EBMSettings
 from vaebm.config.yaml_files import validate
-from vaebm.ebm.contrastive_divergence import contrastive_divergence, negatives, positives
+from vaebm.ebm.contrastive_divergence import contrastive_divergence, positives
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
@@ -64,7 +64,7 @@ def gradient(kind: Literal["clean", "matched"], w: float, count: int = 10_000) -
     eps_z, eps_x = model.refine(*model.initial_noise(noise), steps=60, step_size=0.05, noise=noise)
     energy.requires_grad_(True)
     positive = positives(nvae, data(count), stage(kind), NoiseSource(0, "positives", range(count)))  # type: ignore[arg-type]
-    parts = contrastive_divergence(energy, positive, negatives(nvae.decode(eps_z)[0], eps_x, "sample"))  # type: ignore[arg-type]
+    parts = contrastive_divergence(energy, positive, nvae.decode(eps_z)[0].sample(eps_x))  # type: ignore[arg-type]
     (found,) = torch.autograd.grad(parts.loss, energy.w)
     each = [(part.detach() / w).var() for part in (parts.positive, parts.negative)]
     return float(found / (sum(each) / count) ** 0.5)

@@ -2,20 +2,21 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from vaebm.config.ebm import ReplaySettings
 from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.system.errors import UserError
 
 SHAPES = [(2, 4, 4), (3, 2, 2)]
 
 
-def buffer(capacity: int = 10, **changes: Any) -> ReplayBuffer:
-    return ReplayBuffer(SHAPES, capacity, **({"seed": 0, "probability": 0.6, "anneal_steps": 5} | changes))
+def buffer(capacity: int = 10, seed: int = 0, anneal_iterations: int = 5) -> ReplayBuffer:
+    settings = ReplaySettings(capacity=capacity, probability=0.6, anneal_iterations=anneal_iterations)
+    return ReplayBuffer(settings, SHAPES, seed, torch.float32)
 
 
 def marked(first: int, count: int) -> list[Tensor]:
@@ -57,7 +58,7 @@ def test_how_many_are_replayed_and_which(step: int, probability: float) -> None:
     batch, capacity, draws = 8, 20, 400
     drawn = []
     for seed in range(draws):
-        ours = buffer(capacity, seed=seed, anneal_steps=1000)
+        ours = buffer(capacity, seed=seed, anneal_iterations=1000)
         assert len(ours.draw(step, batch)) == 0  # nothing to replay
         ours.insert(marked(0, capacity))
         drawn.append(ours.draw(step, batch))

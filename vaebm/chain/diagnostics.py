@@ -48,15 +48,11 @@ def diagnose(
     walk: Callable[..., Iterator[Transition]] = transitions,
     **settings: Any,
 ) -> ChainDiagnostics:
-    """Run the chains of a kernel and measure them.
+    """Run the chains of a kernel and measure them. Arguments that are not listed are those of `langevin`.
 
     Args:
-        potential: U(ε), (B,).
         eps: start of at least two chains, one tensor (B, …) per latent group, the pixels' last.
         observe: returns E(x), (B,), and the images (B, C, H, W) of a state; called at the start and after each step.
-        steps: K.
-        step_size: η, or one for each step.
-        noise: as for `langevin`.
         batch: chains per batch; None: all.
         walk: function like `transitions`.
         settings: its further keywords.

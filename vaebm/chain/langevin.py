@@ -108,16 +108,11 @@ def propose(state: State, step_size: float, omega: Sequence[Tensor], temperature
 
 @torch.no_grad()
 def acceptance(before: State, after: State, step_size: float, temperature: float = 1.0) -> PerImage:
-    """Metropolis–Hastings acceptance probability of a Langevin step from x to y, (B,) in double precision.
+    """Metropolis–Hastings acceptance probability of a step from x, `before`, to y, `after`: (B,) in double precision.
 
     min(1, π(y) q(x|y) / (π(x) q(y|x))), π = exp(−U/T), q(y|x) = N(y; x − η/2 ∇U(x), ηT) (Roberts and Tweedie, 1996).
     With g = ∇U(x), h = ∇U(y) and d = y − x, the log ratio is U(x) − U(y) + ½ (g + h) · (d + η/4 (g − h)), over T.
     Nothing is divided by η, so small steps lose no digits. The probability is 0 where U(y) is infinite or undefined.
-
-    Args:
-        before, after: states at x and y.
-        step_size: η.
-        temperature: T.
     """
     log_ratio = before.potential.double() - after.potential.double()
     for x, y, g, h in zip(before.eps, after.eps, before.gradient, after.gradient, strict=True):

@@ -34,18 +34,10 @@ def underdamped(
     has no bias at any stable step size (h below 2 / √λ for the curvature λ); for large γ a step is one of `langevin`
     with the mean of two successive ω.
 
-    Args:
-        potential: U, as for `langevin`.
-        eps: state of the chains, as for `langevin`.
-        steps: number of steps K.
-        step_size: η, or one for each step.
-        noise: source of the momenta and of ω.
-        friction: γ.
-        temperature: T.
-        callback: called with the noise after each step.
+    Further arguments and the result are those of `langevin`; `noise` is also the source of the first momenta.
 
-    Returns:
-        The new state, same shapes. `eps` is not modified.
+    Args:
+        friction: γ.
     """
     state, momenta, before = [part.detach() for part in eps], _momenta(eps, noise, temperature), 0.0
     for step, size in numbered(steps, step_size):
@@ -80,12 +72,8 @@ def underdamped_transitions(
         kicked = _add(momenta, -half, state.gradient)
         fresh = _refresh(kicked, math.exp(-2 * friction * half), noise.like(state.eps, step), temperature)
         after = evaluate(potential, _add(_add(state.eps, half, kicked), half, fresh))
-        work = (
-            after.potential.double()
-            - state.potential.double()
-            + gaussian_potential(kicked)
-            - gaussian_potential(momenta)
-        )
+        work = after.potential.double() - state.potential.double()
+        work = work + gaussian_potential(kicked) - gaussian_potential(momenta)
         momenta = _add(fresh, -half, after.gradient)
         work = work + gaussian_potential(momenta) - gaussian_potential(fresh)
         state = after

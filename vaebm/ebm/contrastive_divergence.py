@@ -1,7 +1,7 @@
 """Contrastive divergence: images, loss, gradient clipping, and average of the weights (VAEBM section 3.1)."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from vaebm.config import EBMSettings
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixel_distributions import Pixels, match_noise
+from vaebm.nvae.pixel_distributions import match_noise
 from vaebm.system.shapes import GreyImages, Images, PerImage
 
 
@@ -24,11 +24,6 @@ def positives(nvae: NVAE, images: GreyImages, stage: EBMSettings, noise: NoiseSo
     """
     x = nvae.as_input(images) if stage.quantize_positives else images.to(nvae.device, nvae.dtype) / 255.0
     return x if stage.positives == "clean" else match_noise(nvae(nvae.as_input(images), noise=noise).pixels, x, noise)
-
-
-def negatives(pixels: Pixels, eps_x: Images, kind: Literal["sample", "mean"]) -> Images:
-    """Images of the chains (B, C, H, W): decoder samples in [0, 1], or decoder means, which may leave it."""
-    return pixels.mean if kind == "mean" else pixels.sample(eps_x)
 
 
 class ContrastiveDivergence(NamedTuple):
@@ -55,12 +50,9 @@ class ContrastiveDivergence(NamedTuple):
 def contrastive_divergence(
     energy: Callable[[Tensor], Tensor], positive: Images, negative: Images, energy_penalty: float = 0.0
 ) -> ContrastiveDivergence:
-    """Contrastive divergence (VAEBM eq. 5), with a penalty on the energies' magnitude.
+    """Contrastive divergence (VAEBM eq. 5) of data and images of the chains, (B, C, H, W).
 
-    Args:
-        positive: data, (B, C, H, W) in [0, 1].
-        negative: images of the chains, same shape.
-        energy_penalty: weight of mean E(x⁺)² + mean E(x⁻)².
+    `energy_penalty` is the weight of a penalty on the energies' magnitude, mean E(x⁺)² + mean E(x⁻)².
     """
     data, chains = energy(positive), energy(negative)
     loss = data.mean() - chains.mean()
@@ -85,12 +77,7 @@ def adaptive_clip(optimizer: torch.optim.Adam) -> None:
 
 
 class WeightAverage:
-    """Exponential moving average of parameters, with a warm-up that removes the initial values.
-
-    Args:
-        parameters: read, never changed.
-        decay: of the average, in [0, 1).
-    """
+    """Exponential moving average of parameters, with a warm-up that removes the initial values; decay in [0, 1)."""
 
     def __init__(self, parameters: Iterable[Tensor], decay: float):
         self.live = list(parameters)

@@ -25,8 +25,6 @@ class Guard:
     The training has diverged after `patience` bad iterations in a row.
 
     Attributes:
-        settings: limits and patience.
-        bad: bad iterations in a row.
         reason: why the last iteration was bad; empty if it was good.
         last_reason: why the last bad iteration was; empty if there was none in this process.
         history: max(|loss|, spread) and gradient norm of the last good iterations.
@@ -39,14 +37,7 @@ class Guard:
     last_reason: str = field(default="", compare=False)
 
     def watch(self, loss: float, gap: float, spread: float, gradient_norm: float) -> None:
-        """Judge one iteration.
-
-        Args:
-            loss: of the iteration.
-            gap: mean E(data) − mean E(chains).
-            spread: standard deviation of the energies around these two means.
-            gradient_norm: of the whole gradient, before clipping.
-        """
+        """Judge one iteration; the arguments are those values of `iteration.Iteration`."""
         self.reason = self._judge(loss, gap, spread, gradient_norm)
         if self.reason:
             self.last_reason = self.reason
@@ -62,10 +53,8 @@ class Guard:
         if abs(gap) > self.settings.gap_limit * spread:
             return f"energy gap {gap:.4g} is beyond {self.settings.gap_limit:g} times the spread {spread:.4g}"
         if self.history:
-            values = (abs(loss), gradient_norm)
-            for name, value, before in zip(
-                ("loss", "gradient norm"), values, zip(*self.history, strict=True), strict=True
-            ):
+            losses, norms = zip(*self.history, strict=True)
+            for name, value, before in ("loss", abs(loss), losses), ("gradient norm", gradient_norm, norms):
                 limit, middle = self.settings.growth_limit, median(before)
                 if value > limit * middle:
                     return f"{name} {value:.4g} is beyond {limit:g} times its median before, {middle:.4g}"

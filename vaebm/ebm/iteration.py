@@ -11,7 +11,6 @@ from vaebm.ebm.contrastive_divergence import (
     WeightAverage,
     adaptive_clip,
     contrastive_divergence,
-    negatives,
     positives,
 )
 from vaebm.ebm.replay_buffer import ReplayBuffer
@@ -61,14 +60,10 @@ class Iteration(NamedTuple):
 
 
 class EBMTrainer:
-    """The energy and all other state that an iteration changes.
+    """The energy and all other state that an iteration changes, on a frozen NVAE in eval mode.
 
-    Args:
-        nvae: frozen, in eval mode.
-        energy: initialised, same device and dtype.
-        stage: the settings.
-        seed: of noise, data order, replay draws and initial singular vectors.
-        prior: frozen energy on noise, part of the potential and of the chains' starts; None: none.
+    The energy is initialised, with the NVAE's device and dtype. A frozen `prior`, an energy on noise, is part of the
+    potential and of the chains' starts.
     """
 
     def __init__(self, nvae: NVAE, energy: nn.Module, stage: EBMSettings, seed: int, prior: NoiseEnergy | None = None):
@@ -77,9 +72,8 @@ class EBMTrainer:
         self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
         self.nvae = nvae
         training = stage.training
-        self.spectral = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral")).to(
-            nvae.device, nvae.dtype
-        )
+        penalty = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral"))
+        self.spectral = penalty.to(nvae.device, nvae.dtype)
         self.parameters = list(energy.parameters())
         self.optimizer = torch.optim.Adam(
             self.parameters,
@@ -102,17 +96,9 @@ class EBMTrainer:
     def _begin(self) -> None:
         """Start with an empty replay buffer and, after a restart, with other noise and batches."""
         self.noise_seed = derive(self.seed, "restart", self.restarts) if self.restarts else self.seed
-        replay = self.stage.replay
         self.buffer = None
-        if replay is not None:
-            self.buffer = ReplayBuffer(
-                self.vaebm.latent_shapes,
-                replay.capacity,
-                seed=self.noise_seed,
-                probability=replay.probability,
-                anneal_steps=replay.anneal_iterations,
-                dtype=self.nvae.dtype,
-            )
+        if (replay := self.stage.replay) is not None:
+            self.buffer = ReplayBuffer(replay, self.vaebm.latent_shapes, self.noise_seed, self.nvae.dtype)
 
     def batch(self, step: int, images: Tensor) -> Tensor:
         """The global batch of iteration `step` from all training images (N, C, H, W) uint8."""
@@ -120,12 +106,7 @@ class EBMTrainer:
         return training_batch(images, step, training.batch, derive(self.noise_seed, "ebm"), training.flip)
 
     def gradients(self, images: Tensor, step: int) -> Iteration:
-        """Compute the gradient of the energy's weights, which `update` applies.
-
-        Args:
-            images: the global batch, (batch, C, H, W) uint8.
-            step: index of the iteration, for the noise.
-        """
+        """Compute the gradient that `update` applies, from the global batch of images (batch, C, H, W) uint8."""
         stage, energy, first = self.stage, self.energy, step * len(images)
         share = distributed.local_shard(range(first, first + len(images)))
         own = images[share.start - first : share.stop - first]
@@ -142,7 +123,8 @@ class EBMTrainer:
         # 3. energies of the data and of the chains' images
         positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
         with torch.no_grad():
-            negative = negatives(self.vaebm.decoder.decode(self.ends)[0], eps_x, stage.negatives)
+            pixels = self.vaebm.decoder.decode(self.ends)[0]
+            negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
         parts = contrastive_divergence(energy, positive, negative, stage.training.energy_penalty)
 
         # 4. gradient of the loss and the spectral penalty, over the global batch
@@ -163,10 +145,7 @@ class EBMTrainer:
         """Start noise of this process's chains: ε_z, one tensor per latent group, and ε_x.
 
         In the global batch the first chains are replayed, the last ones start at posterior draws for their training
-        images, the others at prior draws. ε_x is always new.
-
-        Args:
-            images: (B, C, H, W) uint8, this process's part of the batch.
+        images, the others at prior draws. ε_x is always new. `images` (B, C, H, W) uint8 are this process's part.
         """
         eps_z, eps_x = self._initial_noise(step, noise)
         batch = len(images) * distributed.world_size()
@@ -211,9 +190,7 @@ class EBMTrainer:
 
     def restart(self, snapshot: dict[str, Any]) -> None:
         """Restore a snapshot, with another seed and an empty replay buffer."""
-        self._load(snapshot)
-        self.restarts += 1
-        self._begin()
+        self.load_state_dict(snapshot | {"restarts": self.restarts + 1, "buffer": None})
 
     def snapshot(self) -> dict[str, Any]:
         """State for a restart, weights and optimiser; the tensors are shared, not copies."""
@@ -231,12 +208,9 @@ class EBMTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state exactly."""
-        self._load(state)
-        self.restarts = state["restarts"]
-        self._begin()
-        if self.buffer is not None:
-            self.buffer.load_state_dict(state["buffer"])
-
-    def _load(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        self.restarts = state["restarts"]
+        self._begin()
+        if self.buffer is not None and state["buffer"] is not None:
+            self.buffer.load_state_dict(state["buffer"])

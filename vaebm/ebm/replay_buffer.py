@@ -1,5 +1,6 @@
 """Replay buffer of chain ends for later iterations to start from (VAEBM with persistent chains)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,40 +8,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaebm.config.ebm import ReplaySettings
 from vaebm.noise import derive
 from vaebm.system import distributed
 from vaebm.system.errors import UserError
 
 
 class ReplayBuffer:
-    """Ring buffer of the final noise ε_z of chains, one tensor per latent group in host memory (as in JEM).
+    """Ring buffer of the final noise ε_z of chains, one tensor per latent group (latents, h, w) in host memory (JEM).
 
     Pixel noise is not kept. Entry 0 is the oldest; replayed entries stay, new entries replace the oldest.
 
     Entries are distributed over the processes. All processes make the same draws and exchange the drawn entries, so
     training and checkpoints do not depend on the number of processes.
-
-    Args:
-        shapes: (latents, h, w) of each latent group.
-        capacity: number of entries.
-        seed: of the draws.
-        probability: that a chain is replayed, after the first `anneal_steps` iterations.
-        anneal_steps: iterations of the linear increase of the probability from zero.
-        dtype: of the noise.
     """
 
-    def __init__(
-        self,
-        shapes: Sequence[Sequence[int]],
-        capacity: int,
-        *,
-        seed: int,
-        probability: float,
-        anneal_steps: int,
-        dtype: torch.dtype = torch.float32,
-    ):
-        self.capacity, self.seed, self.probability, self.anneal_steps = capacity, seed, probability, anneal_steps
-        self.eps = [torch.zeros(-(-capacity // distributed.world_size()), *shape, dtype=dtype) for shape in shapes]
+    def __init__(self, settings: ReplaySettings, shapes: Sequence[Sequence[int]], seed: int, dtype: torch.dtype):
+        self.settings, self.capacity, self.seed = settings, settings.capacity, seed
+        rows = math.ceil(self.capacity / distributed.world_size())
+        self.eps = [torch.zeros(rows, *shape, dtype=dtype) for shape in shapes]
         self.inserted = 0
 
     def __len__(self) -> int:
@@ -50,19 +36,18 @@ class ReplayBuffer:
     def draw(self, step: int, batch: int) -> Tensor:
         """Draw the entries that chains of iteration `step` start from: a function of seed, step and length.
 
-        Each of `batch` chains is replayed with probability min(p, p · step / anneal_steps). Entries are drawn without
-        replacement, with equal probability.
+        Each of `batch` chains is replayed with probability min(p, p · step / anneal_iterations). Entries are drawn
+        without replacement, with equal probability.
         """
         generator = np.random.Generator(np.random.Philox(key=derive(self.seed, "replay", step)))
-        probability = self.probability * min(1.0, step / self.anneal_steps)
+        probability = self.settings.probability * min(1.0, step / self.settings.anneal_iterations)
         replayed = min(int((generator.random(batch) < probability).sum()), len(self))
         return torch.from_numpy(generator.choice(len(self), replayed, replace=False))
 
     def start(self, fresh: Sequence[Tensor], step: int) -> list[Tensor]:
-        """Start noise of iteration `step`: replayed entries first, then `fresh` noise in its own places.
+        """Start noise of iteration `step` for this process's part of the batch, one (B, latents, h, w) per group.
 
-        Args:
-            fresh: noise for this process's part of the batch, one (B, latents, h, w) per group.
+        Replayed entries come first, then `fresh` noise in its own places.
 
         Raises:
             UserError: the buffer cannot hold a batch.
@@ -91,11 +76,7 @@ class ReplayBuffer:
 
     @torch.no_grad()
     def insert(self, eps: Sequence[Tensor]) -> None:
-        """Add the ends of all chains of an iteration, the first chain as the oldest.
-
-        Args:
-            eps: this process's part of the batch, one (B, latents, h, w) per group.
-        """
+        """Add the ends of an iteration's chains, the first as the oldest; `eps` is this process's part of them."""
         rows = (self.inserted + torch.arange(len(eps[0]) * distributed.world_size())) % self.capacity
         own, places = self._own(rows)
         for kept, part in zip(self.eps, eps, strict=True):

@@ -24,15 +24,10 @@ def select(
     stage: EBMSettings,
     seed: int,
 ) -> Selection:
-    """Compare snapshots by decoder means after the same chain from the same noise.
+    """Compare the snapshots of `iterations`, in order, by decoder means after the same chain from the same noise.
 
-    Args:
-        vaebm: its energy is left with the weights of the last snapshot.
-        iterations: the snapshots, in order.
-        weights: iteration → weights of the energy.
-        dataset: source of the reference, as many training images as images per snapshot.
-        stage: settings of chain and selection.
-        seed: of noise and choice of training images.
+    The reference is as many training images as images per snapshot. The energy of `vaebm` is left with the `weights` of
+    the last snapshot.
     """
     from vaebm.measures.frechet import Statistics, frechet_distance  # takes seconds to import
 

@@ -28,14 +28,10 @@ BEGINNING = Snapshot(0, 0)
 class Snapshots:
     """The last snapshots, one file each in `folder`, their hashes, and which of them are good.
 
-    A snapshot becomes good after `patience` iterations without a bad one.
+    A snapshot becomes good after `patience` iterations without a bad one. The last `kept` good ones are kept.
 
     Checkpoints hold names and hashes of the snapshots, not their contents. A file is removed when neither of the last
     two checkpoints names it, so a training can resume from either.
-
-    Args:
-        patience: iterations without a bad one that make a snapshot good.
-        kept: number of good snapshots to keep, the last ones.
     """
 
     folder: Path
@@ -79,15 +75,10 @@ class Snapshots:
         except UserError as error:
             raise UserError(f"{error}; {advice}") from None
 
-    def confirm(self, iteration: int) -> None:
-        """Mark as good all snapshots that have waited for the patience, after `iteration` good updates."""
+    def confirm(self, iteration: float) -> None:
+        """Mark as good all snapshots that have waited for the patience, after `iteration` good updates; ∞: all."""
         while self.waiting and iteration - self.waiting[0].iteration >= self.patience:
             self.good = [*self.good, self.waiting.pop(0)][-self.kept :]
-
-    def confirm_all(self) -> None:
-        """Mark all waiting snapshots as good, at the end of a good training."""
-        self.good = [*self.good, *self.waiting][-self.kept :]
-        self.waiting = []
 
     def doubt(self) -> None:
         """Drop all waiting snapshots, after a bad iteration."""

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,9 +16,8 @@ from vaebm.ebm.selection import select
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
 from vaebm.energy.network import build_energy
 from vaebm.energy.noise_energy import load_prior
-from vaebm.model import check_decoder
 from vaebm.noise import derive
-from vaebm.nvae.model import load_frozen
+from vaebm.nvae.model import check_decoder, load_frozen
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import seeded, setup_device, to_device_channels_last
@@ -46,17 +44,11 @@ def run(
     gpus: int,
     limits: Limits,
 ) -> None:
-    """Train the energy and write model.safetensors, training.json, history.jsonl and pictures.
+    """Train the energy; write `model`, training.json, history.jsonl and pictures in one folder.
 
     A diverged training restarts from its last good snapshot, up to the number of restarts, then stops. The model is one
-    of the last good snapshots; training.json records the events and the selection.
-
-    Args:
-        settings: ebm.yaml.
-        data: manifest of the data set.
-        nvae: model of the frozen NVAE.
-        model: file to write, in the folder of the other outputs.
-        prior: model of the frozen energy on noise; None: none.
+    of the last good snapshots; training.json records the events and the selection. The arguments are those of the
+    command `vaebm ebm`.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or divergence before the first good snapshot.
@@ -86,8 +78,8 @@ def run(
     parts: dict[str, Stateful] = {"trainer": trainer, "guard": guard, "snapshots": snapshots}
     run_state = Training("ebm", model.parent, identity, training.iterations, parts, limits)
     snapshots.folder = run_state.scratch / "snapshots"
-    events: list[dict[str, Any]] = run_state.extra.setdefault("events", [])
-    run_iterations(trainer, images, run_state, guard, snapshots, events)
+    events = run_state.extra.setdefault("events", [])
+    run_iterations(trainer, images, run_state, guard, snapshots)
     if not (usable := snapshots.usable):
         if snapshots.good:
             raise UserError(
@@ -133,19 +125,11 @@ def run(
 
 
 def run_iterations(
-    trainer: EBMTrainer,
-    images: Tensor,
-    run_state: Training,
-    guard: Guard,
-    snapshots: Snapshots,
-    events: list[dict[str, Any]],
+    trainer: EBMTrainer, images: Tensor, run_state: Training, guard: Guard, snapshots: Snapshots
 ) -> None:
-    """Run the remaining iterations, with restarts after divergence.
+    """Run the remaining iterations on all training images (N, C, H, W) uint8, with restarts after divergence.
 
-    Afterwards `guard` tells whether the training ended well, `snapshots` has the good ones, `events` the problems.
-
-    Args:
-        images: all training images, (N, C, H, W) uint8.
+    Afterwards `guard` tells whether the training ended well, `snapshots` has the good ones, the events the problems.
     """
     training, guarded = trainer.stage.training, trainer.stage.guard
     if guarded.restarts and run_state.step == 0:
@@ -175,7 +159,7 @@ def run_iterations(
         trainer.restart(snapshots.read(back))
         rate = guarded.restart_factor**trainer.restarts
         action = f"went back to iteration {back.iteration}, with another seed and {rate:g} times the learning rate"
-        note(events, run_state.step, guard.reason, action)
+        note(run_state, guard.reason, action)
         guard.forget()
         snapshots.doubt()
         run_state.step = back.iteration
@@ -186,13 +170,13 @@ def run_iterations(
         guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
     if guard.bad:
         snapshots.doubt()
-        note(events, run_state.step, guard.reason, "stopped")
+        note(run_state, guard.reason, "stopped")
     else:
-        snapshots.confirm_all()
+        snapshots.confirm(math.inf)
 
 
-def note(events: list[dict[str, Any]], iteration: int, reason: str, action: str) -> None:
-    """Print and record a problem and the action taken."""
-    events.append({"iteration": iteration, "reason": reason, "action": action})
+def note(run_state: Training, reason: str, action: str) -> None:
+    """Print and record a problem of the last iteration and the action taken."""
+    run_state.extra["events"].append({"iteration": run_state.step, "reason": reason, "action": action})
     if distributed.rank() == 0:
-        print(f"ebm: iteration {iteration}: {reason}: {action}", flush=True)
+        print(f"ebm: iteration {run_state.step}: {reason}: {action}", flush=True)

@@ -42,12 +42,9 @@ class CriticLoss(NamedTuple):
 
 
 def critic_loss(critic: nn.Module, data: Tensor, generated: Tensor, between: Tensor, weight: float) -> CriticLoss:
-    """Loss of the critic f, low for data.
+    """Loss of the critic f, low for data, on images (B, C, H, W) in [0, 1].
 
-    Args:
-        data, generated: images (B, C, H, W) in [0, 1].
-        between: (B,) in [0, 1]: interpolation weights of the points where the gradient is taken.
-        weight: of the penalty.
+    The penalty, times `weight`, is taken at places `between` (B,) in [0, 1] on the way from generated images to data.
     """
     gap = critic(data).mean() - critic(generated).mean()
     mixed = torch.lerp(generated, data, between[:, None, None, None]).requires_grad_()
@@ -57,14 +54,7 @@ def critic_loss(critic: nn.Module, data: Tensor, generated: Tensor, between: Ten
 
 
 class WGANTrainer:
-    """Generator, critic and their optimisers.
-
-    Args:
-        nvae: in eval mode: its batch norms keep their statistics.
-        critic: the energy network.
-        settings: of the stage.
-        seed: of the noise.
-    """
+    """Generator, critic and their optimisers. The NVAE is in eval mode: its batch norms keep their statistics."""
 
     def __init__(self, nvae: NVAE, critic: EnergyNetwork, settings: WGANSettings, seed: int):
         self.nvae, self.critic, self.settings, self.seed = nvae, critic, settings, seed
@@ -77,19 +67,16 @@ class WGANTrainer:
 
     def generate(self, first: int, purpose: str) -> Tensor:
         """Decoder means (batch, C, H, W) of noise with the global indices from `first`."""
-        index = range(first, first + self.settings.batch)
-        eps = NoiseSource(self.seed, purpose, index).normal(
-            self.nvae.latent_shapes, device=self.nvae.device, dtype=self.nvae.dtype
-        )
+        noise = NoiseSource(self.seed, purpose, range(first, first + self.settings.batch))
+        eps = noise.normal(self.nvae.latent_shapes, device=self.nvae.device, dtype=self.nvae.dtype)
         return self.nvae.decode(eps)[0].mean
 
     def critic_step(self, data: Tensor, step: int) -> CriticLoss:
         """Update `step` of the critic, on a batch of the data."""
         with torch.no_grad():
             generated = self.generate(step * self.settings.batch, "critic")
-        (between,) = NoiseSource(self.seed, "between", [step]).uniform(
-            [(len(data),)], device=data.device, dtype=data.dtype
-        )
+        noise = NoiseSource(self.seed, "between", [step])
+        (between,) = noise.uniform([(len(data),)], device=data.device, dtype=data.dtype)
         parts = critic_loss(self.critic, data, generated, between[0], self.settings.gradient_penalty)
         self.critic_optimizer.zero_grad(set_to_none=True)
         parts.loss.backward()
@@ -108,13 +95,9 @@ class WGANTrainer:
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train the GAN; write the NVAE with the generator as decoder, training.json, history.jsonl and pictures.
+    """Train the GAN from the model `nvae`; write `model`, training.json, history.jsonl and pictures in one folder.
 
-    Args:
-        settings: wgan.yaml.
-        data: manifest of the data set.
-        nvae: model of the NVAE that the generator starts from.
-        model: file to write, in the folder of the other outputs.
+    The model is the NVAE with the generator as decoder. The arguments are those of the command `vaebm wgan`.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or a diverged training.

@@ -1,6 +1,7 @@
 """Energy on the noise of the latent groups, p(ε) ∝ N(ε; 0, I) exp(−E_ε(ε)), a sum of multilayer perceptrons."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class NoiseEnergy(nn.Module):
     def __init__(self, settings: NoiseEnergySettings, shapes: Sequence[Sequence[int]]):
         super().__init__()
         self.settings, self.shapes = settings, [tuple(shape) for shape in shapes]
-        dimensions = sum(map(torch.Size.numel, map(torch.Size, shapes)))
+        dimensions = sum(map(math.prod, shapes))
         self.networks = nn.ModuleList(  # type: ignore[assignment]  # ModuleList is not generic
             NoiseNetwork(dimensions, settings.hidden, settings.dropout) for _ in range(settings.rounds)
         )

@@ -1,5 +1,6 @@
 """Published energy networks, and the reader of their checkpoints (`vaebm convert energy`; VAEBM appendix E)."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -100,9 +101,8 @@ def read_published_energy(path: Path) -> ConvertedEnergy:
         if weight.dtype != torch.float32:
             refuse(path, published, "the type float32", str(weight.dtype).removeprefix("torch."))
     side = PUBLISHED_ENERGIES[name].side
-    return ConvertedEnergy(
-        name, settings, (channels, side, side), {ours: state[published] for published, ours in names.items()}
-    )
+    weights = {ours: state[published] for published, ours in names.items()}
+    return ConvertedEnergy(name, settings, (channels, side, side), weights)
 
 
 def published_name(name: str) -> str:
@@ -130,16 +130,12 @@ def _recognize(path: Path, state: dict[str, Tensor]) -> tuple[str, EnergyNetwork
     skips = [block for block in range(blocks) if f"blocks.{block}.skip.0.weight" in state]
     channels, channels_in = stem.shape[:2]
     for name, (network, _) in PUBLISHED_ENERGIES.items():
-        if [channels * width for width in network.widths] == outputs and _with_skip(network) == skips:
+        pairs = enumerate(itertools.pairwise([1, *network.widths]))
+        changing = [block for block, (before, width) in pairs if block in network.down or width != before]
+        if [channels * width for width in network.widths] == outputs and changing == skips:
             return name, network.model_copy(update={"channels": channels}), channels_in
     raise UserError(
         f"{path}: expected the blocks of a published energy network ({', '.join(PUBLISHED_ENERGIES)}), "
         f"found blocks of {', '.join(map(str, outputs)) or 'no'} channels after a stem of {channels}, "
         f"with skip connections in {skips or 'none'}"
     )
-
-
-def _with_skip(network: EnergyNetworkSettings) -> list[int]:
-    """Blocks whose width or resolution changes."""
-    before = [1, *network.widths]
-    return [block for block, width in enumerate(network.widths) if block in network.down or width != before[block]]

@@ -7,25 +7,23 @@ import torch
 from torch import Tensor
 
 from vaebm.chain.langevin import evaluate, propose
+from vaebm.energy.noise_energy import one_vector
 from vaebm.noise import NoiseSource
 from vaebm.system.precision import float32_precision
 
 
 class GraphedChain:
-    """Langevin steps on chains of fixed number and shape, recorded once and then replayed.
+    """Langevin steps on chains of the number and shapes of `eps`, recorded once and then replayed.
 
-    Args:
-        potential: U(ε) of a list of noise tensors. It may not synchronise or have shapes that depend on data. The graph
-            reads its weights where they are now, so new weights have to be written there.
-        eps: noise of the shapes to be moved, one tensor (B, …) each.
-        step_size: η.
+    The potential may not synchronise or have shapes that depend on data. The graph reads its weights where they are
+    now, so new weights have to be written there.
     """
 
     def __init__(self, potential: Callable[[Sequence[Tensor]], Tensor], eps: Sequence[Tensor], step_size: float):
         self.key = self.key_of(eps, step_size)
         self.shapes = [part.shape for part in eps]
         # All noise of a chain is one row, so that a step begins and ends with one operation each.
-        self.eps = _rows(eps)
+        self.eps = one_vector(eps).detach()
         self.omega = torch.zeros_like(self.eps)
 
         def step() -> None:
@@ -50,7 +48,7 @@ class GraphedChain:
 
     def run(self, eps: Sequence[Tensor], steps: int, noise: NoiseSource) -> list[Tensor]:
         """Run `chain.langevin.langevin` from noise with this graph's `key_of`."""
-        self.eps.copy_(_rows(eps))
+        self.eps.copy_(one_vector(eps).detach())
         for step in range(1, steps + 1):
             self.omega.copy_(noise.like([self.omega], step)[0])
             self.graph.replay()
@@ -60,8 +58,3 @@ class GraphedChain:
         """Views of the rows (B, n) as noise of the latent groups and of the pixels."""
         sizes = [math.prod(shape[1:]) for shape in self.shapes]
         return [part.view(shape) for part, shape in zip(rows.split(sizes, dim=1), self.shapes, strict=True)]
-
-
-def _rows(eps: Sequence[Tensor]) -> Tensor:
-    """All noise of a chain as one row, (B, n)."""
-    return torch.cat([part.detach().flatten(1) for part in eps], dim=1)

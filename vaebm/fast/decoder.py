@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaebm.fast.fold import fold
-from vaebm.fast.layers import Convolution, Layer, run_branch
-from vaebm.nvae.cells import RESIDUAL_SCALE, BilinearUp, ResidualCell
+from vaebm.fast.layers import Convolution, run_branch
+from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.distributions import LOG_2PI, Normal
 from vaebm.nvae.latent_group import LatentGroup
 from vaebm.nvae.layers import NormalizedConv2d
@@ -23,9 +23,10 @@ class PreparedCell:
 
     def __init__(self, cell: nn.Module, like: Tensor):
         assert isinstance(cell, ResidualCell)
-        self.branch = fold(cell.branch, like, RESIDUAL_SCALE)
+        self.branch = fold(cell.branch, like)
         # The 1×1 convolution commutes with the interpolation and runs at the low resolution.
         self.skip = Convolution(cell.skip.conv).finalize(like) if isinstance(cell.skip, BilinearUp) else None
+        self.layers = self.branch if self.skip is None else [*self.branch, self.skip]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
@@ -33,10 +34,6 @@ class PreparedCell:
             skip = F.interpolate(self.skip(x), scale_factor=2.0, mode="bilinear", align_corners=True)
             return skip + run_branch(self.branch, x)
         return x + run_branch(self.branch, x)
-
-    def layers(self) -> list[Layer]:
-        """The prepared layers."""
-        return self.branch if self.skip is None else [*self.branch, self.skip]
 
 
 class PreparedGroup:
@@ -58,11 +55,9 @@ class PreparedGroup:
 
 
 class PreparedDecoder:
-    """The decoder of a frozen NVAE with its present weights.
+    """The decoder of a frozen NVAE in evaluation mode, with its present weights.
 
-    Args:
-        nvae: in evaluation mode; read once.
-        dtype: type of the features; latents and p(x|z) have the noise's type. None: the NVAE's type.
+    The features have the type `dtype`, by default the NVAE's; latents and p(x|z) have the noise's type.
     """
 
     def __init__(self, nvae: NVAE, dtype: torch.dtype | None = None):
@@ -86,7 +81,7 @@ class PreparedDecoder:
         """Tensors that a pass reads, except those of the NVAE."""
         cells = itertools.chain(*(group.cells for group in self.groups), self.postprocess)
         others = itertools.chain(*((group.prior, group.combine) for group in self.groups), [self.pixels])
-        for layer in itertools.chain(*(cell.layers() for cell in cells), others):
+        for layer in itertools.chain(*(cell.layers for cell in cells), others):
             if layer is not None:
                 yield from layer.tensors()
 

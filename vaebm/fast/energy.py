@@ -38,9 +38,7 @@ class PreparedBlock:
 class PreparedEnergy:
     """The energy network with its present weights, E(x): (B,).
 
-    Args:
-        energy: read once.
-        dtype: type of the features; their sum and the head have the network's type. None: the network's type.
+    The features have the type `dtype`, by default the network's; their sum and the head have the network's type.
     """
 
     def __init__(self, energy: EnergyNetwork, dtype: torch.dtype | None = None):

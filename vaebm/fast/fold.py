@@ -1,40 +1,29 @@
 """Folding of a branch into as few layers as possible."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
 from vaebm.fast.layers import ELU, Affine, ChannelGate, Convolution, Layer, Swish, Upsample
+from vaebm.nvae.cells import RESIDUAL_SCALE
 from vaebm.nvae.layers import BatchNorm, BatchNormSwish, NormalizedConv2d, PlainConv2d, SqueezeExcitation
 
 
-def flatten(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The layers of nested sequences in order."""
-    for module in modules:
-        if isinstance(module, nn.Sequential):
-            yield from flatten(module)
-        else:
-            yield module
-
-
-def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer]:
-    """Fold the branch of a cell into as few layers as possible.
+def fold(branch: Iterable[nn.Module], like: Tensor) -> list[Layer]:
+    """Fold the branch of a cell, times `RESIDUAL_SCALE`, into as few layers as possible.
 
     Affine maps go into convolutions. Upsamplings move behind pointwise layers, and behind gates, whose means they keep.
 
-    Args:
-        modules: layers in order.
-        like: tensor with the type and device of the layers.
-        scale: factor of the output.
+    The layers get the type and device of the tensor `like`.
 
     Raises:
         TypeError: a layer, or a last layer, that no branch of the decoder has.
     """
     layers: list[Layer] = []
     up = False
-    for module in flatten(modules):
+    for module in (layer for part in branch for layer in (part if isinstance(part, nn.Sequential) else [part])):
         if isinstance(module, nn.Upsample):
             up = True
         elif isinstance(module, NormalizedConv2d | PlainConv2d):
@@ -62,7 +51,7 @@ def fold(modules: Iterable[nn.Module], like: Tensor, scale: float) -> list[Layer
             raise TypeError(f"expected a layer of the decoder, found {type(module).__name__}")
     if not isinstance(end := layers[-1], Convolution | ChannelGate):
         raise TypeError(f"expected a convolution or a gate at the end of a branch, found {type(end).__name__}")
-    end.scaled(scale)
+    end.scaled(RESIDUAL_SCALE)
     if up:
         layers.append(Upsample())
     layers = [layer.finalize(like) if isinstance(layer, Affine | Convolution) else layer for layer in layers]

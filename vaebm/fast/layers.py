@@ -32,7 +32,7 @@ class Layer(ABC):
 
     def tensors(self) -> list[Tensor]:
         """Constants that a pass reads, after `finalize`."""
-        return []
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
 
 class _Branch(torch.autograd.Function):
@@ -92,11 +92,6 @@ class Convolution(Layer):
         """One input channel per output channel, at stride 1."""
         return self.weight.shape[1] == 1 and self.stride == 1 and self.groups == len(self.weight)
 
-    @property
-    def square(self) -> bool:
-        """Odd kernel over all channels, at stride 1."""
-        return self.stride == 1 and self.groups == 1 and self.weight.shape[-1] % 2 == 1
-
     def fold_following(self, affine: Affine) -> None:
         """Fold in an affine map of the output."""
         self.weight = self.weight * affine.scale[:, None, None, None]
@@ -121,16 +116,16 @@ class Convolution(Layer):
         """Convert to the type and device of `like`, in the layout channels_last."""
         self.weight = self.weight.to(like, copy=True).contiguous(memory_format=torch.channels_last)
         self.bias = self.bias.to(like, copy=True)
-        if self.depthwise or self.pointwise or (self.square and uses_reduced_precision(like)):
+        odd = self.stride == 1 and self.groups == 1 and self.weight.shape[-1] % 2 == 1
+        rounded = like.is_cuda and (
+            like.dtype == torch.bfloat16 or (like.dtype == torch.float32 and "tf32" in float32_precision())
+        )
+        if self.depthwise or self.pointwise or (odd and rounded):
             # The adjoint is a convolution, faster than the library's backward pass: depthwise on a CPU by 1.3 to
             # 2.7 times, all of these on a GPU (k×k in reduced precision).
             flipped = (self.weight if self.depthwise else self.weight.transpose(0, 1)).flip(2, 3)
             self.adjoint_weight = flipped.contiguous(memory_format=torch.channels_last)
         return self
-
-    def tensors(self) -> list[Tensor]:
-        """Weight, bias and the adjoint's weight."""
-        return [self.weight, self.bias] + ([] if self.adjoint_weight is None else [self.adjoint_weight])
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W'), of the weight's type."""
@@ -150,13 +145,6 @@ class Convolution(Layer):
                 return pointwise(gradient, self.adjoint_weight, None)
             return F.conv2d(gradient, self.adjoint_weight, None, 1, self.padding, self.dilation, self.groups)
         return conv2d_input(shape, self.weight, gradient, self.stride, self.padding, self.dilation, self.groups)
-
-
-def uses_reduced_precision(like: Tensor) -> bool:
-    """Whether a GPU now rounds the factors of convolutions of such tensors below single precision."""
-    return like.is_cuda and (
-        like.dtype == torch.bfloat16 or (like.dtype == torch.float32 and "tf32" in float32_precision())
-    )
 
 
 class Affine(Layer):
@@ -182,10 +170,6 @@ class Affine(Layer):
     def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
         """Multiplies by the scale."""
         return gradient.mul_(self.scale)
-
-    def tensors(self) -> list[Tensor]:
-        """Scale and shift."""
-        return [self.scale, self.shift]
 
 
 class Swish(Layer):

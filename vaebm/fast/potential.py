@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vaebm.config.ebm import PotentialKind
 from vaebm.fast.cuda_graph import GraphedChain
 from vaebm.fast.decoder import PreparedDecoder, half_square, negative_log_prior
 from vaebm.fast.energy import PreparedEnergy
@@ -14,24 +15,18 @@ from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import PixelNormal
 
-PreparedKind = Literal["noise", "density"]
-
 
 class PreparedPotential:
     """`VAEBM.potential` of a list of noise tensors, the pixels' last; a `chain.langevin.PotentialFunction`.
 
-    Args:
-        decoder: p(x|z).
-        energy: E(x), (B,).
-        kind: `noise`: E(x) + ½‖ε‖²; `density`: E(x) − log p(z) − log p(x|z).
-        prior: E_ε(ε) of the latent groups, (B,), added to both; None: none.
+    `noise`: U = E(x) + ½‖ε‖². `density`: U = E(x) − log p(z) − log p(x|z). Both + E_ε(ε_z) of a `prior`.
     """
 
     def __init__(
         self,
         decoder: PreparedDecoder,
         energy: Callable[[Tensor], Tensor],
-        kind: PreparedKind,
+        kind: PotentialKind,
         prior: Callable[[Sequence[Tensor]], Tensor] | None = None,
     ):
         self.decoder, self.energy, self.kind, self.prior = decoder, energy, kind, prior
@@ -51,8 +46,7 @@ class PreparedPotential:
     def load_weights_(self, other: Self) -> bool:
         """Copy the energy of `other` in place, so that a recorded step stays valid.
 
-        Returns:
-            False, with nothing copied, unless decoder, kind and prior are the same and the energies' architectures fit.
+        False, with nothing copied, unless decoder, kind and prior are the same and the energies' architectures fit.
         """
         if self.decoder is not other.decoder or self.kind != other.kind or self.prior is not other.prior:
             return False
@@ -81,29 +75,16 @@ class PreparationCache:
 
     def decoder(self, nvae: NVAE, dtype: torch.dtype | None) -> PreparedDecoder:
         """The decoder prepared for the present weights of `nvae`."""
-        version = weights_version(nvae)
+        # changes if a parameter or buffer is replaced or changed in place, except through `.data`
+        version = [(each.data_ptr(), each._version) for each in itertools.chain(nvae.parameters(), nvae.buffers())]
         if self._version != version:
             self._version, self._decoders = version, {}
         if dtype not in self._decoders:
             self._decoders[dtype] = PreparedDecoder(nvae, dtype)
         return self._decoders[dtype]
 
-    def potential(
-        self,
-        nvae: NVAE,
-        energy: Callable[[Tensor], Tensor],
-        dtype: torch.dtype | None,
-        kind: PreparedKind,
-        prior: Callable[[Sequence[Tensor]], Tensor] | None = None,
-    ) -> PreparedPotential:
-        """The potential for the present weights: the same object as before where it can load them."""
-        potential = PreparedPotential(self.decoder(nvae, dtype), energy, kind, prior)
-        if self._potential is None or not self._potential.load_weights_(potential):
-            self._potential = potential
+    def potential(self, new: PreparedPotential) -> PreparedPotential:
+        """The same object as before where it can load the weights of `new`, otherwise `new`."""
+        if self._potential is None or not self._potential.load_weights_(new):
+            self._potential = new
         return self._potential
-
-
-def weights_version(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """A value that changes if a parameter or buffer is replaced or changed in place, except through `.data`."""
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

@@ -117,23 +117,15 @@ def _convolve(  # type: ignore[no-untyped-def]
         sums0, sums1, sums2, sums3, sums4 = sums1, sums2, sums3, sums4, none
 
 
-def _launch(
-    source: Tensor,
-    before: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    a: Tensor,
-    out: Tensor,
-    swished: Tensor,
-    backward: bool,
-) -> None:
+def _launch(source: Tensor, *others: Tensor, backward: bool) -> None:
+    """Run `_convolve` on its first seven arguments."""
     batch, channels, height, width = source.shape
     rows, columns = min(ROWS, height), max(min(COLUMNS, triton.next_power_of_2(width)), PHASES)
     strips, blocks = triton.cdiv(height, rows), triton.cdiv(width, columns)
     grid = (batch * strips * blocks, triton.cdiv(channels, CHANNELS))
     with torch.cuda.device(source.device):
         _convolve[grid](
-            source, before, weight, bias, a, out, swished, height, width, channels, strips, blocks,
+            source, *others, height, width, channels, strips, blocks,
             ROWS=rows, COLUMNS=columns, CHANNELS=CHANNELS, PHASES=PHASES, BACKWARD=backward, num_warps=4,
         )  # fmt: skip
 
@@ -158,10 +150,6 @@ class SwishDepthwiseSwish(Layer):
         found, gradient = torch.empty_like(a), gradient.contiguous(memory_format=torch.channels_last)
         _launch(gradient, b, self.adjoint_weight, self.bias, a, found, found, backward=True)
         return found
-
-    def tensors(self) -> list[Tensor]:
-        """Weight, the adjoint's weight, and bias."""
-        return [self.weight, self.adjoint_weight, self.bias]
 
 
 @cache

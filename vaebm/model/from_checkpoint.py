@@ -22,9 +22,6 @@ from vaebm.system.errors import UserError
 from vaebm.system.files import checksum, model_of
 from vaebm.system.provenance import commit, version_of
 
-KINDS = {"nvae": "nvae", "ebm": "energy"}
-"""Stage → kind of its model."""
-
 PUBLISHED_DATASETS = {"celeba_64": "celeba64", "celeba_256": "celebahq256", "lsun_church_64": "lsun_church64"}
 """The published program's name of a data set → ours, where they differ."""
 
@@ -49,13 +46,10 @@ class Found(NamedTuple):
 
 
 def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
-    """Write model.safetensors and training.json from the checkpoint that the settings name.
+    """Write `model` and training.json from the checkpoint that the settings, nvae.yaml or ebm.yaml, name.
 
-    Args:
-        settings: nvae.yaml or ebm.yaml.
-        data: manifest of the data set.
-        nvae: model of the NVAE below an energy; None: it is not compared here but by the evaluation.
-        model: file to write.
+    Without `nvae`, the NVAE below an energy is not compared here but by the evaluation. The arguments are those of the
+    command `vaebm pretrained`.
 
     Raises:
         UserError: there is no such checkpoint, its hash or network is another, or it does not fit the images or NVAE.
@@ -68,14 +62,15 @@ def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
     sha256 = checksum(file, "sha256")
     if stage.checkpoint.sha256 not in (None, sha256):
         raise UserError(f"{file}: expected the SHA-256 {stage.checkpoint.sha256} of {settings}, found {sha256}")
-    found = read(file, KINDS[settings.stem])
+    kind = "nvae" if isinstance(stage, NVAESettings) else "energy"
+    found = read(file, kind)
     return_freed_memory()  # of a published optimiser's state
     below = found.nvae if nvae is None else load_model(nvae, "nvae")["hash"]
     check(found, file, stage, settings, images)
     if None not in (found.nvae, below) and found.nvae != below:
         raise UserError(f"{file}: expected an energy of the NVAE {below} ({nvae}), found one of {found.nvae}")
     own = {key: getattr(stage, key) for key in ("potential", "start", "positives") if isinstance(stage, EBMSettings)}
-    save_model(model, KINDS[settings.stem], stage.network.model_dump(), found.weights, shape=list(found.shape), **own)
+    save_model(model, kind, stage.network.model_dump(), found.weights, shape=list(found.shape), **own)
     source, content = stage.checkpoint.source, stage.model_dump()
     depends_on = {"settings": portable(content), "data": images.hash, "file": sha256, "nvae": below}
     words = "published weights" if found.layout == "published" else f"weights of {source}"

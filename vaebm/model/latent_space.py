@@ -12,17 +12,10 @@ from vaebm.system.shapes import GreyImages, Images, Latents
 
 
 def great_circle(first: Sequence[Tensor], last: Sequence[Tensor], places: Tensor) -> list[Tensor]:
-    """Points on the great circles from `first` to `last`, whose noise of all groups is one vector per sample.
+    """Points (B, T, …) on the great circles from `first` to `last`, (B, …), at `places` t in [0, 1], (T,).
 
-    ε(t) = (sin((1 − t) θ) ε₀ + sin(t θ) ε₁) / sin θ with the angle θ between them keeps the norm of standard normal
-    noise, which a straight line does not.
-
-    Args:
-        first, last: one (B, …) per latent group.
-        places: positions t in [0, 1], (T,).
-
-    Returns:
-        One (B, T, …) per latent group.
+    The noise of all latent groups is one vector ε per sample. ε(t) = (sin((1 − t) θ) ε₀ + sin(t θ) ε₁) / sin θ with the
+    angle θ between them keeps the norm of standard normal noise, which a straight line does not.
 
     Raises:
         UserError: not as many ends as starts.
@@ -43,8 +36,7 @@ def great_circle(first: Sequence[Tensor], last: Sequence[Tensor], places: Tensor
 def posterior_noise(nvae: NVAE, images: Images | GreyImages, seed: int, batch: int = 500) -> list[Latents]:
     """Noise ε_z with T(ε_z) = z for a draw z ~ q(z|x) of each image (N, C, H, W), uint8 or in [0, 1].
 
-    Returns:
-        One (N, latents, h, w) per latent group, in decoding order. The draw of image k depends only on `seed` and k.
+    It is one (N, latents, h, w) per latent group. The draw of image k depends only on `seed` and k.
     """
     parts = []
     for index in batches(range(len(images)), batch):

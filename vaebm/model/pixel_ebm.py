@@ -7,32 +7,25 @@ from torch import nn
 
 from vaebm.chain.langevin import PotentialFunction
 from vaebm.config.ebm import ChainSettings, Start
-from vaebm.energy.estimates import Estimates
 from vaebm.fast import half_square, prepare_energy
+from vaebm.model.scores import Estimates
 from vaebm.model.vaebm import NO_CHAIN, VAEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
-from vaebm.nvae.pixel_distributions import Pixels, PixelSpace
+from vaebm.nvae.pixel_distributions import Pixels, PointImage
 from vaebm.system.shapes import Images, Latents, PerImage
 
 
 class PixelEBM(VAEBM, potential="pixels"):
     """The ablation's energy on pixels, p(x) ∝ exp(−E(x)) (VAEBM table 4).
 
-    Langevin steps move the images, which may leave [0, 1]; samples are clamped. The NVAE only provides a start.
-
-    Args:
-        nvae: source of the start `prior`.
-        energy: E(x) → (B,).
-        start: `prior`: decoder means of draws from the NVAE's prior; `uniform`: uniform noise.
-        chain: the test chain.
+    Langevin steps move the images, which may leave [0, 1]; samples are clamped. They start at decoder means of draws
+    from the NVAE's prior (`prior`), the only use of the NVAE, or at uniform noise (`uniform`).
     """
 
     no_likelihood_reason = (
         "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
     )
-
-    decoder = PixelSpace()
 
     def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, chain: ChainSettings = NO_CHAIN):
         super().__init__(nvae, energy, "pixels", chain)
@@ -43,9 +36,14 @@ class PixelEBM(VAEBM, potential="pixels"):
         """One shape, that of the images."""
         return [self.nvae.shape]
 
+    @property
+    def decoder(self) -> VAEBM:
+        """The model itself."""
+        return self
+
     def decode(self, eps_z: Sequence[Latents]) -> tuple[Pixels, PerImage]:
-        """The images x = eps_z[0], and zeros (B,)."""
-        return self.decoder.decode(eps_z)
+        """The images x = eps_z[0], and zeros (B,) in place of log p(z)."""
+        return PointImage(eps_z[0]), eps_z[0].new_zeros(len(eps_z[0]))
 
     def potential(self, eps_z: Sequence[Latents], eps_x: Images) -> PerImage:
         """U = E(x) + ½‖ε_x‖² for the images x = eps_z[0], (B,); nothing else depends on `eps_x`."""

@@ -1,16 +1,41 @@
 """Scores of images by a pair of NVAE and energies."""
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from vaebm.config.ebm import Positives
-from vaebm.energy.estimates import Estimates, estimate, estimate_in_batches
 from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.model.pretrained import HubModel
-from vaebm.noise import NoiseSource
+from vaebm.noise import NoiseSource, batches
 from vaebm.nvae.model import NVAE
+from vaebm.nvae.pixel_distributions import match_noise
 from vaebm.system.errors import UserError
 from vaebm.system.shapes import GreyImages, Images, PerImage
+
+BATCH = 250
+"""Images per batch up to 32×32 pixels, fewer for larger images; fixed, because the last digits may depend on it."""
+
+
+class Estimates(NamedTuple):
+    """Estimates for images, in nats per image, each (B,) in double precision; None where a model has none."""
+
+    elbo: PerImage | None
+    """E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)), averaged over the draws (NVAE eq. 1)."""
+    importance: PerImage | None
+    """ln of the mean over the draws of p(x|z) p(z) / q(z|x) (Burda et al., 2016)."""
+    energy: PerImage | None
+    """E(x) for x as in the energy's training, and of a model with a prior E_ε(ε), averaged over the draws."""
+    clean_energy: PerImage | None = None
+    """E(x) of the images themselves, whatever the energy's training: log p(x) − E(x) − log Z is then a density."""
+
+    @property
+    def score(self) -> PerImage:
+        """log p(x) − E(x), (B,); a part that is None is left out."""
+        parts = [part for part in (self.importance, None if self.energy is None else -self.energy) if part is not None]
+        return torch.stack(parts).sum(dim=0)
 
 
 class ScoredModel(HubModel):
@@ -35,10 +60,35 @@ class ScoredModel(HubModel):
         """
         if draws < 1:
             raise UserError(f"importance_samples: expected at least 1, found {draws}")
-        return estimate_in_batches(self.nvae, images, seed, lambda x, noise: self._estimate(x, noise, draws))
+        size = max(min(BATCH, BATCH * 32 * 32 // (images.shape[2] * images.shape[3])), 1)
+        found = []
+        for index, batch in zip(batches(range(len(images)), size), torch.split(images, size), strict=True):
+            x = self.nvae.as_input(batch, NoiseSource(seed, "score input", index))
+            found.append(self._estimate(x, NoiseSource(seed, "score", index), draws))
+        return Estimates(*(None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
     def _estimate(self, x: Images, noise: NoiseSource, draws: int) -> Estimates:
-        return estimate(self.nvae, self.energy, self.positives, x, noise, draws, self.prior)
+        """The estimates for images `x` of the NVAE's depth, all from the same draws; `noise` has one index per image.
+
+        For an energy trained on `matched` positives, E(x) is the mean of E(x + ½σ(z) ω) over the draws. E_ε(ε) is added
+        to E(x), not to log p(x), because its log Z is unknown.
+        """
+        elbo, weights, energies, priors = x.new_zeros(len(x), dtype=torch.float64), [], [], []
+        for draw in range(draws):
+            out = self.nvae(x, noise=noise, step=draw)
+            reconstruction = out.pixels.log_likelihood(x).double()
+            elbo += (reconstruction - out.kl.double().sum(dim=1)) / draws
+            weights.append(reconstruction + out.log_p.double() - out.log_q.double())
+            if self.energy is not None and self.positives == "matched":
+                energies.append(self.energy(match_noise(out.pixels, x, noise, draw)).double())
+            if self.prior is not None:
+                priors.append(self.prior([each.eps for each in out.draws]).double())
+        clean = None if self.energy is None else self.energy(x).double()
+        if clean is not None and self.positives == "clean":
+            energies = [clean]
+        importance = torch.stack(weights).logsumexp(dim=0) - math.log(draws)
+        parts = [torch.stack(values).mean(dim=0) for values in (energies, priors) if values]
+        return Estimates(elbo, importance, torch.stack(parts).sum(dim=0) if parts else None, clean)
 
     def _as_images(self, found: Tensor, images: Images | GreyImages) -> PerImage:
         return found.to(images.device, images.dtype if images.is_floating_point() else self.nvae.dtype)

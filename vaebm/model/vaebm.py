@@ -16,12 +16,12 @@ from vaebm.config.ebm import ChainSettings, LangevinSettings, Positives, Potenti
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.energy.network import build_energy, load_energy
 from vaebm.energy.noise_energy import NoiseEnergy, load_prior
-from vaebm.fast import PreparationCache, PreparedKind, half_square, prepare_energy, run_chain
+from vaebm.fast import PreparationCache, PreparedDecoder, PreparedPotential, half_square, prepare_energy, run_chain
 from vaebm.model.latent_space import great_circle, posterior_noise
 from vaebm.model.pretrained import PretrainedConfig
 from vaebm.model.scores import ScoredModel
 from vaebm.noise import NoiseSource, batches, sample_noise
-from vaebm.nvae.model import NVAE, LatentDecoder, check_decoder, load_nvae
+from vaebm.nvae.model import NVAE, check_decoder, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
@@ -237,15 +237,15 @@ class VAEBM(ScoredModel):
         if not self._prepares:
             return lambda eps: self.potential(eps[:-1], eps[-1])
         energy = self._energy if self.energy is None else prepare_energy(self.energy, self.chain_dtype)
-        kind: PreparedKind = "density" if self.potential_kind == "density" else "noise"
-        return self._cache.potential(self.nvae, energy, self.chain_dtype, kind, self.prior)
+        decoder = self._cache.decoder(self.nvae, self.chain_dtype)
+        return self._cache.potential(PreparedPotential(decoder, energy, self.potential_kind, self.prior))
 
     @property
     def _prepares(self) -> bool:
         return isinstance(self.nvae, NVAE) and not self.nvae.training and self.dtype != torch.float64
 
     @property
-    def decoder(self) -> LatentDecoder:
+    def decoder(self) -> NVAE | PreparedDecoder | VAEBM:
         """Decoder of images: prepared once for the present weights, or the NVAE (see `chain_potential`)."""
         return self._cache.decoder(self.nvae, None) if self._prepares else self.nvae
 

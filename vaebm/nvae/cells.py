@@ -76,19 +76,14 @@ def bn_swish_conv(channels_in: int, channels_out: int, resample: Resample, dilat
 
 def bn_elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
     """`res_bnelu`: batch norm, ELU, 3×3 normalised convolution."""
-    return nn.Sequential(
-        BatchNorm(channels_in),
-        nn.ELU(),
-        *_nearest_up(resample),
-        NormalizedConv2d(channels_in, channels_out, 3, stride=_stride(resample)),
-    )
+    conv = NormalizedConv2d(channels_in, channels_out, 3, stride=_stride(resample))
+    return nn.Sequential(BatchNorm(channels_in), nn.ELU(), *_nearest_up(resample), conv)
 
 
 def elu_conv(channels_in: int, channels_out: int, resample: Resample) -> nn.Module:
     """`res_elu`: ELU, 3×3 normalised convolution with data-dependent initialisation."""
-    return nn.Sequential(
-        nn.ELU(), *_nearest_up(resample), DataInitializedConv2d(channels_in, channels_out, 3, stride=_stride(resample))
-    )
+    conv = DataInitializedConv2d(channels_in, channels_out, 3, stride=_stride(resample))
+    return nn.Sequential(nn.ELU(), *_nearest_up(resample), conv)
 
 
 def inverted_residual(
@@ -153,12 +148,7 @@ ARCHITECTURES: dict[Architecture, Operations] = {
 
 
 class ResidualCell(nn.Module):
-    """skip(x) + 0.1 · SE(branch(x)) (NVAE section 3.1).
-
-    Args:
-        operations: operations of the branch in order; the first changes channels and resolution.
-        squeeze_excitation: whether to gate the branch.
-    """
+    """skip(x) + 0.1 · SE(branch(x)) (NVAE section 3.1); the first operation changes channels and resolution."""
 
     recompute = False
     """Recompute activations in the backward pass (gradient checkpointing)."""

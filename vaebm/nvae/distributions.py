@@ -19,12 +19,9 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 class Normal:
-    """N(μ, σ²) with μ = soft_clamp(m) and σ = (exp(soft_clamp(ℓ)) + 0.01) · t.
+    """N(μ, σ²) with μ = soft_clamp(m) and σ = (exp(soft_clamp(ℓ)) + 0.01) · t, for raw parameters of any shape.
 
-    Args:
-        m, ell: raw parameters, any shape.
-        temperature: t, factor of σ.
-        log_sigma_floor: lower bound of soft_clamp(ℓ); None: no bound.
+    t is the temperature, and `log_sigma_floor` a lower bound of soft_clamp(ℓ).
     """
 
     def __init__(self, m: Tensor, ell: Tensor, temperature: float = 1.0, log_sigma_floor: float | None = None):

@@ -22,14 +22,8 @@ def causal_mask(
     """Mask of an autoregressive convolution, (out, in / groups, k, k), zeros and ones.
 
     Positions are ordered row by row, and channels within a position in blocks. An output depends on earlier positions,
-    and at its own position on blocks up to its own.
-
-    Args:
-        channels_in, channels_out: one divides the other.
-        kernel: odd kernel size.
-        depthwise: each output channel depends on one input channel.
-        zero_diagonal: exclude an output's own block.
-        mirror: reverse the order of the positions, not of the channels.
+    and at its own position on blocks up to its own, without it if `zero_diagonal`. `mirror` reverses the order of the
+    positions, not of the channels. One of the numbers of channels divides the other, and the kernel size is odd.
     """
     centre = kernel // 2
     mask = torch.zeros(channels_out, 1 if depthwise else channels_in, kernel, kernel)

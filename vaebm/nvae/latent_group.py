@@ -48,10 +48,7 @@ class LatentGroup(nn.Module):
     """One group of latent variables z_j: from the decoder's state above to prior, posterior and the state below.
 
     Args:
-        settings: the architecture.
-        encoder_channels: channels of the encoder's features at this scale.
         state_channels: channels of the state above, after `cells`; 0 if the decoder starts from z.
-        decoder_channels: channels of the state below.
         first: the prior is N(0, 1.01²), and the posterior depends on the encoder only.
         cells: residual cells that transform the state above.
     """

@@ -124,13 +124,12 @@ def data_initialization(module: nn.Module) -> Iterator[None]:
 
     One pass initialises all of them, each on the outputs of the layers before.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, DataInitializedConv2d)]
-    handles = [layer.register_forward_pre_hook(lambda layer, inputs: layer.initialize(inputs[0])) for layer in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in module.modules():
+            if isinstance(layer, DataInitializedConv2d):
+                hook = layer.register_forward_pre_hook(lambda layer, inputs: layer.initialize(inputs[0]))
+                hooks.enter_context(hook)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class PlainConv2d(nn.Conv2d):
@@ -197,17 +196,14 @@ class BatchNorm(nn.BatchNorm2d):
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)
         if not again:
-            self._update_statistics(mean.detach(), variance.detach(), x[:, 0].numel() * distributed.world_size())
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            count = x[:, 0].numel() * distributed.world_size()
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul((self.bias - mean * scale)[:, None, None], wide, scale[:, None, None]).to(x.dtype)
-
-    @torch.no_grad()
-    def _update_statistics(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
 class BatchNormSwish(BatchNorm):

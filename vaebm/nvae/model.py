@@ -8,7 +8,7 @@ the posterior. z is then combined into the decoder's state. With a single latent
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,19 +53,10 @@ class NVAEOutput(NamedTuple):
         return torch.stack([draw.kl.sum(dim=(1, 2, 3)) for draw in self.draws], dim=1)
 
 
-@runtime_checkable
-class LatentDecoder(Protocol):
-    """What a chain moves through: noise → distribution of images."""
-
-    def decode(self, eps: Sequence[Latents]) -> tuple[Pixels, PerImage]:
-        """p(x|z) for the noise of each latent group, and log p(z), (B,)."""
-
-
 class NVAE(nn.Module):
     """The hierarchical VAE.
 
     Args:
-        settings: the architecture.
         shape: (C, H, W) of the images; H and W are multiples of 2^halvings.
 
     Raises:
@@ -144,9 +135,8 @@ class NVAE(nn.Module):
             self.postprocess.append(cell(2 * features, features, "up", operations.postprocess))
             for _ in range(settings.postprocess_cells - 1):
                 self.postprocess.append(cell(features, features, "none", operations.postprocess))
-        self.pixel_parameters = nn.Sequential(
-            nn.ELU(), NormalizedConv2d(settings.channels_decoder, logit_channels(settings, channels), 3)
-        )
+        logits = NormalizedConv2d(settings.channels_decoder, logit_channels(settings, channels), 3)
+        self.pixel_parameters = nn.Sequential(nn.ELU(), logits)
 
     @property
     def device(self) -> torch.device:

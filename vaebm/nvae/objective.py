@@ -36,13 +36,9 @@ def norm_weight(beta: float, initial: float | None, final: float) -> float:
 
 
 def group_sizes(groups: Sequence[int]) -> list[float]:
-    """α_j of the KL balancing: 4^i / (groups of the scale), i from the coarsest scale, divided by the smallest.
+    """α_j of the KL balancing, in decoding order, for the number of `groups` of each scale, finest scale first.
 
-    Args:
-        groups: latent groups of each scale, finest first.
-
-    Returns:
-        α, one per latent group in decoding order.
+    It is 4^i / (groups of the scale), i from the coarsest scale, divided by the smallest.
     """
     sizes = [4.0**i / count for i, count in enumerate(reversed(groups)) for _ in range(count)]
     return [size / min(sizes) for size in sizes]
@@ -51,9 +47,7 @@ def group_sizes(groups: Sequence[int]) -> list[float]:
 def kl_balance(kl: Tensor, sizes: Tensor) -> Tensor:
     """γ_j of the KL balancing, without gradient: mean KL_j / α_j over its mean (NVAE appendix A).
 
-    Args:
-        kl: (B, groups) in nats; the mean includes the batches of all processes.
-        sizes: α, (groups,).
+    The mean of `kl` (B, groups), in nats, includes the batches of all processes; `sizes` are the α, (groups,).
     """
     strength = (distributed.mean(kl.detach().abs().mean(0)) + 0.01) / sizes
     return strength / strength.mean()

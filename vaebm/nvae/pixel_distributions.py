@@ -7,7 +7,6 @@ of grey levels, hence bits per dimension; `normal` gives a density of y.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -196,14 +195,6 @@ class PointImage(Pixels):
         raise NotImplementedError("an image without noise has no density")
 
 
-class PixelSpace:
-    """A decoder whose only latent group is the image itself."""
-
-    def decode(self, eps: Sequence[Images]) -> tuple[Pixels, PerImage]:
-        """The images eps[0] (B, C, H, W), and zeros (B,) in place of log p(z)."""
-        return PointImage(eps[0]), eps[0].new_zeros(len(eps[0]))
-
-
 def logit_channels(settings: NVAENetworkSettings, channels: int) -> int:
     """Channels of the decoder's output for images of `channels` channels."""
     return {"normal": 2 * channels, "logistic_mixture": 10 * settings.mixtures, "bernoulli": channels}[settings.decoder]
@@ -219,14 +210,10 @@ def pixels_of(settings: NVAENetworkSettings, logits: Tensor) -> Pixels:
 
 
 def match_noise(pixels: Pixels, x: Images, noise: NoiseSource, step: int = 0) -> Images:
-    """Add the decoder's pixel noise to images: clamp(x + ½σ(z) ω) for z ~ q(z|x).
+    """Add the decoder's pixel noise to images (B, C, H, W) in [0, 1]: clamp(x + ½σ(z) ω) for z ~ q(z|x).
 
-    Args:
-        pixels: the Gaussian p(x|z) of a draw z ~ q(z|x).
-        x: (B, C, H, W) in [0, 1].
-        noise: source of ω; its purpose gets a suffix, so that ω is independent of the draw.
-        step: number of the draw.
+    `pixels` is the Gaussian p(x|z) of draw number `step` from `noise`, whose derived noise ω is independent of it.
     """
-    (eps,) = replace(noise, purpose=f"{noise.purpose}/pixels").like([x], step)
+    (eps,) = noise.derived("pixels").like([x], step)
     assert isinstance(pixels, PixelNormal)
     return pixels.add_noise(x, eps)

@@ -80,11 +80,8 @@ def convert_published_nvae(path: Path, output: Path) -> None:
     save_model(output, "nvae", converted.settings.model_dump(), converted.weights, shape=list(converted.shape))
     for name, value in converted.filled.items():
         print(f"{path}: args.{name}: not in the file, taken as {value!r}")
-    trainable = sum(
-        tensor.numel()
-        for name, tensor in converted.weights.items()
-        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    )
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    trainable = sum(tensor.numel() for name, tensor in converted.weights.items() if not name.endswith(buffers))
     channels, height, width = converted.shape
     print(
         f"{output}: NVAE of {channels}×{height}×{width} images, {trainable:,} parameters "
@@ -123,8 +120,8 @@ def read_published_nvae(path: Path) -> ConvertedNVAE:
             f"{path}: args: expected arguments that describe a network, found some that do not ({brief(error)})"
         ) from None
     known = dict(_Names(path, nvae, state))
-    if idle := {"prior_ftr0"} & set(state) if settings.single_group else set():
-        state = {name: value for name, value in state.items() if name not in idle}
+    if settings.single_group:
+        del state["prior_ftr0"]  # not used by the published program either
     if unknown := sorted(set(state) - set(known)):
         raise UserError(
             f"{path}: {unknown[0]}: a weight that the network of these arguments does not have "
@@ -278,12 +275,8 @@ class _Names:
         operations = [part for part in cell.branch if not isinstance(part, SqueezeExcitation)]
         for part, modules in (("skip", [cell.skip]), ("se", gate), ("_ops", operations)):
             theirs = self._layers(f"{published}.{part}.")
-            layers = [
-                layer
-                for module in modules
-                for layer in module.modules()
-                if layer.state_dict() and not list(layer.children())
-            ]
+            within = nn.ModuleList(modules).modules()
+            layers = [layer for layer in within if layer.state_dict() and not list(layer.children())]
             if len(theirs) != len(layers):
                 found = f"{len(theirs)}: {', '.join(theirs) or 'none'}"
                 refuse(self.path, f"{published}.{part}", f"{len(layers)} layers with weights", found)

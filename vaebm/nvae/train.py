@@ -33,10 +33,6 @@ NVAE_CURVES = {
 }
 
 
-class Diverged(UserError):
-    """Raised after too many skipped steps, those with a non-finite loss or gradient, or for a non-finite result."""
-
-
 def scheduled_learning_rate(step: int, steps_per_epoch: int, training: NVAETrainingSettings) -> float:
     """Learning rate: linear warm-up by steps, then a cosine by epochs.
 
@@ -67,14 +63,7 @@ class Step(NamedTuple):
 
 
 class NVAETrainer:
-    """An NVAE with optimiser and regulariser, and its training step.
-
-    Args:
-        nvae: in training mode.
-        training: the settings.
-        total: number of steps of the training.
-        seed: seed of the noise and of the initial singular vectors.
-    """
+    """An NVAE in training mode with optimiser and regulariser, and its training step, one of `total`."""
 
     def __init__(self, nvae: NVAE, training: NVAETrainingSettings, total: int, seed: int):
         self.nvae, self.training, self.total, self.seed = nvae, training, total, seed
@@ -108,13 +97,9 @@ class NVAETrainer:
         return self.nvae.as_input(images[share.start : share.stop], noise)
 
     def step(self, images: Tensor, step: int, learning_rate: float, penalise: bool) -> Step:
-        """Update the weights by one step of negative ELBO and regularisers (NVAE section 3.3).
+        """Update the weights by one step of the negative ELBO of the global batch (batch, C, H, W) uint8.
 
-        Args:
-            images: the global batch, (batch, C, H, W) uint8.
-            step: number of the step, for β and the noise.
-            learning_rate: learning rate of this step.
-            penalise: whether to add the regularisers' gradient.
+        `penalise`: add the gradient of the regularisers (NVAE section 3.3).
         """
         training, beta = self.training, self.beta(step)
         before = [buffer.clone() for buffer in self.statistics]
@@ -150,12 +135,9 @@ class NVAETrainer:
 
 
 def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train an NVAE and write its model, training.json, history.jsonl and pictures.
+    """Train an NVAE; write `model`, training.json, history.jsonl and pictures in one folder.
 
-    Args:
-        settings: nvae.yaml.
-        data: manifest of the data set.
-        model: output file; the other files are written to its folder.
+    The arguments are those of the command `vaebm nvae`.
 
     Raises:
         UserError: the images do not fit the architecture or the batch, or the training diverged.
@@ -195,7 +177,7 @@ def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, lim
     weights = nvae.state_dict()
     heldout = heldout_nelbo(nvae, dataset, seed, batch)
     if skipped == total or not math.isfinite(heldout):
-        raise Diverged(
+        raise UserError(
             f"{settings}: the training diverged: {skipped} of {total} steps were skipped, and the negative ELBO of the "
             f"held-out images is {heldout:g}; choose a smaller nvae.training.learning_rate or a larger norm_weight"
         )
@@ -222,18 +204,15 @@ def run_steps(
     settings: Path,
     heldout: Callable[[], float],
 ) -> int:
-    """Run the remaining steps, and record each epoch's first.
+    """Run the remaining steps, record each epoch's first, and return the number of skipped steps.
 
     Args:
         batch_of: step → global batch.
         settings: settings file, for errors.
         heldout: negative ELBO of the held-out images, in about every twentieth epoch.
 
-    Returns:
-        Number of skipped steps.
-
     Raises:
-        Diverged: more steps in a row than `max_skipped` had a non-finite loss or gradient.
+        UserError: more steps in a row than `max_skipped` had a non-finite loss or gradient.
     """
     skipped = run_state.extra.setdefault("skipped", {"in_a_row": 0, "in_all": 0})
     training, steps_per_epoch = trainer.training, trainer.total // trainer.training.epochs
@@ -248,7 +227,7 @@ def run_steps(
         if skipped["in_a_row"] > training.max_skipped:
             saved = run_state.scratch.is_dir()
             kept = f"the last good state is in {run_state.scratch}" if saved else "no state was saved before"
-            raise Diverged(
+            raise UserError(
                 f"{settings}: {skipped['in_a_row']} steps in a row had a non-finite loss or gradient (step {step}); "
                 f"{kept}; choose a larger nvae.training.norm_weight, annealed from a norm_weight_initial, "
                 "and a smaller learning_rate"
@@ -263,8 +242,7 @@ def run_steps(
             values |= {"beta": trainer.beta(step), "learning_rate": rate}
             values |= {f"kl_{group}": value for group, value in enumerate(done.kl)}
             run_state.record(**values)
-    in_all: int = skipped["in_all"]
-    return in_all
+    return skipped["in_all"]
 
 
 @torch.no_grad()

@@ -38,13 +38,9 @@ def contrastive_loss(posterior: Tensor, prior: Tensor) -> Tensor:
 
 
 class PriorTrainer:
-    """The networks and all other state of the training.
+    """The networks and all other state of the training, on a frozen NVAE in eval mode.
 
-    Args:
-        nvae: frozen, in eval mode.
-        images: all training images, (N, C, H, W) uint8; a share is kept for validation.
-        stage: the settings.
-        seed: of weights, noise, data order and choice of the validation images.
+    A share of `images`, all training images (N, C, H, W) uint8, is kept for validation.
     """
 
     def __init__(self, nvae: NVAE, images: Tensor, stage: PriorSettings, seed: int):
@@ -140,16 +136,10 @@ class PriorTrainer:
 
 
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
-    """Train the energy on noise and write model.safetensors, training.json, history.jsonl and a picture.
+    """Train the energy on noise; write `model`, training.json, history.jsonl and a picture in one folder.
 
     Each network has the weights of the least loss on the validation images. They are training images: metrics compare
-    with the held-out ones.
-
-    Args:
-        settings: prior.yaml.
-        data: manifest of the data set.
-        nvae: model of the frozen NVAE.
-        model: file to write, in the folder of the other outputs.
+    with the held-out ones. The arguments are those of the command `vaebm prior`.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or a diverged training.
