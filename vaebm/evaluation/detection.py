@@ -74,7 +74,7 @@ def _labelled(inside: Values, outside: Values) -> tuple[NDArray[np.int64], Value
     return np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
 
 
-def roc(inside: Values, outside: Values) -> tuple[Values, Values]:
+def roc_points(inside: Values, outside: Values) -> tuple[Values, Values]:
     """Share of the set and share of in-distribution images above falling thresholds, without collinear points."""
     from sklearn.metrics import roc_curve
 
@@ -93,7 +93,7 @@ def separations(inside: Values, outside: Values) -> dict[str, float]:
     labels, values = _labelled(inside, outside)
     precisions = average_precision_score(labels, values), average_precision_score(1 - labels, -values)
     threshold = np.sort(inside)[len(inside) * (100 - RATE) // 100]
-    measures = auc(*roc(inside, outside)), *precisions, (outside >= threshold).mean()
+    measures = auc(*roc_points(inside, outside)), *precisions, (outside >= threshold).mean()
     return dict(zip(MEANINGS, map(float, measures), strict=True))
 
 

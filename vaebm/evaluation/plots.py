@@ -11,7 +11,7 @@ from torch import Tensor
 from vaebm import plots
 from vaebm.config import ChainSettings
 from vaebm.evaluation.classifier import to_float
-from vaebm.evaluation.detection import Scores, roc
+from vaebm.evaluation.detection import Scores, roc_points
 from vaebm.evaluation.measurements import Measurements
 from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, Values, generator
 from vaebm.measures.modes import Law
@@ -38,7 +38,7 @@ def ood(inside: Scores, outside: dict[str, Scores], figures: Measurements, folde
     for name, found in outside.items():
         for kind in filter(inside.__contains__, names):
             label = f"{names[kind]}, AUROC {figures[DETECTION['AUROC', kind].named(name)].value:.3f}"
-            curves[name][label] = roc(inside[kind], found[kind])
+            curves[name][label] = roc_points(inside[kind], found[kind])
             if kind != "complexity":
                 panels[f"{name}: {label}"] = {"held-out images": inside[kind], name: found[kind]}
     plots.histograms(panels, folder / "ood.png", "score")

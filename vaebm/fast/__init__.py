@@ -8,11 +8,18 @@ keeps one tensor for the backward pass, and parameters have no gradient. Feature
 The modules themselves (`model.VAEBM.potential`) are the reference in tests. docs/explanation/speed.md says why.
 """
 
-from vaebm.fast.decoder import PreparedDecoder as PreparedDecoder
-from vaebm.fast.decoder import half_square as half_square
-from vaebm.fast.energy import PreparedEnergy as PreparedEnergy
-from vaebm.fast.energy import prepare_energy as prepare_energy
-from vaebm.fast.potential import PreparationCache as PreparationCache
-from vaebm.fast.potential import PreparedPotential as PreparedPotential
-from vaebm.fast.run_chains import run_chain as run_chain
-from vaebm.fast.run_chains import run_langevin as run_langevin
+from vaebm.fast.decoder import PreparedDecoder, half_square
+from vaebm.fast.energy import PreparedEnergy, prepare_energy
+from vaebm.fast.potential import PreparationCache, PreparedPotential
+from vaebm.fast.run_chains import run_chain, run_langevin
+
+__all__ = [
+    "PreparationCache",
+    "PreparedDecoder",
+    "PreparedEnergy",
+    "PreparedPotential",
+    "half_square",
+    "prepare_energy",
+    "run_chain",
+    "run_langevin",
+]
