@@ -11,7 +11,7 @@ from vaebm.fast import half_square, prepare_energy
 from vaebm.model.scores import Estimates
 from vaebm.model.vaebm import NO_CHAIN, VAEBM
 from vaebm.noise import NoiseSource
-from vaebm.nvae.model import NVAE
+from vaebm.nvae.model import NVAE, LatentDecoder
 from vaebm.nvae.pixel_distributions import Pixels, PointImage
 from vaebm.system.shapes import Images, Latents, PerImage
 
@@ -37,7 +37,7 @@ class PixelEBM(VAEBM, potential="pixels"):
         return [self.nvae.shape]
 
     @property
-    def decoder(self) -> VAEBM:
+    def decoder(self) -> LatentDecoder:
         """The model itself."""
         return self
 

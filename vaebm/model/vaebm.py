@@ -16,12 +16,12 @@ from vaebm.config.ebm import ChainSettings, LangevinSettings, Positives, Potenti
 from vaebm.config.yaml_files import read_settings, validate
 from vaebm.energy.network import build_energy, load_energy
 from vaebm.energy.noise_energy import NoiseEnergy, load_prior
-from vaebm.fast import PreparationCache, PreparedDecoder, PreparedPotential, half_square, prepare_energy, run_chain
+from vaebm.fast import PreparationCache, PreparedPotential, half_square, prepare_energy, run_chain
 from vaebm.model.latent_space import great_circle, posterior_noise
 from vaebm.model.pretrained import PretrainedConfig
 from vaebm.model.scores import ScoredModel
 from vaebm.noise import NoiseSource, batches, sample_noise
-from vaebm.nvae.model import NVAE, check_decoder, load_nvae
+from vaebm.nvae.model import NVAE, LatentDecoder, check_decoder, load_nvae
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
 from vaebm.system.checkpoint import load_model
 from vaebm.system.errors import UserError
@@ -245,7 +245,7 @@ class VAEBM(ScoredModel):
         return isinstance(self.nvae, NVAE) and not self.nvae.training and self.dtype != torch.float64
 
     @property
-    def decoder(self) -> NVAE | PreparedDecoder | VAEBM:
+    def decoder(self) -> LatentDecoder:
         """Decoder of images: prepared once for the present weights, or the NVAE (see `chain_potential`)."""
         return self._cache.decoder(self.nvae, None) if self._prepares else self.nvae
 

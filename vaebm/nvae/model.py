@@ -8,7 +8,7 @@ the posterior. z is then combined into the decoder's state. With a single latent
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,14 @@ class NVAEOutput(NamedTuple):
     def kl(self) -> PerGroup:
         """KL(q(z_j | x, z_<j) ‖ p(z_j | z_<j)) of each group, (B, groups)."""
         return torch.stack([draw.kl.sum(dim=(1, 2, 3)) for draw in self.draws], dim=1)
+
+
+@runtime_checkable
+class LatentDecoder(Protocol):
+    """What a chain moves through: noise → distribution of images."""
+
+    def decode(self, eps: Sequence[Latents]) -> tuple[Pixels, PerImage]:
+        """p(x|z) for the noise of each latent group, and log p(z), (B,)."""
 
 
 class NVAE(nn.Module):
