@@ -16,9 +16,9 @@ BACKGROUND = 214
 
 
 def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
-    """Write images (N, C, H, W), clamped to [0, 1], as a grid in a PNG, enlarged by a whole factor (nearest neighbour).
+    """Write images (N, C, H, W), clamped to [0, 1], row by row as PNG.
 
-    They have one channel or three, and stand row by row.
+    They have one channel or three, and are enlarged by a whole factor (nearest neighbour).
     """
     count, channels, *size = images.shape
     levels = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
