@@ -156,13 +156,8 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
             "ratio_quartiles": np.quantile(paired, [0.25, 0.75]).tolist(),
         }
         if counts:
-            flop, moved = counts[way]
-            found[way] |= {
-                "flop": flop / parts,
-                "bytes": moved / parts,
-                "flop_per_second": flop / median,
-                "bytes_per_second": moved / median,
-            }
+            for what, count in zip(("flop", "bytes"), counts[way], strict=True):
+                found[way] |= {what: count / parts, f"{what}_per_second": count / median}
         if memory:
             found[way]["peak_memory"] = memory[way]
         if images:

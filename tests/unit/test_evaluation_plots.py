@@ -1,10 +1,13 @@
 """What stands where in the pictures of a run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vaebm.config import ChainSettings
 from vaebm.evaluation import plots
 from vaebm.evaluation.detection import measure_ood
 from vaebm.plots import BACKGROUND, charts
@@ -30,6 +33,14 @@ def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkey
     picture = np.asarray(Image.open(tmp_path / "neighbours.png").convert("L"))[22::42, 22::42]
     row = [51, BACKGROUND, 50, 60, 40, 70, BACKGROUND, 240, 230, 220, 210]
     assert picture.tolist() == [row] * plots.QUERIES
+
+
+def test_chains_have_a_row_each(tmp_path):
+    steps = [torch.full((2, 1, 8, 8), step / 10) + torch.tensor([0.0, 0.5]).reshape(2, 1, 1, 1) for step in range(4)]
+    plots.chains(SimpleNamespace(chain=lambda *_, **__: steps), 0, ChainSettings(steps=3, step_size=0.1), tmp_path)
+    picture = np.asarray(Image.open(tmp_path / "chain.png").convert("L"))[22::42, 22::42]
+    expected = np.round(255 * np.array([[0.0, 0.1, 0.2, 0.3], [0.5, 0.6, 0.7, 0.8]]))
+    assert np.abs(picture.astype(float) - expected).max() <= 1  # float32 halves may round either way
 
 
 def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):

@@ -19,12 +19,10 @@ from torch.utils.data import Dataset
 
 from vaebm.config import EXTRACTORS, ExtractorSettings, weights
 from vaebm.config.evaluation import PATHS
-from vaebm.config.weights import plugin_hash
 from vaebm.config.yaml_files import read_settings
 from vaebm.evaluation import resnet56
 from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.dinov2 import load_dinov2
-from vaebm.evaluation.resnet56 import load_resnet56
 from vaebm.measures.bootstrap import Features, Logits
 from vaebm.measures.fidelity_backend import torch_fidelity
 from vaebm.records.results import ExtractorRecord
@@ -73,7 +71,7 @@ class ClassifierExtractor(_CustomExtractor):
 class ResNet56Extractor(_CustomExtractor):
     """CIFAR-10's ResNet-56."""
 
-    load = staticmethod(load_resnet56)
+    load = staticmethod(resnet56.load_resnet56)
 
 
 class DINOv2Extractor(_CustomExtractor):
@@ -175,7 +173,7 @@ class Extractor:
             content = load_model(path, "classifier")
             found, shape = content["hash"], tuple(content["network"]["shape"])
         elif settings is not None and kind in EXTRACTORS.plugins:
-            found, shape = plugin_hash(settings), ()
+            found, shape = weights.plugin_hash(settings), ()
         else:
             path = Path(os.path.expanduser(path))
             found = weights.weights_hash(kind, path, settings.sha256 if settings else None)

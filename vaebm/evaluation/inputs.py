@@ -92,11 +92,9 @@ def check_shards(shards: list[Path], seed: int, stage: SamplesSettings, models: 
         if record is None or record.sha256 is None:
             unverified.append(path)
             continue
-        pairs = {"bytes": (record.sha256, checksum(path, "sha256"))}
-        for what, value in origin_of(seed, stage, stage.shard(number), models).items():
-            pairs[what] = (value, record.origin.get(what, "none"))
-        for what, (expected, found) in pairs.items():
-            if expected != found:
+        known = {"bytes": checksum(path), **record.origin}
+        for what, expected in {"bytes": record.sha256, **origin_of(seed, stage, stage.shard(number), models)}.items():
+            if (found := known.get(what, "none")) != expected:
                 difference = f"expected samples of {what} {expected[:16]}, found {found[:16]}"
                 raise UserError(f"{path}: {difference}; remove it and sample again")
     if unverified:

@@ -65,7 +65,8 @@ def chains(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
     steps = [images.cpu() for images in model.chain(GRID, seed=seed, steps=chain.steps, step_size=chain.step_size)]
     plots.image_grid(steps[0], folder / "before.png")
     plots.image_grid(steps[-1], folder / "after.png")
-    plots.chain_strip([images[:CHAINS] for images in steps], folder / "chain.png")
+    rows = torch.stack([images[:CHAINS] for images in steps], dim=1)
+    plots.image_grid(rows.flatten(0, 1), folder / "chain.png", columns=len(steps))
 
 
 def steps(found: AlongChain, test_steps: int, path: Path) -> None:

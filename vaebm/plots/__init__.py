@@ -9,5 +9,4 @@ from vaebm.plots.charts import sorted_counts as sorted_counts
 from vaebm.plots.charts import step_curves as step_curves
 from vaebm.plots.charts import training_curves as training_curves
 from vaebm.plots.images import BACKGROUND as BACKGROUND
-from vaebm.plots.images import chain_strip as chain_strip
 from vaebm.plots.images import image_grid as image_grid

@@ -233,8 +233,8 @@ def roc(panels: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.
             axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
-def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64] | None = None) -> None:
-    """Write a confusion matrix (labels, predictions) as PNG with its counts; `classes` are by default from 0."""
+def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64]) -> None:
+    """Write a confusion matrix (labels, predictions) of these classes as PNG, its counts written in the cells."""
     with _figure(path, 1, width=4.2, height=3.9) as (axis,):
         axis.imshow(counts, cmap="Blues", vmin=0)
         for row, column in zip(*counts.nonzero(), strict=True):
@@ -243,6 +243,5 @@ def confusion(counts: NDArray[np.int64], path: Path, classes: NDArray[np.int64] 
             axis.text(column, row, str(value), ha="center", va="center", fontsize=8, color=shade)
         ticks = range(len(counts))
         axis.set(title="Held-out images", xlabel="predicted", ylabel="label", xticks=ticks, yticks=ticks)
-        if classes is not None and not np.array_equal(classes, ticks):
-            axis.set(xticklabels=classes, yticklabels=classes)
+        axis.set(xticklabels=classes, yticklabels=classes)
         axis.grid(False)

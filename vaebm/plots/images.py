@@ -1,10 +1,8 @@
 """Grids of images. The files contain no times and no paths: equal images give equal bytes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -18,9 +16,9 @@ BACKGROUND = 214
 
 
 def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
-    """Write images (N, C, H, W), clamped to [0, 1], as a grid in a PNG, enlarged by a whole factor (nearest neighbour).
+    """Write images (N, C, H, W), clamped to [0, 1], row by row as PNG.
 
-    They have one channel or three, and stand row by row.
+    They have one channel or three, and are enlarged by a whole factor (nearest neighbour).
     """
     count, channels, *size = images.shape
     levels = (images.detach().cpu().float().clamp(0, 1) * 255).round().byte().numpy()
@@ -35,8 +33,3 @@ def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
     framed = np.pad(canvas, ((gap, 0), (gap, 0), (0, 0)), constant_values=BACKGROUND)
     with writing(path) as stream:
         Image.fromarray(framed).save(stream, format="png", optimize=True)
-
-
-def chain_strip(steps: Sequence[Tensor], path: Path) -> None:
-    """Write images (N, C, H, W) in [0, 1] after each step as PNG: one chain per row, one step per column."""
-    image_grid(torch.stack(list(steps), dim=1).flatten(0, 1), path, columns=len(steps))
