@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from vaebm.config import EBMTrainingSettings, EnergyNetworkSettings
 from vaebm.ebm.contrastive_divergence import WeightAverage, adaptive_clip, contrastive_divergence
@@ -67,6 +68,21 @@ def test_contrastive_divergence_and_its_penalty() -> None:
     assert plain.loss == plain.gap == -3.0
     assert plain.spread == pytest.approx(1.0)  # variances 0 and 2
     assert contrastive_divergence(energy, positive, negative, 0.1).loss == pytest.approx(-3.0 + 0.1 * (1.0 + 17.0))
+
+
+def test_gradient_penalty_is_the_mean_squared_slope() -> None:
+    """E = a/2 ‖x‖² has the slope a x: penalty and its derivative in a by hand."""
+    a = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    positive, negative = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64)
+    squares = [images.square().flatten(1).sum(dim=1).mean() for images in (positive, negative)]
+
+    def energy(x: Tensor) -> Tensor:
+        return a / 2 * x.square().flatten(1).sum(dim=1)
+
+    loss = contrastive_divergence(energy, positive, negative, gradient_penalty=0.3).loss
+    gap = (squares[0] - squares[1]) / 2
+    torch.testing.assert_close(loss, a * gap + 0.15 * a**2 * sum(squares))
+    torch.testing.assert_close(torch.autograd.grad(loss, a)[0], gap + 0.3 * a.detach() * sum(squares))
 
 
 def test_adaptive_clip_follows_adams_second_moment() -> None:

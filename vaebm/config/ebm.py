@@ -181,6 +181,8 @@ class EBMTrainingSettings(Settings):
     """Clip each gradient at three standard deviations of its history."""
     gradient_norm_limit: PositiveFloat | None = None
     """Largest norm of the whole gradient, applied after the adaptive clip; None: no limit, as in the paper."""
+    gradient_penalty: NonNegativeFloat = later(0.0)
+    """Weight of the mean ‖∇E(x)‖² over positives and negatives; 0 in the paper."""
     energy_penalty: NonNegativeFloat = 0.0
     """Weight of the mean squared energy of positives and negatives; 0 in the paper."""
     average_decay: Decay = 0.0

@@ -48,16 +48,29 @@ class ContrastiveDivergence(NamedTuple):
 
 
 def contrastive_divergence(
-    energy: Callable[[Tensor], Tensor], positive: Images, negative: Images, energy_penalty: float = 0.0
+    energy: Callable[[Tensor], Tensor],
+    positive: Images,
+    negative: Images,
+    energy_penalty: float = 0.0,
+    gradient_penalty: float = 0.0,
 ) -> ContrastiveDivergence:
-    """Contrastive divergence (VAEBM eq. 5) of data and images of the chains, (B, C, H, W).
+    """Contrastive divergence (VAEBM eq. 5), with penalties on the energies' magnitude and on their gradients.
 
-    `energy_penalty` is the weight of a penalty on the energies' magnitude, mean E(x⁺)² + mean E(x⁻)².
+    Args:
+        positive: data, (B, C, H, W) in [0, 1].
+        negative: images of the chains, same shape.
+        energy_penalty: weight of mean E(x⁺)² + mean E(x⁻)².
+        gradient_penalty: weight of ½ (mean ‖∇E(x⁺)‖² + mean ‖∇E(x⁻)‖²); it keeps the chains' drift small.
     """
+    if gradient_penalty:
+        positive, negative = positive.detach().requires_grad_(), negative.detach().requires_grad_()
     data, chains = energy(positive), energy(negative)
     loss = data.mean() - chains.mean()
     if energy_penalty:
         loss = loss + energy_penalty * (data.square().mean() + chains.square().mean())
+    if gradient_penalty:
+        slopes = torch.autograd.grad(data.sum() + chains.sum(), (positive, negative), create_graph=True)
+        loss = loss + gradient_penalty / 2 * sum(slope.square().flatten(1).sum(dim=1).mean() for slope in slopes)
     return ContrastiveDivergence(loss, data, chains)
 
 

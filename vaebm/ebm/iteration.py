@@ -125,7 +125,8 @@ class EBMTrainer:
         with torch.no_grad():
             pixels = self.vaebm.decoder.decode(self.ends)[0]
             negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
-        parts = contrastive_divergence(energy, positive, negative, stage.training.energy_penalty)
+        penalties = stage.training.energy_penalty, stage.training.gradient_penalty
+        parts = contrastive_divergence(energy, positive, negative, *penalties)
 
         # 4. gradient of the loss and the spectral penalty, over the global batch
         penalty = self.spectral()

@@ -90,7 +90,7 @@ def run(
         raise UserError(
             f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: "
             f"{reason}; choose a smaller ebm.training.learning_rate or snapshot_every, "
-            "or a larger spectral_weight or energy_penalty"
+            "or a larger spectral_weight, energy_penalty or gradient_penalty"
         )
     if distributed.rank() != 0:
         return
