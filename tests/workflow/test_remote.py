@@ -14,6 +14,7 @@ import mlflow.data
 import pytest
 from mlflow.tracking import MlflowClient
 from servers import BUCKET, KEYS, Proxy, checking_s3, free_port, mlflow_server, s3
+from tables import table
 
 from vaebm import tracking
 from vaebm.tracking import mirror
@@ -144,8 +145,8 @@ def test_a_server_that_goes_down_loses_and_doubles_nothing(results, server):
     assert "3 stage runs" in results.track(proxy.address) and proxy.count - done < 15
 
 
-def test_a_run_ends_while_the_server_is_down(finished):
-    """A training runs as ever and the run succeeds; a line names the cause, and the next run mirrors."""
+def test_a_run_ends_while_the_server_is_down(finished, tiny_run, server):
+    """A training runs as ever and the run succeeds; a line names the cause. The next run ends in the same table."""
     where = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     model, state = EXPERIMENT / "vaebm/seed0/model.safetensors", EXPERIMENT / "tracking.json"
     before = (finished.folder / model).stat().st_mtime_ns
@@ -158,6 +159,14 @@ def test_a_run_ends_while_the_server_is_down(finished):
         warnings = [line for line in (finished.folder / EXPERIMENT / name).read_text().splitlines() if "warn" in line]
         assert len(warnings) == 1 and warnings[0].endswith(f"check that it runs and MLFLOW_TRACKING_URI; {AGAIN}")
     assert not (finished.folder / EXPERIMENT / "mirrored").exists()
+
+    finished.run("snakemake", "--cores", "2", MLFLOW_TRACKING_URI=server)
+    assert table(finished.folder / "results") == table(tiny_run.folder / "results")
+    runs = mirrored(server, finished.folder)
+    assert set(runs) == {"tiny", *STAGES, *(f"evaluation {variant} seed0" for variant in ("nvae", "vaebm"))}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    (version,) = MlflowClient(server).search_model_versions("name = 'vaebm-tiny-vaebm'")
+    assert version.run_id == runs["evaluation vaebm seed0"].info.run_id
 
 
 def test_a_server_that_refuses_is_one_line_and_a_password_stays_secret(results, server, monkeypatch):

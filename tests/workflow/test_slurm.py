@@ -65,6 +65,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 """
 
+PROFILE = "profiles/slurm/config.yaml"
+GRES = "default-resources:\n  - gpu_gres=gpu:fake\n"
+
 STAGES = ("data", "classifier", "nvae", "ebm", "samples", "evaluation", "benchmarks")
 ASKED = {stage: {"threads": 1, "mem_mb": 1010 + number, "runtime": 11 + number} for number, stage in enumerate(STAGES)}
 """Resources of the experiment, different for each stage."""
@@ -221,9 +224,11 @@ def ask(project, changes):
 
 
 def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, submit, clone, tiny_run):
-    """The energy's training is killed with its whole job. The table is that of a local run."""
+    """With GPUs by gres. The energy's training is killed with its whole job. The table is that of a local run."""
     clone.edit("config/config.yaml", "  - digits\n  - stacked_digits\n", "  - tiny\n")
-    ask(clone, ASKED)
+    ask(clone, ASKED | {"ebm": ASKED["ebm"] | {"gpu": 1}})
+    with (clone.folder / PROFILE).open("a") as file:
+        file.write(GRES)
     clone.edit(
         "workflow/rules/ebm.smk", "vaebm ebm {input.settings}", "vaebm ebm {input.settings} --checkpoint-every 0"
     )
@@ -250,6 +255,7 @@ def test_every_stage_asks_for_its_own_and_a_killed_training_goes_on(cluster, sub
         }
         assert found == asked, job
         assert job["NumNodes"] == "1" and "TresPerJob" not in job, job
+        assert job.get("TresPerNode") == ("gres:gpu:fake:1" if job["rule"] == "ebm" else None), job
         assert job["JobState"] == ("CANCELLED" if job["JobId"] == killed else "COMPLETED"), job
     assert "ebm: resuming at step " in (energy / "ebm.log").read_text()
     assert table(clone.folder / "results") == table(tiny_run.folder / "results")
@@ -269,8 +275,8 @@ def test_a_job_gets_the_gpus_that_its_stage_asks_for(cluster, submit, finished):
 
 def test_a_preempted_training_with_gpus_by_gres_is_requeued_and_resumes(cluster, submit, finished):
     """A job of a partition that preempts takes the node. Slurm starts the training again, as the same job."""
-    with (finished.folder / "profiles" / "slurm" / "config.yaml").open("a") as file:
-        file.write("slurm-requeue: true\ndefault-resources:\n  - gpu_gres=gpu:fake\n")
+    with (finished.folder / PROFILE).open("a") as file:
+        file.write(f"slurm-requeue: true\n{GRES}")
     finished.edit(
         "workflow/rules/ebm.smk",
         "python -m vaebm ebm {input.settings}",
