@@ -41,7 +41,7 @@ def test_example_of_every_help_is_a_command_line(path: tuple[str, ...], monkeypa
     for command in commands.values():
         if not hasattr(command, "commands"):
             monkeypatch.setattr(command, "callback", lambda **arguments: called.append(arguments))
-    match = re.fullmatch(r"Example: `(.*)`", commands[path].epilog)
+    match = re.fullmatch(r"Example: `([^`]*)`", commands[path].epilog)
     assert match is not None
     arguments = shlex.split(match[1])
     assert arguments[: 1 + len(path)] == ["vaebm", *path]

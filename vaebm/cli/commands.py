@@ -251,7 +251,7 @@ def describe(
         run(experiment, tflops, changes or [])
 
 
-@command(f"export {EXAMPLE_RUN}/samples pngs` or `vaebm export --real data/digits --npz digits.npz")
+@command(f"export {EXAMPLE_RUN}/samples pngs")
 def export(
     places: Annotated[
         list[Path] | None,

@@ -153,7 +153,7 @@ class ModelInputs:
     """What the measurements of models read."""
 
     folder: Path
-    """results/<experiment>/<variant>/seed<k>."""
+    """`results/<experiment>/<variant>/seed<k>`."""
     seed: int
     """Seed of the run."""
     settings: EvaluationSettings

@@ -94,7 +94,7 @@ class ScoredModel(HubModel):
         return found.to(images.device, images.dtype if images.is_floating_point() else self.nvae.dtype)
 
     def log_likelihood(self, images: Images | GreyImages, seed: int = 0, importance_samples: int = 1) -> PerImage:
-        """Importance-weighted bound on the NVAE's log p(x) in nats, (N,); with one draw an ELBO.
+        """Importance-weighted bound on the NVAE's log p(x) in nats, (N,); one draw estimates the ELBO.
 
         It is the density of 2x − 1, or a probability for discrete decoders. Arguments and draws are those of `score`.
 

@@ -80,7 +80,7 @@ class VAEBM(ScoredModel):
 
     @classmethod
     def from_results(cls, folder: Path | str, device: torch.device | str = "cpu") -> VAEBM:
-        """Load the model of results/<experiment>/<variant> (its first seed) or …/<variant>/seed<k>.
+        """Load the model of `results/<experiment>/<variant>` (its first seed) or `…/<variant>/seed<k>`.
 
         Raises:
             UserError: there is no finished run in `folder`.

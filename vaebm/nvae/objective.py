@@ -45,7 +45,7 @@ def group_sizes(groups: Sequence[int]) -> list[float]:
 
 
 def kl_balance(kl: Tensor, sizes: Tensor) -> Tensor:
-    """γ_j of the KL balancing, without gradient: mean KL_j / α_j over its mean (NVAE appendix A).
+    """γ_j of the KL balancing, without gradient: (mean |KL_j| + 0.01) / α_j over its mean (NVAE appendix A).
 
     The mean of `kl` (B, groups), in nats, includes the batches of all processes; `sizes` are the α, (groups,).
     """
