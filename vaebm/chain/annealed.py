@@ -18,8 +18,8 @@ def annealed_log_weights(
     """ln w of chains along U_β = (1 − β) ½‖ε‖² + β U(ε), β = 0, 1/K, …, 1, with E[w] = ∫ exp(−U) dε / (2π)^(n/2).
 
     Between two values of β, each chain makes one step of `mala`, which keeps exp(−U_β) invariant at any step size.
-    K temperatures take K gradients. The chains start at `eps`, standard normal noise of n dimensions; other arguments
-    are those of `mala`. The result is (B,), in double precision.
+    `temperatures` is K, which takes K gradients. The chains start at `eps`, standard normal noise of n dimensions.
+    `potential` is U; `step_size` and `noise` are those of `mala`. The result is (B,), in double precision.
     """
     state = evaluate(potential, eps)
     log_weights = torch.zeros_like(state.potential, dtype=torch.float64)

@@ -97,13 +97,13 @@ def prepared_weights(vaebm: VAEBM) -> int:
     return sum(tensor.nbytes for tensor in (*potential.decoder.tensors(), *energy))
 
 
-def energy_update(energy: nn.Module, x: Tensor) -> tuple[Work, Work]:
+def energy_update(energy: nn.Module, x: Tensor, gradient_penalty: float = 0.0) -> tuple[Work, Work]:
     """Work of the energies of images `x`, and of an update with as many images and chains."""
     energy.requires_grad_(True)
     with measured(energy) as work, torch.no_grad():
         energy(x)
     with measured(energy) as update:
-        contrastive_divergence(energy, x, x.clone()).loss.backward()
+        contrastive_divergence(energy, x, x.clone(), gradient_penalty=gradient_penalty).loss.backward()
     return work(), update()
 
 
@@ -141,7 +141,7 @@ def ebm_costs(vaebm: VAEBM, experiment: Experiment, decoding: float) -> tuple[Co
     training, steps = experiment.ebm.training, experiment.ebm.chain.gradient_evaluations
     batch = training.batch
     share = -(-batch // max(experiment.resources.ebm.gpu, 1))
-    energy, update = energy_update(vaebm.energy, blank(vaebm.nvae, share)[0])
+    energy, update = energy_update(vaebm.energy, blank(vaebm.nvae, share)[0], training.gradient_penalty)
     step = langevin_step(vaebm, share)
     a_step, an_update = step.flop // share, update.flop // share
     match = inference(vaebm.nvae, 1)[1].flop if experiment.ebm.positives == "matched" else 0

@@ -182,7 +182,8 @@ class EBMTrainingSettings(Settings):
     gradient_norm_limit: PositiveFloat | None = None
     """Largest norm of the whole gradient, applied after the adaptive clip; None: no limit, as in the paper."""
     gradient_penalty: NonNegativeFloat = later(0.0)
-    """Weight of the mean ‖∇E(x)‖² over positives and negatives; 0 in the paper."""
+    """Weight of ½ (mean ‖∇E(x⁺)‖² + mean ‖∇E(x⁻)‖²) of positives x⁺ and negatives x⁻; 0 in the paper. It needs second
+    derivatives of the energy network."""
     energy_penalty: NonNegativeFloat = 0.0
     """Weight of the mean squared energy of positives and negatives; 0 in the paper."""
     average_decay: Decay = 0.0

@@ -60,7 +60,7 @@ def contrastive_divergence(
         positive: data, (B, C, H, W) in [0, 1].
         negative: images of the chains, same shape.
         energy_penalty: weight of mean E(x⁺)² + mean E(x⁻)².
-        gradient_penalty: weight of ½ (mean ‖∇E(x⁺)‖² + mean ‖∇E(x⁻)‖²); it keeps the chains' drift small.
+        gradient_penalty: weight of ½ (mean ‖∇E(x⁺)‖² + mean ‖∇E(x⁻)‖²), for an energy that is twice differentiable.
     """
     if gradient_penalty:
         positive, negative = positive.detach().requires_grad_(), negative.detach().requires_grad_()

@@ -37,7 +37,7 @@ class Guard:
     last_reason: str = field(default="", compare=False)
 
     def watch(self, loss: float, gap: float, spread: float, gradient_norm: float) -> None:
-        """Judge one iteration; the arguments are those values of `iteration.Iteration`."""
+        """Judge one iteration by its loss, energy gap, spread of the energies, and gradient norm before the clips."""
         self.reason = self._judge(loss, gap, spread, gradient_norm)
         if self.reason:
             self.last_reason = self.reason

@@ -44,7 +44,7 @@ class Iteration(NamedTuple):
     """Values of one iteration before its update, over the global batch, equal in all processes."""
 
     loss: float
-    """Contrastive divergence with its energy penalty, without the spectral penalty."""
+    """Contrastive divergence with the penalties on energies and gradients, without the spectral penalty."""
     gap: float
     """mean E(data) − mean E(chains)."""
     spread: float

@@ -26,8 +26,8 @@ def select(
 ) -> Selection:
     """Compare the snapshots of `iterations`, in order, by decoder means after the same chain from the same noise.
 
-    The reference is as many training images as images per snapshot. The energy of `vaebm` is left with the `weights` of
-    the last snapshot.
+    The reference is as many training images as images per snapshot. `weights` maps an iteration to the energy's
+    weights; `vaebm` is left with those of the last. `seed` sets the noise and the choice of training images.
     """
     from vaebm.measures.frechet import Statistics, frechet_distance  # takes seconds to import
 

@@ -47,8 +47,9 @@ def run(
     """Train the energy; write `model`, training.json, history.jsonl and pictures in one folder.
 
     A diverged training restarts from its last good snapshot, up to the number of restarts, then stops. The model is one
-    of the last good snapshots; training.json records the events and the selection. The arguments are those of the
-    command `vaebm ebm`.
+    of the last good snapshots; training.json records the events and the selection.
+
+    `settings` is ebm.yaml, `data` a manifest, `nvae` a model, `prior` that of the energy on noise, if there is one.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or divergence before the first good snapshot.

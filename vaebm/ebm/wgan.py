@@ -97,7 +97,7 @@ class WGANTrainer:
 def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
     """Train the GAN from the model `nvae`; write `model`, training.json, history.jsonl and pictures in one folder.
 
-    The model is the NVAE with the generator as decoder. The arguments are those of the command `vaebm wgan`.
+    The model is the NVAE with the generator as decoder. `settings` is wgan.yaml, `data` a manifest.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or a diverged training.

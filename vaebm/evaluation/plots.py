@@ -76,7 +76,10 @@ def steps(found: AlongChain, test_steps: int, path: Path) -> None:
 
 
 def nearest_images(queries: Tensor, among: Iterable[Tensor], total: int, count: int) -> Tensor:
-    """Indices (N, count) of the nearest to each of `queries` (N, D), in order, among the parts of `total` images."""
+    """Indices (N, count) of the images nearest to each of `queries` (N, D), nearest first.
+
+    `among` yields the `total` images (M, D) in parts.
+    """
     # one allocation: small ones between the parts would keep freed memory in use
     distances, first = queries.new_empty(len(queries), total), 0
     for part in among:

@@ -19,7 +19,7 @@ from vaebm.nvae.pixel_distributions import PixelNormal
 class PreparedPotential:
     """`VAEBM.potential` of a list of noise tensors, the pixels' last; a `chain.langevin.PotentialFunction`.
 
-    `noise`: U = E(x) + ½‖ε‖². `density`: U = E(x) − log p(z) − log p(x|z). Both + E_ε(ε_z) of a `prior`.
+    `noise`: U = E(x) + ½‖ε‖². `density`: U = E(x) − log p(z) − log p(x|z). A `prior` adds E_ε(ε_z).
     """
 
     def __init__(

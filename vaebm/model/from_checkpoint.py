@@ -48,8 +48,7 @@ class Found(NamedTuple):
 def run(settings: Path, data: Path, nvae: Path | None, model: Path) -> None:
     """Write `model` and training.json from the checkpoint that the settings, nvae.yaml or ebm.yaml, name.
 
-    Without `nvae`, the NVAE below an energy is not compared here but by the evaluation. The arguments are those of the
-    command `vaebm pretrained`.
+    `data` is a manifest. Without `nvae`, the NVAE below an energy is not compared here but by the evaluation.
 
     Raises:
         UserError: there is no such checkpoint, its hash or network is another, or it does not fit the images or NVAE.

@@ -22,8 +22,9 @@ def causal_mask(
     """Mask of an autoregressive convolution, (out, in / groups, k, k), zeros and ones.
 
     Positions are ordered row by row, and channels within a position in blocks. An output depends on earlier positions,
-    and at its own position on blocks up to its own, without it if `zero_diagonal`. `mirror` reverses the order of the
-    positions, not of the channels. One of the numbers of channels divides the other, and the kernel size is odd.
+    and at its own position on blocks up to its own; `zero_diagonal` excludes the output's own block. With `depthwise`
+    each output channel depends on one input channel. `mirror` reverses the order of positions, not of channels. One of
+    the numbers of channels divides the other, and the kernel size is odd.
     """
     centre = kernel // 2
     mask = torch.zeros(channels_out, 1 if depthwise else channels_in, kernel, kernel)

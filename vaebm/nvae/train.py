@@ -137,7 +137,7 @@ class NVAETrainer:
 def run(settings: Path, data: Path, model: Path, *, threads: int, gpus: int, limits: Limits) -> None:
     """Train an NVAE; write `model`, training.json, history.jsonl and pictures in one folder.
 
-    The arguments are those of the command `vaebm nvae`.
+    `settings` is nvae.yaml, `data` a manifest.
 
     Raises:
         UserError: the images do not fit the architecture or the batch, or the training diverged.

@@ -139,7 +139,7 @@ def run(settings: Path, data: Path, nvae: Path, model: Path, *, threads: int, gp
     """Train the energy on noise; write `model`, training.json, history.jsonl and a picture in one folder.
 
     Each network has the weights of the least loss on the validation images. They are training images: metrics compare
-    with the held-out ones. The arguments are those of the command `vaebm prior`.
+    with the held-out ones. `settings` is prior.yaml, `data` a manifest, `nvae` a model.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or a diverged training.

@@ -28,6 +28,8 @@ EARLIER = "an earlier version evaluated some of its seeds; remove their evaluati
 def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) -> VariantRecord:
     """Combine the runs of a variant, one per seed: mean of every metric, and standard deviation over the seeds.
 
+    `configuration` is the hash of the experiment's settings, `tracking` the id of its MLflow run.
+
     Raises:
         UserError: the runs differ in data, extractor, chain or libraries, or two have the same seed.
     """
@@ -155,8 +157,8 @@ def run(
 ) -> None:
     """Write results/<experiment>/<variant>/metrics.json, and benchmarks.csv, .md, .tex, .json and report.html.
 
-    The command line gave these runs the settings `changes`, and the experiment file `base` if they have a name of their
-    own. The earlier records are used for the variants of which `metrics` has no metrics.json of a run.
+    `changes` are settings from the command line. `base` is the experiment file of runs with a name of their own. The
+    earlier records are used for the variants of which `metrics` has no metrics.json of a run.
 
     Raises:
         UserError: a file is missing or damaged, the seeds of a variant do not agree, or nothing was measured.

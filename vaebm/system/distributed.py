@@ -77,7 +77,7 @@ def join(backend: str) -> None:
 
 
 def check_share(batch: int, where: str) -> None:
-    """Check that the processes can share `batch` images, a number that `where` names, evenly.
+    """Check that the processes can share `batch` images evenly; `where` is the file and key of this number.
 
     Raises:
         UserError: they cannot.

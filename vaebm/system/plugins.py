@@ -116,7 +116,9 @@ class Registry(UserDict[str, Registrable]):
         return f"{self.stamped(name)} sha256:{self.plugins[name].sha256}"
 
     def check(self, text: str, what: str = "", known: Iterable[str] = (), advice: str = "") -> str:
-        """The name in `text`, a name or `stamped` one; `what` an entry is, names `known` and `advice` are for errors.
+        """The name in `text`, which is a name or a `stamped` one.
+
+        `what` (description of an entry), `known` (names) and `advice` only appear in errors.
 
         Raises:
             UserError: there is no such entry, or a plug-in of another version.
