@@ -18,8 +18,9 @@ class _Log:
     def __init__(self, path: Path, first: bool):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # unbuffered: nothing is left to write when it is closed
-            self._file: io.FileIO | None = path.open("wb" if first else "ab", buffering=0)
+            # unbuffered: nothing is left to write when it is closed; at the end of the file: other processes write too
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (os.O_TRUNC if first else 0)
+            self._file: io.FileIO | None = io.FileIO(os.open(path, flags, 0o666), "ab")
             self._path = path
         except (OSError, ValueError) as error:
             raise UserError(
