@@ -159,10 +159,11 @@ def test_papers_experiments_are_measured_as_it_did() -> None:
             None,
         )
         assert (content.samples.count, content.samples.stretch) == (50_000, False)
-    stacks = read_experiment(EXPERIMENTS / "stacked_mnist.yaml")
-    assert stacks.evaluation is not None and stacks.samples is not None
-    found = (stacks.evaluation.extractor.name, stacks.samples.count, stacks.classifier_data)
-    assert found == ("classifier", 26_000, "mnist")
+    for name in ("stacked_mnist", "stacked_mnist_cpu"):
+        stacks = read_experiment(EXPERIMENTS / f"{name}.yaml")
+        assert stacks.evaluation is not None and stacks.samples is not None
+        found = (stacks.evaluation.extractor.name, stacks.samples.count, stacks.classifier_data)
+        assert found == ("classifier", 26_000, "mnist")
 
 
 def test_metrics_of_the_papers_rows_are_those_that_an_evaluation_writes() -> None:
