@@ -72,7 +72,8 @@ def table(*rows: tuple[str, ...]) -> str:
     cells = [
         [re.sub(r"`[^`]*`|<br>|[<|]", lambda one: escaped.get(one[0], one[0]), text) for text in row] for row in rows
     ]
-    head, *body = [f"| {' | '.join(' '.join(text.split()) for text in row)} |\n" for row in cells]
+    rows_of_text = [" | ".join(re.sub(r"[ \n]+", " ", text).strip() for text in row) for row in cells]
+    head, *body = [f"| {row} |\n" for row in rows_of_text]
     return "".join([head, "|" + "---|" * len(rows[0]) + "\n", *body])
 
 
@@ -189,7 +190,7 @@ def metrics() -> str:
         rows = [("name", "meaning, unit, range")]
         for one in full if detects else found:
             names = dict.fromkeys([one.standard or one.named("SET"), one.named("EXTRACTOR" if one.standard else "SET")])
-            rows.append((f"{', '.join(f'`{name}`' for name in names)} {one.better}", one.sentence))
+            rows.append((f"{', '.join(f'`{name}`' for name in names)}\N{NO-BREAK SPACE}{one.better}", one.sentence))
         text += [DETECTION_TEXT, table(*rows), SCORES_TEXT] if detects else [table(*rows)]
         if detects:
             text += [table(("ending", "score"), *((f"`-{name}`", formula) for name, formula in SCORES.items() if name))]
