@@ -11,9 +11,8 @@ from typing import Any
 import typer
 
 from vaebm.cli import app
-from vaebm.config import EXTRACTORS
 from vaebm.config.schema import schema
-from vaebm.records.metrics import IS, STANDARD_METRICS, other_extractors
+from vaebm.records.metrics import DETECTION, MEANINGS, SCORES, STANDARD_METRICS, other_extractors
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,10 +41,28 @@ METRICS = """\
 
 Generated from [vaebm/records/metrics.py](../../vaebm/records/metrics.py) by `make docs`.
 
-Names contain the extractor, except that of the standard Inception weights, with which the Fréchet
-distance is called FID. `SET` is an out-of-distribution set: `turned`, `svhn`, or the name of your
-own files. The arrow shows the better direction. [Files](files.md) describes the files with the
-values.
+The arrow shows the better direction. `EXTRACTOR` is one of {extractors}.
+`SET` is an out-of-distribution set: `turned`, `svhn`, or the name of your own files.
+[Files](files.md) describes the files with the values.
+"""
+
+DETECTION_TEXT = """\
+A score is high for images like the training images. `AUROC-SET` and the other names in the table
+use log p(x) − E(x).
+"""
+
+SOURCES = {
+    "extractor": "These compare samples with real images in the features of the extractor. With the standard Inception "
+    "weights the names have no extractor, and the Fréchet distance is called FID. DINOv2 has no classes and no IS.",
+    "classifier of modes": "These need a classifier of the modes of stacks (`stacked_digits`, `stacked_mnist`).",
+    "images": "These need only images.",
+    "model": "These need the model. Images of another program have no such values.",
+    "clock": "Images of another program have no such value.",
+}
+"""What a metric is computed from → the sentence above its table."""
+
+SCORES_TEXT = """\
+A name with an ending, such as `AUROC-SET-energy`, uses another score:
 """
 
 
@@ -55,7 +72,8 @@ def table(*rows: tuple[str, ...]) -> str:
     cells = [
         [re.sub(r"`[^`]*`|<br>|[<|]", lambda one: escaped.get(one[0], one[0]), text) for text in row] for row in rows
     ]
-    head, *body = [f"| {' | '.join(' '.join(text.split()) for text in row)} |\n" for row in cells]
+    rows_of_text = [" | ".join(re.sub(r"[ \n]+", " ", text).strip() for text in row) for row in cells]
+    head, *body = [f"| {row} |\n" for row in rows_of_text]
     return "".join([head, "|" + "---|" * len(rows[0]) + "\n", *body])
 
 
@@ -160,15 +178,22 @@ def configuration() -> str:
 
 def metrics() -> str:
     """Every metric: names with the better direction, meaning."""
-    text = [METRICS]
-    for title, found in groupby(STANDARD_METRICS, key=lambda one: one.family):
+    text = [METRICS.format(extractors=", ".join(f"`{one}`" for one in other_extractors()))]
+    for title, family in groupby(STANDARD_METRICS, key=lambda one: one.family):
+        found = list(family)
+        text += [
+            f"## {title}\n",
+            *(paragraph(SOURCES[one]) for one in dict.fromkeys(one.measured_with for one in found)),
+        ]
+        full = [DETECTION[measure, ""] for measure in MEANINGS]
+        detects = full[0] in found
         rows = [("name", "meaning, unit, range")]
-        for one in found:
-            names = ["inception", *other_extractors()] if one.standard else ["SET"]
-            names = [name for name in names if one is not IS or len(EXTRACTORS[name].layers) > 1]
-            joined = ", ".join(f"`{one.named(name)}`" for name in names)
-            rows.append((f"{joined} {one.better}", f"{one.sentence}<br>measured with: {one.measured_with}"))
-        text += [f"## {title}\n", table(*rows)]
+        for one in full if detects else found:
+            names = dict.fromkeys([one.standard or one.named("SET"), one.named("EXTRACTOR" if one.standard else "SET")])
+            rows.append((f"{', '.join(f'`{name}`' for name in names)}\N{NO-BREAK SPACE}{one.better}", one.sentence))
+        text += [DETECTION_TEXT, table(*rows), SCORES_TEXT] if detects else [table(*rows)]
+        if detects:
+            text += [table(("ending", "score"), *((f"`-{name}`", formula) for name, formula in SCORES.items() if name))]
     return "\n".join(text)
 
 

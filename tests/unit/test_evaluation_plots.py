@@ -63,8 +63,11 @@ def test_modes_are_shown_beside_as_many_draws_from_the_data(tmp_path, monkeypatc
     monkeypatch.setattr(plots.plots, "sorted_counts", lambda samples, path, **words: shown.update(samples))
     counts = np.array([70, 0, 20, 10])
     plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
-    assert list(shown) == ["samples", "draws from the data's law"] and shown["samples"] is counts
-    assert shown["draws from the data's law"].sum() == 100 and (shown["draws from the data's law"] > 5).all()
+    assert list(shown) == ["samples", "draws from the data's distribution"] and shown["samples"] is counts
+    assert (
+        shown["draws from the data's distribution"].sum() == 100
+        and (shown["draws from the data's distribution"] > 5).all()
+    )
     monkeypatch.undo()
     plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "modes.png")
     plots.modes(counts, np.full(4, 0.25), 0, tmp_path / "again.png")

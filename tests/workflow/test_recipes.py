@@ -51,7 +51,7 @@ def mine(tiny_run, tmp_path_factory):
     """
     project = type(tiny_run)(tmp_path_factory.mktemp("recipes") / "project")
     shutil.copytree(tiny_run.folder, project.folder)
-    copy, ask_and_run = blocks("Run my own experiment", "sh")
+    copy, ask_and_run = blocks("Run your own experiment", "sh")
     shell(project, copy.replace("digits.yaml", "tiny.yaml"))
 
     variants, pooled = blocks("Change the energy network", "yaml")

@@ -40,12 +40,12 @@ def show_the_way(context: typer.Context) -> None:
 @command("data digits --folder data/digits")
 def data(
     dataset: Annotated[
-        str, typer.Argument(help="Name of the data set, or of its settings file.", autocompletion=options.data_sets)
+        str, typer.Argument(help="A built-in data set, or the name of your own one.", autocompletion=options.data_sets)
     ],
     folder: Annotated[Path, typer.Option(help="Output folder.")],
     settings: Annotated[
         Path | None,
-        typer.Option(help="Settings file; none: the raw files are in raw/DATASET, or downloaded to it."),
+        typer.Option(help="Settings file of your own set; Snakemake writes it to results/data/."),
     ] = None,
     threads: options.Threads = 1,
 ) -> None:
@@ -64,7 +64,9 @@ def data(
 def pin(
     folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
     pins: Annotated[Path, typer.Option(help="File with the pinned hashes.")],
-    name: Annotated[Path | None, typer.Option(help="Its entry there; default: FOLDER.", show_default=False)] = None,
+    name: Annotated[
+        Path | None, typer.Option(help="Entry to compare with; default: the folder.", show_default=False)
+    ] = None,
 ) -> None:
     """Compare a prepared data set with its hash in data.dvc."""
     with imports():
@@ -72,7 +74,9 @@ def pin(
     run(folder, pins, name)
 
 
-@command("classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model classifier.pt")
+@command(
+    "classifier results/digits/classifier/classifier.yaml --data data/digits/manifest.json --model model.safetensors"
+)
 def classifier(
     settings: options.SettingsFile, data: options.Data, model: options.OutputModel, threads: options.Threads = 1
 ) -> None:
@@ -92,12 +96,12 @@ def classifier(
 def reference(
     settings: options.SettingsFile,
     data: options.Data,
-    output: Annotated[Path, typer.Option(help="Output file.")],
+    output: Annotated[Path, typer.Option(help="Output file (.npz).")],
     classifier: options.ClassifierModel = None,
     threads: options.Threads = 1,
     gpus: options.GPUs = 0,
 ) -> None:
-    """Compute the statistics of the training and held-out images."""
+    """Compute features and statistics of the real images, which distances compare samples with."""
     with imports():
         from vaebm.evaluation.reference import write_reference
         from vaebm.system.device import setup_device
@@ -154,7 +158,7 @@ def samples(
     settings: options.SettingsFile,
     nvae: options.NVAEModel,
     shard: Annotated[int, typer.Option(min=0, help="Index of the shard.")],
-    output: Annotated[Path, typer.Option(help="Output file.")],
+    output: Annotated[Path, typer.Option(help="Output file (.npy).")],
     energy: options.EnergyModel = None,
     prior: options.PriorModel = None,
     threads: options.Threads = 1,
@@ -175,13 +179,16 @@ def samples(
 )
 def evaluation(
     settings: options.SettingsFile,
-    shards: Annotated[list[Path], typer.Argument(help="The samples; or a folder of PNG files, a .npy or a .npz file.")],
-    data: options.Data,
-    extractor: Annotated[Path, typer.Option(help="Settings file of the extractor.")],
-    reference: Annotated[Path, typer.Option(help="Statistics of the real images.")],
-    metrics: Annotated[
-        Path, typer.Option(help="Output file: results/EXPERIMENT/VARIANT/seedK/evaluation/metrics.json.")
+    shards: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Shards of the samples; or images of another program: a folder of PNG files, a .npy or .npz file."
+        ),
     ],
+    data: options.Data,
+    extractor: Annotated[Path, typer.Option(help="Settings file of the extractor, next to the reference.")],
+    reference: Annotated[Path, typer.Option(help="Output of `vaebm reference`.")],
+    metrics: Annotated[Path, typer.Option(help="Output file: …/evaluation/metrics.json.")],
     nvae: options.MeasuredNVAE = None,
     energy: options.EnergyModel = None,
     prior: options.PriorModel = None,
@@ -190,7 +197,7 @@ def evaluation(
     threads: options.Threads = 1,
     gpus: options.GPUs = 0,
 ) -> None:
-    """Measure samples and models."""
+    """Measure one model and its samples."""
     with imports():
         from vaebm.evaluation.inputs import Files
         from vaebm.evaluation.stage import run
@@ -204,15 +211,22 @@ def evaluation(
 def benchmarks(
     metrics: Annotated[
         list[Path] | None,
-        typer.Argument(help="metrics.json of every run; none: the earlier records.", show_default=False),
+        typer.Argument(
+            help="metrics.json of each run; omit them to read all that the results folder has.", show_default=False
+        ),
     ] = None,
     paper: Annotated[Path, typer.Option(help="The paper's values.")] = Path("config/paper.yaml"),
     experiments: Annotated[Path, typer.Option(help="Folder of the experiment files.")] = Path("config/experiments"),
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
     changes: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting that these runs had, as KEY=VALUE.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--set", help="A setting of these runs that is not in their file, as KEY=VALUE.", show_default=False
+        ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Experiment file of runs that have a name of their own.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Experiment file of these runs, if their folder has another name.")
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(help="Another folder of results, or its benchmarks.json, to compare with.")
     ] = None,
@@ -236,7 +250,7 @@ def describe(
             help="An experiment: a name in config/experiments, or a file.", autocompletion=options.experiments_here
         ),
     ],
-    tflops: Annotated[float, typer.Option(help="Sustained throughput of all devices of a stage, in TFLOP/s.")] = 10.0,
+    tflops: Annotated[float, typer.Option(help="TFLOP/s that all devices of a stage sustain together.")] = 10.0,
     settings: Annotated[bool, typer.Option("--settings", help="Print every setting and the file it is from.")] = False,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, as KEY=VALUE.", show_default=False)
@@ -282,7 +296,7 @@ def publish(
 
 
 @command("track results/digits")
-def track(results: Annotated[Path, typer.Argument(help="An experiment's results.")]) -> None:
+def track(results: Annotated[Path, typer.Argument(help="results/EXPERIMENT.")]) -> None:
     """Mirror an experiment's results to MLflow, without duplicates."""
     with imports():
         from vaebm.tracking import run
@@ -292,7 +306,7 @@ def track(results: Annotated[Path, typer.Argument(help="An experiment's results.
 @command("clean --delete")
 def clean(
     results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
-    delete: Annotated[bool, typer.Option("--delete", help="Remove them; otherwise they are only listed.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them; without this option they are listed.")] = False,
 ) -> None:
     """Remove checkpoints and snapshots of finished trainings; unfinished trainings, models and samples stay."""
     from vaebm.cli.clean import run

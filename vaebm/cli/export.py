@@ -72,7 +72,7 @@ def run(places: Sequence[Path], real: Path | None, npz: Path | None, threads: in
     if len(places) != len(wanted):
         raise UserError(
             f"export: expected {' and '.join(wanted) or 'no further place'}, found {len(places)} places; "
-            "`vaebm export --help` has examples"
+            "docs/how-to/share.md has examples"
         )
     images = read_source(real or places[0], real is not None)
     if npz is None:

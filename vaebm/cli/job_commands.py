@@ -11,13 +11,14 @@ from vaebm.system.startup import imports
 
 
 @command(
-    "pretrained results/cifar10_published/nvae/seed0/nvae.yaml --data data/cifar10/manifest.json --model m.safetensors"
+    "pretrained results/cifar10_published/nvae/seed0/nvae.yaml "
+    "--data data/cifar10/manifest.json --model model.safetensors"
 )
 def pretrained(
     settings: options.SettingsFile,
     data: options.Data,
     model: options.OutputModel,
-    nvae: Annotated[Path | None, typer.Option(help="model.safetensors of the NVAE below an energy.")] = None,
+    nvae: Annotated[Path | None, typer.Option(help="model.safetensors of the NVAE, for an energy.")] = None,
 ) -> None:
     """Take the model of stage nvae or ebm from the checkpoint that its settings name, instead of training it."""
     with imports():
@@ -27,7 +28,7 @@ def pretrained(
 
 @command(
     "prior results/stacked_digits_prior/prior/seed0/prior.yaml --data data/stacked_digits/manifest.json "
-    "--nvae nvae.safetensors --model model.safetensors"
+    "--nvae results/stacked_digits_prior/nvae/seed0/model.safetensors --model model.safetensors"
 )
 def prior(
     settings: options.SettingsFile,
@@ -39,7 +40,7 @@ def prior(
     time_limit: options.TimeLimit = None,
     checkpoint_every: options.CheckpointEvery = 60.0,
 ) -> None:
-    """Train the energy on noise, which brings prior samples to the proportions of the training images."""
+    """Train the energy on noise (section `prior`), which corrects the proportions of the classes."""
     with imports():
         from vaebm.prior.train import run
         from vaebm.training.loop import Limits
@@ -48,7 +49,7 @@ def prior(
 
 @command(
     "wgan results/digits_ablation/wgan/seed0/wgan.yaml --data data/digits/manifest.json "
-    "--nvae nvae.safetensors --model model.safetensors"
+    "--nvae results/digits_ablation/nvae/seed0/model.safetensors --model model.safetensors"
 )
 def wgan(
     settings: options.SettingsFile,
@@ -77,7 +78,7 @@ def detect(
     settings: options.SettingsFile,
     data: options.Data,
     nvae: options.NVAEModel,
-    output: Annotated[Path, typer.Option(help="Output file: results/EXPERIMENT/VARIANT/seedK/evaluation/ood.json.")],
+    output: Annotated[Path, typer.Option(help="Output file: …/evaluation/ood.json.")],
     energy: options.EnergyModel = None,
     prior: options.PriorModel = None,
     ood: options.OODManifests = None,
@@ -88,7 +89,7 @@ def detect(
     threads: options.Threads = 1,
     gpus: options.GPUs = 0,
 ) -> None:
-    """Measure out-of-distribution detection with prepared sets, as a job next to the evaluation."""
+    """Measure out-of-distribution detection, where a set has to be prepared first."""
     with imports():
         from vaebm.evaluation.stage import run_ood
         from vaebm.system.device import setup_device

@@ -8,26 +8,29 @@ import typer
 
 from vaebm.config import DATASETS
 
-SettingsFile = Annotated[Path, typer.Argument(help="The stage's settings file.")]
+SettingsFile = Annotated[Path, typer.Argument(help="Settings file of the stage; Snakemake writes it under results/.")]
 Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
 NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.safetensors of the NVAE.")]
 MeasuredNVAE = Annotated[
     Path | None,
-    typer.Option("--nvae", help="model.safetensors of the NVAE; none: the samples are another program's images."),
+    typer.Option("--nvae", help="model.safetensors of the NVAE; omit it for images of another program."),
 ]
 EnergyModel = Annotated[
-    Path | None, typer.Option("--energy", help="model.safetensors of the energy network; none: the NVAE alone.")
+    Path | None, typer.Option("--energy", help="model.safetensors of the energy network; omit it for the NVAE alone.")
 ]
 PriorModel = Annotated[
-    Path | None, typer.Option("--prior", help="model.safetensors of the energy on noise; none: standard normal noise.")
+    Path | None, typer.Option("--prior", help="model.safetensors of the energy on noise, if the variant has one.")
 ]
 ClassifierModel = Annotated[
     Path | None, typer.Option("--classifier", help="model.safetensors of the classifier, if the experiment trains one.")
 ]
 OODManifests = Annotated[
-    list[Path] | None, typer.Option(help="manifest.json of an out-of-distribution data set.", show_default=False)
+    list[Path] | None,
+    typer.Option(
+        help="manifest.json of an out-of-distribution data set; repeat the option for several.", show_default=False
+    ),
 ]
-OutputModel = Annotated[Path, typer.Option(help="Output file.")]
+OutputModel = Annotated[Path, typer.Option(help="Output file (.safetensors).")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 GPUs = Annotated[int, typer.Option(min=0, help="GPUs; 0: the CPU.")]
 TimeLimit = Annotated[

@@ -34,7 +34,7 @@ def next_step(folder: Path) -> str:
     if (results / "benchmarks.md").is_file():
         return (
             "Next: read results/benchmarks.md and results/report.html; `mlflow ui` shows the runs, "
-            "`make run` brings all of it up to date."
+            "`make run` makes what is missing or changed."
         )
     if any(results.rglob("*.log")):  # every job leaves one
         return "Next: `make run` resumes the run that was started here."

@@ -89,7 +89,7 @@ class LangevinSettings(ChainSettings):
     """Chain in noise space (VAEBM section 3.2, algorithm 1)."""
 
     schedule: Literal["constant", "linear", "cosine"] = later("constant")
-    """Law of η: constant, or a decay from `step_size` at the first step to `final_step_size` at the last."""
+    """η over the steps: constant, or a decay from `step_size` at the first step to `final_step_size` at the last."""
     final_step_size: PositiveFloat | None = later(None)
     """η at the end of a decay; None: a tenth of `step_size`."""
     temperature: PositiveFloat = later(1.0)

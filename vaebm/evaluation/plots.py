@@ -112,6 +112,6 @@ def neighbours(
 
 
 def modes(counts: NDArray[np.int64], law: Law, seed: int, path: Path) -> None:
-    """Write the number of samples per mode (modes,), most frequent first, next to draws from the data's law."""
+    """Write the number of samples per mode (modes,), most frequent first, next to draws from `law`."""
     drawn = generator(seed, "draws from the data's law").multinomial(counts.sum(), law)
-    plots.sorted_counts({"samples": counts, "draws from the data's law": drawn}, path)
+    plots.sorted_counts({"samples": counts, "draws from the data's distribution": drawn}, path)

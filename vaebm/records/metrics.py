@@ -75,7 +75,7 @@ FD_INFINITE = replace(
 )  # fmt: skip
 KID = Metric(
     "KID", "KID-{extractor}", "Sample quality", "extractor", "↓", has_ratio=True, standard="KID",
-    sentence="Kernel inception distance, unbiased, mean over subsets, without unit; 0 for equal laws, at times below.",
+    sentence="Kernel inception distance, unbiased, mean over subsets; 0 for equal distributions, can be negative.",
 )  # fmt: skip
 IS = Metric(
     "IS", "IS-{extractor}", "Sample quality", "extractor", "↑", has_ratio=True, shown="card", standard="IS",
@@ -91,25 +91,25 @@ RECALL = Metric(
 )  # fmt: skip
 DENSITY = replace(
     PRECISION, quantity="density", pattern="density-{extractor}", standard="density", shown="row",
-    sentence="Training images within whose k-th neighbour distance a sample is, mean over k; from 0, at times above 1 "
-    "(Naeem et al., 2020, and dgm-eval, with k = 5; the default is 3).",
+    sentence="Number of training images within whose k-th neighbour distance a sample is, divided by k, mean over "
+    "samples; from 0, can exceed 1 (Naeem et al., 2020, and dgm-eval use k = 5; the default here is 3).",
 )  # fmt: skip
 COVERAGE = replace(
     DENSITY, quantity="coverage", pattern="coverage-{extractor}", standard="coverage",
     sentence="Share of training images with a sample within their k-th neighbour distance; from 0 to 1 (Naeem et al., "
-    "2020, and dgm-eval, with k = 5; the default is 3).",
+    "2020, and dgm-eval use k = 5; the default here is 3).",
 )  # fmt: skip
 AUTHENTICITY = replace(
     DENSITY, quantity="authenticity", pattern="authenticity-{extractor}", standard="authenticity",
-    sentence="Share of samples whose nearest training image is nearer to another training image; copies are not; from "
-    "0 to 1 (Alaa et al., 2022).",
+    sentence="Share of samples that are no copies: their nearest training image is nearer to another training image "
+    "than to the sample; from 0 to 1 (Alaa et al., 2022).",
 )  # fmt: skip
 NEIGHBOUR_RATIO = replace(
     DENSITY, quantity="neighbour-ratio", pattern="neighbour-ratio-{extractor}", standard="neighbour-ratio",
     sentence="Distance from samples to the nearest training image over that to the nearest of as many held-out images, "
     "after Meehan et al. (2020); 1 without memorisation, 1 − c · (held-out / training images) with a share c of "
-    "copies. Few held-out images deviate from 1 by chance: with 1,500 samples, 1,500 training and 297 held-out images "
-    "in 16 dimensions, the standard deviation is 0.0045.",
+    "copies. By chance it deviates from 1, with a standard deviation of 0.0045 for 1,500 samples, 1,500 training and "
+    "297 held-out images in 16 dimensions.",
 )  # fmt: skip
 MODES = Metric(
     "modes", "modes", "Modes", "classifier of modes", "↑", shown="card", floor="modes-floor", counts=True,
@@ -117,15 +117,15 @@ MODES = Metric(
 )  # fmt: skip
 MODES_FLOOR = replace(
     MODES, pattern="modes-floor", shown="floor", floor="",
-    sentence="Expected number of modes among as many draws from the data's law.",
+    sentence="Expected number of modes among as many draws from the data's distribution.",
 )  # fmt: skip
 KL = Metric(
     "KL", "KL", "Modes", "classifier of modes", "↓", has_ratio=True, shown="card", floor="KL-floor",
-    sentence="KL divergence of the samples' modes from the data's law, in nats; from 0.",
+    sentence="KL divergence of the samples' modes from the data's distribution, in nats; from 0.",
 )  # fmt: skip
 KL_FLOOR = replace(
     KL, pattern="KL-floor", shown="floor", floor="",
-    sentence="Expected KL divergence of as many draws from the data's law, in nats; from 0.",
+    sentence="Expected KL divergence of as many draws from the data's distribution, in nats; from 0.",
 )  # fmt: skip
 ELBO = Metric(
     "ELBO", "ELBO", "Likelihood", "model", "↑",
@@ -163,7 +163,7 @@ SCORES = {
     "likelihood": "log p(x)",
     "elbo": "ELBO − E(x)",
     "likelihood-elbo": "the ELBO",
-    "typicality": "the typicality of log p(x) − E(x)",
+    "typicality": "minus the distance of log p(x) − E(x) to its mean over training images (Nalisnick et al., 2019)",
     "complexity": "log p(x) − E(x) + the length of the image as PNG, in nats (Serrà et al., 2020)",
 }
 """Score of out-of-distribution detection ("": the full score) → its formula; without an energy E(x) is 0."""
