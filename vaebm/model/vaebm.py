@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Self, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import nn
@@ -96,7 +96,7 @@ class VAEBM(ScoredModel):
         """Floating-point type of the weights."""
         return self.nvae.dtype
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> VAEBM:
         """Set the mode of the energies. The NVAE stays in eval mode, because chains would move its batch statistics."""
         super().train(mode)
         self.nvae.eval()
