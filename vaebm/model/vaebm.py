@@ -230,7 +230,7 @@ class VAEBM(ScoredModel):
             seed: image k depends only on the seed and k, on one kind of device.
             steps: K; None: that of the test chain.
             step_size: η; None: that of the test chain; required without one.
-            temperature: τ, factor of the chains' start in latent noise, which is that of the priors' σ; from 0.
+            temperature: factor of the chains' start in latent noise, which is that of the priors' σ; from 0.
             batch: images per batch, from 1; it affects speed and rounding only.
 
         Raises:

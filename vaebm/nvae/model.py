@@ -242,7 +242,7 @@ class NVAE(nn.Module):
 
         Args:
             eps: standard normal noise, one (B, latents, h, w) per group in decoding order.
-            temperature: τ, factor of the priors' σ, from 0; at 0 log p(z) is undefined (NaN).
+            temperature: factor of the priors' σ, from 0; at 0 log p(z) is undefined (NaN).
 
         Returns:
             p(x|z), and log p(z) at that temperature, (B,).
