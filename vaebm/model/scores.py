@@ -47,7 +47,10 @@ class ScoredModel(StoredModel):
         """Estimate log p(x) and E(x) of images from `draws` draws z ~ q(z|x) each.
 
         The estimates are (N,), in double precision, on the CPU. The draws of image k depend only on `seed` and k.
-        `images`, `seed` and errors are those of `score`; `draws` are its `importance_samples`.
+        `images` and `seed` are those of `score`, and `draws` its `importance_samples`.
+
+        Raises:
+            UserError: as for `score`.
         """
         check_number("draws (importance_samples)", draws, 1)
         size = max(min(BATCH, BATCH * 32 * 32 // (self.nvae.shape[1] * self.nvae.shape[2])), 1)

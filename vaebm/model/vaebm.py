@@ -172,8 +172,8 @@ class VAEBM(ScoredModel):
             chain: all settings of the chain, in place of `steps` and `step_size`.
 
         Raises:
-            UserError: noise of other shapes or numbers, `chain` and also one of its numbers, steps without a step size
-                or without a Gaussian decoder.
+            UserError: noise of other shapes, or without an index for each chain; `chain` and also one of its numbers;
+                steps out of range, without a step size, or without a Gaussian decoder.
         """
         check_noise([*eps_z, eps_x], [*self.latent_shapes, self.nvae.shape])
         chain = self._chain(steps, step_size, chain)
