@@ -1,4 +1,4 @@
-"""Hooks of the site: links that leave docs/ lead to the repository."""
+"""Hooks of the site: links that leave docs/ lead to the repository, and defaults of settings are values."""
 
 import logging
 import re
@@ -23,3 +23,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
         return f"]({config['extra']['repository']}/{place}{link[2]})"
 
     return re.sub(r"\]\((\.\.?/[^)#\s]*)((?:#[^)\s]*)?)\)", address, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Replace `later(value)`, how `vaebm.config` writes some defaults, by the value."""
+    name = r'<span class="n">(?:<[^>]+>)*later(?:</[^>]+>)+'
+    return re.sub(name + r'<span class="p">\(</span>(.*?)<span class="p">\)</span>', r"\1", html)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaebm.system.errors import UserError
+
 Distribution = Literal["normal", "uniform"]
 Shapes = Sequence[Sequence[int]]
 Device = torch.device | str
@@ -50,6 +52,11 @@ class NoiseSource:
         """Independent noise of the same samples, for a part of this purpose."""
         return replace(self, purpose=f"{self.purpose}/{purpose}")
 
+    def check(self, count: int) -> None:
+        """Raise a `UserError` unless the source has `count` indices, one for each sample of a batch."""
+        if len(self.index) != count:
+            raise UserError(f"noise: expected an index for each of {count} samples, found {len(self.index)}")
+
     def normal(
         self, shapes: Shapes, *, step: int = 0, device: Device = "cpu", dtype: torch.dtype = torch.float32
     ) -> list[Tensor]:
@@ -66,7 +73,8 @@ class NoiseSource:
         return self._draw("uniform", shapes, step, torch.device(device), dtype)
 
     def like(self, tensors: Sequence[Tensor], step: int) -> list[Tensor]:
-        """Normal noise with the shapes (B, …), device and type of `tensors`."""
+        """Normal noise with the shapes (B, …), device and type of `tensors`; errors are those of `check`."""
+        self.check(len(tensors[0]))
         shapes = [tensor.shape[1:] for tensor in tensors]
         return self.normal(shapes, step=step, device=tensors[0].device, dtype=tensors[0].dtype)
 

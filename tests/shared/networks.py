@@ -2,9 +2,12 @@
 ones.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 
+import jaxtyping
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +29,17 @@ NETWORK = NVAENetworkSettings(
     cells_decoder=1,
 )
 ENERGY = EnergyNetworkSettings(channels=4, widths=[1, 2], down=[0])
+
+
+@contextlib.contextmanager
+def as_a_user() -> Iterator[None]:
+    """Calls without the checks of types that only tests have."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def random_pair(network: dict[str, object]) -> tuple[NVAE, EnergyNetwork]:

@@ -101,6 +101,22 @@ def test_the_chains_are_those_of_langevin_and_the_figures_are_plain() -> None:
     assert json.loads(json.dumps(asdict(figures), allow_nan=False)) == asdict(figures)
 
 
+@pytest.mark.parametrize(
+    ("chains", "changes", "message"),
+    [
+        (1, {}, "eps: expected at least 2 chains, as the autocorrelation is over chains, found 1"),
+        (3, {"batch": 0}, "batch: expected an integer from 1, found 0"),
+        (3, {"steps": -1}, "steps: expected an integer from 0, found -1"),
+        (2, {"noise": NoiseSource(0, "chain", [0])}, "noise: expected an index for each of 2 samples, found 1"),
+    ],
+)
+def test_diagnostics_that_are_not_defined_are_refused(chains: int, changes: dict[str, object], message: str) -> None:
+    noise = NoiseSource(0, "chain", range(chains))
+    settings = {"steps": 2, "step_size": 0.1, "noise": noise} | changes
+    with pytest.raises(UserError, match=message):
+        diagnose(potential, noise.normal([(1, 1, 1), (3, 2, 2)]), observe, **settings)  # type: ignore[arg-type]
+
+
 def test_chains_that_leave_the_finite_numbers_are_one_clear_line() -> None:
     noise = NoiseSource(0, "chain", range(3))
     with pytest.raises(

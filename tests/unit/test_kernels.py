@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from vaebm.fast import run_chain
 from vaebm.model import VAEBM, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
+from vaebm.system.errors import UserError
 
 PRECISION = torch.tensor([[2.0, 0.8, -0.3], [0.8, 1.0, 0.4], [-0.3, 0.4, 3.0]], dtype=torch.float64)
 EXACT = torch.linalg.inv(PRECISION)
@@ -207,6 +209,29 @@ def test_settings_leave_files_as_they_were() -> None:
     with pytest.raises(ValueError, match="friction belongs to kernel underdamped, found kernel mala"):
         LangevinSettings.model_validate({"kernel": "mala", "steps": 3, "step_size": 0.1, "friction": 2.0})
     assert [KERNELS[name].first for name in ("langevin", "mala", "underdamped")] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("kernel", [langevin, mala, underdamped])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": -1}, "steps: expected an integer from 0, found -1"),
+        ({"step_size": -0.1}, "step_size: expected a number above 0, or 2 of them, found -0.1"),
+        ({"step_size": [0.1]}, r"step_size: expected a number above 0, or 2 of them, found \[0.1\]"),
+        ({"temperature": -1.0}, "temperature: expected a number from 0, found -1.0"),
+        ({"noise": NoiseSource(0, "chain", [0])}, "noise: expected an index for each of 3 samples, found 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(kernel: Any, changes: dict[str, object], message: str) -> None:
+    """Noise of a single index would otherwise move all chains alike."""
+    settings = {"steps": 2, "step_size": 0.1, "noise": NoiseSource(0, "chain", range(3))} | changes
+    with pytest.raises(UserError, match=message):
+        kernel(lambda eps: eps[0].square().sum(1), [torch.ones(3, 2)], **settings)
+
+
+def test_the_origin_is_that_of_plug_ins_only() -> None:
+    with pytest.raises(UserError, match="there is no transition kernel 'mala' of a plug-in; those that exist: none"):
+        KERNELS.origin("mala")
 
 
 @pytest.mark.parametrize("kernel", ["mala", "underdamped"])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from networks import ENERGY, NETWORK
+from networks import ENERGY, NETWORK, as_a_user
 from PIL import Image
 
 from vaebm.config.ebm import ChainSettings
@@ -96,19 +96,106 @@ def test_temperature_scales_the_priors(model):
         ({"steps": -1}, "chain: steps: "),
         ({"step_size": -1.0}, "chain: step_size: "),
         ({"step_size": math.nan}, "chain: step_size: "),
-        ({"count": 0}, "count: expected a number from 1, found 0"),
+        *[({"count": bad}, f"count: expected an integer from 1, found {bad}") for bad in (0, -1, 2.5)],
+        *[({"batch": bad}, f"batch: expected an integer from 1, found {bad}") for bad in (0, -1)],
     ],
 )
 def test_arguments_out_of_range_are_refused(model, arguments, message):
-    with pytest.raises(UserError, match=message):
+    with as_a_user(), pytest.raises(UserError, match=message):
         model.sample(**{"count": 1} | arguments)
+
+
+def test_chains_and_paths_have_at_least_one_image(model):
+    images = torch.rand(2, 1, 8, 8).double()
+    for call in (model.chain, lambda count: model.interpolate(images, images, count)):
+        with pytest.raises(UserError, match="count: expected an integer from 1, found 0"):
+            call(0)
+    assert torch.allclose(model.interpolate(images, images.flip(0), 1)[:, 0], model.reconstruct(images), atol=1e-9)
+
+
+def test_steps_need_a_step_size_where_there_is_no_test_chain(model):
+    """Without one the chain would walk with η = 1, the step size of no chain."""
+    alone, images = VAEBM(model.nvae, None), torch.rand(2, 1, 8, 8).double()
+    noise = NoiseSource(0, "samples", range(2))
+    calls = [
+        lambda model, **size: model.sample(2, steps=3, **size),
+        lambda model, **size: model.chain(2, steps=3, **size)[-1],
+        lambda model, **size: model.refine(*model.initial_noise(noise), noise=noise, steps=3, **size)[1],
+        lambda model: model.interpolate(images, images.flip(0), 3, steps=3),
+    ]
+    chained = VAEBM(model.nvae, None, chain=ChainSettings(steps=3, step_size=0.2))
+    for number, call in enumerate(calls):
+        with pytest.raises(UserError, match="step_size: expected one without a test chain, found none"):
+            call(alone)
+        assert number == 3 or torch.equal(call(alone, step_size=0.2), call(chained))
+    assert torch.equal(alone.sample(2, step_size=0.2), alone.sample(2, steps=0))
+
+
+def test_a_whole_chain_takes_no_further_numbers(model):
+    noise = NoiseSource(0, "samples", range(2))
+    start, chain = model.initial_noise(noise), ChainSettings(steps=1, step_size=0.1)
+    for given in ({"steps": 3}, {"step_size": 0.2}):
+        with pytest.raises(UserError, match=f"{next(iter(given))}: expected none with chain"):
+            model.refine(*start, noise=noise, chain=chain, **given)
+    whole, parts = (
+        model.refine(*start, noise=noise, **one) for one in ({"chain": chain}, {"steps": 1, "step_size": 0.1})
+    )
+    assert torch.equal(whole[1], parts[1]) and not torch.equal(whole[1], start[1])
+
+
+def test_noise_of_other_shapes_is_refused(model):
+    """A single chain's noise would otherwise serve all chains."""
+    noise = NoiseSource(0, "samples", range(4))
+    eps_z, eps_x = model.initial_noise(noise)
+    for wrong in ((eps_z[1:], eps_x), ([part[:1] for part in eps_z], eps_x), (eps_z, eps_x[..., 1:])):
+        for call in (model.potential, lambda *eps: model.refine(*eps, noise=noise)):
+            with as_a_user(), pytest.raises(UserError, match="expected noise of the shapes .*, found"):
+                call(*wrong)
+    with pytest.raises(UserError, match="noise: expected an index for each of 4 samples, found 1"):
+        model.refine(eps_z, eps_x, noise=noise.at([0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda x: 255 * x, "values from 0 to 255; divide grey levels by 255"),
+        (lambda x: 2 * x - 1, "values from -1 to 1; "),
+        (lambda x: x * math.nan, "values from nan to nan"),
+        (lambda x: x[:0], r"\(0, 1, 8, 8\) torch.float64"),
+        (lambda x: x[0], r"\(1, 8, 8\) torch.float64"),
+        (lambda x: x.movedim(1, 3), r"\(2, 8, 8, 1\) torch.float64"),
+        (lambda x: x[..., 1:], r"\(2, 1, 8, 7\) torch.float64"),
+        (lambda x: (255 * x).long(), r"\(2, 1, 8, 8\) torch.int64"),
+        (lambda x: x > 0.5, r"\(2, 1, 8, 8\) torch.bool"),
+        (lambda x: x.numpy(), "a value of type ndarray; torch.as_tensor converts arrays"),
+    ],
+)
+def test_other_values_than_images_are_refused_everywhere(model, change, found):
+    images = torch.linspace(0, 1, 128).double().reshape(2, 1, 8, 8)
+    wrong, calls = change(images), (model.score, model.log_likelihood, model.estimate, model.reconstruct, model)
+    expected = r"expected a tensor \(N, 1, 8, 8\) of N images, uint8 or floating-point in \[0, 1\], found "
+    with as_a_user():
+        for call in (*calls, model.nvae.as_input):
+            with pytest.raises(UserError, match=f"^images: {expected}{found}"):
+                call(wrong)
+        for name, ends in (("first", (wrong, images)), ("last", (images, wrong))):
+            with pytest.raises(UserError, match=f"^{name}: {expected}{found}"):
+                model.interpolate(*ends, 3)
+
+
+def test_images_have_any_floating_point_type_and_may_be_rounded(model):
+    single, images = model.float(), torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
+    half = single.score(images.half())
+    assert half.dtype == torch.float32 and torch.equal(half, single.score(images.half().float()))
+    assert torch.allclose(single.score(images + 1e-7), single.score(images), atol=1e-2)
+    assert single.score(images.double()).dtype == torch.float64
 
 
 def test_grey_levels_and_images_have_the_same_scores(model):
     grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     for score in (model.score, model.log_likelihood):
         assert torch.equal(score(grey), score(grey.double() / 255))
-        with pytest.raises(UserError, match="importance_samples: expected at least 1, found 0"):
+        with pytest.raises(UserError, match=r"\(importance_samples\): expected an integer from 1, found 0"):
             score(grey, importance_samples=0)
 
 

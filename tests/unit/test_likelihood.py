@@ -45,7 +45,7 @@ class LinearGaussian(NVAE):
 
     def __init__(self, error=0.0):
         nn.Module.__init__(self)
-        self.error = error
+        self.error, self.shape = error, (1, 2, 2)
 
     def as_input(self, images, noise):
         return images.double() / 255

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import ENERGY, NETWORK, LinearVAE
+from networks import ENERGY, NETWORK, LinearVAE, as_a_user
 from torch import Tensor, nn
 
 from vaebm.config import EnergyNetworkSettings, NVAENetworkSettings, SamplesSettings
@@ -199,6 +199,17 @@ def test_an_energy_needs_a_gaussian_decoder(tmp_path: Path) -> None:
         UserError, match="expected an NVAE with the decoder normal, which the chain needs, found bernoulli"
     ):
         VAEBM(model.nvae, nn.Identity())
+    alone, noise = VAEBM(model.nvae, None), NoiseSource(0, "samples", range(2))
+    start = alone.initial_noise(noise)
+    for call in (
+        lambda: alone.potential(*start),
+        lambda: alone.sample(2, steps=1, step_size=0.1),
+        lambda: alone.chain(2, steps=1, step_size=0.1),
+        lambda: alone.refine(*start, noise=noise, chain=ChainSettings(steps=1, step_size=0.1)),
+    ):
+        with pytest.raises(UserError, match="expected an NVAE with the decoder normal, which the chain needs"):
+            call()
+    assert len(alone.chain(2)) == 1
     x = torch.rand(3, 1, 8, 8).round()
     torch.testing.assert_close(VAEBM.load(tmp_path / "nvae.pt", None).score(x), model.log_likelihood(x))
 
@@ -210,13 +221,52 @@ def test_run_whose_variant_was_a_gan_before_is_read_by_its_model(tmp_path: Path)
     for folder in (run.parent.parent / "nvae" / "seed0", run):
         save_model(folder / "model.pt", "nvae", network, model.nvae.state_dict(), shape=[1, 8, 8])
     (run / "wgan.yaml").write_text("seed: 0\n")
-    assert VAEBM.from_results(run).energy is None
+    assert VAEBM.from_results(run).energy is None and not VAEBM.from_results(run).training
     save_energy(tmp_path).rename(run / "model.pt")
     samples = SamplesSettings(count=4, batch=2, shards=1, chain=ChainSettings(steps=2, step_size=0.01))
     (run / "samples").mkdir()
     (run / "samples" / "samples.yaml").write_text(json.dumps({"seed": 0, "samples": samples.model_dump()}))
     again = VAEBM.from_results(run.parent)
     assert again.energy is not None and again.test_chain == samples.chain
+    assert not any(module.training for module in again.modules())
+
+
+def test_another_kind_is_refused() -> None:
+    nvae, energy = small().nvae, small().energy
+    with as_a_user():
+        for call, message in (
+            (lambda: VAEBM(nvae, energy, "foo"), "potential: expected noise or density, found 'foo'"),  # type: ignore[arg-type]
+            (lambda: VAEBM(nvae, energy, "pixels"), "potential: expected noise or density, found 'pixels'"),
+            (lambda: VAEBM(nvae, energy, positives="foo"), "positives: expected clean or matched, found 'foo'"),  # type: ignore[arg-type]
+            (lambda: build_model(nvae, energy, "foo"), "potential: expected noise or density, found 'foo'"),  # type: ignore[arg-type]
+            (lambda: build_model(nvae, energy, "noise", "uniform"), "start: expected prior, found 'uniform'"),
+            (lambda: build_model(nvae, energy, "pixels", "foo"), "start: expected prior or uniform, found 'foo'"),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(UserError, match=f"^{message}$"):
+                call()
+    assert build_model(nvae, energy, "pixels", "uniform").start == "uniform"
+
+
+def test_an_energy_of_other_images_is_refused(tmp_path: Path) -> None:
+    model, energy = small(), small().energy
+    assert isinstance(energy, EnergyNetwork)
+    save_model(tmp_path / "nvae.pt", "nvae", model.nvae.settings.model_dump(), model.nvae.state_dict(), shape=[1, 8, 8])
+    own, kinds = energy.settings.model_dump(), {"potential": "noise", "start": "prior"}
+    save_model(tmp_path / "energy.pt", "energy", own, energy.state_dict(), shape=[1, 16, 16], **kinds)
+    with pytest.raises(UserError, match=r"energy.pt: expected an energy of images \(1, 8, 8\), .*one of \(1, 16, 16\)"):
+        VAEBM.load(tmp_path / "nvae.pt", tmp_path / "energy.pt")
+
+
+def test_a_model_in_training_mode_leaves_the_batch_norms_alone() -> None:
+    """In training mode they would take the moments of the chains, and move their statistics with each call."""
+    model = small()
+    expected, state = model.sample(4), {name: value.clone() for name, value in model.state_dict().items()}
+    assert any("running_mean" in name for name in state)
+    assert model.train().training and model.energy is not None and model.energy.training
+    assert torch.equal(model.sample(4), expected) and not any(module.training for module in model.nvae.modules())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    model.nvae.train()
+    assert not torch.allclose(model.sample(4), expected, atol=1e-3)
 
 
 def test_double_precision_agrees_with_single() -> None:

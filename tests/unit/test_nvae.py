@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import as_a_user
 from small_nvae import DOUBLE, build, network
 from torch import Tensor
 
@@ -271,11 +272,18 @@ def test_single_group_trains_and_is_kept(flows: int, tmp_path: Path) -> None:
 def test_images_and_noise_of_other_shapes_are_named() -> None:
     nvae = build()
     eps = NoiseSource(0, "test", range(2)).normal(nvae.latent_shapes, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"expected images \(B, 1, 8, 8\), found \(2, 1, 7, 8\)"):
+    with pytest.raises(UserError, match=r"x: expected a tensor \(N, 1, 8, 8\) .*found \(2, 1, 7, 8\) torch.float64"):
         nvae(torch.rand(2, 1, 7, 8, dtype=torch.float64), eps=eps)
-    for wrong in (eps[1:], eps[::-1], [each[:, 1:] for each in eps]):
-        with pytest.raises(ValueError, match="expected noise of the shapes .*, one for each latent group, found"):
+    for wrong in (eps[1:], eps[::-1], [each[:, 1:] for each in eps], [eps[0], eps[1][:1], eps[2]]):
+        with pytest.raises(UserError, match=r"expected noise of the shapes \[\(B, 2, 2, 2\), .* with B = 2, found"):
             nvae.decode(wrong)
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    with as_a_user(), pytest.raises(UserError, match="with B = 2, found"):
+        nvae(x, eps=[each[:1] for each in eps])
+    with pytest.raises(UserError, match="noise: expected an index for each of 2 samples, found 1"):
+        nvae(x, noise=NoiseSource(0, "test", [0]))
+    with pytest.raises(UserError, match="temperature: expected a number from 0, found -0.5"):
+        nvae.decode(eps, temperature=-0.5)
 
 
 def test_a_model_file_of_another_version_is_one_line(tmp_path: Path) -> None:
@@ -288,3 +296,18 @@ def test_a_model_file_of_another_version_is_one_line(tmp_path: Path) -> None:
         ) as error:
             load_nvae(tmp_path / f"{number}.pt")
         assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_folder_in_place_of_the_model_file_and_a_device_that_is_not_there(tmp_path: Path) -> None:
+    nvae, file = build(), tmp_path / "model.safetensors"
+    save_model(file, "nvae", nvae.settings.model_dump(), nvae.state_dict(), shape=[1, 8, 8])
+    with pytest.raises(
+        UserError, match=f"{tmp_path}: expected a file with a model of kind 'nvae', found a folder; give "
+    ):
+        load_nvae(tmp_path)
+    assert not any(layer.training for layer in load_nvae(str(file), torch.device("cpu")).modules())
+    for device in ("cuda:99", "nowhere"):
+        with pytest.raises(
+            UserError, match=f"device: expected a device that torch can use .*, found {device} .*; choose"
+        ):
+            load_nvae(file, device)

@@ -58,6 +58,9 @@ def test_a_loaded_model_draws_the_same_images(tmp_path, settings):
     assert type(loaded) is type(model)
     assert loaded.config == model.config
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert not any(module.training for module in loaded.modules())
+    tagged = "  - energy-based-model\n" in (tmp_path / "README.md").read_text()
+    assert tagged == (model.energy is not None)
     assert torch.equal(loaded.sample(4, seed=1), model.sample(4, seed=1))
     images = torch.rand(3, 1, 8, 8)
     assert torch.equal(loaded.score(images), model.score(images))
@@ -70,6 +73,15 @@ def test_files_are_the_hub_s_layout(saved):
     readme = (saved / "README.md").read_text()
     assert readme.startswith("---\nlibrary_name: vaebm\n")
     assert "3 Langevin steps of size 0.01" in readme
+
+
+def test_another_folder_and_a_device_that_is_not_there_are_one_line(saved):
+    with pytest.raises(UserError, match="device: expected a device that torch can use .*, found cuda:99 "):
+        VAEBM.from_pretrained(saved, device="cuda:99")
+    (saved / "config.json").unlink()
+    expected = "config.json: expected the configuration of a model that `save_pretrained` wrote, found no file; `VAEBM."
+    with pytest.raises(UserError, match=expected):
+        VAEBM.from_pretrained(saved)
 
 
 def test_the_chain_of_the_configuration_counts(saved):

@@ -161,7 +161,7 @@ def test_chains_start_at_samples_of_the_prior_whatever_the_batch() -> None:
     torch.testing.assert_close([torch.cat(part) for part in zip(*parts, strict=True)], moved)
     alone = VAEBM(nvae, None, prior=prior)
     assert torch.equal(alone.sample(4), model.sample(4, steps=0)) and not torch.equal(
-        alone.sample(4), model.sample(4, steps=2)
+        alone.sample(4), model.sample(4, steps=2, step_size=1.0)
     )
 
 

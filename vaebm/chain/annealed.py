@@ -7,7 +7,9 @@ from torch import Tensor
 
 from vaebm.chain.langevin import PotentialFunction, State, acceptance, evaluate, gaussian_potential, propose
 from vaebm.chain.mala import accept
+from vaebm.chain.schedules import numbered
 from vaebm.noise import NoiseSource
+from vaebm.system.errors import check_number
 from vaebm.system.shapes import PerImage
 
 
@@ -18,9 +20,12 @@ def annealed_log_weights(
     """ln w of chains along U_β = (1 − β) ½‖ε‖² + β U(ε), β = 0, 1/K, …, 1, with E[w] = ∫ exp(−U) dε / (2π)^(n/2).
 
     Between two values of β, each chain makes one step of `mala`, which keeps exp(−U_β) invariant at any step size.
-    `temperatures` is K, which takes K gradients. The chains start at `eps`, standard normal noise of n dimensions.
-    `potential` is U; `step_size` and `noise` are those of `mala`. The result is (B,), in double precision.
+    `temperatures` is K, from 1, which takes K gradients. The chains start at `eps`, standard normal noise of n
+    dimensions. `potential` is U; `step_size`, `noise` and errors are those of `mala`. The result is (B,), in double
+    precision.
     """
+    check_number("temperatures", temperatures, 1)
+    next(numbered(1, step_size))
     state = evaluate(potential, eps)
     log_weights = torch.zeros_like(state.potential, dtype=torch.float64)
     for step in range(1, temperatures + 1):

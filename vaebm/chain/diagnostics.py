@@ -10,7 +10,7 @@ from torch import Tensor
 from vaebm.chain.langevin import PotentialFunction, Transition, transitions
 from vaebm.chain.schedules import StepSize
 from vaebm.noise import NoiseSource
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, check_number
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,19 @@ def diagnose(
     Args:
         eps: start of at least two chains, one tensor (B, …) per latent group, the pixels' last.
         observe: returns E(x), (B,), and the images (B, C, H, W) of a state; called at the start and after each step.
-        batch: chains per batch; None: all.
+        batch: chains per batch, from 1; None: all.
         walk: function like `transitions`.
         settings: its further keywords.
 
     Raises:
-        UserError: a chain is no longer finite.
+        UserError: as for `langevin`, a single chain, or a chain is no longer finite.
     """
+    if len(eps[0]) < 2:
+        raise UserError(f"eps: expected at least 2 chains, as the autocorrelation is over chains, found {len(eps[0])}")
+    check_number("batch", size := len(eps[0]) if batch is None else batch, 1)
     energies, squares, probabilities = list[Tensor](), list[Tensor](), list[Tensor]()
-    for index in torch.arange(len(eps[0])).split(batch or len(eps[0])):
+    noise.check(len(eps[0]))
+    for index in torch.arange(len(eps[0])).split(size):
         begin, source = [part[index] for part in eps], noise.at([noise.index[i] for i in index])
         first, images = observe(begin)
         values, distances, accepted = [first], [first.new_zeros(3, len(index), dtype=torch.float64)], list[Tensor]()

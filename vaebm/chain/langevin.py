@@ -45,7 +45,7 @@ def langevin(
     temperature: float = 1.0,
     callback: Callable[[list[Tensor]], object] | None = None,
 ) -> list[Tensor]:
-    """Move chains towards exp(−U / T) by Langevin steps ε ← ε − η/2 ∇U(ε) + √(η T) ω (VAEBM algorithm 1, with T = 1).
+    """Move chains towards exp(−U / τ) by Langevin steps ε ← ε − η/2 ∇U(ε) + √(η τ) ω (VAEBM algorithm 1, with τ = 1).
 
     The stationary distribution has a bias of the order of the step size.
 
@@ -55,14 +55,17 @@ def langevin(
         steps: number of steps K.
         step_size: η, or one for each step.
         noise: source of ω, indexed by step (from 1) and by the chain's global index.
-        temperature: T.
+        temperature: τ, from 0.
         callback: called with the noise after each step.
 
     Returns:
         The new state, same shapes. `eps` is not modified.
+
+    Raises:
+        UserError: steps, step size or temperature out of range, or not an index of `noise` for each chain.
     """
     state = [part.detach() for part in eps]
-    for step, size in numbered(steps, step_size):
+    for step, size in numbered(steps, step_size, temperature):
         state = propose(evaluate(potential, state), size, noise.like(state, step), temperature)
         if callback is not None:
             callback(state)
@@ -83,7 +86,7 @@ def transitions(
     K steps take K + 1 evaluations of the potential and its gradient, one more than `langevin`.
     """
     state = evaluate(potential, eps)
-    for step, size in numbered(steps, step_size):
+    for step, size in numbered(steps, step_size, temperature):
         before, state = state, evaluate(potential, propose(state, size, noise.like(state.eps, step), temperature))
         yield Transition(state, acceptance(before, state, size, temperature))
 
@@ -99,7 +102,7 @@ def evaluate(potential: PotentialFunction, eps: Sequence[Tensor]) -> State:
 
 @torch.no_grad()
 def propose(state: State, step_size: float, omega: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
-    """ε − η/2 ∇U(ε) + √(η T) ω (VAEBM algorithm 1)."""
+    """ε − η/2 ∇U(ε) + √(η τ) ω (VAEBM algorithm 1)."""
     return [
         e - 0.5 * step_size * g + math.sqrt(step_size * temperature) * w
         for e, g, w in zip(state.eps, state.gradient, omega, strict=True)
@@ -110,8 +113,8 @@ def propose(state: State, step_size: float, omega: Sequence[Tensor], temperature
 def acceptance(before: State, after: State, step_size: float, temperature: float = 1.0) -> PerImage:
     """Metropolis–Hastings acceptance probability of a step from x, `before`, to y, `after`: (B,) in double precision.
 
-    min(1, π(y) q(x|y) / (π(x) q(y|x))), π = exp(−U/T), q(y|x) = N(y; x − η/2 ∇U(x), ηT) (Roberts and Tweedie, 1996).
-    With g = ∇U(x), h = ∇U(y) and d = y − x, the log ratio is U(x) − U(y) + ½ (g + h) · (d + η/4 (g − h)), over T.
+    min(1, π(y) q(x|y) / (π(x) q(y|x))), π = exp(−U/τ), q(y|x) = N(y; x − η/2 ∇U(x), ητ) (Roberts and Tweedie, 1996).
+    With g = ∇U(x), h = ∇U(y) and d = y − x, the log ratio is U(x) − U(y) + ½ (g + h) · (d + η/4 (g − h)), over τ.
     Nothing is divided by η, so small steps lose no digits. The probability is 0 where U(y) is infinite or undefined.
     """
     log_ratio = before.potential.double() - after.potential.double()

@@ -19,7 +19,7 @@ def mala(
     callback: Callable[[list[Tensor]], object] | None = None,
     **settings: Any,
 ) -> list[Tensor]:
-    """Move chains towards exp(−U / T); arguments and result are those of `langevin`.
+    """Move chains towards exp(−U / τ); arguments, result and errors are those of `langevin`.
 
     Each chain accepts the step of `langevin` with its own Metropolis–Hastings probability, or stays. The stationary
     distribution has no bias. K steps take K + 1 gradients.
@@ -43,7 +43,7 @@ def mala_transitions(
 ) -> Iterator[Transition]:
     """The steps of `mala` one by one, with the probability with which each was accepted."""
     state = evaluate(potential, eps)
-    for step, size in numbered(steps, step_size):
+    for step, size in numbered(steps, step_size, temperature):
         proposal = evaluate(potential, propose(state, size, noise.like(state.eps, step), temperature))
         probability = acceptance(state, proposal, size, temperature)
         state = accept(state, proposal, probability, noise, step)

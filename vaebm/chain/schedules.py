@@ -5,14 +5,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vaebm.config.ebm import ChainSettings, LangevinSettings
+from vaebm.system.errors import UserError, brief, check_number
 
 StepSize = float | Sequence[float]
 """η, or one for each step."""
 
 
-def numbered(steps: int, step_size: StepSize) -> Iterator[tuple[int, float]]:
-    """Number, from 1, and size of each step."""
+def numbered(steps: int, step_size: StepSize, temperature: float = 1.0) -> Iterator[tuple[int, float]]:
+    """Number, from 1, and size of each step; a `UserError` for a number out of range, or not a size for each step."""
+    check_number("steps", steps, 0)
+    check_number("temperature", temperature, 0, whole=False)
     sizes = step_size if isinstance(step_size, Sequence) else [step_size] * steps
+    if len(sizes) != steps or not all(0 < size < math.inf for size in sizes):
+        raise UserError(f"step_size: expected a number above 0, or {steps} of them, found {brief(step_size)}")
     return zip(range(1, steps + 1), sizes, strict=True)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from vaebm.chain.langevin import PotentialFunction, Transition, evaluate, gaussian_potential, probability
 from vaebm.chain.schedules import StepSize, numbered
 from vaebm.noise import NoiseSource
+from vaebm.system.errors import check_number
 
 
 @torch.no_grad()
@@ -23,23 +24,23 @@ def underdamped(
     temperature: float = 1.0,
     callback: Callable[[list[Tensor]], object] | None = None,
 ) -> list[Tensor]:
-    """Move chains towards exp(−U / T) with momenta p, drawn from N(0, T) at the start.
+    """Move chains towards exp(−U / τ) with momenta p, drawn from N(0, τ) at the start.
 
     A step of time h = √η is half a kick, half a drift, friction, half a drift, half a kick:
 
-        p ← p − h/2 ∇U(ε);  ε ← ε + h/2 p;  p ← c p + √((1 − c²) T) ω;
+        p ← p − h/2 ∇U(ε);  ε ← ε + h/2 p;  p ← c p + √((1 − c²) τ) ω;
         ε ← ε + h/2 p;  p ← p − h/2 ∇U(ε),  with c = exp(−γ h).
 
     The last half kick and the first of the next step share a gradient, so K steps take K gradients. For a Gaussian ε
     has no bias at any stable step size (h below 2 / √λ for the curvature λ); for large γ a step is one of `langevin`
     with the mean of two successive ω.
 
-    Further arguments and the result are those of `langevin`; `noise` is also the source of the first momenta.
+    Further arguments, the result and errors are those of `langevin`; `noise` also draws the first momenta.
 
     Args:
-        friction: γ.
+        friction: γ, from 0.
     """
-    state, momenta, before = [part.detach() for part in eps], _momenta(eps, noise, temperature), 0.0
+    state, momenta, before = [part.detach() for part in eps], _momenta(eps, noise, temperature, friction), 0.0
     for step, size in numbered(steps, step_size):
         half = 0.5 * math.sqrt(size)
         momenta = _add(momenta, -(before + half), evaluate(potential, state).gradient)
@@ -63,10 +64,10 @@ def underdamped_transitions(
 ) -> Iterator[Transition]:
     """The steps of `underdamped` one by one, up to rounding, with one gradient more.
 
-    A Metropolis correction would accept a step with min(1, exp(−W / T)), where W is the change of U + ½‖p‖² in kicks
+    A Metropolis correction would accept a step with min(1, exp(−W / τ)), where W is the change of U + ½‖p‖² in kicks
     and drifts, without that in the friction (the shadow work; Sivak, Chodera and Crooks, 2013).
     """
-    state, momenta = evaluate(potential, eps), _momenta(eps, noise, temperature)
+    state, momenta = evaluate(potential, eps), _momenta(eps, noise, temperature, friction)
     for step, size in numbered(steps, step_size):
         half = 0.5 * math.sqrt(size)
         kicked = _add(momenta, -half, state.gradient)
@@ -80,8 +81,10 @@ def underdamped_transitions(
         yield Transition(state, probability(-work / temperature, after))
 
 
-def _momenta(eps: Sequence[Tensor], noise: NoiseSource, temperature: float) -> list[Tensor]:
+def _momenta(eps: Sequence[Tensor], noise: NoiseSource, temperature: float, friction: float) -> list[Tensor]:
     """Momenta at the start of a chain."""
+    check_number("temperature", temperature, 0, whole=False)
+    check_number("friction", friction, 0, whole=False)
     return [math.sqrt(temperature) * omega for omega in noise.derived("momenta").like(eps, 0)]
 
 
@@ -90,5 +93,5 @@ def _add(parts: Sequence[Tensor], factor: float, others: Sequence[Tensor]) -> li
 
 
 def _refresh(momenta: Sequence[Tensor], kept: float, omega: Sequence[Tensor], temperature: float) -> list[Tensor]:
-    """c p + √((1 − c²) T) ω."""
+    """c p + √((1 − c²) τ) ω."""
     return _add([kept * part for part in momenta], math.sqrt((1 - kept**2) * temperature), omega)

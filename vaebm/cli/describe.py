@@ -173,7 +173,7 @@ def describe_experiment(path: Path, throughput: float, changes: Sequence[str] = 
     network, energy = build(experiment)
     nvae, ebm, samples = nvae_costs(network, experiment), None, None
     if experiment.ebm is not None:
-        model = VAEBM(network, energy, experiment.ebm.potential)
+        model = VAEBM(network, energy, "density" if experiment.ebm.potential == "density" else "noise")
         ebm, samples = ebm_costs(model, experiment, nvae["decoding"])
     sections = ("data", "nvae", "prior", "ebm", "samples", "evaluation")
     return render(

@@ -93,7 +93,7 @@ class LangevinSettings(ChainSettings):
     final_step_size: PositiveFloat | None = later(None)
     """η at the end of a decay; None: a tenth of `step_size`."""
     temperature: PositiveFloat = later(1.0)
-    """T, factor of the noise's variance, in ε ← ε − η/2 ∇U(ε) + √(η T) ω: chains move towards exp(−U / T)."""
+    """τ, factor of the noise's variance, in ε ← ε − η/2 ∇U(ε) + √(η τ) ω: chains move towards exp(−U / τ)."""
     friction: PositiveFloat = later(1.0)
     """γ of `underdamped`: a step of size η keeps exp(−γ √η) of the momentum."""
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vaebm.config import ENERGIES, EnergyNetworkSettings, NetworkSettings
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
 from vaebm.system.checkpoint import load_model
-from vaebm.system.device import to_device_channels_last
+from vaebm.system.device import freeze
 from vaebm.system.errors import UserError
 from vaebm.system.plugins import imported
 from vaebm.system.shapes import Images, Latents, PerImage
@@ -80,10 +80,11 @@ def build_energy(settings: NetworkSettings, channels: int) -> nn.Module:
 
 
 def load_energy(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
-    """Load the energy network of a model file, frozen.
+    """Load the energy network of a model file, frozen, in eval mode: E(x), (B,), of images (B, C, H, W) in [0, 1].
 
     Raises:
-        UserError: the file is missing, or not an energy network of this version, or its plug-in is missing.
+        UserError: the file is missing, or not an energy network of this version, its plug-in is missing, or torch
+            cannot use the device.
     """
     content = load_model(path, "energy")
     ENERGIES.check(content["network"].get("kind", "residual"))
@@ -95,4 +96,4 @@ def load_energy(path: Path | str, device: torch.device | str = "cpu") -> nn.Modu
             f"{path}: expected an energy network of this version, found one with other settings or weights; "
             "train or convert it again"
         ) from None
-    return to_device_channels_last(energy.requires_grad_(False).eval(), torch.device(device))
+    return freeze(energy, device)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vaebm.config import NoiseEnergySettings
 from vaebm.noise import NoiseSource
 from vaebm.system.checkpoint import load_model
+from vaebm.system.device import freeze
 from vaebm.system.errors import UserError
 from vaebm.system.shapes import Latents, PerImage
 
@@ -70,10 +71,10 @@ def one_vector(eps: Sequence[Latents]) -> Tensor:
 
 
 def load_prior(path: Path | str, device: torch.device | str = "cpu") -> NoiseEnergy:
-    """Load the energy on noise of a model file, frozen.
+    """Load the energy on noise of a model file, frozen, in eval mode.
 
     Raises:
-        UserError: the file is missing, or not an energy on noise of this version.
+        UserError: the file is missing, or not an energy on noise of this version, or torch cannot use the device.
     """
     content = load_model(path, "prior")
     try:
@@ -84,4 +85,4 @@ def load_prior(path: Path | str, device: torch.device | str = "cpu") -> NoiseEne
             f"{path}: expected an energy on noise of this version, found one with other settings or weights; "
             "train it again"
         ) from None
-    return prior.requires_grad_(False).eval().to(device)
+    return freeze(prior, device)

@@ -20,12 +20,15 @@ class Reference(NamedTuple):
     """Features of the training images, and statistics of both splits."""
 
     train_features: Features
+    """Features (N, D) of the training images."""
     train: Statistics
+    """Mean and covariance of the training images' features."""
     heldout: Statistics
+    """Those of the held-out images' features."""
     real: float
     """Fréchet distance between held-out and training images."""
     heldout_features: Features
-    """Features of the held-out images; none in the file of an earlier version."""
+    """Features (M, D) of the held-out images; none in the file of an earlier version."""
 
 
 def _hash(content: dict[str, NDArray[Any]]) -> str:

@@ -1,6 +1,7 @@
 """The ablation's energy on pixels (VAEBM table 4)."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from vaebm.model.vaebm import NO_CHAIN, VAEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE, LatentDecoder
 from vaebm.nvae.pixel_distributions import Pixels, PointImage
+from vaebm.system.errors import check_choice
 from vaebm.system.shapes import Images, Latents, PerImage
 
 
@@ -21,14 +23,19 @@ class PixelEBM(VAEBM, potential="pixels"):
 
     Langevin steps move the images, which may leave [0, 1]; samples are clamped. They start at decoder means of draws
     from the NVAE's prior (`prior`), the only use of the NVAE, or at uniform noise (`uniform`).
+
+    Raises:
+        UserError: another start, or an NVAE without a Gaussian decoder.
     """
 
+    potentials = ("pixels",)
     no_likelihood_reason = (
         "an energy on pixels gives log p(x) only up to log Z, and has no bound on it; it is scored by −E(x) alone"
     )
 
     def __init__(self, nvae: NVAE, energy: nn.Module, start: Start, chain: ChainSettings = NO_CHAIN):
         super().__init__(nvae, energy, "pixels", chain)
+        check_choice("start", start, get_args(Start))
         self.start = start
 
     @property

@@ -4,15 +4,13 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vaebm.config.ebm import Positives
-from vaebm.energy.noise_energy import NoiseEnergy
-from vaebm.model.pretrained import HubModel
-from vaebm.noise import NoiseSource, batches
-from vaebm.nvae.model import NVAE
+from vaebm.model.latent_space import inputs
+from vaebm.model.pretrained import StoredModel
+from vaebm.noise import NoiseSource
 from vaebm.nvae.pixel_distributions import match_noise
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, check_number
 from vaebm.system.shapes import GreyImages, Images, PerImage
 
 BATCH = 250
@@ -38,33 +36,25 @@ class Estimates(NamedTuple):
         return torch.stack(parts).sum(dim=0)
 
 
-class ScoredModel(HubModel):
+class ScoredModel(StoredModel):
     """A model that scores images; `VAEBM` explains its parts."""
 
-    nvae: NVAE
-    energy: nn.Module | None
-    positives: Positives
-    prior: NoiseEnergy | None
     no_likelihood_reason = ""
     """Why log p(x) cannot be estimated; empty if it can."""
 
     @torch.no_grad()
-    def estimate(self, images: Images | GreyImages, seed: int, draws: int) -> Estimates:
-        """Estimate log p(x) and E(x) of images (N, C, H, W), uint8 or in [0, 1], from `draws` draws z ~ q(z|x) each.
+    def estimate(self, images: Images | GreyImages, seed: int = 0, draws: int = 1) -> Estimates:
+        """Estimate log p(x) and E(x) of images from `draws` draws z ~ q(z|x) each.
 
         The estimates are (N,), in double precision, on the CPU. The draws of image k depend only on `seed` and k.
+        `images` and `seed` are those of `score`, and `draws` its `importance_samples`.
 
         Raises:
-            UserError: no draws.
-            ValueError: images of another shape than the model's.
+            UserError: as for `score`.
         """
-        if draws < 1:
-            raise UserError(f"importance_samples: expected at least 1, found {draws}")
-        size = max(min(BATCH, BATCH * 32 * 32 // (images.shape[2] * images.shape[3])), 1)
-        found = []
-        for index, batch in zip(batches(range(len(images)), size), torch.split(images, size), strict=True):
-            x = self.nvae.as_input(batch, NoiseSource(seed, "score input", index))
-            found.append(self._estimate(x, NoiseSource(seed, "score", index), draws))
+        check_number("draws (importance_samples)", draws, 1)
+        size = max(min(BATCH, BATCH * 32 * 32 // (self.nvae.shape[1] * self.nvae.shape[2])), 1)
+        found = [self._estimate(x, noise, draws) for x, noise in inputs(self.nvae, images, seed, "score", size)]
         return Estimates(*(None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
     def _estimate(self, x: Images, noise: NoiseSource, draws: int) -> Estimates:
@@ -91,7 +81,8 @@ class ScoredModel(HubModel):
         return Estimates(elbo, importance, torch.stack(parts).sum(dim=0) if parts else None, clean)
 
     def _as_images(self, found: Tensor, images: Images | GreyImages) -> PerImage:
-        return found.to(images.device, images.dtype if images.is_floating_point() else self.nvae.dtype)
+        own = torch.promote_types(images.dtype, torch.float32) if images.is_floating_point() else self.nvae.dtype
+        return found.to(images.device, own)
 
     def log_likelihood(self, images: Images | GreyImages, seed: int = 0, importance_samples: int = 1) -> PerImage:
         """Importance-weighted bound on the NVAE's log p(x) in nats, (N,); one draw estimates the ELBO.
@@ -99,8 +90,7 @@ class ScoredModel(HubModel):
         It is the density of 2x − 1, or a probability for discrete decoders. Arguments and draws are those of `score`.
 
         Raises:
-            UserError: the model has no estimate of log p(x), or `importance_samples` is below 1.
-            ValueError: images of another shape than the model's.
+            UserError: as for `score`, or the model has no estimate of log p(x).
         """
         if (found := self.estimate(images, seed, importance_samples).importance) is None:
             raise UserError(f"log_likelihood: {self.no_likelihood_reason}")
@@ -109,20 +99,20 @@ class ScoredModel(HubModel):
     def score(self, images: Images | GreyImages, seed: int = 0, importance_samples: int = 1) -> PerImage:
         """Estimate of log p(x) − E(x) in nats, (N,): the log-likelihood up to log Z; higher is more in-distribution.
 
-        With a prior also − E_ε(ε), averaged over the draws.
+        With an energy on noise also − E_ε(ε), averaged over the draws. The result has the device of the images and
+        their floating-point type, at least single precision.
 
         Args:
-            images: (N, C, H, W), uint8 or in [0, 1]; their depth is reduced to the NVAE's, and for the Bernoulli
-                decoder a pixel is drawn white with probability x.
+            images: (N, C, H, W), N from 1, uint8 or any floating-point type in [0, 1]; their depth is reduced to the
+                NVAE's, and for the Bernoulli decoder a pixel is drawn white with probability x.
             seed: seed of the posterior's draws, and of the pixel noise of `matched` positives.
-            importance_samples: number of draws.
+            importance_samples: number of draws, from 1.
 
         Raises:
-            UserError: `importance_samples` is below 1.
-            ValueError: images of another shape than the model's.
+            UserError: images of another shape, type or range, or none, or no draws.
         """
         return self._as_images(self.estimate(images, seed, importance_samples).score, images)
 
     def forward(self, images: Images | GreyImages) -> PerImage:
-        """`score` with its defaults: images (B, C, H, W), uint8 or in [0, 1] → (B,)."""
+        """`score` with its defaults, for `model(images)`: (B, C, H, W), uint8 or in [0, 1] → (B,)."""
         return self.score(images)

@@ -21,9 +21,9 @@ from vaebm.nvae.latent_group import Draw, LatentGroup
 from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.pixel_distributions import Pixels, logit_channels, pixels_of, quantize
 from vaebm.system.checkpoint import load_model
-from vaebm.system.device import to_device_channels_last
-from vaebm.system.errors import UserError
-from vaebm.system.shapes import GreyImages, Images, Latents, PerGroup, PerImage
+from vaebm.system.device import freeze
+from vaebm.system.errors import UserError, check_number
+from vaebm.system.shapes import GreyImages, Images, Latents, PerGroup, PerImage, check_images, check_noise
 
 ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
 """Submodules used only by the encoder."""
@@ -65,10 +65,11 @@ class NVAE(nn.Module):
     """The hierarchical VAE.
 
     Args:
+        settings: architecture.
         shape: (C, H, W) of the images; H and W are multiples of 2^halvings.
 
     Raises:
-        ValueError: the images do not fit the architecture.
+        UserError: the images do not fit the architecture.
     """
 
     encoder_groups: Sequence[nn.Sequential]
@@ -84,11 +85,11 @@ class NVAE(nn.Module):
         self.settings, self.shape = settings, (channels, height, width)
         scales, blocks, halvings = len(settings.groups), settings.preprocess_blocks, settings.halvings
         if height % 2**halvings or width % 2**halvings:
-            raise ValueError(
+            raise UserError(
                 f"images of {height}×{width} cannot be halved {halvings} times (preprocess_blocks and scales)"
             )
         if settings.decoder == "logistic_mixture" and channels != 3:
-            raise ValueError(
+            raise UserError(
                 f"the decoder logistic_mixture is made for 3 colours, the images have {channels} channel(s)"
             )
         operations = ARCHITECTURES[settings.architecture]
@@ -167,21 +168,24 @@ class NVAE(nn.Module):
         return [parameter for name, parameter in self.named_parameters() if not ENCODER & set(name.split("."))]
 
     def as_input(self, images: Images | GreyImages, noise: NoiseSource | None = None) -> Images:
-        """Convert images (B, C, H, W), grey levels uint8 or values in [0, 1], to the network's input in [0, 1].
+        """Convert images to the network's input (B, C, H, W) in [0, 1], of the weights' type and device.
 
         The depth is reduced to `bits`. For the Bernoulli decoder a pixel is drawn white with probability x.
 
         Args:
-            noise: source of the Bernoulli draw; not used by other decoders.
+            images: (B, C, H, W), grey levels uint8, or any floating-point type in [0, 1].
+            noise: source of the Bernoulli draw, one index per image; not used by other decoders.
 
         Raises:
-            ValueError: a Bernoulli decoder without `noise`.
+            UserError: images of another shape, type or range, none at all, or a Bernoulli decoder without `noise`.
         """
+        check_images("images", images, self.shape)
         x = images.to(self.device, self.dtype)
         x = quantize(x if images.is_floating_point() else x / 255.0, self.settings.bits)
         if self.settings.decoder == "bernoulli":
             if noise is None:
-                raise ValueError("the Bernoulli decoder's input is drawn: expected a NoiseSource, found None")
+                raise UserError("the Bernoulli decoder's input is drawn: expected a NoiseSource, found None")
+            noise.check(len(x))
             (threshold,) = noise.uniform([x.shape[1:]], device=x.device, dtype=x.dtype)
             return (threshold < x).to(x.dtype)
         return x
@@ -202,12 +206,13 @@ class NVAE(nn.Module):
         """Reconstruct images through a draw of the posterior (NVAE eq. 1 and 2).
 
         Args:
-            x: images (B, C, H, W) in [0, 1].
+            x: images (B, C, H, W) in [0, 1], of the weights' type (`as_input`).
             eps: noise of the posterior, one (B, latents, h, w) per group in decoding order; None: draw it.
-            noise: source of the noise if `eps` is None; `step` selects the draw.
+            noise: source of the noise if `eps` is None, one index per image.
+            step: number of the draw from `noise`.
 
         Raises:
-            ValueError: wrong shapes of images or noise, or neither `eps` nor `noise`.
+            UserError: wrong shapes of images or noise, or neither `eps` nor `noise`.
         """
         draws, state = self.posterior(x, eps, noise, step)
         return NVAEOutput(self._pixels(state), draws)
@@ -215,16 +220,14 @@ class NVAE(nn.Module):
     def posterior(
         self, x: Images, eps: Sequence[Latents] | None = None, noise: NoiseSource | None = None, step: int = 0
     ) -> tuple[list[Draw], Latents]:
-        """The draw of `forward`, without the pixels, and the decoder's last state."""
-        if not x.is_floating_point():
-            raise ValueError("expected images in [0, 1], found grey levels; `as_input` converts them")
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"expected images (B, {', '.join(map(str, self.shape))}), found {tuple(x.shape)}")
+        """The draw of `forward`, without the pixels, and the decoder's last state; arguments and errors are alike."""
+        check_images("x", x, self.shape, raw=False)
         if eps is None:
             if noise is None:
-                raise ValueError("forward needs eps, one tensor per latent group, or a NoiseSource to draw them from")
+                raise UserError("expected eps, one tensor per latent group, or noise, a NoiseSource, found neither")
+            noise.check(len(x))
             eps = noise.normal(self.latent_shapes, step=step, device=x.device, dtype=x.dtype)
-        self._check_shapes(eps)
+        check_noise(eps, self.latent_shapes, len(x))
         draws: list[Draw] = []
         state = self.prior_constant.expand(len(x), -1, -1, -1)
         for group, features, each in zip(self.groups, self.encode(x), eps, strict=True):
@@ -235,19 +238,20 @@ class NVAE(nn.Module):
         return draws, state
 
     def decode(self, eps: Sequence[Latents], temperature: float = 1.0) -> tuple[Pixels, PerImage]:
-        """Map noise to latents, z = T(ε), and to the pixels' distribution (VAEBM section 3.2).
+        """Map noise to latents, z = T(ε_z), and to the pixels' distribution (VAEBM section 3.2).
 
         Args:
             eps: standard normal noise, one (B, latents, h, w) per group in decoding order.
-            temperature: factor of the priors' σ; at 0 log p(z) is undefined (NaN).
+            temperature: factor of the priors' σ, from 0; at 0 log p(z) is undefined (NaN).
 
         Returns:
             p(x|z), and log p(z) at that temperature, (B,).
 
         Raises:
-            ValueError: wrong shapes of the noise.
+            UserError: wrong shapes of the noise, or a negative temperature.
         """
-        self._check_shapes(eps)
+        check_noise(eps, self.latent_shapes)
+        check_number("temperature", temperature, 0, whole=False)
         log_p = []
         state = self.prior_constant.expand(len(eps[0]), -1, -1, -1)
         for group, each in zip(self.groups, eps, strict=True):
@@ -261,19 +265,12 @@ class NVAE(nn.Module):
     def _pixels(self, state: Tensor) -> Pixels:
         return pixels_of(self.settings, full_precision(self.pixel_parameters(self.postprocess(state))))
 
-    def _check_shapes(self, eps: Sequence[Tensor]) -> None:
-        found = [tuple(each.shape[1:]) for each in eps]
-        if found != self.latent_shapes:
-            raise ValueError(
-                f"expected noise of the shapes {self.latent_shapes}, one for each latent group, found {found}"
-            )
-
 
 def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
     """Load the NVAE of a model file: frozen, in eval mode, in single precision.
 
     Raises:
-        UserError: the file is missing, or not an NVAE of this version.
+        UserError: the file is missing, or not an NVAE of this version, or torch cannot use the device.
     """
     content = load_model(path, "nvae")
     try:
@@ -284,7 +281,7 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
             f"{path}: expected an NVAE of this version, found one with other settings or weights; "
             "train or convert it again"
         ) from None
-    return to_device_channels_last(nvae.requires_grad_(False).eval(), torch.device(device))
+    return freeze(nvae, device)
 
 
 def load_frozen(path: Path, shape: Sequence[int], device: torch.device) -> tuple[NVAE, str]:

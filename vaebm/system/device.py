@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vaebm.system import distributed
 from vaebm.system.allocator import keep_freed_memory
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 from vaebm.system.precision import set_tf32
 from vaebm.system.startup import process_age
 
@@ -127,6 +127,16 @@ def peak_memory() -> dict[str, float]:
 def to_device_channels_last(module: M, device: torch.device) -> M:
     """Move `module` to `device`, weights in the channels-last layout, which is fastest for convolutions."""
     return module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it for tensors only
+
+
+def freeze(module: M, device: torch.device | str) -> M:
+    """Freeze `module` in eval mode on `device`, in the layout channels_last; a `UserError` if torch cannot use it."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # torch raises many classes
+        expected = "expected a device that torch can use on this machine"
+        raise UserError(f"device: {expected}, found {device} ({brief(error)}); choose cpu or another one") from None
+    return to_device_channels_last(module.requires_grad_(False).eval(), torch.device(device))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,10 @@
 """The error of a user's mistake, and short texts for errors."""
 
+import math
+import operator
 import re
+from collections.abc import Iterable
+from typing import Any
 
 MOST = 1000
 """Characters of an error; the middle of a longer one is left out."""
@@ -35,6 +39,23 @@ def listed(names: list[str], most: int = 3) -> str:
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     first = [name if name.strip() and name.isprintable() else ascii(name) for name in names[:most]]
     return ", ".join(map(shorten, first)) + more
+
+
+def check_number(name: str, found: Any, least: int, whole: bool = True) -> None:
+    """Raise a `UserError` unless the argument `name` is a finite number from `least`, and an integer if `whole`."""
+    try:
+        fits = least <= (operator.index(found) if whole else found) < math.inf
+    except TypeError:
+        fits = False
+    if not fits:
+        kind = "an integer" if whole else "a number"
+        raise UserError(f"{name}: expected {kind} from {least}, found {brief(repr(found))}")
+
+
+def check_choice(name: str, found: object, choices: Iterable[str]) -> None:
+    """Raise a `UserError` unless the argument `name` is one of the choices."""
+    if found not in (known := list(choices)):
+        raise UserError(f"{name}: expected {' or '.join(known)}, found {brief(repr(found))}")
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:

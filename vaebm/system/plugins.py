@@ -83,7 +83,7 @@ _loaded = False
 
 
 class Registry(UserDict[str, Registrable]):
-    """Name → entry; `registry[name] = entry` in a plug-in adds one.
+    """Mapping, name → entry; `registry[name] = entry` in a plug-in adds one.
 
     Args:
         what: description of an entry, for errors.
@@ -112,7 +112,14 @@ class Registry(UserDict[str, Registrable]):
         return f"{name}=={self.plugins[name].version}" if name in self.plugins else name
 
     def origin(self, name: str) -> str:
-        """The `stamped` name of a plug-in's entry and the hash of its source."""
+        """The `stamped` name of a plug-in's entry and the hash of its source.
+
+        Raises:
+            UserError: no plug-in has such an entry.
+        """
+        if name not in self.plugins:
+            exist = ", ".join(self.plugins) or "none"
+            raise UserError(f"there is no {self.what} {brief(name)!r} of a plug-in; those that exist: {exist}")
         return f"{self.stamped(name)} sha256:{self.plugins[name].sha256}"
 
     def check(self, text: str, what: str = "", known: Iterable[str] = (), advice: str = "") -> str:

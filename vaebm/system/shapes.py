@@ -1,7 +1,13 @@
 """Shapes of tensors in signatures; the tests check them at every call (jaxtyping, beartype)."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from vaebm.system.errors import UserError
 
 Images = Float[Tensor, "batch channels height width"]
 """Images, or noise of their shape."""
@@ -17,3 +23,33 @@ PerImage = Float[Tensor, "batch"]
 """One value per image or chain."""
 Paths = Float[Tensor, "batch places channels height width"]
 """Images on a path for each pair of images."""
+
+
+def check_images(name: str, images: Any, shape: Sequence[int], raw: bool = True) -> None:
+    """Raise a `UserError` unless the argument `name` is at least one image, (N, *shape), floating-point in [0, 1].
+
+    `raw`: grey levels uint8 are right too; and compare the values, for which a GPU has to wait.
+    """
+    sizes, kind = (
+        ", ".join(map(str, ("N", *shape))),
+        "uint8 or floating-point" if raw else "floating-point (`as_input`)",
+    )
+    expected = f"{name}: expected a tensor ({sizes}) of N images, {kind} in [0, 1], found"
+    if not isinstance(images, Tensor):
+        raise UserError(f"{expected} a value of type {type(images).__name__}; torch.as_tensor converts arrays")
+    grey, floating = raw and images.dtype == torch.uint8, images.is_floating_point()
+    if images.shape[1:] != torch.Size(shape) or not len(images) or not (grey or floating):
+        raise UserError(f"{expected} {tuple(images.shape)} {images.dtype}")
+    if raw and floating:
+        low, high = (float(end) for end in images.aminmax())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):  # up to rounding
+            raise UserError(f"{expected} values from {low:g} to {high:g}; divide grey levels by 255, clamp others")
+
+
+def check_noise(eps: Sequence[Tensor], shapes: Sequence[Sequence[int]], count: int | None = None) -> None:
+    """Raise a `UserError` unless `eps` has the `shapes` (B, …), where B is `count`, or None: the same in all."""
+    count = len(eps[0]) if count is None and len(eps) else count
+    if (found := [tuple(part.shape) for part in eps]) != [(count, *shape) for shape in shapes]:
+        wanted = ", ".join(f"({', '.join(map(str, ('B', *shape)))})" for shape in shapes)
+        of = "" if count is None else f" with B = {count}"
+        raise UserError(f"expected noise of the shapes [{wanted}]{of}, found {found}")

@@ -164,7 +164,7 @@ class Mirror:
         for left in self.client.search_logged_models([self.home], same):
             if left.model_id not in models:
                 self.client.delete_logged_model(left.model_id)
-        vaebm = VAEBM.from_results(model.folder).eval()
+        vaebm = VAEBM.from_results(model.folder)
         images, scores = (TensorSpec(np.dtype("float32"), (-1, *shape)) for shape in (vaebm.nvae.shape, ()))
         parameters = self.client.get_run(run).data.params
         logged = self.client.create_logged_model(
