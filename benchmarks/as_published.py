@@ -7,8 +7,9 @@ place of its own, so weights and trainers are the same; `tests/unit/test_as_publ
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,26 @@ def as_published(module: M) -> M:
     for layer in module.modules():
         layer.__class__ = PUBLISHED_LAYERS.get(type(layer), type(layer))  # same parameters, another forward pass
     return module
+
+
+class SeparateParameters:
+    """A network's parameters in separate tensors, each convolution with its own normalisation: `FlatParameters`."""
+
+    def __init__(self, module: nn.Module):
+        self.parameters = self.tensors = list(module.parameters())
+
+    def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> torch.optim.Optimizer:
+        """An optimiser of the parameters."""
+        return kind(self.parameters, foreach=kind is torch.optim.Adamax, **options)
+
+    def zero_gradients(self) -> None:
+        """Remove all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def normalized_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Without effect: convolutions normalise their weights."""
+        return contextlib.nullcontext()
 
 
 class Unprepared(VAEBM):

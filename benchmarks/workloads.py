@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
-from as_published import Unprepared, as_published
+from as_published import SeparateParameters, Unprepared, as_published
 from timing import Workload
 from torch import Tensor
 
@@ -161,7 +163,8 @@ def nvae_step(setup: Setup, device: torch.device, way: Implementation) -> Worklo
     """One update of the NVAE, with its regularisers."""
     nvae, _ = build(setup, device, way)
     training = setup.training.model_copy(update={"precision": way.precision})
-    trainer = NVAETrainer(nvae.train(), training, 1000, seed=0)
+    with separate_parameters(way):
+        trainer = NVAETrainer(nvae.train(), training, 1000, seed=0)
     return functools.partial(trainer.step, random_images(setup, device), 0, 1e-4, penalise=True)
 
 
@@ -171,6 +174,13 @@ def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workloa
     assert setup.ebm is not None
     chain = setup.ebm.chain.model_copy(update={"steps": setup.steps})
     return functools.partial(model.sample_batch, sample_noise(0, range(setup.batch)), chain)
+
+
+def separate_parameters(way: Implementation) -> contextlib.AbstractContextManager[object]:
+    """In this context trainers of the published arithmetic are built without the package's flat parameters."""
+    if way.kind != "as published":
+        return contextlib.nullcontext()
+    return mock.patch("vaebm.nvae.train.FlatParameters", SeparateParameters)
 
 
 def random_images(setup: Setup, device: torch.device) -> Tensor:

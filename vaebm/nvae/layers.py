@@ -66,6 +66,8 @@ class NormalizedConv2d(nn.Conv2d):
     """
 
     mask: Tensor | None
+    normalized: Tensor | None = None
+    """The present normalised weight, where it was computed together with others (`training.flat`)."""
 
     def __init__(
         self,
@@ -90,6 +92,8 @@ class NormalizedConv2d(nn.Conv2d):
 
     def effective_weight(self) -> Tensor:
         """The normalised weight, (out, in / groups, k, k)."""
+        if self.normalized is not None:
+            return self.normalized
         weight, norm = self._masked()
         return weight * (self.log_weight_norm.exp() / (norm + 1e-5))
 
