@@ -18,7 +18,15 @@ from torch.nn import functional as F
 from vaebm.energy.network import EnergyBlock, EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import FactorizedReduce, ResidualCell
-from vaebm.nvae.layers import BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, PlainConv2d, SqueezeExcitation
+from vaebm.nvae.layers import (
+    BatchNorm,
+    BatchNormSwish,
+    DataInitializedConv2d,
+    NormalizedConv2d,
+    PlainConv2d,
+    SqueezeExcitation,
+)
+from vaebm.training.spectral import SpectralPenalty
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -145,6 +153,29 @@ class SeparateParameters:
     def normalized_weights(self) -> contextlib.AbstractContextManager[None]:
         """Without effect: convolutions normalise their weights."""
         return contextlib.nullcontext()
+
+
+class PublishedSpectralPenalty(SpectralPenalty):
+    """The penalty with the library's normalisations, in each iteration of each shape."""
+
+    def forward(self) -> Tensor:
+        """The sum of the largest singular values."""
+        iterations, self._first = 40 if self._first else 4, False
+        total = []
+        for number, group in enumerate(self.groups.values()):
+            matrices = torch.stack([weight().flatten(1) for weight in group])
+            u, v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
+            with torch.no_grad():
+                for _ in range(iterations):
+                    v.copy_(F.normalize(torch.bmm(u[:, None], matrices)[:, 0], dim=1, eps=1e-3))
+                    u.copy_(F.normalize(torch.bmm(matrices, v[:, :, None])[:, :, 0], dim=1, eps=1e-3))
+            total.append(torch.einsum("no,nok,nk->", u, matrices, v))
+        return torch.stack(total).sum()
+
+
+def batch_norm_penalty(module: nn.Module) -> Tensor:
+    """Σ max |γ|, layer by layer."""
+    return torch.stack([layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]).sum()
 
 
 class Unprepared(VAEBM):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import torch
-from as_published import SeparateParameters, Unprepared, as_published
+from as_published import PublishedSpectralPenalty, SeparateParameters, Unprepared, as_published, batch_norm_penalty
 from timing import Workload
 from torch import Tensor
 
@@ -147,7 +147,8 @@ def ebm_iteration(setup: Setup, device: torch.device, way: Implementation) -> Wo
     assert energy is not None and setup.ebm is not None
     training = setup.ebm.training.model_copy(update={"precision": way.precision})
     stage = setup.ebm.model_copy(update={"training": training})
-    trainer = EBMTrainer(nvae.requires_grad_(False), energy, stage, seed=0)
+    with training_of(way):
+        trainer = EBMTrainer(nvae.requires_grad_(False), energy, stage, seed=0)
     if way.kind != "fast":
         trainer.vaebm = Unprepared(nvae, energy, setup.ebm.potential)
     images = random_images(setup, device)
@@ -163,9 +164,15 @@ def nvae_step(setup: Setup, device: torch.device, way: Implementation) -> Worklo
     """One update of the NVAE, with its regularisers."""
     nvae, _ = build(setup, device, way)
     training = setup.training.model_copy(update={"precision": way.precision})
-    with separate_parameters(way):
+    with training_of(way):
         trainer = NVAETrainer(nvae.train(), training, 1000, seed=0)
-    return functools.partial(trainer.step, random_images(setup, device), 0, 1e-4, penalise=True)
+    images = random_images(setup, device)
+
+    def work() -> None:
+        with training_of(way):
+            trainer.step(images, 0, 1e-4, penalise=True)
+
+    return work
 
 
 def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workload:
@@ -176,11 +183,16 @@ def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workloa
     return functools.partial(model.sample_batch, sample_noise(0, range(setup.batch)), chain)
 
 
-def separate_parameters(way: Implementation) -> contextlib.AbstractContextManager[object]:
-    """In this context trainers of the published arithmetic are built without the package's flat parameters."""
-    if way.kind != "as published":
-        return contextlib.nullcontext()
-    return mock.patch("vaebm.nvae.train.FlatParameters", SeparateParameters)
+@contextlib.contextmanager
+def training_of(way: Implementation) -> Iterator[None]:
+    """In this context a trainer of the published arithmetic gets separate parameters and the published penalties."""
+    with contextlib.ExitStack() as patches:
+        if way.kind == "as published":
+            for module in ("vaebm.nvae.train", "vaebm.ebm.iteration"):
+                patches.enter_context(mock.patch(f"{module}.FlatParameters", SeparateParameters))
+                patches.enter_context(mock.patch(f"{module}.SpectralPenalty", PublishedSpectralPenalty))
+            patches.enter_context(mock.patch("vaebm.nvae.train.batch_norm_penalty", batch_norm_penalty))
+        yield
 
 
 def random_images(setup: Setup, device: torch.device) -> Tensor:

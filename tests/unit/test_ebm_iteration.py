@@ -148,7 +148,9 @@ def test_a_restart_has_the_snapshots_weights_and_another_seed(tmp_path: Path) ->
         )
         assert all(torch.equal(*pair) for pair in zip(again.parameters, weights, strict=True))
         assert again.buffer is not None and len(again.buffer) == 0
-        assert [float(state["step"]) for state in again.optimizer.state.values()] == [3.0] * len(weights)
+        assert [float(state["step"]) for state in again.optimizer.state_dict()["state"].values()] == [3.0] * len(
+            weights
+        )
         assert again.average.updates == 3 and bool(again.spectral.started)
         iterate(again, range(3, 6))
         ends.append(again.ends)

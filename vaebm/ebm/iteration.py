@@ -21,6 +21,7 @@ from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.system import distributed
 from vaebm.system.precision import chain_dtype
+from vaebm.training.flat import FlatParameters
 from vaebm.training.loop import Stateful, training_batch
 from vaebm.training.spectral import SpectralPenalty
 
@@ -74,9 +75,10 @@ class EBMTrainer:
         training = stage.training
         penalty = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral"))
         self.spectral = penalty.to(nvae.device, nvae.dtype)
-        self.parameters = list(energy.parameters())
-        self.optimizer = torch.optim.Adam(
-            self.parameters,
+        self.flat = FlatParameters(energy)
+        self.parameters = self.flat.parameters
+        self.optimizer = self.flat.optimizer(
+            torch.optim.Adam,
             lr=training.learning_rate,
             betas=(training.beta1, training.beta2),
             weight_decay=training.weight_decay,
@@ -126,18 +128,19 @@ class EBMTrainer:
             pixels = self.vaebm.decoder.decode(self.ends)[0]
             negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
         penalties = stage.training.energy_penalty, stage.training.gradient_penalty
-        parts = contrastive_divergence(energy, positive, negative, *penalties)
+        self.flat.zero_gradients()
+        with self.flat.normalized_weights():
+            parts = contrastive_divergence(energy, positive, negative, *penalties)
 
-        # 4. gradient of the loss and the spectral penalty, over the global batch
-        penalty = self.spectral()
-        self.optimizer.zero_grad(set_to_none=True)
-        (parts.loss + stage.training.spectral_weight * penalty).backward()
-        distributed.average_gradients(self.parameters)
+            # 4. gradient of the loss and the spectral penalty, over the global batch
+            penalty = self.spectral()
+            (parts.loss + stage.training.spectral_weight * penalty).backward()
+        distributed.average_gradients(self.flat.tensors)
 
         energies = torch.stack([parts.positive, parts.negative]).detach()
         data, chains = distributed.gather(energies).transpose(0, 1).flatten(1)
         whole = ContrastiveDivergence(distributed.mean(parts.loss), data, chains)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([each.grad for each in self.flat.tensors if each.grad is not None])
         values = [whole.loss, whole.gap, whole.spread, norm, data.mean(), chains.mean(), penalty.detach()]
         return Iteration(*torch.stack(values).tolist())
 
@@ -178,7 +181,7 @@ class EBMTrainer:
         if training.adaptive_clip:
             adaptive_clip(self.optimizer)
         if training.gradient_norm_limit is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, training.gradient_norm_limit)
+            torch.nn.utils.clip_grad_norm_(self.flat.tensors, training.gradient_norm_limit)
 
         # 6. Adam with L2 decay, and the average of the weights
         self.optimizer.param_groups[0]["lr"] = rate
