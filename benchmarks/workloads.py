@@ -11,7 +11,14 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from as_published import PublishedSpectralPenalty, SeparateParameters, Unprepared, as_published, batch_norm_penalty
+from as_published import (
+    PublishedSpectralPenalty,
+    SeparateParameters,
+    Unprepared,
+    as_published,
+    batch_norm_penalty,
+    separate_passes,
+)
 from timing import Workload
 from torch import Tensor
 
@@ -154,8 +161,9 @@ def ebm_iteration(setup: Setup, device: torch.device, way: Implementation) -> Wo
     images = random_images(setup, device)
 
     def work() -> None:
-        trainer.gradients(images, 0)
-        trainer.update(stage.training.learning_rate)
+        with training_of(way):
+            trainer.gradients(images, 0)
+            trainer.update(stage.training.learning_rate)
 
     return work
 
@@ -192,6 +200,7 @@ def training_of(way: Implementation) -> Iterator[None]:
                 patches.enter_context(mock.patch(f"{module}.FlatParameters", SeparateParameters))
                 patches.enter_context(mock.patch(f"{module}.SpectralPenalty", PublishedSpectralPenalty))
             patches.enter_context(mock.patch("vaebm.nvae.train.batch_norm_penalty", batch_norm_penalty))
+            patches.enter_context(mock.patch("vaebm.ebm.iteration.contrastive_divergence", separate_passes))
         yield
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from vaebm.nvae.layers import NormalizedConv2d
+from vaebm.nvae.layers import NormalizedConv2d, weights_computed_before
 
 
 class FlatParameters:
@@ -68,13 +68,10 @@ class FlatParameters:
         factors = (self._norms.exp() / (torch.cat(norms) + 1e-5)).split([len(each) for each in norms])
         made = torch.cat([(matrix * each).flatten() for matrix, each in zip(self._matrices, factors, strict=True)])
         used = made.detach().requires_grad_()
-        for layer, part in zip(self._layers, used.split([layer.weight.numel() for layer in self._layers]), strict=True):
-            layer.normalized = _like(part, layer.weight)
-        try:
+        parts = used.split([layer.weight.numel() for layer in self._layers])
+        weights = [(layer, _like(part, layer.weight)) for layer, part in zip(self._layers, parts, strict=True)]
+        with weights_computed_before(weights):
             yield
-        finally:
-            for layer in self._layers:
-                layer.normalized = None
         if used.grad is not None:
             made.backward(used.grad)
 
