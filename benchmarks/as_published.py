@@ -7,17 +7,27 @@ place of its own, so weights and trainers are the same; `tests/unit/test_as_publ
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaebm.ebm.contrastive_divergence import ContrastiveDivergence, contrastive_divergence
 from vaebm.energy.network import EnergyBlock, EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import FactorizedReduce, ResidualCell
-from vaebm.nvae.layers import BatchNormSwish, DataInitializedConv2d, NormalizedConv2d, PlainConv2d, SqueezeExcitation
+from vaebm.nvae.layers import (
+    BatchNorm,
+    BatchNormSwish,
+    DataInitializedConv2d,
+    NormalizedConv2d,
+    PlainConv2d,
+    SqueezeExcitation,
+)
+from vaebm.training.spectral import SpectralPenalty
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -124,6 +134,54 @@ def as_published(module: M) -> M:
     for layer in module.modules():
         layer.__class__ = PUBLISHED_LAYERS.get(type(layer), type(layer))  # same parameters, another forward pass
     return module
+
+
+class SeparateParameters:
+    """A network's parameters in separate tensors, each convolution with its own normalisation: `FlatParameters`."""
+
+    def __init__(self, module: nn.Module):
+        self.parameters = self.tensors = list(module.parameters())
+
+    def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> torch.optim.Optimizer:
+        """An optimiser of the parameters."""
+        return kind(self.parameters, foreach=kind is torch.optim.Adamax, **options)
+
+    def zero_gradients(self) -> None:
+        """Remove all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def normalized_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Without effect: convolutions normalise their weights."""
+        return contextlib.nullcontext()
+
+
+class PublishedSpectralPenalty(SpectralPenalty):
+    """The penalty with the library's normalisations, in each iteration of each shape."""
+
+    def forward(self) -> Tensor:
+        """The sum of the largest singular values."""
+        iterations, self._first = 40 if self._first else 4, False
+        total = []
+        for number, group in enumerate(self.groups.values()):
+            matrices = torch.stack([weight().flatten(1) for weight in group])
+            u, v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
+            with torch.no_grad():
+                for _ in range(iterations):
+                    v.copy_(F.normalize(torch.bmm(u[:, None], matrices)[:, 0], dim=1, eps=1e-3))
+                    u.copy_(F.normalize(torch.bmm(matrices, v[:, :, None])[:, :, 0], dim=1, eps=1e-3))
+            total.append(torch.einsum("no,nok,nk->", u, matrices, v))
+        return torch.stack(total).sum()
+
+
+def batch_norm_penalty(module: nn.Module) -> Tensor:
+    """Σ max |γ|, layer by layer."""
+    return torch.stack([layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]).sum()
+
+
+def separate_passes(energy: nn.Module, *arguments: Any) -> ContrastiveDivergence:
+    """`contrastive_divergence` with a pass for the data and one for the chains' images."""
+    return contrastive_divergence(lambda x: energy(x), *arguments)
 
 
 class Unprepared(VAEBM):

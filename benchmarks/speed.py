@@ -95,15 +95,15 @@ def _images(device: torch.device) -> Tensor:
     return images.cpu()
 
 
-def _count(device: torch.device) -> tuple[int, int]:
-    """FLOP, and bytes read and written, counted in one thread without CUDA graphs."""
+def _count(device: torch.device) -> tuple[int, int, int]:
+    """FLOP, bytes read and written, and operations, counted in one thread without CUDA graphs."""
     traffic, threads = Traffic(), torch.get_num_threads()
     torch.set_num_threads(1)
     without_graphs = mock.patch.object(PreparedPotential, "replay", langevin)
     with without_graphs, traffic.of_kernels(), traffic, measured() as counted:
         _work()
     torch.set_num_threads(threads)
-    return counted().flop + traffic.flop, traffic.bytes
+    return counted().flop + traffic.flop, traffic.bytes, traffic.calls
 
 
 def _peak(device: torch.device) -> int:
@@ -128,7 +128,7 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
     """
     begin = {str(way): functools.partial(worker, name, setup, device, way) for way in implementations(name, device)}
     memory: dict[str, int] = {}
-    counts: dict[str, tuple[int, int]] = {}
+    counts: dict[str, tuple[int, int, int]] = {}
     if name == "langevin_step" and device.type == "cpu":
         for way, start in begin.items():
             with start() as call:
@@ -156,7 +156,9 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
             "ratio_quartiles": np.quantile(paired, [0.25, 0.75]).tolist(),
         }
         if counts:
-            for what, count in zip(("flop", "bytes"), counts[way], strict=True):
+            *amounts, calls = counts[way]
+            found[way]["calls"] = round(calls / parts)
+            for what, count in zip(("flop", "bytes"), amounts, strict=True):
                 found[way] |= {what: count / parts, f"{what}_per_second": count / median}
         if memory:
             found[way]["peak_memory"] = memory[way]
@@ -181,25 +183,28 @@ def heading(results: dict[str, Any]) -> str:
             f"product {quantity(best['product'], 'FLOP/s')}, copy {quantity(best['copy'], 'B/s')}",
             f"langevin_step in a chain of {steps['langevin_step']}, ebm_iteration with {steps['ebm_iteration']} chain "
             f"steps, sampling with {steps['sampling']}",
-            "bytes: read and written by all operations; freed memory: on a CPU left to the system where it computes as "
+            "calls: operations, except views; share: FLOP/s over the machine's; bytes: read and written by all "
+            "operations; freed memory: on a CPU left to the system where it computes as "
             "published, else kept as in the stages",
             "",
-            f"{'':<16}{'':<24}{'ms':>9}{'quartiles':>19}{'ratio':>8}{'FLOP/s':>16}{'B/s':>14}{'peak memory':>14}",
+            f"{'':<16}{'':<24}{'ms':>9}{'quartiles':>19}{'ratio':>8}{'calls':>8}{'FLOP/s':>16}{'share':>7}{'B/s':>14}"
+            f"{'peak memory':>14}",
         ]
     )
 
 
-def show(name: str, found: dict[str, Any]) -> str:
-    """Results of a workload as text."""
+def show(name: str, found: dict[str, Any], best: float) -> str:
+    """Results of a workload as text; `best` is the machine's rate, in FLOP/s."""
     lines = []
     for way, one in found.items():
         digits = 0 if one["seconds"] > 1 else 1
         low, high = (f"{1e3 * value:.{digits}f}" for value in one["quartiles"])
         units = {"flop_per_second": "FLOP/s", "bytes_per_second": "B/s", "peak_memory": "B"}
         rates = [quantity(one[key], unit) if key in one else "" for key, unit in units.items()]
+        share = f"{one['flop_per_second'] / best:.1%}" if "flop_per_second" in one else ""
         lines.append(
             f"{name:<16}{way:<24}{1e3 * one['seconds']:>9.{digits}f}{f'{low} to {high}':>19}{one['ratio']:>8.2f}"
-            f"{rates[0]:>16}{rates[1]:>14}{rates[2]:>14}"
+            f"{one.get('calls', ''):>8}{rates[0]:>16}{share:>7}{rates[1]:>14}{rates[2]:>14}"
         )
         name = ""
     for way, one in found.items():
@@ -267,7 +272,7 @@ def main() -> None:
                 "choose a smaller --batch"
             )
         results["works"][name] = found
-        print(show(name, found), flush=True)
+        print(show(name, found, max(results["machine"]["convolution"], results["machine"]["product"])), flush=True)
         if arguments.json is not None:
             write_json(arguments.json, results)
 

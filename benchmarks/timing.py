@@ -21,9 +21,10 @@ Workload = Callable[[], Any]
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes that operations read and write, except views."""
+    """Counts operations, except views, and the bytes that they read and write."""
 
     bytes = 0
+    calls = 0
     flop = 0
     """FLOP that torch does not count."""
 
@@ -33,6 +34,7 @@ class Traffic(TorchDispatchMode):
         """Called by torch for every operation, also in backward passes."""
         out = function(*args, **(kwargs or {}))
         if not function.is_view:
+            self.calls += 1
             tensors, _ = torch.utils._pytree.tree_flatten((args, out))
             self.bytes += sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
         return out

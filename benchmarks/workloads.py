@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
-from as_published import Unprepared, as_published
+from as_published import (
+    PublishedSpectralPenalty,
+    SeparateParameters,
+    Unprepared,
+    as_published,
+    batch_norm_penalty,
+    separate_passes,
+)
 from timing import Workload
 from torch import Tensor
 
@@ -145,14 +154,16 @@ def ebm_iteration(setup: Setup, device: torch.device, way: Implementation) -> Wo
     assert energy is not None and setup.ebm is not None
     training = setup.ebm.training.model_copy(update={"precision": way.precision})
     stage = setup.ebm.model_copy(update={"training": training})
-    trainer = EBMTrainer(nvae.requires_grad_(False), energy, stage, seed=0)
+    with training_of(way):
+        trainer = EBMTrainer(nvae.requires_grad_(False), energy, stage, seed=0)
     if way.kind != "fast":
         trainer.vaebm = Unprepared(nvae, energy, setup.ebm.potential)
     images = random_images(setup, device)
 
     def work() -> None:
-        trainer.gradients(images, 0)
-        trainer.update(stage.training.learning_rate)
+        with training_of(way):
+            trainer.gradients(images, 0)
+            trainer.update(stage.training.learning_rate)
 
     return work
 
@@ -161,8 +172,15 @@ def nvae_step(setup: Setup, device: torch.device, way: Implementation) -> Worklo
     """One update of the NVAE, with its regularisers."""
     nvae, _ = build(setup, device, way)
     training = setup.training.model_copy(update={"precision": way.precision})
-    trainer = NVAETrainer(nvae.train(), training, 1000, seed=0)
-    return functools.partial(trainer.step, random_images(setup, device), 0, 1e-4, penalise=True)
+    with training_of(way):
+        trainer = NVAETrainer(nvae.train(), training, 1000, seed=0)
+    images = random_images(setup, device)
+
+    def work() -> None:
+        with training_of(way):
+            trainer.step(images, 0, 1e-4, penalise=True)
+
+    return work
 
 
 def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workload:
@@ -171,6 +189,19 @@ def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workloa
     assert setup.ebm is not None
     chain = setup.ebm.chain.model_copy(update={"steps": setup.steps})
     return functools.partial(model.sample_batch, sample_noise(0, range(setup.batch)), chain)
+
+
+@contextlib.contextmanager
+def training_of(way: Implementation) -> Iterator[None]:
+    """In this context a trainer of the published arithmetic gets separate parameters and the published penalties."""
+    with contextlib.ExitStack() as patches:
+        if way.kind == "as published":
+            for module in ("vaebm.nvae.train", "vaebm.ebm.iteration"):
+                patches.enter_context(mock.patch(f"{module}.FlatParameters", SeparateParameters))
+                patches.enter_context(mock.patch(f"{module}.SpectralPenalty", PublishedSpectralPenalty))
+            patches.enter_context(mock.patch("vaebm.nvae.train.batch_norm_penalty", batch_norm_penalty))
+            patches.enter_context(mock.patch("vaebm.ebm.iteration.contrastive_divergence", separate_passes))
+        yield
 
 
 def random_images(setup: Setup, device: torch.device) -> Tensor:

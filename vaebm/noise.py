@@ -91,9 +91,11 @@ class NoiseSource:
         bits = np.random.Philox(key=derive(self.seed, self.purpose))
         generator, state = np.random.Generator(bits), bits.state
         fill = generator.standard_normal if distribution == "normal" else generator.random
+        state["buffer_pos"] = 4  # discard values buffered for the sample before
+        counter = state["state"]["counter"]
+        counter[:] = (0, 0, step, 0)
         for row, index in zip(flat, self.index, strict=True):
-            state["state"]["counter"][:] = (0, 0, step, index)
-            state["buffer_pos"] = 4  # discard values buffered for the sample before
+            counter[3] = index
             bits.state = state
             fill(out=row, dtype=np.float32)
         return torch.from_numpy(flat).to(device)

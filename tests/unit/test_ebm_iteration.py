@@ -100,7 +100,7 @@ def test_positives_have_the_depth_of_the_nvae_or_of_the_file(quantized: bool, le
     trainer, seen = make_trainer(bits=5, quantize_positives=quantized), list[Tensor]()
     trainer.energy.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     trainer.gradients(images(), 0)
-    positive = seen[-2]  # before the chains' images
+    positive = seen[-1][:4]  # before the chains' images, in one pass
     assert torch.equal((positive * levels).round() / levels, positive)
     assert len(positive.unique()) > 0.5 * min(levels, 256)
 
@@ -148,7 +148,9 @@ def test_a_restart_has_the_snapshots_weights_and_another_seed(tmp_path: Path) ->
         )
         assert all(torch.equal(*pair) for pair in zip(again.parameters, weights, strict=True))
         assert again.buffer is not None and len(again.buffer) == 0
-        assert [float(state["step"]) for state in again.optimizer.state.values()] == [3.0] * len(weights)
+        assert [float(state["step"]) for state in again.optimizer.state_dict()["state"].values()] == [3.0] * len(
+            weights
+        )
         assert again.average.updates == 3 and bool(again.spectral.started)
         iterate(again, range(3, 6))
         ends.append(again.ends)

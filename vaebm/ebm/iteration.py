@@ -17,10 +17,11 @@ from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.model import build_model
 from vaebm.noise import NoiseSource, derive
-from vaebm.nvae.layers import convolution_weights
+from vaebm.nvae.layers import NormalizedConv2d, convolution_weights, weights_computed_before
 from vaebm.nvae.model import NVAE
 from vaebm.system import distributed
 from vaebm.system.precision import chain_dtype
+from vaebm.training.flat import FlatParameters
 from vaebm.training.loop import Stateful, training_batch
 from vaebm.training.spectral import SpectralPenalty
 
@@ -71,12 +72,15 @@ class EBMTrainer:
         self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives, prior)
         self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
         self.nvae = nvae
+        convolutions = [layer for layer in nvae.modules() if isinstance(layer, NormalizedConv2d)]
+        self.nvae_weights = [(layer, layer.effective_weight().detach()) for layer in convolutions]
         training = stage.training
         penalty = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral"))
         self.spectral = penalty.to(nvae.device, nvae.dtype)
-        self.parameters = list(energy.parameters())
-        self.optimizer = torch.optim.Adam(
-            self.parameters,
+        self.flat = FlatParameters(energy)
+        self.parameters = self.flat.parameters
+        self.optimizer = self.flat.optimizer(
+            torch.optim.Adam,
             lr=training.learning_rate,
             betas=(training.beta1, training.beta2),
             weight_decay=training.weight_decay,
@@ -113,7 +117,8 @@ class EBMTrainer:
 
         # 1. start of the chains
         noise = NoiseSource(self.noise_seed, "chain", share)
-        eps_z, eps_x = self.start(own, step, noise)
+        with weights_computed_before(self.nvae_weights):
+            eps_z, eps_x = self.start(own, step, noise)
 
         # 2. K Langevin steps, without gradient for the energy's weights
         energy.requires_grad_(False)
@@ -121,23 +126,25 @@ class EBMTrainer:
         energy.requires_grad_(True)
 
         # 3. energies of the data and of the chains' images
-        positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
+        with weights_computed_before(self.nvae_weights):
+            positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
         with torch.no_grad():
             pixels = self.vaebm.decoder.decode(self.ends)[0]
             negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
         penalties = stage.training.energy_penalty, stage.training.gradient_penalty
-        parts = contrastive_divergence(energy, positive, negative, *penalties)
+        self.flat.zero_gradients()
+        with self.flat.normalized_weights():
+            parts = contrastive_divergence(energy, positive, negative, *penalties)
 
-        # 4. gradient of the loss and the spectral penalty, over the global batch
-        penalty = self.spectral()
-        self.optimizer.zero_grad(set_to_none=True)
-        (parts.loss + stage.training.spectral_weight * penalty).backward()
-        distributed.average_gradients(self.parameters)
+            # 4. gradient of the loss and the spectral penalty, over the global batch
+            penalty = self.spectral()
+            (parts.loss + stage.training.spectral_weight * penalty).backward()
+        distributed.average_gradients(self.flat.tensors)
 
         energies = torch.stack([parts.positive, parts.negative]).detach()
         data, chains = distributed.gather(energies).transpose(0, 1).flatten(1)
         whole = ContrastiveDivergence(distributed.mean(parts.loss), data, chains)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([each.grad for each in self.flat.tensors if each.grad is not None])
         values = [whole.loss, whole.gap, whole.spread, norm, data.mean(), chains.mean(), penalty.detach()]
         return Iteration(*torch.stack(values).tolist())
 
@@ -178,7 +185,7 @@ class EBMTrainer:
         if training.adaptive_clip:
             adaptive_clip(self.optimizer)
         if training.gradient_norm_limit is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, training.gradient_norm_limit)
+            torch.nn.utils.clip_grad_norm_(self.flat.tensors, training.gradient_norm_limit)
 
         # 6. Adam with L2 decay, and the average of the weights
         self.optimizer.param_groups[0]["lr"] = rate

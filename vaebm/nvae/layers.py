@@ -1,7 +1,7 @@
 """Layers of the NVAE and the energy network (NVAE section 3.3 and appendix A)."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from vaebm.system import distributed
+
+FEW_VALUES = 2**15
+"""Values of an input up to which a 1×1 convolution on a CPU is a matrix product."""
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -44,10 +47,12 @@ def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     """Apply a layer's convolution with the given weight: (B, in, H, W) → (B, out, H', W').
 
     On a GPU, 1×1 convolutions are matrix products, and depthwise ones use `_Depthwise`. The library's kernels take up
-    to six times as long in the layout channels_last (docs/measurements/speed-gpu.md).
+    to six times as long in the layout channels_last (docs/measurements/speed-gpu.md). So are 1×1 convolutions of few
+    values on a CPU: the library takes up to 1.8 times as long there, and 0.9 times for many values.
     """
     plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
-    if x.is_cuda and plain and layer.kernel_size == (1, 1) and layer.groups == 1:
+    few = x.is_cuda or x.numel() <= FEW_VALUES
+    if few and plain and layer.kernel_size == (1, 1) and layer.groups == 1:
         return pointwise(x, weight, layer.bias)
     if x.is_cuda and plain and layer.groups == layer.in_channels == layer.out_channels and layer.bias is None:
         if torch.is_autocast_enabled("cuda"):
@@ -66,6 +71,8 @@ class NormalizedConv2d(nn.Conv2d):
     """
 
     mask: Tensor | None
+    normalized: Tensor | None = None
+    """The present normalised weight, where it was computed together with others (`training.flat`)."""
 
     def __init__(
         self,
@@ -90,12 +97,26 @@ class NormalizedConv2d(nn.Conv2d):
 
     def effective_weight(self) -> Tensor:
         """The normalised weight, (out, in / groups, k, k)."""
+        if self.normalized is not None:
+            return self.normalized
         weight, norm = self._masked()
         return weight * (self.log_weight_norm.exp() / (norm + 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         return convolve(self, x, self.effective_weight())
+
+
+@contextlib.contextmanager
+def weights_computed_before(weights: Sequence[tuple[NormalizedConv2d, Tensor]]) -> Iterator[None]:
+    """In this context the convolutions use these normalised weights and compute none."""
+    for layer, weight in weights:
+        layer.normalized = weight
+    try:
+        yield
+    finally:
+        for layer, _ in weights:
+            layer.normalized = None
 
 
 class DataInitializedConv2d(NormalizedConv2d):

@@ -69,5 +69,9 @@ def nelbo(output: NVAEOutput, x: Tensor, beta: float = 1.0, sizes: Tensor | None
 
 def batch_norm_penalty(module: nn.Module) -> Tensor:
     """Σ over batch norms of max |γ|; 0 without batch norms."""
-    largest = [layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]
-    return torch.stack(largest).sum() if largest else next(module.parameters()).new_zeros(())
+    widths: dict[int, list[Tensor]] = {}
+    for layer in module.modules():
+        if isinstance(layer, BatchNorm):
+            widths.setdefault(len(layer.weight), []).append(layer.weight)
+    largest = [torch.stack(weights).abs().amax(1) for weights in widths.values()]
+    return torch.cat(largest).sum() if largest else next(module.parameters()).new_zeros(())

@@ -50,13 +50,18 @@ class SpectralPenalty(nn.Module):
         self._first = False
         total = []
         for number, group in enumerate(self.groups.values()):
-            matrices = torch.stack([weight().flatten(1) for weight in group])
-            u, v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
-            with torch.no_grad():
-                for _ in range(iterations):
-                    v = F.normalize(torch.bmm(u[:, None], matrices)[:, 0], dim=1, eps=1e-3)
-                    u = F.normalize(torch.bmm(matrices, v[:, :, None])[:, :, 0], dim=1, eps=1e-3)
-                self.get_buffer(f"u{number}").copy_(u)
-                self.get_buffer(f"v{number}").copy_(v)
-            total.append(torch.einsum("no,nok,nk->", u, matrices, v))
+            matrices = torch.stack([weight() for weight in group]).flatten(2)
+            saved_u, saved_v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
+            u, fixed, transposed = saved_u[:, None], matrices.detach(), matrices.detach().transpose(1, 2)
+            for _ in range(iterations):
+                v = _unit(torch.bmm(u, fixed))
+                u = _unit(torch.bmm(v, transposed))
+            saved_u.copy_(u[:, 0])
+            saved_v.copy_(v[:, 0])
+            total.append((torch.bmm(u, matrices) * v).sum())
         return torch.stack(total).sum() if total else torch.zeros((), device=self.started.device)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Divide rows (n, 1, length) by their norms, in place."""
+    return rows.div_(torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp_min_(1e-3))

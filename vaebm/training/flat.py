@@ -1,0 +1,124 @@
+"""All parameters of a network in one vector, so that what a training does with all of them takes few operations."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from vaebm.nvae.layers import NormalizedConv2d, weights_computed_before
+
+
+class FlatParameters:
+    """The parameters of `module`, of one type and on one device, as views of one vector; so are their gradients.
+
+    Normalised weights whose rows have equal length are one matrix, and are normalised together.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.parameters = list(module.parameters())
+        groups: dict[int, list[NormalizedConv2d]] = {}
+        for layer in module.modules():
+            if isinstance(layer, NormalizedConv2d) and layer.mask is None:
+                groups.setdefault(layer.weight[0].numel(), []).append(layer)
+        self._layers = [layer for group in groups.values() for layer in group]
+        norms = [layer.log_weight_norm for layer in self._layers]
+        first = {id(each): each for each in [*(layer.weight for layer in self._layers), *norms]}
+        self._order = list((first | {id(each): each for each in self.parameters}).values())
+        place = {id(each): number for number, each in enumerate(self._order)}
+        self._places = [place[id(each)] for each in self.parameters]
+
+        vector = torch.cat([_rows(each.detach()).flatten() for each in self._order])
+        gradient = torch.zeros_like(vector)
+        self.tensors = [_leaf(vector, gradient)]
+        """The vector, for the optimiser and everything else that is done with all parameters."""
+        for each, value, slope in zip(self.parameters, self._views(vector), self._views(gradient), strict=True):
+            each.data, each.grad = value, slope
+        counts = [*(sum(layer.weight.numel() for layer in group) for group in groups.values()), sum(map(len, norms))]
+        parts = (whole[: sum(counts)].split(counts) for whole in (vector, gradient))
+        *self._matrices, self._norms = (
+            _leaf(value.view(-1, width), slope.view(-1, width))
+            for value, slope, width in zip(*parts, [*groups, 1], strict=True)
+        )
+
+    def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> Any:
+        """Build an optimiser whose saved state is that of an optimiser of the module's parameters."""
+        optimizer = kind(self.tensors, **options)
+        optimizer.register_state_dict_post_hook(self._separate)
+        optimizer.register_load_state_dict_pre_hook(self._join)
+        optimizer.register_step_post_hook(lambda *_: increment_version(self.parameters))
+        return optimizer
+
+    def zero_gradients(self) -> None:
+        """Set all gradients to zero."""
+        torch._foreach_zero_([each.grad for each in self.tensors if each.grad is not None])
+
+    @contextlib.contextmanager
+    def normalized_weights(self) -> Iterator[None]:
+        """In this context the convolutions have weights that were normalised together.
+
+        Gradients of these weights, of any number of backward passes, become those of the parameters at its end.
+        """
+        if not self._layers:
+            yield
+            return
+        norms = [torch.linalg.vector_norm(matrix, dim=1, keepdim=True) for matrix in self._matrices]
+        factors = (self._norms.exp() / (torch.cat(norms) + 1e-5)).split([len(each) for each in norms])
+        made = torch.cat([(matrix * each).flatten() for matrix, each in zip(self._matrices, factors, strict=True)])
+        used = made.detach().requires_grad_()
+        parts = used.split([layer.weight.numel() for layer in self._layers])
+        weights = [(layer, _like(part, layer.weight)) for layer, part in zip(self._layers, parts, strict=True)]
+        with weights_computed_before(weights):
+            yield
+        if used.grad is not None:
+            made.backward(used.grad)
+
+    def _views(self, whole: Tensor) -> list[Tensor]:
+        """Parts of a vector, in shapes and order of the module's parameters."""
+        parts = whole.split([each.numel() for each in self._order])
+        return [_like(parts[place], each) for place, each in zip(self._places, self.parameters, strict=True)]
+
+    def _separate(self, _: object, state: dict[str, Any]) -> None:
+        """Turn the optimiser's state into that of an optimiser of the module's parameters."""
+        count = range(len(self.parameters))
+        parts = {
+            name: self._views(value) if value.dim() else [value] * len(count)
+            for name, value in state["state"].get(0, {}).items()
+        }
+        state["state"] = {number: {name: each[number] for name, each in parts.items()} for number in count if parts}
+        state["param_groups"][0]["params"] = list(count)
+
+    def _join(self, _: object, state: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of `_separate`; parameters without a state get zeros."""
+        joined: dict[str, Tensor] = {}
+        for number, values in state["state"].items():
+            for name, value in values.items():
+                whole = joined.setdefault(name, torch.zeros_like(self.tensors[0].detach()) if value.dim() else value)
+                if value.dim():
+                    self._views(whole)[number].copy_(value)
+        groups = [group | {"params": [0]} for group in state["param_groups"]]
+        return state | {"state": {0: joined} if joined else {}, "param_groups": groups}
+
+
+def _leaf(value: Tensor, gradient: Tensor) -> Tensor:
+    """A leaf of autograd in the memory of `value`, whose gradient is added up in `gradient`."""
+    leaf = value.detach().requires_grad_()
+    leaf.grad = gradient
+    return leaf
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The values of a parameter in the order of its layout: (out, k, k, in) for channels_last."""
+    return x.permute(0, 2, 3, 1) if _channels_last(x) else x
+
+
+def _like(part: Tensor, parameter: Tensor) -> Tensor:
+    """View a part of a vector in the shape and layout of a parameter."""
+    part = part.view(_rows(parameter).shape)
+    return part.permute(0, 3, 1, 2) if _channels_last(parameter) else part
