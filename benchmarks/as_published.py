@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.ebm.contrastive_divergence import ContrastiveDivergence, contrastive_divergence
 from vaebm.energy.network import EnergyBlock, EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import FactorizedReduce, ResidualCell
@@ -177,11 +176,6 @@ class PublishedSpectralPenalty(SpectralPenalty):
 def batch_norm_penalty(module: nn.Module) -> Tensor:
     """Σ max |γ|, layer by layer."""
     return torch.stack([layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]).sum()
-
-
-def separate_passes(energy: nn.Module, *arguments: Any) -> ContrastiveDivergence:
-    """`contrastive_divergence` with a pass for the data and one for the chains' images."""
-    return contrastive_divergence(lambda x: energy(x), *arguments)
 
 
 class Unprepared(VAEBM):

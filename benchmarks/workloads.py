@@ -17,7 +17,6 @@ from as_published import (
     Unprepared,
     as_published,
     batch_norm_penalty,
-    separate_passes,
 )
 from timing import Workload
 from torch import Tensor
@@ -200,7 +199,6 @@ def training_of(way: Implementation) -> Iterator[None]:
                 patches.enter_context(mock.patch(f"{module}.FlatParameters", SeparateParameters))
                 patches.enter_context(mock.patch(f"{module}.SpectralPenalty", PublishedSpectralPenalty))
             patches.enter_context(mock.patch("vaebm.nvae.train.batch_norm_penalty", batch_norm_penalty))
-            patches.enter_context(mock.patch("vaebm.ebm.iteration.contrastive_divergence", separate_passes))
         yield
 
 

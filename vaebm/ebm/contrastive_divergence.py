@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from vaebm.config import EBMSettings
-from vaebm.energy.network import EnergyNetwork
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import match_noise
@@ -65,10 +64,7 @@ def contrastive_divergence(
     """
     if gradient_penalty:
         positive, negative = positive.detach().requires_grad_(), negative.detach().requires_grad_()
-    if isinstance(energy, EnergyNetwork):  # each image for itself, so both batches in one pass
-        data, chains = energy(torch.cat([positive, negative])).split([len(positive), len(negative)])
-    else:
-        data, chains = energy(positive), energy(negative)
+    data, chains = energy(positive), energy(negative)
     loss = data.mean() - chains.mean()
     if energy_penalty:
         loss = loss + energy_penalty * (data.square().mean() + chains.square().mean())

@@ -17,11 +17,11 @@ from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.model import build_model
 from vaebm.noise import NoiseSource, derive
-from vaebm.nvae.layers import NormalizedConv2d, convolution_weights, weights_computed_before
+from vaebm.nvae.flat_parameters import FlatParameters
+from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.system import distributed
 from vaebm.system.precision import chain_dtype
-from vaebm.training.flat import FlatParameters
 from vaebm.training.loop import Stateful, training_batch
 from vaebm.training.spectral import SpectralPenalty
 
@@ -72,8 +72,6 @@ class EBMTrainer:
         self.vaebm = build_model(nvae, energy, stage.potential, stage.start, stage.positives, prior)
         self.vaebm.chain_dtype = chain_dtype(stage.training.precision)
         self.nvae = nvae
-        convolutions = [layer for layer in nvae.modules() if isinstance(layer, NormalizedConv2d)]
-        self.nvae_weights = [(layer, layer.effective_weight().detach()) for layer in convolutions]
         training = stage.training
         penalty = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral"))
         self.spectral = penalty.to(nvae.device, nvae.dtype)
@@ -117,8 +115,7 @@ class EBMTrainer:
 
         # 1. start of the chains
         noise = NoiseSource(self.noise_seed, "chain", share)
-        with weights_computed_before(self.nvae_weights):
-            eps_z, eps_x = self.start(own, step, noise)
+        eps_z, eps_x = self.start(own, step, noise)
 
         # 2. K Langevin steps, without gradient for the energy's weights
         energy.requires_grad_(False)
@@ -126,8 +123,7 @@ class EBMTrainer:
         energy.requires_grad_(True)
 
         # 3. energies of the data and of the chains' images
-        with weights_computed_before(self.nvae_weights):
-            positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
+        positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
         with torch.no_grad():
             pixels = self.vaebm.decoder.decode(self.ends)[0]
             negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)

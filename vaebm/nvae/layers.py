@@ -1,7 +1,7 @@
 """Layers of the NVAE and the energy network (NVAE section 3.3 and appendix A)."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -72,7 +72,7 @@ class NormalizedConv2d(nn.Conv2d):
 
     mask: Tensor | None
     normalized: Tensor | None = None
-    """The present normalised weight, where it was computed together with others (`training.flat`)."""
+    """The present normalised weight, where it was computed together with others (`nvae.flat_parameters`)."""
 
     def __init__(
         self,
@@ -105,18 +105,6 @@ class NormalizedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         return convolve(self, x, self.effective_weight())
-
-
-@contextlib.contextmanager
-def weights_computed_before(weights: Sequence[tuple[NormalizedConv2d, Tensor]]) -> Iterator[None]:
-    """In this context the convolutions use these normalised weights and compute none."""
-    for layer, weight in weights:
-        layer.normalized = weight
-    try:
-        yield
-    finally:
-        for layer, _ in weights:
-            layer.normalized = None
 
 
 class DataInitializedConv2d(NormalizedConv2d):

@@ -14,6 +14,7 @@ from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import NoiseSource, batches, derive
 from vaebm.nvae.cells import set_recompute
+from vaebm.nvae.flat_parameters import FlatParameters
 from vaebm.nvae.layers import BatchNorm, convolution_weights, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo, norm_weight
@@ -22,7 +23,6 @@ from vaebm.system.checkpoint import hash_tensors, save_model
 from vaebm.system.device import seeded, setup_device, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
-from vaebm.training.flat import FlatParameters
 from vaebm.training.loop import Limits, Stateful, Training, training_batch, training_images
 from vaebm.training.spectral import SpectralPenalty
 

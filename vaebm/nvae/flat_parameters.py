@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from vaebm.nvae.layers import NormalizedConv2d, weights_computed_before
+from vaebm.nvae.layers import NormalizedConv2d
 
 
 class FlatParameters:
@@ -69,9 +69,13 @@ class FlatParameters:
         made = torch.cat([(matrix * each).flatten() for matrix, each in zip(self._matrices, factors, strict=True)])
         used = made.detach().requires_grad_()
         parts = used.split([layer.weight.numel() for layer in self._layers])
-        weights = [(layer, _like(part, layer.weight)) for layer, part in zip(self._layers, parts, strict=True)]
-        with weights_computed_before(weights):
+        for layer, part in zip(self._layers, parts, strict=True):
+            layer.normalized = _like(part, layer.weight)
+        try:
             yield
+        finally:
+            for layer in self._layers:
+                layer.normalized = None
         if used.grad is not None:
             made.backward(used.grad)
 

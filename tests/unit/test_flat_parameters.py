@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vaebm.nvae.flat_parameters import FlatParameters
 from vaebm.nvae.flows import FlowPair
 from vaebm.nvae.layers import NormalizedConv2d, PlainConv2d, SqueezeExcitation
-from vaebm.training.flat import FlatParameters
 
 
 def network() -> nn.Module:
