@@ -174,6 +174,7 @@ def test_values_of_another_kind_are_refused(model):
             lambda: model.refine(*start, noise=noise, chain={"steps": 2}),
             "^chain: expected settings, .*, found {'steps': 2}",
         ),
+        (lambda: VAEBM(model.energy, model.nvae), "^nvae: expected an NVAE, .*, found EnergyNetwork"),
         (lambda: VAEBM(model.nvae, None, chain=3), "^chain: expected settings, .*, found 3"),
         (lambda: model.decode(start), rf"{latents} \['list', \(2, 1, 8, 8\)\]"),
         (lambda: model.decode(x), f"{latents} a value of type Tensor"),

@@ -44,8 +44,8 @@ class VAEBM(ScoredModel):
         prior: E_ε(ε_z), added to both potentials; chains start at samples of N(0, I) exp(−E_ε). None: at N(0, I).
 
     Raises:
-        UserError: another potential or positives, `chain` is not the settings of a chain, or an energy on an NVAE
-            without a Gaussian decoder.
+        UserError: another potential or positives, `nvae` is no NVAE, `chain` is not the settings of a chain, or an
+            energy on an NVAE without a Gaussian decoder.
     """
 
     kinds: ClassVar[dict[str, Callable[..., VAEBM]]] = {}
@@ -66,6 +66,8 @@ class VAEBM(ScoredModel):
         prior: NoiseEnergy | None = None,
     ):
         super().__init__()
+        if not isinstance(nvae, LatentDecoder):
+            raise UserError(f"nvae: expected an NVAE, as load_nvae returns it, found {type(nvae).__name__}")
         check_choice("potential", potential, self.potentials)
         check_choice("positives", positives, get_args(Positives))
         check_chain(chain)
@@ -73,7 +75,7 @@ class VAEBM(ScoredModel):
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.potential_kind = nvae, energy, potential
         self.test_chain, self.positives, self.prior = chain, positives, prior
-        self._cache = PreparationCache()
+        self._cache = PreparationCache()  # of `vaebm.fast`, for `chain_potential` and `decoder`
 
     @classmethod
     def of_networks(
@@ -209,6 +211,7 @@ class VAEBM(ScoredModel):
 
     @property
     def _prepares(self) -> bool:
+        """Whether `vaebm.fast` can compute with prepared weights, in place of the modules."""
         return isinstance(self.nvae, NVAE) and not self.nvae.training and self.dtype != torch.float64
 
     @property
