@@ -2,15 +2,16 @@
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 Distribution = Literal["normal", "uniform"]
 Shapes = Sequence[Sequence[int]]
@@ -43,6 +44,15 @@ class NoiseSource:
     """Purpose of the noise; different purposes have independent noise."""
     index: Sequence[int]
     """Global index of each sample of the batch."""
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "seed", operator.index(self.seed))  # True and 1 are the same seed
+        except TypeError:
+            raise UserError(f"seed: expected an integer, found {brief(repr(self.seed))}") from None
+        if not hasattr(self.index, "__len__"):
+            found = brief(repr(self.index))
+            raise UserError(f"index: expected the indices of samples, for instance range(8), found {found}")
 
     def at(self, index: Sequence[int]) -> Self:
         """The same source for other samples."""
@@ -108,6 +118,14 @@ class NoiseSource:
             fill = row.normal_ if distribution == "normal" else row.uniform_
             fill(generator=generator)
         return flat
+
+
+def check_source(noise: Any) -> None:
+    """Raise a `UserError` unless `noise` is a `NoiseSource`."""
+    if not isinstance(noise, NoiseSource):
+        raise UserError(
+            f"noise: expected a NoiseSource, found {brief(repr(noise))}; sample_noise(seed, range(count)) makes one"
+        )
 
 
 def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:

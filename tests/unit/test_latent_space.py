@@ -155,6 +155,45 @@ def test_noise_of_other_shapes_is_refused(model):
         model.refine(eps_z, eps_x, noise=noise.at([0]))
 
 
+def test_values_of_another_kind_are_refused(model):
+    """A seed of any type would otherwise be hashed, None for instance, so that samples look random and are not."""
+    noise = NoiseSource(0, "samples", range(2))
+    start, x = model.initial_noise(noise), torch.rand(2, 1, 8, 8).double()
+    source, latents = "^noise: expected a NoiseSource, found", "^expected noise of the shapes .*, found"
+    cases = [
+        *[
+            (lambda seed=seed: model.sample(2, seed), f"^seed: expected an integer, found {seed}")
+            for seed in (None, 1.5)
+        ],
+        (lambda: NoiseSource(0, "samples", 2), r"^index: expected the indices of samples, .* range\(8\), found 2"),
+        (lambda: model.initial_noise(0), f"{source} 0; sample_noise"),
+        (lambda: model.sample_means(2), f"{source} 2; "),
+        (lambda: model.refine(*start, noise=0), f"{source} 0; "),
+        (lambda: model.nvae(x, noise=0), f"{source} 0; "),
+        (
+            lambda: model.refine(*start, noise=noise, chain={"steps": 2}),
+            "^chain: expected settings, .*, found {'steps': 2}",
+        ),
+        (lambda: VAEBM(model.energy, model.nvae), "^nvae: expected an NVAE, .*, found EnergyNetwork"),
+        (lambda: VAEBM(model.nvae, None, chain=3), "^chain: expected settings, .*, found 3"),
+        (lambda: model.decode(start), rf"{latents} \['list', \(2, 1, 8, 8\)\]"),
+        (lambda: model.decode(x), f"{latents} a value of type Tensor"),
+        (lambda: model.nvae.encode(x[0]), r"^x: expected a tensor \(N, 1, 8, 8\) .*, found \(1, 8, 8\)"),
+        *[
+            (lambda wrong=wrong: model.energy(wrong), rf"^x: expected images \(B, 1, H, W\), .*, found {found}")
+            for wrong, found in (
+                (x[0], r"\(1, 8, 8\)"),
+                (x.expand(-1, 3, -1, -1), r"\(2, 3, 8, 8\)"),
+                (None, "a value"),
+            )
+        ],
+    ]
+    for call, message in cases:
+        with as_a_user(), pytest.raises(UserError, match=message):
+            call()
+    assert torch.equal(model.sample(2, seed=True), model.sample(2, seed=1))
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [

@@ -27,7 +27,10 @@ from vaebm.training.spectral import SpectralPenalty
 
 
 def initialize(energy: nn.Module, nvae: NVAE, images: Tensor, stage: EBMSettings, seed: int) -> None:
-    """Initialise from the first five batches of the training images (N, C, H, W) uint8; a plug-in's network may not."""
+    """Initialise the energy from the first five batches of the training images (N, C, H, W) uint8.
+
+    A network of a plug-in that has no method `initialize` stays as it is.
+    """
     if (begin := getattr(energy, "initialize", None)) is None:
         return
     batch, flip = stage.training.batch, stage.training.flip
@@ -75,7 +78,7 @@ class EBMTrainer:
         training = stage.training
         penalty = SpectralPenalty(convolution_weights(energy), derive(seed, "spectral"))
         self.spectral = penalty.to(nvae.device, nvae.dtype)
-        self.flat = FlatParameters(energy)
+        self.flat = FlatParameters(energy)  # one vector of all parameters: clips and Adam take few operations
         self.parameters = self.flat.parameters
         self.optimizer = self.flat.optimizer(
             torch.optim.Adam,
@@ -90,8 +93,8 @@ class EBMTrainer:
             "optimizer": self.optimizer,
             "average": self.average,
         }
-        self.ends: list[Tensor] = []
-        self._ahead: tuple[int, int, list[Tensor]] = (0, -1, [])
+        self.ends: list[Tensor] = []  # ε_z at the ends of the last iteration's chains, for the replay buffer
+        self._ahead: tuple[int, int, list[Tensor]] = (0, -1, [])  # seed, first iteration, and starts (`_initial_noise`)
         self.restarts = 0
         self._begin()
 
@@ -110,7 +113,7 @@ class EBMTrainer:
     def gradients(self, images: Tensor, step: int) -> Iteration:
         """Compute the gradient that `update` applies, from the global batch of images (batch, C, H, W) uint8."""
         stage, energy, first = self.stage, self.energy, step * len(images)
-        share = distributed.local_shard(range(first, first + len(images)))
+        share = distributed.local_shard(range(first, first + len(images)))  # of this process; indices of its noise
         own = images[share.start - first : share.stop - first]
 
         # 1. start of the chains
@@ -137,6 +140,7 @@ class EBMTrainer:
             (parts.loss + stage.training.spectral_weight * penalty).backward()
         distributed.average_gradients(self.flat.tensors)
 
+        # values for log, history and guard
         energies = torch.stack([parts.positive, parts.negative]).detach()
         data, chains = distributed.gather(energies).transpose(0, 1).flatten(1)
         whole = ContrastiveDivergence(distributed.mean(parts.loss), data, chains)

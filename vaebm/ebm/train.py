@@ -55,6 +55,7 @@ def run(
         UserError: images that do not fit the NVAE or the batch, or divergence before the first good snapshot.
         Interrupted: stopped in time, to be resumed.
     """
+    # 1. settings, NVAE and training images
     device = setup_device(threads, gpus, join=True)
     seed, stage = read_settings(settings, EBMSettings)
     training = stage.training
@@ -65,6 +66,7 @@ def run(
     check_decoder(vae, nvae)
     images = training_images(dataset, device, training.batch, f"{settings}: ebm.training.batch")
 
+    # 2. networks, and what an iteration changes
     with seeded(derive(seed, "energy")):
         energy = build_energy(stage.network, dataset.shape[0])
     on_noise = None if prior is None else load_prior(prior, device)
@@ -72,9 +74,11 @@ def run(
         vae, energy, on_noise = vae.double(), energy.double(), on_noise and on_noise.double()
     initialize(to_device_channels_last(energy, device), vae, images, stage, seed)
     trainer = EBMTrainer(vae, energy, stage, seed, on_noise)
+
+    # 3. the loop, resumed from the last checkpoint of the same identity
     guard, snapshots = Guard(stage.guard), Snapshots(stage.guard.patience, stage.selection.candidates)
     identity = {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash}
-    below = {} if prior is None else {"prior": load_model(prior, "prior")["hash"]}
+    below = {} if prior is None else {"prior": load_model(prior, "prior")["hash"]}  # also in the model file
     identity |= below
     parts: dict[str, Stateful] = {"trainer": trainer, "guard": guard, "snapshots": snapshots}
     run_state = Training("ebm", model.parent, identity, training.iterations, parts, limits)
@@ -96,6 +100,7 @@ def run(
     if distributed.rank() != 0:
         return
 
+    # 4. the model: the best of the last good snapshots
     energy.requires_grad_(False)
     candidates = {snapshot.iteration: snapshot for snapshot in usable}
 
@@ -107,6 +112,8 @@ def run(
     energy.load_state_dict(weights)
     status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.bad else "finished"
     print(f"ebm: {status}; the model is the snapshot of iteration {selection.chosen}", flush=True)
+
+    # 5. pictures, model file and training.json
     diagnostics = save_ebm_plots(trainer.vaebm, dataset, run_state, stage, seed)
     origin = {"potential": stage.potential, "start": stage.start, "positives": stage.positives}
     save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), **origin, **below)
@@ -130,7 +137,9 @@ def run_iterations(
 ) -> None:
     """Run the remaining iterations on all training images (N, C, H, W) uint8, with restarts after divergence.
 
-    Afterwards `guard` tells whether the training ended well, `snapshots` has the good ones, the events the problems.
+    `guard` judges each iteration: `bad`, or `diverged` after several bad ones in a row. A snapshot is good once enough
+    good iterations have followed it (`confirm`); a bad iteration drops those that wait (`doubt`). Afterwards `guard`
+    tells whether the training ended well, `snapshots` has the good ones, and the events have the problems.
     """
     training, guarded = trainer.stage.training, trainer.stage.guard
     if guarded.restarts and run_state.step == 0:

@@ -59,7 +59,14 @@ class EnergyNetwork(nn.Module):
         self.head = nn.Linear(widths[-1], 1)
 
     def forward(self, x: Images) -> PerImage:
-        """Energies (B,) of images (B, C, H, W) in [0, 1]."""
+        """Energies (B,) of images (B, C, H, W) in [0, 1].
+
+        Raises:
+            UserError: another number of dimensions or channels, or not a floating-point tensor.
+        """
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 4 and x.shape[1] == self.channels):
+            found = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else f"a value of type {type(x).__name__}"
+            raise UserError(f"x: expected images (B, {self.channels}, H, W), floating-point in [0, 1], found {found}")
         x = lipswish(self.stem(x))
         for block in self.blocks:
             x = block(x)
@@ -67,7 +74,7 @@ class EnergyNetwork(nn.Module):
 
     @torch.no_grad()
     def initialize(self, images: Images) -> PerImage:
-        """Initialise by a batch of images (B, C, H, W) in [0, 1], and return their energies (B,)."""
+        """Set the scales and biases of the convolutions from images (B, C, H, W) in [0, 1]; return energies (B,)."""
         with data_initialization(self):
             return self(images)
 

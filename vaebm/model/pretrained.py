@@ -237,5 +237,8 @@ class StoredModel(nn.Module):
         return address
 
     def configure_sampling(self, settings: SamplesSettings) -> None:
-        """Set the test chain and `chain_dtype` from settings; TF32 is set per process (`system.precision`)."""
+        """Set the test chain and `chain_dtype` from the settings of the stage `samples`.
+
+        TF32 is a setting of the process (`system.precision`), not of the model.
+        """
         self.test_chain, self.chain_dtype = settings.chain, chain_dtype(settings.precision)

@@ -70,7 +70,7 @@ class ScoredModel(StoredModel):
             elbo += (reconstruction - out.kl.double().sum(dim=1)) / draws
             weights.append(reconstruction + out.log_p.double() - out.log_q.double())
             if self.energy is not None and self.positives == "matched":
-                energies.append(self.energy(match_noise(out.pixels, x, noise, draw)).double())
+                energies.append(self.energy(match_noise(out.pixels, x, noise, draw).to(x.dtype)).double())
             if self.prior is not None:
                 priors.append(self.prior([each.eps for each in out.draws]).double())
         clean = None if self.energy is None else self.energy(x).double()

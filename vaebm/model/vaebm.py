@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import nn
@@ -15,13 +15,20 @@ from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.fast import PreparationCache, PreparedPotential, half_square, prepare_energy, run_chain
 from vaebm.model.latent_space import great_circle, posterior_noise
 from vaebm.model.scores import ScoredModel
-from vaebm.noise import NoiseSource, batches, sample_noise
+from vaebm.noise import NoiseSource, batches, check_source, sample_noise
 from vaebm.nvae.model import NVAE, LatentDecoder, check_decoder
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
-from vaebm.system.errors import UserError, check_choice, check_number
+from vaebm.system.errors import UserError, brief, check_choice, check_number
 from vaebm.system.shapes import GreyImages, Images, Latents, Paths, PerImage, check_noise
 
 NO_CHAIN = LangevinSettings(steps=0, step_size=1.0)
+
+
+def check_chain(chain: Any) -> None:
+    """Raise a `UserError` unless `chain` is the settings of a chain."""
+    if not isinstance(chain, ChainSettings):
+        found = brief(repr(chain))
+        raise UserError(f"chain: expected settings, as LangevinSettings(steps=10, step_size=0.04), found {found}")
 
 
 class VAEBM(ScoredModel):
@@ -37,7 +44,8 @@ class VAEBM(ScoredModel):
         prior: E_ε(ε_z), added to both potentials; chains start at samples of N(0, I) exp(−E_ε). None: at N(0, I).
 
     Raises:
-        UserError: another potential or positives, or an energy on an NVAE without a Gaussian decoder.
+        UserError: another potential or positives, `nvae` is no NVAE, `chain` is not the settings of a chain, or an
+            energy on an NVAE without a Gaussian decoder.
     """
 
     kinds: ClassVar[dict[str, Callable[..., VAEBM]]] = {}
@@ -58,13 +66,16 @@ class VAEBM(ScoredModel):
         prior: NoiseEnergy | None = None,
     ):
         super().__init__()
+        if not isinstance(nvae, LatentDecoder):
+            raise UserError(f"nvae: expected an NVAE, as load_nvae returns it, found {type(nvae).__name__}")
         check_choice("potential", potential, self.potentials)
         check_choice("positives", positives, get_args(Positives))
+        check_chain(chain)
         if energy is not None and isinstance(nvae, NVAE):
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.potential_kind = nvae, energy, potential
         self.test_chain, self.positives, self.prior = chain, positives, prior
-        self._cache = PreparationCache()
+        self._cache = PreparationCache()  # of `vaebm.fast`, for `chain_potential` and `decoder`
 
     @classmethod
     def of_networks(
@@ -139,9 +150,12 @@ class VAEBM(ScoredModel):
     def initial_noise(self, noise: NoiseSource, temperature: float = 1.0) -> tuple[list[Latents], Images]:
         """Start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W).
 
-        Both are normal, ε_z times `temperature`, from 0 (else a `UserError`). With an energy on noise, ε_z then moves
-        along its chain.
+        Both are normal, ε_z times `temperature`. With an energy on noise, ε_z then moves along its chain.
+
+        Raises:
+            UserError: a temperature below 0, or `noise` is no NoiseSource.
         """
+        check_source(noise)
         check_number("temperature", temperature, 0, whole=False)
         shapes = [*self.nvae.latent_shapes, self.nvae.shape]
         *eps_z, eps_x = noise.normal(shapes, device=self.device, dtype=self.dtype)
@@ -176,6 +190,7 @@ class VAEBM(ScoredModel):
                 steps out of range, without a step size, or without a Gaussian decoder.
         """
         check_noise([*eps_z, eps_x], [*self.latent_shapes, self.nvae.shape])
+        check_source(noise)
         chain = self._chain(steps, step_size, chain)
         if chain.steps == 0:
             return [part.detach() for part in eps_z], eps_x.detach()
@@ -196,6 +211,7 @@ class VAEBM(ScoredModel):
 
     @property
     def _prepares(self) -> bool:
+        """Whether `vaebm.fast` can compute with prepared weights, in place of the modules."""
         return isinstance(self.nvae, NVAE) and not self.nvae.training and self.dtype != torch.float64
 
     @property
@@ -308,6 +324,7 @@ class VAEBM(ScoredModel):
             chain = validate(type(self.test_chain), self.test_chain.model_dump() | given, "chain")
         elif given:
             raise UserError(f"{', '.join(given)}: expected none with chain, which has them, found both; give one")
+        check_chain(chain)
         if chain.steps:
             check_decoder(self.nvae, "chain")
         return chain

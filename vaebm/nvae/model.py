@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vaebm.config import NVAENetworkSettings
-from vaebm.noise import NoiseSource
+from vaebm.noise import NoiseSource, check_source
 from vaebm.nvae.cells import ARCHITECTURES, ResidualCell
 from vaebm.nvae.distributions import Normal, full_precision
 from vaebm.nvae.latent_group import Draw, LatentGroup
@@ -185,13 +185,19 @@ class NVAE(nn.Module):
         if self.settings.decoder == "bernoulli":
             if noise is None:
                 raise UserError("the Bernoulli decoder's input is drawn: expected a NoiseSource, found None")
+            check_source(noise)
             noise.check(len(x))
             (threshold,) = noise.uniform([x.shape[1:]], device=x.device, dtype=x.dtype)
             return (threshold < x).to(x.dtype)
         return x
 
     def encode(self, x: Images) -> list[Latents]:
-        """Encoder features of images (B, C, H, W) in [0, 1], one tensor per group in decoding order."""
+        """Encoder features of images (B, C, H, W) in [0, 1], one tensor per group in decoding order.
+
+        Raises:
+            UserError: images of another shape or type.
+        """
+        check_images("x", x, self.shape, raw=False)
         state = self.preprocess(self.stem(2.0 * x - 1.0))
         features = []
         for cells in self.encoder_groups:
@@ -225,6 +231,7 @@ class NVAE(nn.Module):
         if eps is None:
             if noise is None:
                 raise UserError("expected eps, one tensor per latent group, or noise, a NoiseSource, found neither")
+            check_source(noise)
             noise.check(len(x))
             eps = noise.normal(self.latent_shapes, step=step, device=x.device, dtype=x.dtype)
         check_noise(eps, self.latent_shapes, len(x))

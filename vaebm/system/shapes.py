@@ -46,10 +46,13 @@ def check_images(name: str, images: Any, shape: Sequence[int], raw: bool = True)
             raise UserError(f"{expected} values from {low:g} to {high:g}; divide grey levels by 255, clamp others")
 
 
-def check_noise(eps: Sequence[Tensor], shapes: Sequence[Sequence[int]], count: int | None = None) -> None:
-    """Raise a `UserError` unless `eps` has the `shapes` (B, …), where B is `count`, or None: the same in all."""
-    count = len(eps[0]) if count is None and len(eps) else count
-    if (found := [tuple(part.shape) for part in eps]) != [(count, *shape) for shape in shapes]:
+def check_noise(eps: Any, shapes: Sequence[Sequence[int]], count: int | None = None) -> None:
+    """Raise a `UserError` unless `eps` is a list of the `shapes` (B, …), where B is `count`, or None: equal in all."""
+    found: Any = f"a value of type {type(eps).__name__}"
+    if isinstance(eps, list | tuple):
+        found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in eps]
+        count = found[0][0] if count is None and found and isinstance(eps[0], Tensor) and eps[0].dim() else count
+    if found != [(count, *shape) for shape in shapes]:
         wanted = ", ".join(f"({', '.join(map(str, ('B', *shape)))})" for shape in shapes)
         of = "" if count is None else f" with B = {count}"
         raise UserError(f"expected noise of the shapes [{wanted}]{of}, found {found}")
