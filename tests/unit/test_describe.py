@@ -157,7 +157,7 @@ def test_activations_are_the_bytes_that_autograd_saves() -> None:
 
 
 def test_prepared_weights_by_hand() -> None:
-    """Per block of an energy: stem, two convolutions, the skip; 3×3 and pointwise weights also transposed; head apart."""
+    """Stem, two convolutions and skip of a block, head; 3×3 and pointwise weights are there transposed, too."""
     energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[2], down=[0]), 3)
     stem, first, second, skip, head = 2 * 3 * 4 * 9 + 4, 2 * 4 * 8 * 9 + 8, 8 * 8 * 16 + 8, 2 * 4 * 8 + 8, 8 + 1
     assert sum(tensor.numel() for tensor in PreparedEnergy(energy).tensors()) == stem + first + second + skip + head
