@@ -2,15 +2,16 @@
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vaebm.system.errors import UserError
+from vaebm.system.errors import UserError, brief
 
 Distribution = Literal["normal", "uniform"]
 Shapes = Sequence[Sequence[int]]
@@ -35,6 +36,9 @@ class NoiseSource:
     On the CPU a counter-based generator (Philox) is set to (step, index) for each sample. torch's CPU generator keeps
     only 32 bits of a seed, so samples of a large run could share noise. On a GPU each sample has its own generator,
     seeded by a hash. The two streams differ.
+
+    Raises:
+        UserError: a seed that is no integer.
     """
 
     seed: int
@@ -43,6 +47,12 @@ class NoiseSource:
     """Purpose of the noise; different purposes have independent noise."""
     index: Sequence[int]
     """Global index of each sample of the batch."""
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "seed", operator.index(self.seed))
+        except TypeError:
+            raise UserError(f"seed: expected an integer, found {brief(repr(self.seed))}") from None
 
     def at(self, index: Sequence[int]) -> Self:
         """The same source for other samples."""
@@ -106,6 +116,16 @@ class NoiseSource:
             fill = row.normal_ if distribution == "normal" else row.uniform_
             fill(generator=generator)
         return flat
+
+
+def check_source(noise: Any, count: int | None = None) -> None:
+    """Raise a `UserError` unless `noise` is a NoiseSource, with `count` indices; None: any number of them."""
+    if not isinstance(noise, NoiseSource):
+        raise UserError(
+            f"noise: expected a NoiseSource, found {brief(repr(noise))}; sample_noise(seed, range(B)) makes one"
+        )
+    if count is not None:
+        noise.check(count)
 
 
 def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:

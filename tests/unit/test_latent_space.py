@@ -153,6 +153,50 @@ def test_noise_of_other_shapes_is_refused(model):
                 call(*wrong)
     with pytest.raises(UserError, match="noise: expected an index for each of 4 samples, found 1"):
         model.refine(eps_z, eps_x, noise=noise.at([0]))
+    with as_a_user(), pytest.raises(UserError, match=r"expected noise of the shapes .*, found \['list'\]"):
+        model.decode([eps_z])
+
+
+def test_a_seed_in_place_of_a_noise_source_is_refused(model):
+    eps_z, eps_x = model.initial_noise(NoiseSource(0, "samples", range(2)))
+    images = torch.rand(2, 1, 8, 8).double()
+    with as_a_user():
+        for call in (
+            lambda noise: model.refine(eps_z, eps_x, noise=noise),
+            model.initial_noise,
+            model.sample_means,
+            lambda noise: model.nvae(images, noise=noise),
+        ):
+            with pytest.raises(UserError, match=r"noise: expected a NoiseSource, found 3; sample_noise\(seed"):
+                call(3)
+
+
+def test_a_seed_is_an_integer_of_any_type(model):
+    whole = model.sample(1, seed=3)
+    with as_a_user():
+        for seed in (np.int64(3), torch.tensor(3)):
+            assert torch.equal(model.sample(1, seed=seed), whole)
+        for seed in (None, 3.0, "3"):
+            with pytest.raises(UserError, match=f"seed: expected an integer, found {seed!r}"):
+                model.sample(1, seed=seed)
+
+
+def test_parts_of_a_model_in_another_order_are_refused(model):
+    with as_a_user():
+        with pytest.raises(UserError, match="nvae: expected an NVAE .*, found a value of type EnergyNetwork"):
+            VAEBM(model.energy, model.nvae)
+        for call in (
+            lambda chain: VAEBM(model.nvae, None, chain=chain),
+            lambda chain: model.sample_means(NoiseSource(0, "samples", range(1)), chain),
+        ):
+            with pytest.raises(UserError, match=r"chain: expected ChainSettings\(.*, found {'steps': 3}"):
+                call({"steps": 3})
+
+
+def test_chains_that_leave_the_finite_numbers_are_an_error(model):
+    for call in (model.float().sample, model.chain):
+        with pytest.raises(UserError, match="step_size: expected chains that stay finite, .* with 1e\\+30"):
+            call(2, steps=5, step_size=1e30)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.fast import PreparationCache, PreparedPotential, half_square, prepare_energy, run_chain
 from vaebm.model.latent_space import great_circle, posterior_noise
 from vaebm.model.scores import ScoredModel
-from vaebm.noise import NoiseSource, batches, sample_noise
+from vaebm.noise import NoiseSource, batches, check_source, sample_noise
 from vaebm.nvae.model import NVAE, LatentDecoder, check_decoder
 from vaebm.nvae.pixel_distributions import PixelNormal, Pixels
-from vaebm.system.errors import UserError, check_choice, check_number
+from vaebm.system.errors import UserError, brief, check_choice, check_number
 from vaebm.system.shapes import GreyImages, Images, Latents, Paths, PerImage, check_noise
 
 NO_CHAIN = LangevinSettings(steps=0, step_size=1.0)
@@ -37,7 +37,8 @@ class VAEBM(ScoredModel):
         prior: E_ε(ε_z), added to both potentials; chains start at samples of N(0, I) exp(−E_ε). None: at N(0, I).
 
     Raises:
-        UserError: another potential or positives, or an energy on an NVAE without a Gaussian decoder.
+        UserError: a module that is no NVAE, a chain that is no `ChainSettings`, another potential or positives, or an
+            energy on an NVAE without a Gaussian decoder.
     """
 
     kinds: ClassVar[dict[str, Callable[..., VAEBM]]] = {}
@@ -58,6 +59,9 @@ class VAEBM(ScoredModel):
         prior: NoiseEnergy | None = None,
     ):
         super().__init__()
+        if not isinstance(nvae, LatentDecoder):
+            raise UserError(f"nvae: expected an NVAE (`load_nvae`), found a value of type {type(nvae).__name__}")
+        check_chain(chain)
         check_choice("potential", potential, self.potentials)
         check_choice("positives", positives, get_args(Positives))
         if energy is not None and isinstance(nvae, NVAE):
@@ -130,7 +134,7 @@ class VAEBM(ScoredModel):
         return self.nvae.latent_shapes
 
     def decode(self, eps_z: Sequence[Latents]) -> tuple[Pixels, PerImage]:
-        """p(x|z) for z = T(ε_z), and log p(z) (B,), by the modules; argument and errors are those of `NVAE.decode`."""
+        """p(x|z) and log p(z), (B,), for the z of this noise; argument and errors are those of `NVAE.decode`."""
         return self.nvae.decode(eps_z)
 
     def _energy(self, x: Images) -> PerImage:
@@ -139,9 +143,13 @@ class VAEBM(ScoredModel):
     def initial_noise(self, noise: NoiseSource, temperature: float = 1.0) -> tuple[list[Latents], Images]:
         """Start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W).
 
-        Both are normal, ε_z times `temperature`, from 0 (else a `UserError`). With an energy on noise, ε_z then moves
+        Both are normal, ε_z times `temperature`, from 0. With an energy on noise, ε_z then moves
         along its chain.
+
+        Raises:
+            UserError: a negative temperature, or a `noise` that is no NoiseSource.
         """
+        check_source(noise)
         check_number("temperature", temperature, 0, whole=False)
         shapes = [*self.nvae.latent_shapes, self.nvae.shape]
         *eps_z, eps_x = noise.normal(shapes, device=self.device, dtype=self.dtype)
@@ -179,6 +187,7 @@ class VAEBM(ScoredModel):
         chain = self._chain(steps, step_size, chain)
         if chain.steps == 0:
             return [part.detach() for part in eps_z], eps_x.detach()
+        check_source(noise, len(eps_x))
         *moved, moved_x = run_chain(self.chain_potential(), [*eps_z, eps_x], chain, noise)
         return moved, moved_x
 
@@ -234,13 +243,14 @@ class VAEBM(ScoredModel):
             batch: images per batch, from 1; it affects speed and rounding only.
 
         Raises:
-            UserError: a number out of range, or steps without a step size or without a Gaussian decoder.
+            UserError: a number out of range, steps without a step size or without a Gaussian decoder, or chains that
+                leave the finite numbers.
         """
         check_number("count", count, 1)
         check_number("batch", batch, 1)
         chain, parts = self._chain(steps, step_size), batches(range(count), batch)
         means = [self.sample_means(sample_noise(seed, part), chain, temperature) for part in parts]
-        return torch.cat(means).clamp(0.0, 1.0)
+        return check_finite(torch.cat(means), chain).clamp(0.0, 1.0)
 
     @torch.no_grad()
     def reconstruct(self, images: Images | GreyImages, seed: int = 0) -> Images:
@@ -297,7 +307,7 @@ class VAEBM(ScoredModel):
         eps_z, eps_x = self.initial_noise(noise)
         states = [eps_z]
         run_chain(self.chain_potential(), [*eps_z, eps_x], settings, noise, lambda eps: states.append(eps[:-1]))
-        return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
+        return [check_finite(self.decoder.decode(state)[0].mean, settings).clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None, chain: ChainSettings | None = None) -> ChainSettings:
         """`chain`, or the test chain with another number of steps or step size."""
@@ -308,9 +318,26 @@ class VAEBM(ScoredModel):
             chain = validate(type(self.test_chain), self.test_chain.model_dump() | given, "chain")
         elif given:
             raise UserError(f"{', '.join(given)}: expected none with chain, which has them, found both; give one")
+        check_chain(chain)
         if chain.steps:
             check_decoder(self.nvae, "chain")
         return chain
+
+
+def check_chain(chain: object) -> None:
+    """Raise a `UserError` unless `chain` is a `ChainSettings`."""
+    if not isinstance(chain, ChainSettings):
+        raise UserError(f"chain: expected ChainSettings(steps=…, step_size=…), found {brief(repr(chain))}")
+
+
+def check_finite(images: Images, chain: ChainSettings) -> Images:
+    """Return the images after `chain`; a `UserError` if one is not finite."""
+    if chain.steps and not images.isfinite().all():
+        raise UserError(
+            f"step_size: expected chains that stay finite, found some that do not with {chain.step_size:g}; "
+            "choose a smaller one"
+        )
+    return images
 
 
 build_model = VAEBM.of_networks

@@ -43,13 +43,17 @@ def check_images(name: str, images: Any, shape: Sequence[int], raw: bool = True)
     if raw and floating:
         low, high = (float(end) for end in images.aminmax())
         if not (low >= -1e-6 and high <= 1 + 1e-6):  # up to rounding
-            raise UserError(f"{expected} values from {low:g} to {high:g}; divide grey levels by 255, clamp others")
+            raise UserError(
+                f"{expected} values from {low:g} to {high:g}; "
+                "divide grey levels by 255, map [-1, 1] by (x + 1) / 2, clamp other values"
+            )
 
 
 def check_noise(eps: Sequence[Tensor], shapes: Sequence[Sequence[int]], count: int | None = None) -> None:
     """Raise a `UserError` unless `eps` has the `shapes` (B, …), where B is `count`, or None: the same in all."""
     count = len(eps[0]) if count is None and len(eps) else count
-    if (found := [tuple(part.shape) for part in eps]) != [(count, *shape) for shape in shapes]:
+    found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in eps]
+    if found != [(count, *shape) for shape in shapes]:
         wanted = ", ".join(f"({', '.join(map(str, ('B', *shape)))})" for shape in shapes)
         of = "" if count is None else f" with B = {count}"
         raise UserError(f"expected noise of the shapes [{wanted}]{of}, found {found}")
