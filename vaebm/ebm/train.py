@@ -49,7 +49,15 @@ def run(
     A diverged training restarts from its last good snapshot, up to the number of restarts, then stops. The model is one
     of the last good snapshots; training.json records the events and the selection.
 
-    `settings` is ebm.yaml, `data` a manifest, `nvae` a model, `prior` that of the energy on noise, if there is one.
+    Args:
+        settings: ebm.yaml.
+        data: manifest of the prepared images.
+        nvae: model file of the NVAE.
+        model: file that is written.
+        prior: model file of the energy on noise; None: there is none.
+        threads: CPU threads of this process.
+        gpus: GPUs of the job; 0: the CPU.
+        limits: time limit and interval of checkpoints.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or divergence before the first good snapshot.

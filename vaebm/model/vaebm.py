@@ -239,7 +239,7 @@ class VAEBM(ScoredModel):
             seed: image k depends only on the seed and k, on one kind of device.
             steps: K; None: that of the test chain.
             step_size: η; None: that of the test chain; required without one.
-            temperature: factor of the chains' start in latent noise, which is that of the priors' σ; from 0.
+            temperature: factor of ε_z at the chains' start, from 0; without steps it is a factor of the priors' σ.
             batch: images per batch, from 1; it affects speed and rounding only.
 
         Raises:
@@ -340,4 +340,4 @@ def check_finite(images: Images, chain: ChainSettings) -> Images:
     return images
 
 
-build_model = VAEBM.of_networks
+build_model = VAEBM.of_networks  # the name that other modules import
