@@ -158,12 +158,13 @@ def run_iterations(
             if math.isfinite(seen.loss) and math.isfinite(seen.gradient_norm):
                 trainer.update(rate)
             if guard.bad:
-                snapshots.doubt()
+                snapshots.doubt()  # those that wait to become good
             elif (step + 1) % training.snapshot_every == 0 or step + 1 == training.iterations:
                 snapshots.take(Snapshot(step + 1, trainer.restarts), trainer.snapshot)
             snapshots.confirm(step + 1)
         if not guard.diverged or trainer.restarts == guarded.restarts:
             break
+        # restart from the last good snapshot
         back = snapshots.last_good
         trainer.restart(snapshots.read(back))
         rate = guarded.restart_factor**trainer.restarts

@@ -188,6 +188,7 @@ class VAEBM(ScoredModel):
         if chain.steps == 0:
             return [part.detach() for part in eps_z], eps_x.detach()
         check_source(noise, len(eps_x))
+        # with the default kernel this is `chain.langevin.langevin`, prepared
         *moved, moved_x = run_chain(self.chain_potential(), [*eps_z, eps_x], chain, noise)
         return moved, moved_x
 
