@@ -36,6 +36,9 @@ class NoiseSource:
     On the CPU a counter-based generator (Philox) is set to (step, index) for each sample. torch's CPU generator keeps
     only 32 bits of a seed, so samples of a large run could share noise. On a GPU each sample has its own generator,
     seeded by a hash. The two streams differ.
+
+    Raises:
+        UserError: a seed that is no integer.
     """
 
     seed: int
@@ -120,12 +123,14 @@ class NoiseSource:
         return flat
 
 
-def check_source(noise: Any) -> None:
-    """Raise a `UserError` unless `noise` is a `NoiseSource`."""
+def check_source(noise: Any, count: int | None = None) -> None:
+    """Raise a `UserError` unless `noise` is a NoiseSource, with `count` indices; None: any number of them."""
     if not isinstance(noise, NoiseSource):
         raise UserError(
-            f"noise: expected a NoiseSource, found {brief(repr(noise))}; sample_noise(seed, range(count)) makes one"
+            f"noise: expected a NoiseSource, found {brief(repr(noise))}; sample_noise(seed, range(B)) makes one"
         )
+    if count is not None:
+        noise.check(count)
 
 
 def sample_noise(seed: int, index: Sequence[int]) -> NoiseSource:

@@ -297,7 +297,9 @@ def test_flipped_bit_of_a_weight_is_found(earlier: bool, tmp_path: Path) -> None
         load_model(path, "energy")
 
 
-def test_conversion_of_earlier_results_keeps_weights_times_and_the_earlier_file(tmp_path: Path) -> None:
+def test_conversion_of_earlier_results_keeps_weights_times_and_the_earlier_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "results" / "digits" / "vaebm" / "seed0"
     run.mkdir(parents=True)
     earlier_model(run / "model.pt")
@@ -308,5 +310,8 @@ def test_conversion_of_earlier_results_keeps_weights_times_and_the_earlier_file(
     assert model.name == "model.safetensors" and model.stat().st_mtime_ns == 10**18
     assert load_model(model, "energy")["hash"] == hash_tensors(weights()) and (run / "model.pt").read_bytes() == before
     written = model.read_bytes()
+    assert capsys.readouterr().out == f"{model}: converted from model.pt\n"
     convert_results(tmp_path / "results")
-    assert model.read_bytes() == written
+    assert model.read_bytes() == written and capsys.readouterr().out == f"{tmp_path / 'results'}: nothing to convert\n"
+    with pytest.raises(UserError, match="other: expected the folder of the results, found none"):
+        convert_results(tmp_path / "other")

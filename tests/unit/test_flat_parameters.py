@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebm.nvae.flat_parameters import FlatParameters
+from vaebm.ebm.flat_parameters import FlatParameters
 from vaebm.nvae.flows import FlowPair
 from vaebm.nvae.layers import NormalizedConv2d, PlainConv2d, SqueezeExcitation
 
@@ -68,7 +68,7 @@ def test_weights_of_the_context_end_with_it() -> None:
 
 @pytest.mark.parametrize("kind", [torch.optim.Adamax, torch.optim.Adam])
 def test_steps_and_saved_states_are_those_of_separate_parameters(kind: type[torch.optim.Optimizer]) -> None:
-    """A training goes on from the state of an optimiser of the parameters, and the other way round."""
+    """A training resumes from the saved state of a plain optimiser, and a plain optimiser from that of a training."""
     options = {"lr": 1e-2, "weight_decay": 1e-2}
     plain, x = network().double(), torch.randn(6, 2, 8, 8).double()
     separate = kind(plain.parameters(), **options)  # type: ignore[call-arg]

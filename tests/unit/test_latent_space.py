@@ -153,6 +153,24 @@ def test_noise_of_other_shapes_is_refused(model):
                 call(*wrong)
     with pytest.raises(UserError, match="noise: expected an index for each of 4 samples, found 1"):
         model.refine(eps_z, eps_x, noise=noise.at([0]))
+    with as_a_user(), pytest.raises(UserError, match=r"expected noise of the shapes .*, found \['list'\]"):
+        model.decode([eps_z])
+
+
+def test_a_seed_is_an_integer_of_any_type(model):
+    whole = model.sample(1, seed=3)
+    with as_a_user():
+        for seed in (np.int64(3), torch.tensor(3)):
+            assert torch.equal(model.sample(1, seed=seed), whole)
+        for seed in (None, 3.0, "3"):
+            with pytest.raises(UserError, match=f"seed: expected an integer, found {seed!r}"):
+                model.sample(1, seed=seed)
+
+
+def test_chains_that_leave_the_finite_numbers_are_an_error(model):
+    for call in (model.float().sample, model.chain):
+        with pytest.raises(UserError, match="step_size: expected chains that stay finite, .* with 1e\\+30"):
+            call(2, steps=5, step_size=1e30)
 
 
 def test_values_of_another_kind_are_refused(model):

@@ -25,16 +25,15 @@ def annealed_log_weights(
     precision.
     """
     check_number("temperatures", temperatures, 1)
-    next(numbered(1, step_size))
     state = evaluate(potential, eps)
     log_weights = torch.zeros_like(state.potential, dtype=torch.float64)
-    for step in range(1, temperatures + 1):
+    for step, size in numbered(temperatures, step_size):
         log_weights += (gaussian_potential(state.eps) - state.potential.double()) / temperatures
         if step < temperatures:
             beta = step / temperatures
             before = _tempered(state, beta)
-            proposal = evaluate(potential, propose(before, step_size, noise.like(state.eps, step)))
-            probability = acceptance(before, _tempered(proposal, beta), step_size)
+            proposal = evaluate(potential, propose(before, size, noise.like(state.eps, step)))
+            probability = acceptance(before, _tempered(proposal, beta), size)
             state = accept(state, proposal, probability, noise, step)
     return log_weights
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vaebm.chain.schedules import StepSize, numbered
-from vaebm.noise import NoiseSource
+from vaebm.noise import NoiseSource, check_source
 from vaebm.system.shapes import PerImage
 
 PotentialFunction = Callable[[Sequence[Tensor]], PerImage]
@@ -64,6 +64,7 @@ def langevin(
     Raises:
         UserError: steps, step size or temperature out of range, or not an index of `noise` for each chain.
     """
+    check_source(noise)
     state = [part.detach() for part in eps]
     for step, size in numbered(steps, step_size, temperature):
         state = propose(evaluate(potential, state), size, noise.like(state, step), temperature)

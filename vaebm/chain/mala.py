@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaebm.chain.langevin import PotentialFunction, State, Transition, acceptance, evaluate, propose
 from vaebm.chain.schedules import StepSize, numbered
-from vaebm.noise import NoiseSource
+from vaebm.noise import NoiseSource, check_source
 from vaebm.system.shapes import PerImage
 
 
@@ -24,6 +24,7 @@ def mala(
     Each chain accepts the step of `langevin` with its own Metropolis–Hastings probability, or stays. The stationary
     distribution has no bias. K steps take K + 1 gradients.
     """
+    check_source(settings.get("noise"))
     state = [part.detach() for part in eps]
     for transition in mala_transitions(potential, eps, **settings):
         state = transition.state.eps

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaebm.chain.langevin import PotentialFunction, Transition, evaluate, gaussian_potential, probability
 from vaebm.chain.schedules import StepSize, numbered
-from vaebm.noise import NoiseSource
+from vaebm.noise import NoiseSource, check_source
 from vaebm.system.errors import check_number
 
 
@@ -83,6 +83,7 @@ def underdamped_transitions(
 
 def _momenta(eps: Sequence[Tensor], noise: NoiseSource, temperature: float, friction: float) -> list[Tensor]:
     """Momenta at the start of a chain."""
+    check_source(noise)
     check_number("temperature", temperature, 0, whole=False)
     check_number("friction", friction, 0, whole=False)
     return [math.sqrt(temperature) * omega for omega in noise.derived("momenta").like(eps, 0)]

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from vaebm.system.checkpoint import load_model, save_model
+from vaebm.system.errors import UserError
 from vaebm.system.files import EARLIER_MODEL, MODEL, write_json
 
 
@@ -15,16 +16,20 @@ def convert_results(results: Path) -> None:
     The records of Snakemake, in .snakemake next to `results`, get the new name.
 
     Raises:
-        UserError: a model is damaged.
+        UserError: there is no folder `results`, or a model is damaged.
     """
+    if not results.is_dir():
+        raise UserError(f"{results}: expected the folder of the results, found none")
     earlier = sorted(results.rglob(EARLIER_MODEL))
-    for path in earlier:
-        if not (model := path.with_name(MODEL)).is_file():
-            content = load_model(path)
-            plain = {key: value for key, value in content.items() if key not in ("weights", "hash", "header")}
-            save_model(model, weights=content["weights"], **plain)
-            os.utime(model, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
-            print(f"{model}: converted from {path.name}")
+    unconverted = [path for path in earlier if not path.with_name(MODEL).is_file()]
+    if not unconverted:
+        print(f"{results}: nothing to convert")
+    for path in unconverted:
+        content, model = load_model(path), path.with_name(MODEL)
+        plain = {key: value for key, value in content.items() if key not in ("weights", "hash", "header")}
+        save_model(model, weights=content["weights"], **plain)
+        os.utime(model, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+        print(f"{model}: converted from {path.name}")
     names = {path.relative_to(results.parent).as_posix() for path in earlier}
     for record in [path for path in (results.parent / ".snakemake" / "metadata").glob("*") if path.is_file()]:
         _rename_models(record, names)

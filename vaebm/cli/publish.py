@@ -5,7 +5,7 @@ from pathlib import Path
 from vaebm.model import VAEBM
 from vaebm.model.pretrained import model_card
 from vaebm.records.files import METRICS_RECORD, read_record
-from vaebm.records.metrics import format_value
+from vaebm.records.metrics import format_value, with_direction
 from vaebm.records.results import VariantRecord
 from vaebm.report.rows import certainty
 from vaebm.system.errors import UserError
@@ -29,7 +29,8 @@ def run(run_folder: Path, folder: Path, licence: str | None) -> None:
         evaluated = ", ".join(f"seed{one.seed}" for one in record.runs)
         raise UserError(f"{seed}: expected one of the evaluated seeds {evaluated}, found another")
     rows = [
-        (name, format_value(name, one.value), certainty(name, one), one.samples) for name, one in record.metrics.items()
+        (with_direction(name), format_value(name, one.value), certainty(name, one), f"{one.samples:,}")
+        for name, one in record.metrics.items()
     ]
     model = VAEBM.from_results(seed)
     facts = {"record": record, "rows": rows, "licence": licence}

@@ -13,11 +13,11 @@ from vaebm.ebm.contrastive_divergence import (
     contrastive_divergence,
     positives,
 )
+from vaebm.ebm.flat_parameters import FlatParameters
 from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.model import build_model
 from vaebm.noise import NoiseSource, derive
-from vaebm.nvae.flat_parameters import FlatParameters
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.system import distributed
@@ -41,7 +41,7 @@ def initialize(energy: nn.Module, nvae: NVAE, images: Tensor, stage: EBMSettings
 
 
 AHEAD = 16
-"""Iterations whose chains of a prior run together; a constant, because the last digits depend on it."""
+"""Iterations for which an energy on noise moves the starts together; fixed, because the last digits depend on it."""
 
 
 class Iteration(NamedTuple):
@@ -112,8 +112,8 @@ class EBMTrainer:
 
     def gradients(self, images: Tensor, step: int) -> Iteration:
         """Compute the gradient that `update` applies, from the global batch of images (batch, C, H, W) uint8."""
-        stage, energy, first = self.stage, self.energy, step * len(images)
-        share = distributed.local_shard(range(first, first + len(images)))  # of this process; indices of its noise
+        stage, energy, first = self.stage, self.energy, step * len(images)  # first: global index of the first chain
+        share = distributed.local_shard(range(first, first + len(images)))  # global indices of this process's chains
         own = images[share.start - first : share.stop - first]
 
         # 1. start of the chains
@@ -157,15 +157,16 @@ class EBMTrainer:
         """
         eps_z, eps_x = self._initial_noise(step, noise)
         batch = len(images) * distributed.world_size()
-        first = max(batch - round(self.stage.encoded * batch) - distributed.local_shard(range(batch)).start, 0)
-        if first < len(images):
-            index = noise.index[first:]
-            draws = self.nvae(self.nvae.as_input(images[first:]), noise=NoiseSource(noise.seed, "encoded", index)).draws
-            eps_z = [torch.cat([new[:first], draw.eps]) for new, draw in zip(eps_z, draws, strict=True)]
+        encoded = batch - round(self.stage.encoded * batch)  # first encoded chain, by its place in the global batch
+        encoded = max(encoded - distributed.local_shard(range(batch)).start, 0)  # and among this process's chains
+        if encoded < len(images):
+            source = NoiseSource(noise.seed, "encoded", noise.index[encoded:])
+            draws = self.nvae(self.nvae.as_input(images[encoded:]), noise=source).draws
+            eps_z = [torch.cat([new[:encoded], draw.eps]) for new, draw in zip(eps_z, draws, strict=True)]
         return (eps_z if self.buffer is None else self.buffer.start(eps_z, step)), eps_x
 
     def _initial_noise(self, step: int, noise: NoiseSource) -> tuple[list[Tensor], Tensor]:
-        """`VAEBM.initial_noise`; chains of a prior run for `AHEAD` iterations at once, in less than half the time."""
+        """`VAEBM.initial_noise`; with an energy on noise for `AHEAD` iterations at once, in less than half the time."""
         if self.vaebm.prior is None:
             return self.vaebm.initial_noise(noise)
         size, place = len(noise.index), step % AHEAD
@@ -201,7 +202,7 @@ class EBMTrainer:
         self.load_state_dict(snapshot | {"restarts": self.restarts + 1, "buffer": None})
 
     def snapshot(self) -> dict[str, Any]:
-        """State for a restart, weights and optimiser; the tensors are shared, not copies."""
+        """State for a restart: weights, their average, optimiser, singular vectors; tensors are shared, not copies."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def model(self, snapshot: dict[str, Any]) -> dict[str, Tensor]:

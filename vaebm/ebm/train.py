@@ -49,7 +49,15 @@ def run(
     A diverged training restarts from its last good snapshot, up to the number of restarts, then stops. The model is one
     of the last good snapshots; training.json records the events and the selection.
 
-    `settings` is ebm.yaml, `data` a manifest, `nvae` a model, `prior` that of the energy on noise, if there is one.
+    Args:
+        settings: ebm.yaml.
+        data: manifest of the prepared images.
+        nvae: model file of the NVAE.
+        model: file that is written.
+        prior: model file of the energy on noise; None: there is none.
+        threads: CPU threads of this process.
+        gpus: GPUs of the job; 0: the CPU.
+        limits: time limit and interval of checkpoints.
 
     Raises:
         UserError: images that do not fit the NVAE or the batch, or divergence before the first good snapshot.
@@ -159,12 +167,13 @@ def run_iterations(
             if math.isfinite(seen.loss) and math.isfinite(seen.gradient_norm):
                 trainer.update(rate)
             if guard.bad:
-                snapshots.doubt()
+                snapshots.doubt()  # those that wait to become good
             elif (step + 1) % training.snapshot_every == 0 or step + 1 == training.iterations:
                 snapshots.take(Snapshot(step + 1, trainer.restarts), trainer.snapshot)
             snapshots.confirm(step + 1)
         if not guard.diverged or trainer.restarts == guarded.restarts:
             break
+        # restart from the last good snapshot
         back = snapshots.last_good
         trainer.restart(snapshots.read(back))
         rate = guarded.restart_factor**trainer.restarts

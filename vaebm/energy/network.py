@@ -98,7 +98,7 @@ def load_energy(path: Path | str, device: torch.device | str = "cpu") -> nn.Modu
     try:
         energy = build_energy(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
         energy.load_state_dict(content["weights"])
-    except Exception:  # of any other content
+    except Exception:  # any error here means other content
         raise UserError(
             f"{path}: expected an energy network of this version, found one with other settings or weights; "
             "train or convert it again"

@@ -80,7 +80,7 @@ def load_prior(path: Path | str, device: torch.device | str = "cpu") -> NoiseEne
     try:
         prior = NoiseEnergy(NoiseEnergySettings.model_validate(content["network"]), content["shape"])
         prior.load_state_dict(content["weights"])
-    except Exception:  # of any other content
+    except Exception:  # any error here means other content
         raise UserError(
             f"{path}: expected an energy on noise of this version, found one with other settings or weights; "
             "train it again"

@@ -68,7 +68,7 @@ class PreparedDecoder:
         self.pixels = prepare_last(nvae.pixel_parameters, like)
 
     def pixels_and_sigmas(self, eps: Sequence[Tensor]) -> tuple[Pixels, list[Tensor]]:
-        """p(x|z) for z = T(ε_z), and σ of each group's prior, which broadcasts to (B, latents, h, w)."""
+        """p(x|z) for the z of this noise, and σ of each group's prior, which broadcasts to (B, latents, h, w)."""
         state, sigmas = self.constant.expand(len(eps[0]), -1, -1, -1), []
         for group, each in zip(self.groups, eps, strict=True):
             state, sigma = group(state, each)

@@ -46,7 +46,7 @@ def inputs(
 def posterior_noise(
     nvae: NVAE, images: Images | GreyImages, seed: int, batch: int = 500, name: str = "images"
 ) -> list[Latents]:
-    """Noise ε_z with T(ε_z) = z for a draw z ~ q(z|x) of each of the images, after `check_images`.
+    """Noise from which `NVAE.decode` computes z, for a draw z ~ q(z|x) of each of the images; after `check_images`.
 
     It is one (N, latents, h, w) per latent group. The draw of image k depends only on `seed` and k.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import nn
@@ -22,13 +22,6 @@ from vaebm.system.errors import UserError, brief, check_choice, check_number
 from vaebm.system.shapes import GreyImages, Images, Latents, Paths, PerImage, check_noise
 
 NO_CHAIN = LangevinSettings(steps=0, step_size=1.0)
-
-
-def check_chain(chain: Any) -> None:
-    """Raise a `UserError` unless `chain` is the settings of a chain."""
-    if not isinstance(chain, ChainSettings):
-        found = brief(repr(chain))
-        raise UserError(f"chain: expected settings, as LangevinSettings(steps=10, step_size=0.04), found {found}")
 
 
 class VAEBM(ScoredModel):
@@ -141,7 +134,7 @@ class VAEBM(ScoredModel):
         return self.nvae.latent_shapes
 
     def decode(self, eps_z: Sequence[Latents]) -> tuple[Pixels, PerImage]:
-        """p(x|z) for z = T(ε_z), and log p(z) (B,), by the modules; argument and errors are those of `NVAE.decode`."""
+        """p(x|z) and log p(z), (B,), for the z of this noise; argument and errors are those of `NVAE.decode`."""
         return self.nvae.decode(eps_z)
 
     def _energy(self, x: Images) -> PerImage:
@@ -150,10 +143,11 @@ class VAEBM(ScoredModel):
     def initial_noise(self, noise: NoiseSource, temperature: float = 1.0) -> tuple[list[Latents], Images]:
         """Start of chains: ε_z, one (B, latents, h, w) per group, and ε_x (B, C, H, W).
 
-        Both are normal, ε_z times `temperature`. With an energy on noise, ε_z then moves along its chain.
+        Both are normal, ε_z times `temperature`, from 0. With an energy on noise, ε_z then moves
+        along its chain.
 
         Raises:
-            UserError: a temperature below 0, or `noise` is no NoiseSource.
+            UserError: a negative temperature, or a `noise` that is no NoiseSource.
         """
         check_source(noise)
         check_number("temperature", temperature, 0, whole=False)
@@ -190,10 +184,11 @@ class VAEBM(ScoredModel):
                 steps out of range, without a step size, or without a Gaussian decoder.
         """
         check_noise([*eps_z, eps_x], [*self.latent_shapes, self.nvae.shape])
-        check_source(noise)
+        check_source(noise, len(eps_x))
         chain = self._chain(steps, step_size, chain)
         if chain.steps == 0:
             return [part.detach() for part in eps_z], eps_x.detach()
+        # with the default kernel this is `chain.langevin.langevin`, prepared
         *moved, moved_x = run_chain(self.chain_potential(), [*eps_z, eps_x], chain, noise)
         return moved, moved_x
 
@@ -246,17 +241,18 @@ class VAEBM(ScoredModel):
             seed: image k depends only on the seed and k, on one kind of device.
             steps: K; None: that of the test chain.
             step_size: η; None: that of the test chain; required without one.
-            temperature: factor of the chains' start in latent noise, which is that of the priors' σ; from 0.
+            temperature: factor of ε_z at the chains' start, from 0; without steps it is a factor of the priors' σ.
             batch: images per batch, from 1; it affects speed and rounding only.
 
         Raises:
-            UserError: a number out of range, or steps without a step size or without a Gaussian decoder.
+            UserError: a number out of range, steps without a step size or without a Gaussian decoder, or chains that
+                leave the finite numbers.
         """
         check_number("count", count, 1)
         check_number("batch", batch, 1)
         chain, parts = self._chain(steps, step_size), batches(range(count), batch)
         means = [self.sample_means(sample_noise(seed, part), chain, temperature) for part in parts]
-        return torch.cat(means).clamp(0.0, 1.0)
+        return check_finite(torch.cat(means), chain).clamp(0.0, 1.0)
 
     @torch.no_grad()
     def reconstruct(self, images: Images | GreyImages, seed: int = 0) -> Images:
@@ -313,7 +309,7 @@ class VAEBM(ScoredModel):
         eps_z, eps_x = self.initial_noise(noise)
         states = [eps_z]
         run_chain(self.chain_potential(), [*eps_z, eps_x], settings, noise, lambda eps: states.append(eps[:-1]))
-        return [self.decoder.decode(state)[0].mean.clamp(0.0, 1.0) for state in states]
+        return [check_finite(self.decoder.decode(state)[0].mean, settings).clamp(0.0, 1.0) for state in states]
 
     def _chain(self, steps: int | None, step_size: float | None, chain: ChainSettings | None = None) -> ChainSettings:
         """`chain`, or the test chain with another number of steps or step size."""
@@ -330,4 +326,21 @@ class VAEBM(ScoredModel):
         return chain
 
 
-build_model = VAEBM.of_networks
+def check_chain(chain: object) -> None:
+    """Raise a `UserError` unless `chain` is the settings of a chain."""
+    if not isinstance(chain, ChainSettings):
+        found = brief(repr(chain))
+        raise UserError(f"chain: expected settings, as LangevinSettings(steps=10, step_size=0.04), found {found}")
+
+
+def check_finite(images: Images, chain: ChainSettings) -> Images:
+    """Return the images after `chain`; a `UserError` if one is not finite."""
+    if chain.steps and not images.isfinite().all():
+        raise UserError(
+            f"step_size: expected chains that stay finite, found some that do not with {chain.step_size:g}; "
+            "choose a smaller one"
+        )
+    return images
+
+
+build_model = VAEBM.of_networks  # the name that other modules import

@@ -185,8 +185,7 @@ class NVAE(nn.Module):
         if self.settings.decoder == "bernoulli":
             if noise is None:
                 raise UserError("the Bernoulli decoder's input is drawn: expected a NoiseSource, found None")
-            check_source(noise)
-            noise.check(len(x))
+            check_source(noise, len(x))
             (threshold,) = noise.uniform([x.shape[1:]], device=x.device, dtype=x.dtype)
             return (threshold < x).to(x.dtype)
         return x
@@ -231,8 +230,7 @@ class NVAE(nn.Module):
         if eps is None:
             if noise is None:
                 raise UserError("expected eps, one tensor per latent group, or noise, a NoiseSource, found neither")
-            check_source(noise)
-            noise.check(len(x))
+            check_source(noise, len(x))
             eps = noise.normal(self.latent_shapes, step=step, device=x.device, dtype=x.dtype)
         check_noise(eps, self.latent_shapes, len(x))
         draws: list[Draw] = []
@@ -245,7 +243,7 @@ class NVAE(nn.Module):
         return draws, state
 
     def decode(self, eps: Sequence[Latents], temperature: float = 1.0) -> tuple[Pixels, PerImage]:
-        """Map noise to latents, z = T(ε_z), and to the pixels' distribution (VAEBM section 3.2).
+        """Map noise ε_z to latents z = μ + σ ε_z, group by group, and to the pixels' distribution (VAEBM section 3.2).
 
         Args:
             eps: standard normal noise, one (B, latents, h, w) per group in decoding order.
@@ -283,7 +281,7 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
     try:
         nvae = NVAE(NVAENetworkSettings.model_validate(content["network"]), content["shape"])
         nvae.load_state_dict(content["weights"])
-    except Exception:  # of any other content
+    except Exception:  # any error here means other content
         raise UserError(
             f"{path}: expected an NVAE of this version, found one with other settings or weights; "
             "train or convert it again"
@@ -292,10 +290,10 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
 
 
 def load_frozen(path: Path, shape: Sequence[int], device: torch.device) -> tuple[NVAE, str]:
-    """The NVAE below a training with images of `shape` (C, H, W), as of `load_nvae`, and the hash of its weights.
+    """Load the NVAE on which another network trains, for images of `shape` (C, H, W), and the hash of its weights.
 
     Raises:
-        UserError: the NVAE is for other images.
+        UserError: as for `load_nvae`, or the NVAE is for other images.
     """
     nvae, weights = load_nvae(path, device), load_model(path, "nvae")["hash"]
     if nvae.shape != tuple(shape):

@@ -62,7 +62,10 @@ def seed_folder(run: Path) -> Path:
     if run.name.startswith("seed"):
         return run
     if not (seeds := [path for path in run.glob("seed*") if model_of(path).is_file()]):
-        raise UserError(f"{run}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it")
+        raise UserError(
+            f"{run}: expected a run (results/EXPERIMENT/VARIANT), found no model of a seed in it; "
+            "run the experiment, or start in the project's folder"
+        )
     return min(seeds, key=lambda path: (len(path.name), path.name))
 
 

@@ -30,10 +30,8 @@ def check_images(name: str, images: Any, shape: Sequence[int], raw: bool = True)
 
     `raw`: grey levels uint8 are right too; and compare the values, for which a GPU has to wait.
     """
-    sizes, kind = (
-        ", ".join(map(str, ("N", *shape))),
-        "uint8 or floating-point" if raw else "floating-point (`as_input`)",
-    )
+    sizes = ", ".join(map(str, ("N", *shape)))
+    kind = "uint8 or floating-point" if raw else "floating-point (`as_input`)"
     expected = f"{name}: expected a tensor ({sizes}) of N images, {kind} in [0, 1], found"
     if not isinstance(images, Tensor):
         raise UserError(f"{expected} a value of type {type(images).__name__}; torch.as_tensor converts arrays")
@@ -43,7 +41,10 @@ def check_images(name: str, images: Any, shape: Sequence[int], raw: bool = True)
     if raw and floating:
         low, high = (float(end) for end in images.aminmax())
         if not (low >= -1e-6 and high <= 1 + 1e-6):  # up to rounding
-            raise UserError(f"{expected} values from {low:g} to {high:g}; divide grey levels by 255, clamp others")
+            raise UserError(
+                f"{expected} values from {low:g} to {high:g}; "
+                "divide grey levels by 255, map [-1, 1] by (x + 1) / 2, clamp other values"
+            )
 
 
 def check_noise(eps: Any, shapes: Sequence[Sequence[int]], count: int | None = None) -> None:
