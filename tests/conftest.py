@@ -51,6 +51,11 @@ class Project:
         jobs = re.findall(r"^(\w+) +(\d+)$", self.snakemake("--dry-run", *arguments), re.MULTILINE)
         return {rule: int(count) for rule, count in jobs if rule not in ("all", "total")}
 
+    def copy(self, folder: Path) -> Project:
+        """A copy, also while another test mirrors this project: files that are there for a moment stay behind."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*.tmp", "*-journal"))
+        return Project(folder)
+
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace `old`, which has to be there."""
         text = (self.folder / path).read_text()
@@ -129,8 +134,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def finished(tiny_run: Project, tmp_path: Path) -> Project:
     """A copy of the finished run, to change."""
-    shutil.copytree(tiny_run.folder, tmp_path / "finished")
-    return Project(tmp_path / "finished")
+    return tiny_run.copy(tmp_path / "finished")
 
 
 @pytest.fixture

@@ -29,8 +29,7 @@ def of_real(extractor):
 @pytest.fixture(scope="module")
 def measured(tiny_run, tmp_path_factory):
     """A finished run on a few colour images, as the recipe says: the weights are random and mean nothing."""
-    project = type(tiny_run)(tmp_path_factory.mktemp("extractors") / "project")
-    shutil.copytree(tiny_run.folder, project.folder)
+    project = tiny_run.copy(tmp_path_factory.mktemp("extractors") / "project")
     random = np.random.default_rng(0)
     (project.folder / "raw").mkdir()
     images = random.integers(0, 200, (160, 4, 4, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)

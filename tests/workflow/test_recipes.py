@@ -49,8 +49,7 @@ def mine(tiny_run, tmp_path_factory):
 
     The experiment is a copy of `tiny`, which is fast and has no section `variants` that another could replace.
     """
-    project = type(tiny_run)(tmp_path_factory.mktemp("recipes") / "project")
-    shutil.copytree(tiny_run.folder, project.folder)
+    project = tiny_run.copy(tmp_path_factory.mktemp("recipes") / "project")
     copy, ask_and_run = blocks("Run your own experiment", "sh")
     shell(project, copy.replace("digits.yaml", "tiny.yaml"))
 
