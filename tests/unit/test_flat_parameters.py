@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vaebm.ebm.flat_parameters import FlatParameters
+from vaebm.nvae.flat_parameters import FlatParameters
 from vaebm.nvae.flows import FlowPair
 from vaebm.nvae.layers import NormalizedConv2d, PlainConv2d, SqueezeExcitation
 
@@ -52,6 +52,18 @@ def test_gradients_are_those_of_the_modules(dtype: torch.dtype, tolerance: float
     assert sum(each.numel() for each in flat.tensors) == sum(each.numel() for each in module.parameters())
     squares = sum(float(gradient.double().square().sum()) for gradient in expected)
     assert float(flat.tensors[0].grad.double().square().sum()) == pytest.approx(squares, rel=tolerance)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_layouts_and_outputs_stay_to_the_bit(layout: torch.memory_format) -> None:
+    """A CPU chooses its convolution, and so the rounding, by the strides; a 1×1 weight has two sets of them."""
+    module = network().to(memory_format=layout)
+    x = torch.randn(6, 2, 8, 8).to(memory_format=layout)
+    strides, before = [parameter.stride() for parameter in module.parameters()], module(x)
+    flat = FlatParameters(module)
+    assert [parameter.stride() for parameter in module.parameters()] == strides
+    with flat.normalized_weights():
+        assert torch.equal(module(x), before)
 
 
 def test_weights_of_the_context_end_with_it() -> None:

@@ -13,11 +13,11 @@ from vaebm.ebm.contrastive_divergence import (
     contrastive_divergence,
     positives,
 )
-from vaebm.ebm.flat_parameters import FlatParameters
 from vaebm.ebm.replay_buffer import ReplayBuffer
 from vaebm.energy.noise_energy import NoiseEnergy
 from vaebm.model import build_model
 from vaebm.noise import NoiseSource, derive
+from vaebm.nvae.flat_parameters import FlatParameters
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.system import distributed

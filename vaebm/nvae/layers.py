@@ -72,7 +72,7 @@ class NormalizedConv2d(nn.Conv2d):
 
     mask: Tensor | None
     normalized: Tensor | None = None
-    """The present normalised weight, where it was computed together with others (`ebm.flat_parameters`)."""
+    """The present normalised weight, where it was computed together with others (`nvae.flat_parameters`)."""
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.noise import NoiseSource, batches, derive
 from vaebm.nvae.cells import set_recompute
+from vaebm.nvae.flat_parameters import FlatParameters
 from vaebm.nvae.layers import BatchNorm, convolution_weights, data_initialization
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo, norm_weight
@@ -71,18 +72,18 @@ class NVAETrainer:
         set_recompute(nvae, training.recompute)
         penalty = SpectralPenalty(convolution_weights(nvae), derive(seed, "spectral"))
         self.spectral = penalty.to(self.device, nvae.dtype)
-        self.optimizer = torch.optim.Adamax(
-            nvae.parameters(),
+        self.flat = FlatParameters(nvae)
+        self.optimizer = self.flat.optimizer(
+            torch.optim.Adamax,
             lr=training.learning_rate,
             betas=(0.9, 0.999),
             eps=1e-3,
             weight_decay=training.weight_decay,
-            foreach=True,
         )
         sizes = nvae.prior_constant.new_tensor(group_sizes(nvae.settings.groups))
         self.sizes = sizes if training.kl_balancing else None
         self.micro_batch = training.micro_batch or training.batch
-        self.parameters = list(nvae.parameters())
+        self.parameters = self.flat.parameters
         norms = [layer for layer in nvae.modules() if isinstance(layer, BatchNorm)]
         self.statistics = [buffer for layer in norms for buffer in layer.buffers() if buffer.is_floating_point()]
 
@@ -103,24 +104,25 @@ class NVAETrainer:
         """
         training, beta = self.training, self.beta(step)
         before = [buffer.clone() for buffer in self.statistics]
-        self.optimizer.zero_grad(set_to_none=True)
+        self.flat.zero_gradients()
         parts = []
-        for part, chunk in enumerate(images.split(self.micro_batch)):
-            first = step * training.batch + part * self.micro_batch
-            x = self.inputs(chunk, first)
-            share = distributed.local_shard(range(first, first + len(chunk)))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
-                output = self.nvae(x, noise=NoiseSource(self.seed, "posterior", share))
-            parts.append(nelbo(output, x, beta, self.sizes))
-            (parts[-1].loss * (len(chunk) / len(images))).backward()
         spectral = batch_norm = self.nvae.prior_constant.new_zeros(())
-        if penalise:
-            spectral, batch_norm = self.spectral(), batch_norm_penalty(self.nvae)
-            weight = training.norm_every * norm_weight(beta, training.norm_weight_initial, training.norm_weight)
-            (weight * (spectral + batch_norm)).backward()
-        distributed.average_gradients(self.parameters)
+        with self.flat.normalized_weights():
+            for part, chunk in enumerate(images.split(self.micro_batch)):
+                first = step * training.batch + part * self.micro_batch
+                x = self.inputs(chunk, first)
+                share = distributed.local_shard(range(first, first + len(chunk)))
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+                    output = self.nvae(x, noise=NoiseSource(self.seed, "posterior", share))
+                parts.append(nelbo(output, x, beta, self.sizes))
+                (parts[-1].loss * (len(chunk) / len(images))).backward()
+            if penalise:
+                spectral, batch_norm = self.spectral(), batch_norm_penalty(self.nvae)
+                weight = training.norm_every * norm_weight(beta, training.norm_weight_initial, training.norm_weight)
+                (weight * (spectral + batch_norm)).backward()
+        distributed.average_gradients(self.flat.tensors)
 
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([each.grad for each in self.flat.tensors if each.grad is not None])
         reconstructions = torch.stack([part.reconstruction.reshape(1) for part in parts]).mean(0)
         losses = distributed.mean(torch.cat([reconstructions, torch.stack([part.kl for part in parts]).mean(0)]))
         penalties = torch.stack([spectral.detach(), batch_norm.detach(), norm])

@@ -114,7 +114,8 @@ def _leaf(value: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether the strides are those of channels_last; a 1×1 weight has also other strides of the same layout."""
+    return x.dim() == 4 and x.stride() == (x[0].numel(), 1, x.shape[3] * x.shape[1], x.shape[1])
 
 
 def _rows(x: Tensor) -> Tensor:
