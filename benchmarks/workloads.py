@@ -195,8 +195,8 @@ def training_of(way: Implementation) -> Iterator[None]:
     """In this context a trainer of the published arithmetic gets separate parameters and the published penalties."""
     with contextlib.ExitStack() as patches:
         if way.kind == "as published":
-            patches.enter_context(mock.patch("vaebm.ebm.iteration.FlatParameters", SeparateParameters))
             for module in ("vaebm.nvae.train", "vaebm.ebm.iteration"):
+                patches.enter_context(mock.patch(f"{module}.FlatParameters", SeparateParameters))
                 patches.enter_context(mock.patch(f"{module}.SpectralPenalty", PublishedSpectralPenalty))
             patches.enter_context(mock.patch("vaebm.nvae.train.batch_norm_penalty", batch_norm_penalty))
         yield
