@@ -136,3 +136,13 @@ def test_no_file_is_long() -> None:
     files = [path for folder in ("vaebm", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     assert len(lengths) > 200 and {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def test_no_function_is_long() -> None:
+    lengths = {
+        f"{path.relative_to(ROOT)}: {node.name}": node.end_lineno - node.lineno + 1
+        for path in (ROOT / "vaebm").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
+    }
+    assert len(lengths) > 1000 and {name: length for name, length in lengths.items() if length >= 80} == {}

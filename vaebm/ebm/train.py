@@ -8,7 +8,7 @@ from torch import Tensor
 from vaebm.config import EBMSettings, EBMTrainingSettings
 from vaebm.config.base import plugins_in
 from vaebm.config.yaml_files import read_settings
-from vaebm.data import open_images
+from vaebm.data import ImageSet, open_images
 from vaebm.ebm.divergence_guard import Guard
 from vaebm.ebm.iteration import EBMTrainer, initialize
 from vaebm.ebm.plots import save_ebm_plots
@@ -17,7 +17,8 @@ from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
 from vaebm.energy.network import build_energy
 from vaebm.energy.noise_energy import load_prior
 from vaebm.noise import derive
-from vaebm.nvae.model import check_decoder, load_frozen
+from vaebm.nvae.model import NVAE, check_decoder, load_frozen
+from vaebm.records.training import Selection
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
 from vaebm.system.device import seeded, setup_device, to_device_channels_last
@@ -74,16 +75,8 @@ def run(
     check_decoder(vae, nvae)
     images = training_images(dataset, device, training.batch, f"{settings}: ebm.training.batch")
 
-    # 2. networks, and what an iteration changes
-    with seeded(derive(seed, "energy")):
-        energy = build_energy(stage.network, dataset.shape[0])
-    on_noise = None if prior is None else load_prior(prior, device)
-    if training.precision == "float64":
-        vae, energy, on_noise = vae.double(), energy.double(), on_noise and on_noise.double()
-    initialize(to_device_channels_last(energy, device), vae, images, stage, seed)
-    trainer = EBMTrainer(vae, energy, stage, seed, on_noise)
-
-    # 3. the loop, resumed from the last checkpoint of the same identity
+    # 2. the loop, resumed from the last checkpoint of the same identity
+    trainer = build_trainer(vae, prior, images, stage, seed)
     guard, snapshots = Guard(stage.guard), Snapshots(stage.guard.patience, stage.selection.candidates)
     identity = {"seed": seed, "settings": stage.model_dump(), "data": dataset.hash, "nvae": vae_hash}
     below = {} if prior is None else {"prior": load_model(prior, "prior")["hash"]}  # also in the model file
@@ -93,35 +86,16 @@ def run(
     snapshots.folder = run_state.scratch / "snapshots"
     events = run_state.extra.setdefault("events", [])
     run_iterations(trainer, images, run_state, guard, snapshots)
-    if not (usable := snapshots.usable):
-        if snapshots.good:
-            raise UserError(
-                f"{snapshots.folder}: expected the good snapshots, found none of them; remove "
-                f"{run_state.scratch} and run again, from the beginning"
-            )
-        reason = guard.last_reason or "none was followed by good iterations (ebm.guard)"
-        raise UserError(
-            f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: "
-            f"{reason}; choose a smaller ebm.training.learning_rate or snapshot_every, "
-            "or a larger spectral_weight, energy_penalty or gradient_penalty"
-        )
+    usable = usable_snapshots(snapshots, guard, run_state, settings)
     if distributed.rank() != 0:
         return
 
-    # 4. the model: the best of the last good snapshots
-    energy.requires_grad_(False)
-    candidates = {snapshot.iteration: snapshot for snapshot in usable}
-
-    def weights_of(iteration: int) -> dict[str, Tensor]:
-        return trainer.model(snapshots.read(candidates[iteration]))
-
-    selection = select(trainer.vaebm, candidates, weights_of, dataset, stage, seed)
-    weights = weights_of(selection.chosen)
-    energy.load_state_dict(weights)
+    # 3. the model: the best of the last good snapshots
+    selection, weights = select_model(trainer, snapshots, usable, dataset)
     status = f"diverged at iteration {run_state.step}: {guard.reason}" if guard.bad else "finished"
     print(f"ebm: {status}; the model is the snapshot of iteration {selection.chosen}", flush=True)
 
-    # 5. pictures, model file and training.json
+    # 4. pictures, model file and training.json
     diagnostics = save_ebm_plots(trainer.vaebm, dataset, run_state, stage, seed)
     origin = {"potential": stage.potential, "start": stage.start, "positives": stage.positives}
     save_model(model, "energy", stage.network.model_dump(), weights, shape=list(dataset.shape), **origin, **below)
@@ -132,12 +106,69 @@ def run(
         events=events,
         selection=selection,
         diagnostics=diagnostics,
-        parameters=sum(p.numel() for p in energy.parameters()),
+        parameters=sum(p.numel() for p in trainer.energy.parameters()),
         model=hash_tensors(weights),
         device=str(device),
         threads=threads,
         processes=distributed.world_size(),
     )
+
+
+def build_trainer(nvae: NVAE, prior: Path | None, images: Tensor, stage: EBMSettings, seed: int) -> EBMTrainer:
+    """Build the networks and all that an iteration changes.
+
+    Args:
+        nvae: the frozen NVAE, on the device of the training.
+        prior: model file of the energy on noise; None: there is none.
+        images: training images (N, C, H, W) uint8; the energy is initialised on some of them.
+        stage: settings of the stage.
+        seed: seed of the run.
+    """
+    device = nvae.device
+    with seeded(derive(seed, "energy")):
+        energy = build_energy(stage.network, images.shape[1])
+    on_noise = None if prior is None else load_prior(prior, device)
+    if stage.training.precision == "float64":
+        nvae, energy, on_noise = nvae.double(), energy.double(), on_noise and on_noise.double()
+    initialize(to_device_channels_last(energy, device), nvae, images, stage, seed)
+    return EBMTrainer(nvae, energy, stage, seed, on_noise)
+
+
+def usable_snapshots(snapshots: Snapshots, guard: Guard, run_state: Training, settings: Path) -> list[Snapshot]:
+    """The good snapshots whose files are there, at least one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if usable := snapshots.usable:
+        return usable
+    if snapshots.good:
+        raise UserError(
+            f"{snapshots.folder}: expected the good snapshots, found none of them; remove "
+            f"{run_state.scratch} and run again, from the beginning"
+        )
+    reason = guard.last_reason or "none was followed by good iterations (ebm.guard)"
+    raise UserError(
+        f"{settings}: the energy diverged at iteration {run_state.step}, before its first good snapshot: "
+        f"{reason}; choose a smaller ebm.training.learning_rate or snapshot_every, "
+        "or a larger spectral_weight, energy_penalty or gradient_penalty"
+    )
+
+
+def select_model(
+    trainer: EBMTrainer, snapshots: Snapshots, usable: list[Snapshot], dataset: ImageSet
+) -> tuple[Selection, dict[str, Tensor]]:
+    """Select one of the snapshots; its weights, which are returned, are those of the energy then."""
+    candidates = {snapshot.iteration: snapshot for snapshot in usable}
+
+    def weights_of(iteration: int) -> dict[str, Tensor]:
+        return trainer.model(snapshots.read(candidates[iteration]))
+
+    trainer.energy.requires_grad_(False)
+    selection = select(trainer.vaebm, candidates, weights_of, dataset, trainer.stage, trainer.seed)
+    weights = weights_of(selection.chosen)
+    trainer.energy.load_state_dict(weights)
+    return selection, weights
 
 
 def run_iterations(
