@@ -2,7 +2,8 @@
 
 Swish is x · σ(x) after a separate batch norm. Weights are normalised at every call. Tensors have the contiguous
 layout, and whole distributions are computed where a sample suffices. Networks are the package's with these layers in
-place of its own, so weights and trainers are the same; `tests/unit/test_as_published.py` compares them.
+place of its own, so weights are the same. Trainers differ in parameters and penalties (`workloads.training_of`).
+`tests/unit/test_as_published.py` compares both.
 """
 
 from __future__ import annotations
@@ -136,14 +137,14 @@ def as_published(module: M) -> M:
 
 
 class SeparateParameters:
-    """A network's parameters in separate tensors, each convolution with its own normalisation: `FlatParameters`."""
+    """In place of `FlatParameters`: separate tensors, and each convolution normalises its own weight."""
 
     def __init__(self, module: nn.Module):
         self.parameters = self.tensors = list(module.parameters())
 
     def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> torch.optim.Optimizer:
         """An optimiser of the parameters."""
-        return kind(self.parameters, foreach=kind is torch.optim.Adamax, **options)
+        return kind(self.parameters, foreach=True if kind is torch.optim.Adamax else None, **options)
 
     def zero_gradients(self) -> None:
         """Remove all gradients."""

@@ -1,5 +1,7 @@
 """The baseline of the speed measurements computes what the package does."""
 
+import copy
+
 import pytest
 import speed
 import torch
@@ -16,12 +18,14 @@ from vaebm.config import (
     NVAENetworkSettings,
     NVAETrainingSettings,
 )
+from vaebm.ebm.iteration import EBMTrainer
 from vaebm.energy.network import EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import nelbo
+from vaebm.nvae.train import NVAETrainer
 from vaebm.training.spectral import SpectralPenalty
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -69,6 +73,29 @@ def test_training_step_of_the_nvae(pair: tuple[NVAE, EnergyNetwork]) -> None:
         found.append([loss.detach(), penalty.detach(), gradients(nvae), dict(nvae.named_buffers())])
     torch.testing.assert_close(*found, **CLOSE)
     assert len(found[0][2]) == len(list(ours.parameters()))
+
+
+def test_updates_of_the_trainers(pair: tuple[NVAE, EnergyNetwork]) -> None:
+    """One of the NVAE and one of the energy, with penalties, optimisers and parameters as each way has them."""
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    of_nvae = NVAETrainingSettings(epochs=1, batch=8, warmup_epochs=0, norm_weight=0.1)
+    of_energy = EBMTrainingSettings(iterations=1, batch=8, learning_rate=1e-3)
+    stage = EBMSettings(network=pair[1].settings, chain=ChainSettings(steps=1, step_size=1e-2), training=of_energy)
+    found = []
+    for way in (workloads.Implementation("fast"), workloads.Implementation("as published")):
+        nvae, energy = (module.double() for module in copy.deepcopy(pair))
+        if way.kind == "as published":
+            nvae, energy = as_published(nvae), as_published(energy)
+        with workloads.training_of(way):
+            first = NVAETrainer(nvae.train(), of_nvae, 10, seed=0)
+            with workloads.penalty_of(way):
+                assert first.step(images, 5, 1e-2, penalise=True).finite
+            second = EBMTrainer(nvae.eval().requires_grad_(False), energy, stage, seed=0)
+            second.gradients(images, 0)
+            second.update(1e-2)
+        found.append([dict(module.named_parameters()) for module in (nvae, energy)])
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+    assert all(not torch.equal(found[0][1][name], value) for name, value in pair[1].named_parameters())
 
 
 @pytest.mark.parametrize("kind", ["noise", "density"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import ENERGY, NETWORK
+from networks import ENERGY, NETWORK, as_a_user
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -218,6 +218,10 @@ def test_settings_leave_files_as_they_were() -> None:
         ({"steps": -1}, "steps: expected an integer from 0, found -1"),
         ({"step_size": -0.1}, "step_size: expected a number above 0, or 2 of them, found -0.1"),
         ({"step_size": [0.1]}, r"step_size: expected a number above 0, or 2 of them, found \[0.1\]"),
+        ({"step_size": None}, "step_size: expected a number above 0, or 2 of them, found None"),
+        ({"step_size": "0.1"}, "step_size: expected a number above 0, or 2 of them, found '0.1'"),
+        ({"step_size": torch.ones(2)}, r"step_size: expected a number above 0, or 2 of them, found tensor\("),
+        ({"temperature": torch.ones(2)}, r"temperature: expected a number from 0, found tensor\("),
         ({"temperature": -1.0}, "temperature: expected a number from 0, found -1.0"),
         ({"noise": NoiseSource(0, "chain", [0])}, "noise: expected an index for each of 3 samples, found 1"),
     ],
@@ -225,7 +229,7 @@ def test_settings_leave_files_as_they_were() -> None:
 def test_numbers_out_of_range_are_refused(kernel: Any, changes: dict[str, object], message: str) -> None:
     """Noise of a single index would otherwise move all chains alike."""
     settings = {"steps": 2, "step_size": 0.1, "noise": NoiseSource(0, "chain", range(3))} | changes
-    with pytest.raises(UserError, match=message):
+    with as_a_user(), pytest.raises(UserError, match=message):
         kernel(lambda eps: eps[0].square().sum(1), [torch.ones(3, 2)], **settings)
 
 

@@ -120,7 +120,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
         with torch.no_grad(), data_initialization(each.nvae):
             each.nvae(each.inputs(images(), 0), noise=NoiseSource(0, "initialization", range(8)))
         assert each.step(images(), 4, 1e-3, penalise=True).finite
-    for ours, theirs in zip(in_parts.parameters, at_once.parameters, strict=True):
+    for ours, theirs in zip(in_parts.flat.parameters, at_once.flat.parameters, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)
 
@@ -155,7 +155,7 @@ def test_bfloat16_keeps_distributions_and_weights_in_single_precision() -> None:
         losses[precision] = each.step(images(), 4, 1e-3, penalise=False)
         assert all(
             parameter.dtype == parameter.grad.dtype == torch.float32
-            for parameter in each.parameters
+            for parameter in each.flat.parameters
             if parameter.grad is not None
         )
     assert losses["bfloat16"].reconstruction != losses["float32"].reconstruction  # autocast did something

@@ -10,7 +10,11 @@ from vaebm.training.spectral import SpectralPenalty
 def modules() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(
-        NormalizedConv2d(3, 8, 3), NormalizedConv2d(8, 8, 3), NormalizedConv2d(8, 8, 3), PlainConv2d(8, 8, 5, groups=8)
+        NormalizedConv2d(3, 8, 3),
+        NormalizedConv2d(8, 8, 3),
+        NormalizedConv2d(8, 8, 3),
+        PlainConv2d(8, 8, 5, groups=8),
+        PlainConv2d(25, 8, 1),  # a matrix of the shape of the one before
     ).double()
 
 

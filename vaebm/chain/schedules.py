@@ -16,8 +16,12 @@ def numbered(steps: int, step_size: StepSize, temperature: float = 1.0) -> Itera
     check_number("steps", steps, 0)
     check_number("temperature", temperature, 0, whole=False)
     sizes = step_size if isinstance(step_size, Sequence) else [step_size] * steps
-    if len(sizes) != steps or not all(0 < size < math.inf for size in sizes):
-        raise UserError(f"step_size: expected a number above 0, or {steps} of them, found {brief(step_size)}")
+    try:
+        fits = len(sizes) == steps and all(0 < size < math.inf for size in sizes)
+    except (TypeError, ValueError, RuntimeError):  # no numbers, or arrays of several
+        fits = False
+    if not fits:
+        raise UserError(f"step_size: expected a number above 0, or {steps} of them, found {brief(repr(step_size))}")
     return zip(range(1, steps + 1), sizes, strict=True)
 
 

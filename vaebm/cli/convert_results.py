@@ -19,7 +19,7 @@ def convert_results(results: Path) -> None:
         UserError: there is no folder `results`, or a model is damaged.
     """
     if not results.is_dir():
-        raise UserError(f"{results}: expected the folder of the results, found none")
+        raise UserError(f"{results}: expected the folder of the results, found none; give that of the experiments")
     earlier = sorted(results.rglob(EARLIER_MODEL))
     unconverted = [path for path in earlier if not path.with_name(MODEL).is_file()]
     if not unconverted:

@@ -158,7 +158,7 @@ def usable_snapshots(snapshots: Snapshots, guard: Guard, run_state: Training, se
 def select_model(
     trainer: EBMTrainer, snapshots: Snapshots, usable: list[Snapshot], dataset: ImageSet
 ) -> tuple[Selection, dict[str, Tensor]]:
-    """Select one of the snapshots; its weights, which are returned, are those of the energy then."""
+    """Select a snapshot, load its weights into the energy, and return both."""
     candidates = {snapshot.iteration: snapshot for snapshot in usable}
 
     def weights_of(iteration: int) -> dict[str, Tensor]:

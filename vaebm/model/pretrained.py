@@ -21,6 +21,7 @@ from vaebm.system.checkpoint import load_model, save_model
 from vaebm.system.device import freeze
 from vaebm.system.errors import UserError, brief
 from vaebm.system.files import MODEL, model_of, seed_folder, write_json, writing
+from vaebm.system.plugins import load_plugins
 from vaebm.system.precision import chain_dtype
 
 MODEL_CONFIG, CARD = "config.json", "README.md"
@@ -205,6 +206,7 @@ class StoredModel(nn.Module):
         folder = find_folder(source)
         what = "the configuration of a model that `save_pretrained` wrote"
         others = "`VAEBM.from_results` loads a run, `VAEBM.load` model files"
+        load_plugins()
         config = read_record(PretrainedConfig, folder / MODEL_CONFIG, what, "save it again", others)
         weights = load_model(folder / MODEL, "vaebm")["weights"]
         try:

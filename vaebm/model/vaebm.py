@@ -64,7 +64,7 @@ class VAEBM(ScoredModel):
         check_choice("potential", potential, self.potentials)
         check_choice("positives", positives, get_args(Positives))
         check_chain(chain)
-        if energy is not None and isinstance(nvae, NVAE):
+        if energy is not None:
             check_decoder(nvae, "VAEBM")
         self.nvae, self.energy, self.potential_kind = nvae, energy, potential
         self.test_chain, self.positives, self.prior = chain, positives, prior
@@ -88,7 +88,7 @@ class VAEBM(ScoredModel):
         if kind := VAEBM.kinds.get(potential):
             return kind(nvae, energy, start)
         check_choice("start", start, ["prior"])
-        return VAEBM(nvae, energy, potential, positives=positives, prior=prior)
+        return cls(nvae, energy, potential, positives=positives, prior=prior)
 
     @property
     def device(self) -> torch.device:
@@ -280,7 +280,8 @@ class VAEBM(ScoredModel):
 
         Raises:
             UserError: images of another shape, type or range, none, or another number of last ones; numbers out of
-                range; or steps without a test chain, of an energy on pixels, or without a Gaussian decoder.
+                range; steps without a test chain, of an energy on pixels, or without a Gaussian decoder; or chains
+                that leave the finite numbers.
         """
         check_number("count", count, 1)
         if steps and self.potential_kind == "pixels":
@@ -288,10 +289,12 @@ class VAEBM(ScoredModel):
         ends = [posterior_noise(self.nvae, one, seed, name=name) for name, one in (("first", first), ("last", last))]
         eps_z = [path.flatten(0, 1) for path in great_circle(ends[0], ends[1], torch.linspace(0, 1, count))]
         noise = NoiseSource(seed, "interpolation", range(len(eps_z[0])))
+        chain = self._chain(steps, None) if steps else NO_CHAIN
         if steps:
             _, eps_x = self.initial_noise(noise)
-            eps_z, _ = self.refine(eps_z, eps_x, steps=steps, noise=noise)
-        return self.nvae.decode(eps_z)[0].mean.clamp(0.0, 1.0).unflatten(0, (len(first), count))
+            eps_z, _ = self.refine(eps_z, eps_x, chain=chain, noise=noise)
+        images = check_finite(self.nvae.decode(eps_z)[0].mean, chain)
+        return images.clamp(0.0, 1.0).unflatten(0, (len(first), count))
 
     @torch.no_grad()
     def chain(

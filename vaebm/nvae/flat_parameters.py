@@ -88,7 +88,7 @@ class FlatParameters:
         """Turn the optimiser's state into that of an optimiser of the module's parameters."""
         count = range(len(self.parameters))
         parts = {
-            name: self._views(value) if value.dim() else [value] * len(count)
+            name: self._views(value) if value.dim() else [value.clone() for _ in count]
             for name, value in state["state"].get(0, {}).items()
         }
         state["state"] = {number: {name: each[number] for name, each in parts.items()} for number in count if parts}
@@ -97,11 +97,14 @@ class FlatParameters:
     def _join(self, _: object, state: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `_separate`; parameters without a state get zeros."""
         joined: dict[str, Tensor] = {}
+        views: dict[str, list[Tensor]] = {}
         for number, values in state["state"].items():
             for name, value in values.items():
-                whole = joined.setdefault(name, torch.zeros_like(self.tensors[0].detach()) if value.dim() else value)
+                if name not in joined:
+                    joined[name] = torch.zeros_like(self.tensors[0].detach()) if value.dim() else value
+                    views[name] = self._views(joined[name]) if value.dim() else []
                 if value.dim():
-                    self._views(whole)[number].copy_(value)
+                    views[name][number].copy_(value)
         groups = [group | {"params": [0]} for group in state["param_groups"]]
         return state | {"state": {0: joined} if joined else {}, "param_groups": groups}
 

@@ -184,7 +184,7 @@ class NVAE(nn.Module):
         x = quantize(x if images.is_floating_point() else x / 255.0, self.settings.bits)
         if self.settings.decoder == "bernoulli":
             if noise is None:
-                raise UserError("the Bernoulli decoder's input is drawn: expected a NoiseSource, found None")
+                raise UserError("noise: expected a NoiseSource for the Bernoulli decoder, found None")
             check_source(noise, len(x))
             (threshold,) = noise.uniform([x.shape[1:]], device=x.device, dtype=x.dtype)
             return (threshold < x).to(x.dtype)
@@ -229,7 +229,7 @@ class NVAE(nn.Module):
         check_images("x", x, self.shape, raw=False)
         if eps is None:
             if noise is None:
-                raise UserError("expected eps, one tensor per latent group, or noise, a NoiseSource, found neither")
+                raise UserError("eps, noise: expected one tensor per latent group, or a NoiseSource, found neither")
             check_source(noise, len(x))
             eps = noise.normal(self.latent_shapes, step=step, device=x.device, dtype=x.dtype)
         check_noise(eps, self.latent_shapes, len(x))
@@ -301,9 +301,9 @@ def load_frozen(path: Path, shape: Sequence[int], device: torch.device) -> tuple
     return nvae, weights
 
 
-def check_decoder(nvae: NVAE, where: Path | str) -> None:
-    """Raise a UserError that begins with `where` unless the decoder is Gaussian, as an energy needs."""
-    if nvae.settings.decoder != "normal":
+def check_decoder(nvae: LatentDecoder, where: Path | str) -> None:
+    """Raise a UserError that begins with `where` if the decoder of an NVAE is not Gaussian, as an energy needs."""
+    if isinstance(nvae, NVAE) and nvae.settings.decoder != "normal":
         raise UserError(
             f"{where}: expected an NVAE with the decoder normal, which the chain needs, found {nvae.settings.decoder}"
         )

@@ -83,7 +83,6 @@ class NVAETrainer:
         sizes = nvae.prior_constant.new_tensor(group_sizes(nvae.settings.groups))
         self.sizes = sizes if training.kl_balancing else None
         self.micro_batch = training.micro_batch or training.batch
-        self.parameters = self.flat.parameters
         norms = [layer for layer in nvae.modules() if isinstance(layer, BatchNorm)]
         self.statistics = [buffer for layer in norms for buffer in layer.buffers() if buffer.is_floating_point()]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vaebm.system import distributed
 from vaebm.system.errors import UserError
-from vaebm.system.files import MODEL, checksum, write_json, writing
+from vaebm.system.files import checksum, write_json, writing
 
 HEADER = "vaebm"
 """Key of the header's metadata with the model's configuration, as JSON."""
@@ -129,7 +129,7 @@ def load_plain(path: Path | str, expected: str, allowed: Sequence[type] = (), ma
         except FileNotFoundError:
             raise UserError(f"{path}: expected {expected}, found no file") from None
         except IsADirectoryError:
-            raise UserError(f"{path}: expected a file with {expected}, found a folder; give {MODEL} in it") from None
+            raise UserError(f"{path}: expected a file with {expected}, found a folder; give a file in it") from None
         except Exception:  # torch raises many classes for other files
             raise damaged from None
 

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from vaebm.system.errors import UserError, brief
 
 BUCKET = 2**24
-"""Elements per all-reduce of gradients: 64 MiB of extra memory in float32."""
+"""Elements per all-reduce of gradients: 64 MiB of extra memory in float32. A larger tensor is reduced in place."""
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another process; longer than a checkpoint or an evaluation of the held-out images."""
@@ -175,6 +175,10 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     if world_size() == 1:
         return
     for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
+        if len(bucket) == 1 and bucket[0].is_contiguous():
+            dist.all_reduce(bucket[0])
+            bucket[0].div_(world_size())
+            continue
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])  # in the largest of their types
         dist.all_reduce(flat)
         parts = flat.div_(world_size()).split([gradient.numel() for gradient in bucket])

@@ -45,7 +45,7 @@ def check_number(name: str, found: Any, least: int, whole: bool = True) -> None:
     """Raise a `UserError` unless the argument `name` is a finite number from `least`, and an integer if `whole`."""
     try:
         fits = least <= (operator.index(found) if whole else found) < math.inf
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):  # no number, or an array of several
         fits = False
     if not fits:
         kind = "an integer" if whole else "a number"

@@ -28,7 +28,7 @@ Paths = Float[Tensor, "batch places channels height width"]
 def check_images(name: str, images: Any, shape: Sequence[int], raw: bool = True) -> None:
     """Raise a `UserError` unless the argument `name` is at least one image, (N, *shape), floating-point in [0, 1].
 
-    `raw`: grey levels uint8 are right too; and compare the values, for which a GPU has to wait.
+    `raw`: also accept grey levels uint8, and check the range of other values (synchronises a GPU).
     """
     sizes = ", ".join(map(str, ("N", *shape)))
     kind = "uint8 or floating-point" if raw else "floating-point (`as_input`)"
@@ -48,7 +48,10 @@ def check_images(name: str, images: Any, shape: Sequence[int], raw: bool = True)
 
 
 def check_noise(eps: Any, shapes: Sequence[Sequence[int]], count: int | None = None) -> None:
-    """Raise a `UserError` unless `eps` is a list of the `shapes` (B, …), where B is `count`, or None: equal in all."""
+    """Raise a `UserError` unless `eps` is a list of tensors (B, *shape), one for each of the `shapes`.
+
+    B is `count`. None: any, but the same in all.
+    """
     found: Any = f"a value of type {type(eps).__name__}"
     if isinstance(eps, list | tuple):
         found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in eps]
@@ -56,4 +59,4 @@ def check_noise(eps: Any, shapes: Sequence[Sequence[int]], count: int | None = N
     if found != [(count, *shape) for shape in shapes]:
         wanted = ", ".join(f"({', '.join(map(str, ('B', *shape)))})" for shape in shapes)
         of = "" if count is None else f" with B = {count}"
-        raise UserError(f"expected noise of the shapes [{wanted}]{of}, found {found}")
+        raise UserError(f"eps: expected noise of the shapes [{wanted}]{of}, found {found}")

@@ -50,7 +50,7 @@ class SpectralPenalty(nn.Module):
         self._first = False
         total = []
         for number, group in enumerate(self.groups.values()):
-            matrices = torch.stack([weight() for weight in group]).flatten(2)
+            matrices = torch.stack([weight().flatten(1) for weight in group])
             saved_u, saved_v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
             u, fixed, transposed = saved_u[:, None], matrices.detach(), matrices.detach().transpose(1, 2)
             for _ in range(iterations):
