@@ -135,7 +135,7 @@ class Training:
             print(f"{self.stage}: resuming at step {self.step} of {self.total}", flush=True)
         elif "VAEBM_STORAGE" in os.environ:
             print(
-                f"{self.stage}: begins at step 0; checkpoints stay on this machine, for its jobs alone",
+                f"{self.stage}: begins at step 0: checkpoints stay on this machine, for its jobs alone",
                 flush=True,
             )
         newest = distributed.all_reduce_max(self.step)
