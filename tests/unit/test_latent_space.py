@@ -167,6 +167,15 @@ def test_a_seed_is_an_integer_of_any_type(model):
                 model.sample(1, seed=seed)
 
 
+def test_a_subclass_builds_itself_where_its_potential_fits(model):
+    class Mine(VAEBM):
+        pass
+
+    assert type(Mine.of_networks(model.nvae, None)) is Mine
+    assert type(PixelEBM.of_networks(model.nvae, None)) is VAEBM
+    assert type(Mine.of_networks(model.nvae, model.energy, "pixels")) is PixelEBM
+
+
 def test_chains_that_leave_the_finite_numbers_are_an_error(model):
     message = "step_size: expected chains that stay finite, .* with 1e\\+30"
     for call in (model.float().sample, model.chain):

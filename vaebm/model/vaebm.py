@@ -88,7 +88,8 @@ class VAEBM(ScoredModel):
         if kind := VAEBM.kinds.get(potential):
             return kind(nvae, energy, start)
         check_choice("start", start, ["prior"])
-        return cls(nvae, energy, potential, positives=positives, prior=prior)
+        own = cls if potential in cls.potentials else VAEBM
+        return own(nvae, energy, potential, positives=positives, prior=prior)
 
     @property
     def device(self) -> torch.device:

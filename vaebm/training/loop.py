@@ -134,10 +134,7 @@ class Training:
             self.extra, self._records = saved["extra"], saved["records"]
             print(f"{self.stage}: resuming at step {self.step} of {self.total}", flush=True)
         elif "VAEBM_STORAGE" in os.environ:
-            print(
-                f"{self.stage}: begins at step 0: checkpoints stay on this machine, for its jobs alone",
-                flush=True,
-            )
+            print(f"{self.stage}: begins at step 0: checkpoints stay on this machine, for its jobs alone", flush=True)
         newest = distributed.all_reduce_max(self.step)
         if newest != self.step:
             raise UserError(
