@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaebm.ebm.contrastive_divergence import ContrastiveDivergence
 from vaebm.energy.network import EnergyBlock, EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import FactorizedReduce, ResidualCell
@@ -177,6 +179,19 @@ class PublishedSpectralPenalty(SpectralPenalty):
 def batch_norm_penalty(module: nn.Module) -> Tensor:
     """Σ max |γ|, layer by layer."""
     return torch.stack([layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]).sum()
+
+
+def contrastive_divergence(
+    energy: Callable[[Tensor], Tensor],
+    positive: Tensor,
+    negative: Tensor,
+    energy_penalty: float,
+    gradient_penalty: float,
+) -> ContrastiveDivergence:
+    """Data and chains in two passes, without a penalty on gradients."""
+    data, chains = energy(positive), energy(negative)
+    loss = data.mean() - chains.mean() + energy_penalty * (data.square().mean() + chains.square().mean())
+    return ContrastiveDivergence(loss, data, chains)
 
 
 class Unprepared(VAEBM):

@@ -144,7 +144,7 @@ def compare(name: str, setup: Setup, device: torch.device, rounds: int) -> dict[
             except torch.OutOfMemoryError:  # without graphs, counting needs more memory than timing
                 print(f"{name}: operations are not counted, for want of memory", file=sys.stderr)
         images = {way: call(_images) for way, call in workers.items()} if name == "sampling" else {}
-    parts, baseline = workloads.STEPS_PER_CALL.get(name, 1), str(workloads.BASELINE)
+    parts, baseline = workloads.per_call(name, setup), str(workloads.BASELINE)
     found: dict[str, Any] = {}
     for way, taken in times.items():
         median = statistics.median(taken)

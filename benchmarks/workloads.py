@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from as_published import (
     Unprepared,
     as_published,
     batch_norm_penalty,
+    contrastive_divergence,
 )
 from timing import Workload
 from torch import Tensor
@@ -24,7 +27,8 @@ from torch import Tensor
 from vaebm.cli.describe import EXPERIMENTS
 from vaebm.config import EBMSettings, NVAENetworkSettings, NVAETrainingSettings
 from vaebm.config.yaml_files import read_experiment
-from vaebm.ebm.iteration import EBMTrainer
+from vaebm.ebm.ahead import AHEAD
+from vaebm.ebm.iteration import SMALL, EBMTrainer
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import run_langevin
 from vaebm.model import VAEBM, sample_noise
@@ -157,11 +161,13 @@ def ebm_iteration(setup: Setup, device: torch.device, way: Implementation) -> Wo
         trainer = EBMTrainer(nvae.requires_grad_(False), energy, stage, seed=0)
     if way.kind != "fast":
         trainer.vaebm = Unprepared(nvae, energy, setup.ebm.potential)
-    images = random_images(setup, device)
+    images, steps = random_images(setup, device), itertools.count()
 
     def work() -> None:
-        trainer.gradients(images, 0)
-        trainer.update(stage.training.learning_rate)
+        for step in itertools.islice(steps, per_call("ebm_iteration", setup)):
+            with steps_of(way):
+                trainer.gradients(images, step, trainer.positives(step, images) if way.kind == "fast" else None)
+                trainer.update(stage.training.learning_rate)
 
     return work
 
@@ -175,7 +181,7 @@ def nvae_step(setup: Setup, device: torch.device, way: Implementation) -> Worklo
     images = random_images(setup, device)
 
     def work() -> None:
-        with penalty_of(way):
+        with steps_of(way):
             trainer.step(images, 0, 1e-4, penalise=True)
 
     return work
@@ -200,11 +206,14 @@ def training_of(way: Implementation) -> Iterator[None]:
         yield
 
 
-def penalty_of(way: Implementation) -> contextlib.AbstractContextManager[object]:
-    """In this context steps of the published arithmetic have its penalty of batch norms."""
-    if way.kind == "as published":
-        return mock.patch("vaebm.nvae.train.batch_norm_penalty", batch_norm_penalty)
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def steps_of(way: Implementation) -> Iterator[None]:
+    """In this context steps of the published arithmetic have its penalty of batch norms, and passes of the energy."""
+    with contextlib.ExitStack() as patches:
+        if way.kind == "as published":
+            patches.enter_context(mock.patch("vaebm.nvae.train.batch_norm_penalty", batch_norm_penalty))
+            patches.enter_context(mock.patch("vaebm.ebm.iteration.contrastive_divergence", contrastive_divergence))
+        yield
 
 
 def random_images(setup: Setup, device: torch.device) -> Tensor:
@@ -221,8 +230,12 @@ WORKLOADS: dict[str, Callable[[Setup, torch.device, Implementation], Workload]] 
 }
 WITHOUT_ENERGY = ("nvae_step",)
 """Workloads of experiments without an energy; here `plain` and `fast` are the same."""
-STEPS_PER_CALL = {"langevin_step": LANGEVIN_STEPS}
-"""Divisor of a workload's time."""
+
+
+def per_call(name: str, setup: Setup) -> int:
+    """Steps or iterations of one call of a workload, by which its time is divided."""
+    small = math.prod(setup.shape) < SMALL  # then iterations compute their positives together
+    return {"langevin_step": LANGEVIN_STEPS, "ebm_iteration": AHEAD if small else 1}.get(name, 1)
 
 
 def implementations(name: str, device: torch.device) -> list[Implementation]:

@@ -88,9 +88,10 @@ def test_updates_of_the_trainers(pair: tuple[NVAE, EnergyNetwork]) -> None:
             nvae, energy = as_published(nvae), as_published(energy)
         with workloads.training_of(way):
             first = NVAETrainer(nvae.train(), of_nvae, 10, seed=0)
-            with workloads.penalty_of(way):
-                assert first.step(images, 5, 1e-2, penalise=True).finite
-            second = EBMTrainer(nvae.eval().requires_grad_(False), energy, stage, seed=0)
+            second = EBMTrainer(nvae.train(), energy, stage, seed=0)
+        with workloads.steps_of(way):
+            assert first.step(images, 5, 1e-2, penalise=True).finite
+            nvae.eval().requires_grad_(False)
             second.gradients(images, 0)
             second.update(1e-2)
         found.append([dict(module.named_parameters()) for module in (nvae, energy)])

@@ -18,7 +18,8 @@ from vaebm import VAEBM
 from vaebm.config import ChainSettings, EBMSettings, Experiment, NoiseEnergySettings, PriorSettings
 from vaebm.config.yaml_files import read_experiment
 from vaebm.data import prepare
-from vaebm.ebm.iteration import AHEAD, EBMTrainer
+from vaebm.ebm.ahead import AHEAD
+from vaebm.ebm.iteration import EBMTrainer
 from vaebm.energy.network import EnergyNetwork
 from vaebm.energy.noise_energy import NoiseEnergy, load_prior
 from vaebm.fast import half_square, run_chain

@@ -64,7 +64,7 @@ def contrastive_divergence(
     """
     if gradient_penalty:
         positive, negative = positive.detach().requires_grad_(), negative.detach().requires_grad_()
-    data, chains = energy(positive), energy(negative)
+    data, chains = energy(torch.cat([positive, negative])).split([len(positive), len(negative)])
     loss = data.mean() - chains.mean()
     if energy_penalty:
         loss = loss + energy_penalty * (data.square().mean() + chains.square().mean())

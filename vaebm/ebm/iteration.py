@@ -1,11 +1,13 @@
 """One training iteration of the energy: contrastive divergence on a frozen NVAE (VAEBM section 3.1, algorithm 1)."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vaebm.config import EBMSettings
+from vaebm.ebm.ahead import Ahead
 from vaebm.ebm.contrastive_divergence import (
     ContrastiveDivergence,
     WeightAverage,
@@ -22,6 +24,7 @@ from vaebm.nvae.layers import convolution_weights
 from vaebm.nvae.model import NVAE
 from vaebm.system import distributed
 from vaebm.system.precision import chain_dtype
+from vaebm.system.shapes import Images
 from vaebm.training.loop import Stateful, training_batch
 from vaebm.training.spectral import SpectralPenalty
 
@@ -40,8 +43,19 @@ def initialize(energy: nn.Module, nvae: NVAE, images: Tensor, stage: EBMSettings
     begin(positives(nvae, first[own.start : own.stop], stage, NoiseSource(seed, "initial positives", own)))
 
 
-AHEAD = 16
-"""Iterations for which an energy on noise moves the starts together; fixed, because the last digits depend on it."""
+SMALL = 1024
+"""Values of an image below which an operation takes about as long for many images as for few."""
+
+
+def own_indices(steps: Iterable[int], batch: int) -> list[int]:
+    """Global indices of this process's chains in these iterations, with `batch` chains of all processes in each."""
+    return [index for step in steps for index in distributed.local_shard(range(step * batch, (step + 1) * batch))]
+
+
+def local_part(images: Tensor) -> Tensor:
+    """This process's part of a global batch."""
+    part = distributed.local_shard(range(len(images)))
+    return images[part.start : part.stop]
 
 
 class Iteration(NamedTuple):
@@ -94,7 +108,7 @@ class EBMTrainer:
             "average": self.average,
         }
         self.ends: list[Tensor] = []  # ε_z at the ends of the last iteration's chains, for the replay buffer
-        self._ahead: tuple[int, int, list[Tensor]] = (0, -1, [])  # seed, first iteration, and starts (`_initial_noise`)
+        self._starts, self._positives = Ahead(), Ahead()
         self.restarts = 0
         self._begin()
 
@@ -110,11 +124,32 @@ class EBMTrainer:
         training = self.stage.training
         return training_batch(images, step, training.batch, derive(self.noise_seed, "ebm"), training.flip)
 
-    def gradients(self, images: Tensor, step: int) -> Iteration:
-        """Compute the gradient that `update` applies, from the global batch of images (batch, C, H, W) uint8."""
-        stage, energy, first = self.stage, self.energy, step * len(images)  # first: global index of the first chain
-        share = distributed.local_shard(range(first, first + len(images)))  # global indices of this process's chains
-        own = images[share.start - first : share.stop - first]
+    def positives(self, step: int, images: Tensor) -> Images:
+        """This process's positives of iteration `step` from all training images (N, C, H, W) uint8.
+
+        Those of small images are computed for `AHEAD` iterations at once.
+        """
+        batch = self.stage.training.batch
+
+        def compute(steps: Iterable[int]) -> list[Tensor]:
+            own = torch.cat([local_part(self.batch(each, images)) for each in steps])
+            noise = NoiseSource(self.noise_seed, "positives", own_indices(steps, batch))
+            return [positives(self.nvae, own, self.stage, noise)]
+
+        if self.stage.positives == "clean" or images[0].numel() >= SMALL:
+            return compute([step])[0]
+        return self._positives.of(step, self.noise_seed, compute)[0]
+
+    def gradients(self, images: Tensor, step: int, positive: Images | None = None) -> Iteration:
+        """Compute the gradient that `update` applies.
+
+        Args:
+            images: the global batch, (batch, C, H, W) uint8.
+            step: number of the iteration, from 0.
+            positive: this process's `positives`; None: compute them.
+        """
+        stage, energy, own = self.stage, self.energy, local_part(images)
+        share = own_indices([step], len(images))
 
         # 1. start of the chains
         noise = NoiseSource(self.noise_seed, "chain", share)
@@ -126,7 +161,8 @@ class EBMTrainer:
         energy.requires_grad_(True)
 
         # 3. energies of the data and of the chains' images
-        positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
+        if positive is None:
+            positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
         with torch.no_grad():
             pixels = self.vaebm.decoder.decode(self.ends)[0]
             negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
@@ -169,14 +205,13 @@ class EBMTrainer:
         """`VAEBM.initial_noise`; with an energy on noise for `AHEAD` iterations at once, in less than half the time."""
         if self.vaebm.prior is None:
             return self.vaebm.initial_noise(noise)
-        size, place = len(noise.index), step % AHEAD
-        if self._ahead[:2] != (noise.seed, step - place):
-            batch, first = size * distributed.world_size(), step - place
-            starts = range(first * batch, (first + AHEAD) * batch, batch)
-            index = [one for start in starts for one in distributed.local_shard(range(start, start + batch))]
+
+        def compute(steps: Iterable[int]) -> list[Tensor]:
+            index = own_indices(steps, len(noise.index) * distributed.world_size())
             eps_z, eps_x = self.vaebm.initial_noise(noise.at(index))
-            self._ahead = noise.seed, first, [*eps_z, eps_x]
-        *eps_z, eps_x = (part[place * size : (place + 1) * size] for part in self._ahead[2])
+            return [*eps_z, eps_x]
+
+        *eps_z, eps_x = self._starts.of(step, noise.seed, compute)
         return eps_z, eps_x
 
     def update(self, rate: float) -> None:

@@ -187,7 +187,7 @@ def run_iterations(
     while True:
         for step in run_state.steps():
             rate = energy_learning_rate(step, training) * guarded.restart_factor**trainer.restarts
-            seen = trainer.gradients(trainer.batch(step, images), step)
+            seen = trainer.gradients(trainer.batch(step, images), step, trainer.positives(step, images))
             guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
             if step % 5 == 0 or guard.diverged:
                 run_state.record(
