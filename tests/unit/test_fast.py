@@ -15,7 +15,7 @@ from vaebm.config.ebm import ChainSettings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import PreparedDecoder, PreparedEnergy, PreparedPotential, run_langevin
 from vaebm.fast.fold import fold
-from vaebm.fast.layers import ELU, Swish, run_branch
+from vaebm.fast.layers import ELU, Swish, run_layers
 from vaebm.model import NO_CHAIN, VAEBM, PixelEBM, build_model, sample_noise
 from vaebm.noise import NoiseSource
 from vaebm.nvae.layers import BatchNormSwish, PlainConv2d
@@ -270,12 +270,24 @@ def test_energies_on_pixels() -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_images_whose_sides_are_odd() -> None:
+    """Pools leave out the last row and column, which then have the gradients of the convolutions alone."""
+    energy = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1, 2, 2], down=[0, 1]), 3).double()
+    x = torch.rand(2, 3, 7, 13, dtype=torch.float64, requires_grad=True)
+    energy.initialize(x)
+    expected, found = energy(x), PreparedEnergy(energy)(x)
+    torch.testing.assert_close(found, expected, **EXACT)
+    slopes = [torch.autograd.grad(energies.sum(), x)[0] for energies in (expected, found)]
+    torch.testing.assert_close(slopes[1], slopes[0], **EXACT)
+    assert slopes[0].abs().min() > 0
+
+
 def test_a_branch_leaves_the_gradient_that_it_is_given() -> None:
     """Its layers write over theirs, but a skip connection reads this one, too."""
     x, given = torch.randn(2, 8, 4, 4, requires_grad=True), torch.randn(2, 8, 4, 4)
     for layers in ([Swish()], [Swish(), ELU()]):
         before = given.clone()
-        (found,) = torch.autograd.grad(run_branch(layers, x), x, given)
+        (found,) = torch.autograd.grad(run_layers(layers, x), x, given)
         out = nn.functional.silu(x) if len(layers) == 1 else nn.functional.elu(nn.functional.silu(x))
         torch.testing.assert_close(found, torch.autograd.grad(out, x, given)[0])
         assert torch.equal(given, before)

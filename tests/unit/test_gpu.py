@@ -140,7 +140,7 @@ def test_recorded_step_goes_on_with_new_weights_and_other_numbers_of_chains() ->
 
 def test_fused_depthwise_convolution() -> None:
     """Values and gradients against layers in double precision; shapes that no program's tile divides."""
-    from vaebm.fast.layers import run_branch
+    from vaebm.fast.layers import run_layers
     from vaebm.fast.triton_kernels import SwishDepthwiseSwish
 
     for shape in [(2, 40, 16, 16), (1, 33, 20, 9), (2, 8, 8, 8), (1, 4, 18, 40)]:
@@ -153,7 +153,7 @@ def test_fused_depthwise_convolution() -> None:
         slope = torch.autograd.grad(expected, exact, gradient.double())[0]
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):  # bfloat16: eight bits, twice rounded
             given = x.to(dtype).requires_grad_()
-            found = run_branch([SwishDepthwiseSwish(weight.to(dtype), bias.to(dtype))], given)
+            found = run_layers([SwishDepthwiseSwish(weight.to(dtype), bias.to(dtype))], given)
             scale = expected.abs().max().item(), slope.abs().max().item()
             assert_close([found.double()], [expected.detach()], rtol=0.0, atol=tolerance * scale[0])
             assert_close(

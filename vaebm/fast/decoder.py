@@ -6,10 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vaebm.fast.fold import fold
-from vaebm.fast.layers import Convolution, run_branch
+from vaebm.fast.layers import ELU, BilinearUpsample, Convolution, Layer, Residual, run_layers
 from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.distributions import LOG_2PI, Normal
 from vaebm.nvae.latent_group import LatentGroup
@@ -18,22 +17,14 @@ from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import Pixels, pixels_of
 
 
-class PreparedCell:
+def prepare_cell(cell: nn.Module, like: Tensor) -> Residual:
     """A residual cell, skip(x) + 0.1 · SE(branch(x)), with a folded branch."""
-
-    def __init__(self, cell: nn.Module, like: Tensor):
-        assert isinstance(cell, ResidualCell)
-        self.branch = fold(cell.branch, like)
-        # The 1×1 convolution commutes with the interpolation and runs at the low resolution.
-        self.skip = Convolution(cell.skip.conv).finalize(like) if isinstance(cell.skip, BilinearUp) else None
-        self.layers = self.branch if self.skip is None else [*self.branch, self.skip]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W')."""
-        if self.skip is not None:
-            skip = F.interpolate(self.skip(x), scale_factor=2.0, mode="bilinear", align_corners=True)
-            return skip + run_branch(self.branch, x)
-        return x + run_branch(self.branch, x)
+    assert isinstance(cell, ResidualCell)
+    branch = fold(cell.branch, like)
+    if not isinstance(cell.skip, BilinearUp):
+        return Residual(branch)
+    # The 1×1 convolution commutes with the interpolation and runs at the low resolution.
+    return Residual(branch, [Convolution(cell.skip.conv).finalize(like), BilinearUpsample()])
 
 
 class PreparedGroup:
@@ -41,15 +32,14 @@ class PreparedGroup:
 
     def __init__(self, group: LatentGroup, like: Tensor):
         self.latents = group.posterior_parameters.out_channels // 2
-        self.cells = [PreparedCell(cell, like) for cell in group.cells]
-        self.prior = None if group.first else prepare_last(group.prior_parameters, like)
+        self.cells = [prepare_cell(cell, like) for cell in group.cells]
+        self.prior = [] if group.first else prepare_last(group.prior_parameters, like)
         self.combine = Convolution(group.combine_decoder).finalize(like)
 
     def __call__(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """State above (B, C, h, w) and noise (B, latents, h, w) → state below, and σ of the prior."""
-        for cell in self.cells:
-            state = cell(state)
-        raw = eps.new_zeros(1, 2 * self.latents, 1, 1) if self.prior is None else self.prior(F.elu(state)).to(eps.dtype)
+        state = run_layers(self.cells, state)
+        raw = run_layers(self.prior, state).to(eps.dtype) if self.prior else eps.new_zeros(1, 2 * self.latents, 1, 1)
         prior = Normal(raw[:, : self.latents], raw[:, self.latents :])
         return self.combine(torch.cat([state, prior.sample(eps).to(state.dtype)], dim=1)), prior.sigma
 
@@ -64,8 +54,8 @@ class PreparedDecoder:
         like = nvae.prior_constant.detach().to(dtype)
         self.settings, self.constant = nvae.settings, like
         self.groups = [PreparedGroup(group, like) for group in nvae.groups]
-        self.postprocess = [PreparedCell(cell, like) for cell in nvae.postprocess]
-        self.pixels = prepare_last(nvae.pixel_parameters, like)
+        cells = [prepare_cell(cell, like) for cell in nvae.postprocess]
+        self.pixels = [*cells, *prepare_last(nvae.pixel_parameters, like)]
 
     def pixels_and_sigmas(self, eps: Sequence[Tensor]) -> tuple[Pixels, list[Tensor]]:
         """p(x|z) for the z of this noise, and σ of each group's prior, which broadcasts to (B, latents, h, w)."""
@@ -73,17 +63,13 @@ class PreparedDecoder:
         for group, each in zip(self.groups, eps, strict=True):
             state, sigma = group(state, each)
             sigmas.append(sigma)
-        for cell in self.postprocess:
-            state = cell(state)
-        return pixels_of(self.settings, self.pixels(F.elu(state)).to(eps[0].dtype)), sigmas
+        return pixels_of(self.settings, run_layers(self.pixels, state).to(eps[0].dtype)), sigmas
 
     def tensors(self) -> Iterator[Tensor]:
         """Tensors that a pass reads, except those of the NVAE."""
-        cells = itertools.chain(*(group.cells for group in self.groups), self.postprocess)
-        others = itertools.chain(*((group.prior, group.combine) for group in self.groups), [self.pixels])
-        for layer in itertools.chain(*(cell.layers for cell in cells), others):
-            if layer is not None:
-                yield from layer.tensors()
+        groups = itertools.chain(*((*group.cells, *group.prior, group.combine) for group in self.groups))
+        for layer in (*groups, *self.pixels):
+            yield from layer.tensors()
 
     def decode(self, eps: Sequence[Tensor]) -> tuple[Pixels, Tensor]:
         """As `NVAE.decode` at temperature 1: p(x|z), and log p(z), (B,)."""
@@ -91,9 +77,9 @@ class PreparedDecoder:
         return pixels, -negative_log_prior(eps, sigmas)
 
 
-def prepare_last(layers: nn.Sequential, like: Tensor) -> Convolution:
-    """The convolution after an ELU, the last of `layers`."""
-    return Convolution(cast(NormalizedConv2d, layers[-1])).finalize(like)
+def prepare_last(layers: nn.Sequential, like: Tensor) -> list[Layer]:
+    """An ELU and the convolution after it, the last of `layers`."""
+    return [ELU(), Convolution(cast(NormalizedConv2d, layers[-1])).finalize(like)]
 
 
 def negative_log_prior(eps: Sequence[Tensor], sigmas: Sequence[Tensor]) -> Tensor:

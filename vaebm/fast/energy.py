@@ -9,30 +9,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaebm.energy.network import LIPSWISH, EnergyBlock, EnergyNetwork
-from vaebm.fast.layers import Convolution, Swish, run_branch
+from vaebm.fast.layers import Convolution, Layer, MeanPool, Residual, Swish, run_layers
 from vaebm.nvae.layers import DataInitializedConv2d
 
 
-class PreparedBlock:
+def prepare_block(block: EnergyBlock, like: Tensor) -> list[Layer]:
     """A block of the energy network with unscaled swishes: features are 1.1 times the module's."""
 
-    def __init__(self, block: EnergyBlock, like: Tensor):
-        def unscaled(layer: DataInitializedConv2d) -> Convolution:
-            convolution = Convolution(layer)
-            convolution.weight = convolution.weight / LIPSWISH
-            return convolution
+    def unscaled(layer: DataInitializedConv2d) -> Convolution:
+        convolution = Convolution(layer)
+        convolution.weight = convolution.weight / LIPSWISH
+        return convolution
 
-        first, second = unscaled(block.first), unscaled(block.second)
-        self.down = block.down
-        self.branch = first.finalize(like), Swish(), (second.pooled() if block.down else second).finalize(like)
-        self.skip = None if block.skip is None else unscaled(block.skip).finalize(like)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W')."""
-        branch = run_branch(self.branch, x)
-        if self.skip is None:
-            return F.silu(torch.add(branch, x, alpha=1.0 / LIPSWISH))
-        return F.silu(branch + self.skip(F.avg_pool2d(x, 2) if self.down else x))
+    first, second = unscaled(block.first), unscaled(block.second)
+    branch = first.finalize(like), Swish(), (second.pooled() if block.down else second).finalize(like)
+    if block.skip is None:
+        return [Residual(branch, scale=1.0 / LIPSWISH), Swish()]
+    return [Residual(branch, [*[MeanPool()] * block.down, unscaled(block.skip).finalize(like)]), Swish()]
 
 
 class PreparedEnergy:
@@ -44,15 +37,13 @@ class PreparedEnergy:
     def __init__(self, energy: EnergyNetwork, dtype: torch.dtype | None = None):
         head = energy.head.weight.detach()
         like = head.to(dtype)
-        self.stem = Convolution(energy.stem).finalize(like)
-        self.blocks = [PreparedBlock(block, like) for block in energy.blocks]
+        blocks = [layer for block in energy.blocks for layer in prepare_block(block, like)]
+        self.layers = [Convolution(energy.stem).finalize(like), Swish(), *blocks]
         self.weight, self.bias = head / LIPSWISH, energy.head.bias.detach().clone()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Energies (B,) of images (B, C, H, W) in [0, 1]."""
-        x = F.silu(self.stem(x))
-        for block in self.blocks:
-            x = block(x)
+        x = run_layers(self.layers, x)
         return F.linear(x.sum(dim=(2, 3), dtype=self.weight.dtype), self.weight, self.bias)[:, 0]
 
     def load_weights_(self, other: Self) -> bool:
@@ -69,9 +60,8 @@ class PreparedEnergy:
 
     def tensors(self) -> Iterator[Tensor]:
         """Tensors that a pass reads."""
-        for layer in (self.stem, *(each for block in self.blocks for each in (*block.branch, block.skip))):
-            if layer is not None:
-                yield from layer.tensors()
+        for layer in self.layers:
+            yield from layer.tensors()
         yield from (self.weight, self.bias)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,13 @@ from vaebm.nvae.layers import FEW_VALUES, NormalizedConv2d, PlainConv2d, Squeeze
 from vaebm.system.precision import float32_precision
 
 
+class Tape(NamedTuple):
+    """What a backward pass needs: a layer appends in the forward pass, and takes the last entries in the backward."""
+
+    tensors: list[Tensor]
+    shapes: list[torch.Size]
+
+
 class Layer(ABC):
     """A map (B, in, H, W) → (B, out, H', W') and its gradient, both outside autograd."""
 
@@ -22,52 +29,79 @@ class Layer(ABC):
     """Whether `backward` overwrites the gradient of the output."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The output, and the tensors that `backward` needs."""
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
+        """The output; None: there is no backward pass."""
 
     @abstractmethod
-    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
-        """Gradient of the input, which has this shape, from that of the output."""
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Gradient of the input from that of the output."""
 
     def tensors(self) -> list[Tensor]:
         """Constants that a pass reads, after `finalize`."""
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
 
-class _Branch(torch.autograd.Function):
-    """Layers in order as one operation, with a backward pass in place."""
+def _backward(layers: Sequence[Layer], gradient: Tensor, tape: Tape) -> Tensor:
+    """Gradient of the input of layers in order, as a new tensor; `gradient` stays as it is."""
+    if layers[-1].in_place:
+        gradient = gradient.clone()
+    for layer in reversed(layers):
+        gradient = layer.backward(gradient, tape)
+    return gradient
+
+
+class _Layers(torch.autograd.Function):
+    """Layers in order as one operation of autograd, with a backward pass in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer]) -> Tensor:
-        ctx.layers, ctx.dtype, ctx.shapes, ctx.counts = layers, x.dtype, [], []
-        kept: list[Tensor] = []
+        tape = Tape([], [])
+        ctx.layers, ctx.dtype = layers, x.dtype
         for layer in layers:
-            ctx.shapes.append(x.shape)
-            x, needed = layer.forward(x)
-            ctx.counts.append(len(needed))
-            kept += needed
-        ctx.save_for_backward(*kept)
+            x = layer.forward(x, tape)
+        ctx.save_for_backward(*tape.tensors)
+        ctx.shapes = tape.shapes
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # A skip connection also reads the first gradient.
-        gradient = gradients[0].clone() if ctx.layers[-1].in_place else gradients[0]
-        kept, end = ctx.saved_tensors, len(ctx.saved_tensors)
-        for layer, shape, count in zip(reversed(ctx.layers), reversed(ctx.shapes), reversed(ctx.counts), strict=True):
-            gradient = layer.backward(gradient, shape, kept[end - count : end])
-            end -= count
-        return gradient.to(ctx.dtype), None
+        tape = Tape(list(ctx.saved_tensors), list(ctx.shapes))
+        return _backward(ctx.layers, gradients[0], tape).to(ctx.dtype), None
 
 
-def run_branch(layers: Sequence[Layer], x: Tensor) -> Tensor:
+def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """Apply layers in order, (B, in, H, W) → (B, out, H', W'); only x has a gradient."""
-    if not torch.is_grad_enabled():
-        for layer in layers:
-            x = layer.forward(x)[0]  # kept tensors are freed at once
-        return x
-    return _Branch.apply(x, layers)  # type: ignore[no-untyped-call]  # torch declares none
+    if torch.is_grad_enabled() and layers:
+        return _Layers.apply(x, layers)  # type: ignore[no-untyped-call]  # torch declares none
+    for layer in layers:
+        x = layer.forward(x, None)
+    return x
+
+
+class Residual(Layer):
+    """branch(x) + scale · skip(x), where a skip without layers is the identity."""
+
+    def __init__(self, branch: Sequence[Layer], skip: Sequence[Layer] = (), scale: float = 1.0):
+        self.branch, self.skip, self.scale = branch, skip, scale
+
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
+        """(B, in, H, W) → (B, out, H', W')."""
+        skip = out = x
+        for layer in self.skip:
+            skip = layer.forward(skip, tape)
+        for layer in self.branch:
+            out = layer.forward(out, tape)
+        return torch.add(out, skip, alpha=self.scale)
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """Sum of both gradients."""
+        found = _backward(self.branch, gradient, tape)
+        return found.add_(_backward(self.skip, gradient, tape) if self.skip else gradient, alpha=self.scale)
+
+    def tensors(self) -> list[Tensor]:
+        """Those of all layers."""
+        return [tensor for layer in (*self.branch, *self.skip) for tensor in layer.tensors()]
 
 
 class Convolution(Layer):
@@ -125,16 +159,18 @@ class Convolution(Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H', W'), of the weight's type."""
-        return run_branch([self], x)
+        return run_layers([self], x)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, in, H, W) → (B, out, H', W'); keeps nothing."""
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
+        """(B, in, H, W) → (B, out, H', W')."""
         x = x.to(self.weight.dtype)
+        if tape and self.adjoint_weight is None:
+            tape.shapes.append(x.shape)
         if self.pointwise and (x.is_cuda or x.numel() <= FEW_VALUES):
-            return pointwise(x, self.weight, self.bias), ()
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups), ()
+            return pointwise(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """The adjoint convolution."""
         if self.adjoint_weight is not None:
             if self.pointwise and (gradient.is_cuda or gradient.numel() <= FEW_VALUES):
@@ -142,7 +178,7 @@ class Convolution(Layer):
             return F.conv2d(gradient, self.adjoint_weight, None, 1, self.padding, self.dilation, self.groups)
         # In half of conv2d_input's time on a CPU, with the same bits. `unread`: last rows and columns of odd sizes.
         reach = self.dilation * (self.weight.shape[-1] - 1) + 1 - 2 * self.padding
-        sizes = zip(shape[2:], gradient.shape[2:], strict=True)
+        sizes = zip(tape.shapes.pop()[2:], gradient.shape[2:], strict=True)
         unread = [size - (out - 1) * self.stride - reach for size, out in sizes]
         steps = self.stride, self.padding, unread, self.groups, self.dilation
         return F.conv_transpose2d(gradient, self.weight, None, *steps)
@@ -164,11 +200,11 @@ class Affine(Layer):
         self.scale, self.shift = self.scale.to(like)[:, None, None], self.shift.to(like)[:, None, None]
         return self
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """(B, C, H, W), same shape."""
-        return torch.addcmul(self.shift, x, self.scale), ()
+        return torch.addcmul(self.shift, x, self.scale)
 
-    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """Multiplies by the scale."""
         return gradient.mul_(self.scale)
 
@@ -178,13 +214,15 @@ class Swish(Layer):
 
     in_place = True
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """Any shape."""
-        return F.silu(x), (x,)
+        if tape:
+            tape.tensors.append(x)
+        return F.silu(x)
 
-    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """Multiplies by swish'(x) = σ(x) (1 + x (1 − σ(x)))."""
-        return torch.ops.aten.silu_backward.grad_input(gradient, kept[0], grad_input=gradient)
+        return torch.ops.aten.silu_backward.grad_input(gradient, tape.tensors.pop(), grad_input=gradient)
 
 
 class ELU(Layer):
@@ -192,25 +230,57 @@ class ELU(Layer):
 
     in_place = True
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """Any shape."""
-        return F.elu(x), (x,)
+        if tape:
+            tape.tensors.append(x)
+        return F.elu(x)
 
-    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """Multiplies by ELU'(x): 1, and exp(x) below 0."""
-        return torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, kept[0], grad_input=gradient)
+        x = tape.tensors.pop()
+        return torch.ops.aten.elu_backward.grad_input(gradient, 1.0, 1.0, 1.0, False, x, grad_input=gradient)
 
 
 class Upsample(Layer):
     """Nearest-neighbour upsampling: (B, C, H, W) → (B, C, 2H, 2W)."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """Repeats each pixel four times."""
-        return F.interpolate(x, scale_factor=2.0, mode="nearest"), ()
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
-    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """Sums over 2×2 pixels."""
         return F.avg_pool2d(gradient, 2, divisor_override=1)
+
+
+class BilinearUpsample(Layer):
+    """Bilinear interpolation between the corners' pixels: (B, C, H, W) → (B, C, 2H, 2W)."""
+
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
+        """Keeps the corners."""
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """The adjoint of the interpolation."""
+        batch, channels, *size = gradient.shape
+        shape = [batch, channels, *(length // 2 for length in size)]
+        return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, shape, True, 2.0, 2.0)
+
+
+class MeanPool(Layer):
+    """2×2 mean pool: (B, C, H, W) → (B, C, ⌊H/2⌋, ⌊W/2⌋)."""
+
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
+        """Drops the last row or column of an odd size."""
+        if tape:
+            tape.shapes.append(x.shape)
+        return F.avg_pool2d(x, 2)
+
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
+        """A quarter for each pixel."""
+        like = gradient.new_empty(tape.shapes.pop()).contiguous(memory_format=torch.channels_last)
+        return torch.ops.aten.avg_pool2d_backward(gradient, like, [2, 2], [2, 2], [0, 0], False, True, None)
 
 
 class ChannelGate(Layer):
@@ -227,15 +297,17 @@ class ChannelGate(Layer):
         """Multiply the output by a factor."""
         self.scale *= factor
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, C, H, W), same shape; keeps the input, the hidden units and the gate."""
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
+        """(B, C, H, W), same shape."""
         hidden = F.linear(x.mean(dim=(2, 3), dtype=self.narrow[0].dtype), *self.narrow).relu_()
         gate = F.linear(hidden, *self.widen).sigmoid_()
-        return x * self._factor(gate, x), (x, hidden, gate)
+        if tape:
+            tape.tensors.extend((x, hidden, gate))
+        return x * self._factor(gate, x)
 
-    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """Gradient through the product and through the means."""
-        x, hidden, gate = kept
+        gate, hidden, x = (tape.tensors.pop() for _ in range(3))
         slope = self.scale * (gradient * x).sum(dim=(2, 3), dtype=gate.dtype) * gate * (1.0 - gate)
         mean = ((slope @ self.widen[0]) * (hidden > 0)) @ self.narrow[0] / x[0, 0].numel()
         return torch.addcmul(mean[:, :, None, None].to(x.dtype), gradient, self._factor(gate, x))

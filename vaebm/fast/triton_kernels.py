@@ -8,7 +8,6 @@ convolution reads and writes, and again in the backward pass.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -16,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vaebm.fast.layers import Layer
+from vaebm.fast.layers import Layer, Tape
 
 KERNEL = 5
 """Kernel size of the convolution in inverted residuals (NVAE section 3.3)."""
@@ -137,16 +136,18 @@ class SwishDepthwiseSwish(Layer):
         self.weight = weight.float()[:, 0].permute(1, 2, 0).contiguous()
         self.adjoint_weight, self.bias = self.weight.flip(0, 1).contiguous(), bias.float()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(B, C, H, W) on a GPU, same shape; keeps the inputs of both swishes."""
+    def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
+        """(B, C, H, W) on a GPU, same shape."""
         a = x.contiguous(memory_format=torch.channels_last)
         b, c = torch.empty_like(a), torch.empty_like(a)
         _launch(a, a, self.weight, self.bias, a, b, c, backward=False)
-        return c, (a, b)
+        if tape:
+            tape.tensors.extend((a, b))
+        return c
 
-    def backward(self, gradient: Tensor, shape: torch.Size, kept: Sequence[Tensor]) -> Tensor:
+    def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """Gradient as a new tensor: each pixel reads its neighbours."""
-        a, b = kept
+        b, a = tape.tensors.pop(), tape.tensors.pop()
         found, gradient = torch.empty_like(a), gradient.contiguous(memory_format=torch.channels_last)
         _launch(gradient, b, self.adjoint_weight, self.bias, a, found, found, backward=True)
         return found
@@ -157,7 +158,7 @@ def compiles() -> bool:
     """Whether this machine can compile the kernel, which needs a C compiler; if not, prints a message once."""
     layer = SwishDepthwiseSwish(*(torch.zeros(shape, device="cuda") for shape in ((1, 1, KERNEL, KERNEL), (1,))))
     try:
-        layer.forward(torch.zeros(1, 1, 1, 1, device="cuda"))
+        layer.forward(torch.zeros(1, 1, 1, 1, device="cuda"), None)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a missing or broken compiler raises many types
