@@ -46,11 +46,12 @@ def fold(branch: Iterable[nn.Module], like: Tensor) -> list[Layer]:
         elif isinstance(module, nn.ELU):
             layers.append(ELU())
         elif isinstance(module, SqueezeExcitation):
-            layers.append(ChannelGate(module))
+            layers.append(ChannelGate(module, RESIDUAL_SCALE))
         else:
             raise TypeError(f"expected a layer of the decoder, found {type(module).__name__}")
-    if not isinstance(end := layers[-1], Convolution | ChannelGate):
-        raise TypeError(f"expected a convolution or a gate at the end of a branch, found {type(end).__name__}")
+    end = next(layer for layer in reversed(layers) if not isinstance(layer, ChannelGate))
+    if not isinstance(end, Convolution):
+        raise TypeError(f"expected a convolution at the end of a branch or before its gate, found {type(end).__name__}")
     end.scaled(RESIDUAL_SCALE)
     if up:
         layers.append(Upsample())

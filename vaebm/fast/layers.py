@@ -284,18 +284,15 @@ class MeanPool(Layer):
 
 
 class ChannelGate(Layer):
-    """Squeeze and excitation, x · gate(mean(x)), with the gate in the layer's type."""
+    """Squeeze and excitation, x · gate(mean(x) / scale), with the gate in the layer's type.
 
-    def __init__(self, layer: SqueezeExcitation):
+    The layer before multiplies its output by `scale`, so the features are scaled, and the gate is not.
+    """
+
+    def __init__(self, layer: SqueezeExcitation, scale: float):
         narrow, widen = cast(nn.Linear, layer.gate[0]), cast(nn.Linear, layer.gate[2])
-        self.narrow, self.widen = (
-            (linear.weight.detach().clone(), linear.bias.detach().clone()) for linear in (narrow, widen)
-        )
-        self.scale = 1.0
-
-    def scaled(self, factor: float) -> None:
-        """Multiply the output by a factor."""
-        self.scale *= factor
+        self.narrow = narrow.weight.detach() / scale, narrow.bias.detach().clone()
+        self.widen = widen.weight.detach().clone(), widen.bias.detach().clone()
 
     def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """(B, C, H, W), same shape."""
@@ -303,18 +300,16 @@ class ChannelGate(Layer):
         gate = F.linear(hidden, *self.widen).sigmoid_()
         if tape:
             tape.tensors.extend((x, hidden, gate))
-        return x * self._factor(gate, x)
+        return x * gate[:, :, None, None].to(x.dtype)
 
     def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """Gradient through the product and through the means."""
         gate, hidden, x = (tape.tensors.pop() for _ in range(3))
-        slope = self.scale * (gradient * x).sum(dim=(2, 3), dtype=gate.dtype) * gate * (1.0 - gate)
-        mean = ((slope @ self.widen[0]) * (hidden > 0)) @ self.narrow[0] / x[0, 0].numel()
-        return torch.addcmul(mean[:, :, None, None].to(x.dtype), gradient, self._factor(gate, x))
+        slope = torch.ops.aten.sigmoid_backward((gradient * x).sum(dim=(2, 3), dtype=gate.dtype), gate)
+        slope = torch.ops.aten.threshold_backward(slope @ self.widen[0], hidden, 0.0)
+        mean = slope @ self.narrow[0] / x[0, 0].numel()
+        return torch.addcmul(mean[:, :, None, None].to(x.dtype), gradient, gate[:, :, None, None].to(x.dtype))
 
     def tensors(self) -> list[Tensor]:
         """Weights and biases."""
         return [*self.narrow, *self.widen]
-
-    def _factor(self, gate: Tensor, x: Tensor) -> Tensor:
-        return (self.scale * gate)[:, :, None, None].to(x.dtype)
