@@ -294,7 +294,5 @@ def test_a_branch_leaves_the_gradient_that_it_is_given() -> None:
 
 
 def test_a_branch_ends_with_what_can_be_scaled() -> None:
-    with pytest.raises(
-        TypeError, match="a convolution at the end of a branch or before its gate, found Swish"
-    ):
+    with pytest.raises(TypeError, match="a convolution at the end of a branch or before its gate, found Swish"):
         fold([PlainConv2d(8, 8, 3), BatchNormSwish(8)], torch.zeros(1))
