@@ -1,6 +1,6 @@
 """torch-fidelity, imported after the declaration of torchvision's operators."""
 
-import vaebm.system.torchvision_shim  # noqa: F401  before torch-fidelity
+from vaebm.system.torchvision_shim import without_compiler
 
-# isort: split
-import torch_fidelity as torch_fidelity
+with without_compiler():
+    import torch_fidelity as torch_fidelity
