@@ -13,8 +13,8 @@ from vaebm.nvae.pixel_distributions import match_noise
 from vaebm.system.errors import UserError, check_number
 from vaebm.system.shapes import GreyImages, Images, PerImage
 
-BATCH = 250
-"""Images per batch up to 32×32 pixels, fewer for larger images; fixed, because the last digits may depend on it."""
+BATCH = 500
+"""Images per batch up to 22×22 pixels, fewer for larger images; fixed, because the last digits may depend on it."""
 
 
 class Estimates(NamedTuple):
@@ -53,7 +53,7 @@ class ScoredModel(StoredModel):
             UserError: as for `score`.
         """
         check_number("draws (importance_samples)", draws, 1)
-        size = max(min(BATCH, BATCH * 32 * 32 // (self.nvae.shape[1] * self.nvae.shape[2])), 1)
+        size = max(min(BATCH, BATCH * 512 // (self.nvae.shape[1] * self.nvae.shape[2])), 1)
         found = [self._estimate(x, noise, draws) for x, noise in inputs(self.nvae, images, seed, "score", size)]
         return Estimates(*(None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
@@ -64,8 +64,9 @@ class ScoredModel(StoredModel):
         to E(x), not to log p(x), because its log Z is unknown.
         """
         elbo, weights, energies, priors = x.new_zeros(len(x), dtype=torch.float64), [], [], []
+        features = self.nvae.encode(x)
         for draw in range(draws):
-            out = self.nvae(x, noise=noise, step=draw)
+            out = self.nvae(x, noise=noise, step=draw, features=features)
             reconstruction = out.pixels.log_likelihood(x).double()
             elbo += (reconstruction - out.kl.double().sum(dim=1)) / draws
             weights.append(reconstruction + out.log_p.double() - out.log_q.double())
