@@ -50,13 +50,12 @@ class LinearGaussian(NVAE):
     def as_input(self, images, noise):
         return images.double() / 255
 
-    def posterior(self, x):
+    def encode(self, x):
         precision = 1 + 1 / SIGMA**2
         return Normal((2 * x - 1) / SIGMA**2 / precision, precision**-0.5)
 
-    def forward(self, x, noise, step):
-        exact = self.posterior(x)
-        q, p = Normal(exact.mean + self.error, exact.stddev), Normal(0.0, 1.0)
+    def forward(self, x, noise, step, features):
+        q, p = Normal(features.mean + self.error, features.stddev), Normal(0.0, 1.0)
         z = q.mean + q.stddev * noise.like([x], step)[0]
         total = (1, 2, 3)
         return Output(
@@ -85,7 +84,7 @@ def test_elbo_lacks_the_divergence_from_the_posterior(images):
     """log p(x) − KL(q ‖ posterior), in closed form; the mean over the draws within 5 of its standard errors."""
     model, draws = LinearGaussian(error=0.3), 400
     found = VAEBM(model, None).estimate(images, seed=0, draws=draws)
-    exact = model.posterior(images.double() / 255)
+    exact = model.encode(images.double() / 255)
     gap = kl_divergence(Normal(exact.mean + 0.3, exact.stddev), exact).sum((1, 2, 3))
     expected = model.log_prob(images.double() / 255) - gap
     # Var of −(y − z)²/2σ² for z = m + s ε: (d s/σ²)² + s⁴/2σ⁴ with d = y − m, per pixel
