@@ -56,7 +56,7 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
         metrics |= measure_fidelity(found, its_reference, chosen, seed, other.device, other.kind)
     if not inputs.sampling.stretch:  # the distance of images written as the published program writes them
         stretched = extractor.features(
-            samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1)
+            samples, lambda found: grey_levels(to_float(found), stretch=True).permute(0, 3, 1, 2)
         )
         distance = Measurement(value=inputs.distance(stretched), samples=len(samples))
         metrics[registry.FD_STRETCHED.named(extractor.kind)] = distance
