@@ -61,13 +61,16 @@ def test_width_for_a_frechet_distance_is_the_spread_over_other_samples():
     )
 
 
-def test_frechet_replicates_are_distances_of_the_resampled_images():
+@pytest.mark.parametrize("number", [60, 20])
+def test_frechet_replicates_are_distances_of_the_resampled_images(monkeypatch, number):
+    """Of many images, and of fewer than there are pairs of features."""
+    monkeypatch.setattr(bootstrap, "COVARIANCE_BATCH", 7)
     random = np.random.default_rng(0)
     features, references = (
-        random.normal(size=(60, 5)),
+        random.normal(size=(number, 5)),
         [Statistics.of(random.normal(size=(80, 5)) + shift) for shift in (0, 1)],
     )
-    counts = resamples(60, 4, random)
+    counts = resamples(number, 4, random)
     expected = [
         [frechet_distance(Statistics.of(drawn(features, row)), reference) for reference in references] for row in counts
     ]

@@ -4,7 +4,7 @@ A resample draws as many images as there are, with replacement, and is stored as
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,15 +64,28 @@ def frechet_replicates(
     distances = [DistanceTo(reference, device) for reference in references]
     shift = torch.from_numpy(features.mean(axis=0, dtype=np.float64)).to(device)
     values = torch.from_numpy(features).to(device, torch.float64) - shift  # centred: the products below lose no digits
-    number, replicates = len(features), []
-    for row in torch.from_numpy(counts).to(device, torch.float64):
-        mean = row @ values / number
-        products = torch.zeros_like(values[:1].T @ values[:1])
-        for part, weights in zip(values.split(COVARIANCE_BATCH), row.split(COVARIANCE_BATCH), strict=True):
-            products += (part * weights[:, None]).T @ part
+    weights, number = torch.from_numpy(counts).to(device, torch.float64), len(features)
+    replicates = []
+    for mean, products in zip(weights @ values / number, _weighted_products(values, weights), strict=True):
         covariance = (products - number * torch.outer(mean, mean)) / (number - 1)
         replicates.append([distance(mean + shift, covariance) for distance in distances])
     return np.array(replicates)
+
+
+def _weighted_products(values: Tensor, weights: Tensor) -> Iterator[Tensor]:
+    """Σ_n w_n x_n x_nᵀ, (D, D), of values x (N, D), for each row w of weights (R, N)."""
+    if (size := values.shape[1]) ** 2 <= len(values):  # all at once; they take no more memory than the weights
+        products = values.new_empty(len(weights), size, size)
+        for first, column in enumerate(values.T):
+            products[:, first, first:] = weights @ (values[:, first:] * column[:, None])
+            products[:, first:, first] = products[:, first, first:]
+        yield from products
+        return
+    for row in weights:
+        total = torch.zeros_like(values[:1].T @ values[:1])
+        for part, each in zip(values.split(COVARIANCE_BATCH), row.split(COVARIANCE_BATCH), strict=True):
+            total += (part * each[:, None]).T @ part
+        yield total
 
 
 def kid_replicates(a: Features, b: Features, counts: Counts, device: torch.device | str = "cpu") -> Values:
