@@ -75,10 +75,11 @@ def frechet_replicates(
 def _weighted_products(values: Tensor, weights: Tensor) -> Iterator[Tensor]:
     """Σ_n w_n x_n x_nᵀ, (D, D), of values x (N, D), for each row w of weights (R, N)."""
     if (size := values.shape[1]) ** 2 <= len(values):  # all at once; they take no more memory than the weights
-        products = values.new_empty(len(weights), size, size)
-        for first, column in enumerate(values.T):
-            products[:, first, first:] = weights @ (values[:, first:] * column[:, None])
-            products[:, first:, first] = products[:, first, first:]
+        first, second = torch.triu_indices(size, size, device=values.device)
+        pairs, products = values.new_zeros(len(weights), len(first)), values.new_empty(len(weights), size, size)
+        for part, each in zip(values.T.split(PAIRWISE_BATCH, dim=1), weights.split(PAIRWISE_BATCH, dim=1), strict=True):
+            pairs.addmm_(each, (part[first] * part[second]).T)
+        products[:, first, second] = products[:, second, first] = pairs
         yield from products
         return
     for row in weights:
