@@ -128,6 +128,13 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
     assert not torchvision_shim._compiled_operators_load()
 
 
+def test_features_of_chosen_images_are_those_of_their_changes(tmp_path):
+    extractor = Extractor.of("classifier", classifier_file(tmp_path / "classifier.pt", 0))
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 1, 8, 8), dtype=np.uint8))
+    found = extractor.features(images, lambda part: 255 - part, [1, 4, 8])
+    assert found == pytest.approx(extractor.features(255 - images)[[1, 4, 8]], abs=1e-6)
+
+
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
     first, second = (Extractor.of("classifier", classifier_file(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1))
     images = torch.from_numpy(

@@ -155,6 +155,18 @@ def test_draws_depend_on_seed_and_place_and_not_on_the_batch(images, monkeypatch
     assert len(set(alike.tolist())) == 3, "equal images in other places have other draws"
 
 
+def test_draws_share_one_pass_of_the_encoder(monkeypatch):
+    with seeded(0):
+        nvae = NVAE(NVAENetworkSettings(**SMALL | {"groups": [2, 1]}), (1, 8, 8)).eval().requires_grad_(False)
+    x, noise, calls = torch.rand(3, 1, 8, 8), NoiseSource(0, "test", range(3)), []
+    encode = nvae.encode
+    monkeypatch.setattr(nvae, "encode", lambda x: calls.append(len(x)) or encode(x))
+    shared, alone = nvae(x, noise=noise, step=2, features=encode(x)), nvae(x, noise=noise, step=2)
+    assert torch.equal(shared.pixels.mean, alone.pixels.mean) and torch.equal(shared.kl, alone.kl) and calls == [3]
+    VAEBM(nvae, None).estimate(x, draws=4)
+    assert calls == [3, 3]
+
+
 def test_scores_are_those_of_the_public_interface(images):
     """The AUROC is that of `VAEBM.score`: same draws, same estimate, for an NVAE with several groups."""
     with seeded(0):

@@ -70,11 +70,11 @@ def with_complexity(found: Scores, images: Tensor) -> Scores:
 
 
 def roc_points(inside: Values, outside: Values) -> tuple[Values, Values]:
-    """Share of the set and share of in-distribution images above falling thresholds, from 0 to 1."""
+    """Share of the set and share of in-distribution images above falling thresholds, without collinear points."""
     thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
-    passing = (_passing(found, _once(found), thresholds)[0] for found in (outside, inside))
-    false, true = (np.append(0, number) / number[-1] for number in passing)
-    return false, true
+    false, true = (_passing(found, _once(found), thresholds)[0] for found in (outside, inside))
+    corners = np.r_[True, (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), True][-len(false) :]
+    return np.append(0, false[corners]) / len(outside), np.append(0, true[corners]) / len(inside)
 
 
 def separations(inside: Values, outside: Values) -> dict[str, float]:

@@ -227,29 +227,18 @@ class Extractor:
             return ExtractorOutput(features, np.empty((len(images), 0, 0)))
         return ExtractorOutput(features, logits[0].reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
 
-    def features(self, images: Tensor) -> Features:
-        """Features (N, D) of uint8 images (N, C, H, W), without the logits, which may take gigabytes.
+    def features(self, images: Tensor, change: Change | None = None, chosen: Sequence[int] | None = None) -> Features:
+        """Features (N, D) of the `chosen` images (M, C, H, W), changed first, without the logits, which take gigabytes.
 
         Raises:
             UserError: it is made for other images.
         """
-        return self._layers(images, EXTRACTORS[self.kind].layers[:1])[0]
-
-    def changed_features(self, images: Tensor, change: Change, chosen: Sequence[int], features: Features) -> Features:
-        """`features` (N, D) of uint8 images (N, C, H, W), in which those of the `chosen` images are of changed ones."""
-        found = features.copy()
-        if chosen:
-            found[chosen] = self._layers(images, EXTRACTORS[self.kind].layers[:1], change, chosen)[0]
-        return found
+        return self._layers(images, EXTRACTORS[self.kind].layers[:1], change, chosen)[0]
 
     def _layers(
-        self,
-        images: Tensor,
-        layers: Sequence[str],
-        change: Change | None = None,
-        chosen: Sequence[int] | None = None,
+        self, images: Tensor, layers: Sequence[str], change: Change | None = None, chosen: Sequence[int] | None = None
     ) -> list[Features]:
-        """Layers of uint8 images (N, C, H, W), each (N, …)."""
+        """Layers of the `chosen` uint8 images (M, C, H, W), by default all, each (N, …)."""
         self.depth(tuple(images.shape[1:]))
         cuda, progress = (
             self.device.type == "cuda",

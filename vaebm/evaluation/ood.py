@@ -6,7 +6,7 @@ artefacts, which would be easier to detect than the content.
 
 from collections.abc import Mapping
 from hashlib import sha256
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from itertools import count
 from math import gcd
 from pathlib import Path
@@ -79,10 +79,8 @@ def photographs(images: UInt8Images, name: str) -> UInt8Images:
     """
     if name != "digits":
         raise UserError(f"evaluation.ood: photographs: it is made for digits alone, found {name}; leave it out")
-    library = find_spec("sklearn")  # found, not imported, which takes half a second
-    if library is None or library.origin is None:
-        raise ModuleNotFoundError("photographs are files of scikit-learn", name="sklearn")
-    files = sorted(Path(library.origin).with_name("datasets").glob("images/*.jpg"))
+    folder = Path(str(distribution("scikit-learn").locate_file("sklearn/datasets/images")))  # its import takes 0.5 s
+    files = sorted(folder.glob("*.jpg"))
     photos = [np.asarray(Image.open(file)).astype(np.int64) @ (299, 587, 114) // 1000 for file in files]
     found: dict[bytes, UInt8Images] = {}
     for index in count():

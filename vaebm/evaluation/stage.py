@@ -56,10 +56,11 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
         metrics |= measure_fidelity(found, its_reference, chosen, seed, other.device, other.kind)
     if not inputs.sampling.stretch:  # the distance of images written as the published program writes them
         low, high = samples.flatten(1).aminmax(dim=1)
-        stretched = extractor.changed_features(
-            samples, lambda part: grey_levels(to_float(part), stretch=True).permute(0, 3, 1, 2),
-            ((low > 0) | (high < 255)).nonzero()[:, 0].tolist(), output.features,
-        )  # fmt: skip
+        stretched = output.features.copy()
+        if changes := ((low > 0) | (high < 255)).nonzero()[:, 0].tolist():  # stretching keeps the rest as it is
+            stretched[changes] = extractor.features(
+                samples, lambda part: grey_levels(to_float(part), stretch=True).permute(0, 3, 1, 2), changes
+            )
         distance = Measurement(value=inputs.distance(stretched), samples=len(samples))
         metrics[registry.FD_STRETCHED.named(extractor.kind)] = distance
     if (depth := inputs.mode_extractor.depth(images.shape)) > 1:

@@ -8,8 +8,6 @@ from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, Logits, Values
 from vaebm.measures.fidelity_backend import torch_fidelity
 from vaebm.system.errors import UserError
 
-Indices = NDArray[np.int64]
-
 
 def kid(a: Features, b: Features, subsets: int, size: int, seed: int) -> tuple[float, float]:
     """KID of features (N, D) and (M, D): mean and standard deviation over random subsets.
@@ -32,7 +30,7 @@ def kid(a: Features, b: Features, subsets: int, size: int, seed: int) -> tuple[f
     return float(np.mean(found)), float(np.std(found))
 
 
-def _subset_sums(a: Features, b: Features, rows: Indices, columns: Indices) -> Values:
+def _subset_sums(a: Features, b: Features, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Values:
     """Sums (S,) of the kernel of a (N, D) and b (M, D) over S subsets of their images (S, size), in double precision.
 
     For few images, the kernel of all pairs takes less time than those of the subsets, which share pairs.

@@ -25,6 +25,9 @@ from vaebm.system.device import freeze
 from vaebm.system.errors import UserError, check_number
 from vaebm.system.shapes import GreyImages, Images, Latents, PerGroup, PerImage, check_images, check_noise
 
+Each = Sequence[Latents] | None
+"""One (B, …, h, w) per latent group, in decoding order."""
+
 ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
 """Submodules used only by the encoder."""
 
@@ -206,12 +209,7 @@ class NVAE(nn.Module):
         return features[::-1]
 
     def forward(
-        self,
-        x: Images,
-        eps: Sequence[Latents] | None = None,
-        noise: NoiseSource | None = None,
-        step: int = 0,
-        features: Sequence[Latents] | None = None,
+        self, x: Images, eps: Each = None, noise: NoiseSource | None = None, step: int = 0, features: Each = None
     ) -> NVAEOutput:
         """Reconstruct images through a draw of the posterior (NVAE eq. 1 and 2).
 
@@ -220,7 +218,7 @@ class NVAE(nn.Module):
             eps: noise of the posterior, one (B, latents, h, w) per group in decoding order; None: draw it.
             noise: source of the noise if `eps` is None, one index per image.
             step: number of the draw from `noise`.
-            features: the output of `encode`, shared by several draws; None: compute it.
+            features: the output of `encode`, which several draws share; None: compute it.
 
         Raises:
             UserError: wrong shapes of images or noise, or neither `eps` nor `noise`.
@@ -229,12 +227,7 @@ class NVAE(nn.Module):
         return NVAEOutput(self._pixels(state), draws)
 
     def posterior(
-        self,
-        x: Images,
-        eps: Sequence[Latents] | None = None,
-        noise: NoiseSource | None = None,
-        step: int = 0,
-        features: Sequence[Latents] | None = None,
+        self, x: Images, eps: Each = None, noise: NoiseSource | None = None, step: int = 0, features: Each = None
     ) -> tuple[list[Draw], Latents]:
         """The draw of `forward`, without the pixels, and the decoder's last state; arguments and errors are alike."""
         check_images("x", x, self.shape, raw=False)
@@ -246,9 +239,8 @@ class NVAE(nn.Module):
         check_noise(eps, self.latent_shapes, len(x))
         draws: list[Draw] = []
         state = self.prior_constant.expand(len(x), -1, -1, -1)
-        for group, encoded, each in zip(
-            self.groups, self.encode(x) if features is None else features, eps, strict=True
-        ):
+        features = self.encode(x) if features is None else features
+        for group, encoded, each in zip(self.groups, features, eps, strict=True):
             state = group.cells(state)
             draw = group.draw(encoded, state, each)
             draws.append(draw)

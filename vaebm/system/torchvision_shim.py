@@ -5,17 +5,10 @@ The published torchvision wheels are built for CUDA. With a CPU-only torch their
 torch-fidelity; the box operators stay unavailable. Nothing is declared where the compiled library loads.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import torch
-
-COMPILER = "torch._dynamo", "torch._dynamo.utils"
-"""Modules of torch's compiler that torchvision imports."""
 
 
 def _compiled_operators_load() -> bool:
@@ -42,26 +35,3 @@ def _declare() -> torch.library.Library | None:
 
 DECLARED = _declare()
 """Declarations, valid as long as this reference; None: the compiled operators loaded."""
-
-
-def _no(name: str) -> Callable[..., bool]:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return lambda *_: False
-
-
-@contextmanager
-def without_compiler() -> Iterator[None]:
-    """Import torchvision without torch's compiler, which takes 0.7 s, for a question that its box operators alone ask.
-
-    In this context, all functions of `COMPILER` answer False, unless it is loaded already.
-    """
-    names = [] if COMPILER[1] in sys.modules else COMPILER
-    for name in names:
-        sys.modules[name] = ModuleType(name)
-        vars(sys.modules[name])["__getattr__"] = _no
-    try:
-        yield
-    finally:
-        for name in names:
-            del sys.modules[name]
