@@ -29,6 +29,9 @@ Logits = NDArray[np.floating[Any]]
 PAIRWISE_BATCH = 1000
 """Images whose kernel values or distances to all others are held at once."""
 
+TOGETHER = 1 << 24
+"""Most values of the resamples' matrices of products that are held at once."""
+
 
 def generator(seed: int, *purpose: str) -> np.random.Generator:
     """Random generator of a seed and a purpose."""
@@ -74,10 +77,10 @@ def frechet_replicates(
 
 def _weighted_products(values: Tensor, weights: Tensor) -> Iterator[Tensor]:
     """Σ_n w_n x_n x_nᵀ, (D, D), of values x (N, D), for each row w of weights (R, N)."""
-    if (size := values.shape[1]) ** 2 <= len(values):  # all at once; they take no more memory than the weights
+    if len(weights) * (size := values.shape[1]) ** 2 <= TOGETHER:
         first, second = torch.triu_indices(size, size, device=values.device)
         pairs, products = values.new_zeros(len(weights), len(first)), values.new_empty(len(weights), size, size)
-        for part, each in zip(values.T.split(PAIRWISE_BATCH, dim=1), weights.split(PAIRWISE_BATCH, dim=1), strict=True):
+        for part, each in zip(values.T.split(100, dim=1), weights.split(100, dim=1), strict=True):
             pairs.addmm_(each, (part[first] * part[second]).T)
         products[:, first, second] = products[:, second, first] = pairs
         yield from products
