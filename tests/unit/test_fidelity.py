@@ -86,22 +86,6 @@ def test_kid_agrees_with_brute_force_on_whole_sets():
     assert spread == pytest.approx(0, abs=1e-9 * abs(mean))
 
 
-@pytest.mark.parametrize(("subsets", "size"), [(2, 5), (20, 10)])
-def test_sums_over_subsets_are_those_over_their_pairs(monkeypatch, subsets, size):
-    """Of few subsets, one by one, and of many, from all pairs of images."""
-    monkeypatch.setattr(fidelity, "PAIRWISE_BATCH", 7)
-    random = np.random.default_rng(0)
-    a, b = random.normal(size=(30, 4)).astype(np.float32), random.normal(size=(20, 4)).astype(np.float32)
-    rows, columns = (
-        np.stack([random.permutation(len(features))[:size] for _ in range(subsets)]) for features in (a, b)
-    )
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    for other, chosen, features in ((y, columns, b), (x, rows, a)):
-        pairs = zip(rows, chosen, strict=True)
-        expected = [sum((x[i] @ other[j] / 4 + 1) ** 3 for i in row for j in column) for row, column in pairs]
-        assert fidelity._subset_sums(a, features, rows, chosen) == pytest.approx(np.array(expected), rel=1e-12)
-
-
 def test_kid_uses_the_subsets_that_it_is_told_to():
     """torch-fidelity ignores a misspelt keyword: so each setting must be seen to work."""
     a, b = features(0), features(1)
@@ -126,13 +110,6 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
 
     monkeypatch.setattr(torch.ops, "load_library", fail)
     assert not torchvision_shim._compiled_operators_load()
-
-
-def test_features_of_chosen_images_are_those_of_their_changes(tmp_path):
-    extractor = Extractor.of("classifier", classifier_file(tmp_path / "classifier.pt", 0))
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 1, 8, 8), dtype=np.uint8))
-    found = extractor.features(images, lambda part: 255 - part, [1, 4, 8])
-    assert found == pytest.approx(extractor.features(255 - images)[[1, 4, 8]], abs=1e-6)
 
 
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):

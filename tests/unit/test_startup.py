@@ -105,15 +105,3 @@ def test_small_stages_do_without_torch(module: str) -> None:
         check=True,
     )
     assert found.stdout == "False\n"
-
-
-def test_evaluation_starts_without_modules_that_it_does_not_need() -> None:
-    """torch's compiler, which torchvision imports, is there afterwards as ever."""
-    program = """
-import sys, vaebm.evaluation.stage
-for name in ("scipy", "sklearn", "pandas", "torch._dynamo"): assert name not in sys.modules, name
-import torch
-assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2 and "torch._dynamo" in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -69,12 +69,16 @@ def with_complexity(found: Scores, images: Tensor) -> Scores:
     return {**found, "complexity": found[""] + lengths}
 
 
+def _labelled(inside: Values, outside: Values) -> tuple[NDArray[np.int64], Values]:
+    """Labels (n + m,), 1 for in-distribution images, and scores of both sets."""
+    return np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
+
+
 def roc_points(inside: Values, outside: Values) -> tuple[Values, Values]:
     """Share of the set and share of in-distribution images above falling thresholds, without collinear points."""
-    thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
-    false, true = (_passing(found, _once(found), thresholds)[0] for found in (outside, inside))
-    corners = np.r_[True, (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), True][-len(false) :]
-    return np.append(0, false[corners]) / len(outside), np.append(0, true[corners]) / len(inside)
+    from sklearn.metrics import roc_curve
+
+    return roc_curve(*_labelled(inside, outside))[:2]
 
 
 def separations(inside: Values, outside: Values) -> dict[str, float]:
@@ -84,13 +88,13 @@ def separations(inside: Values, outside: Values) -> dict[str, float]:
     thresholds. AUPR-out: the same over rising thresholds, with the set as positives. FPR95: share of the set at the
     highest threshold passed by at least 95 % of the in-distribution images.
     """
-    found = replicates(inside, outside, _once(inside), _once(outside))
-    return {measure: float(value[0]) for measure, value in found.items()}
+    from sklearn.metrics import auc, average_precision_score
 
-
-def _once(found: Values) -> Counts:
-    """The resample (1, n) with each image once."""
-    return np.ones((1, len(found)), dtype=np.int64)
+    labels, values = _labelled(inside, outside)
+    precisions = average_precision_score(labels, values), average_precision_score(1 - labels, -values)
+    threshold = np.sort(inside)[len(inside) * (100 - RATE) // 100]
+    measures = auc(*roc_points(inside, outside)), *precisions, (outside >= threshold).mean()
+    return dict(zip(MEANINGS, map(float, measures), strict=True))
 
 
 def replicates(inside: Values, outside: Values, inside_counts: Counts, outside_counts: Counts) -> dict[str, Values]:
@@ -102,7 +106,7 @@ def replicates(inside: Values, outside: Values, inside_counts: Counts, outside_c
     enough = (100 * hits >= RATE * len(inside)).argmax(axis=1)[:, None]
     # ties count half
     areas = (rises * (2 * below + passed)).sum(axis=1) / (2 * len(inside) * len(outside))
-    shares = np.take_along_axis(others, enough, axis=1)[:, 0] / len(outside)
+    shares = 1 - np.take_along_axis(below, enough, axis=1)[:, 0] / len(outside)
     precisions = _precision(hits, others), _precision(_failing(others), _failing(hits))
     return dict(zip(MEANINGS, (areas, *precisions, shares), strict=True))
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from vaebm.config import EXTRACTORS, ExtractorSettings, weights
 from vaebm.config.evaluation import PATHS
@@ -227,29 +227,24 @@ class Extractor:
             return ExtractorOutput(features, np.empty((len(images), 0, 0)))
         return ExtractorOutput(features, logits[0].reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
 
-    def features(self, images: Tensor, change: Change | None = None, chosen: Sequence[int] | None = None) -> Features:
-        """Features (N, D) of the `chosen` images (M, C, H, W), changed first, without the logits, which take gigabytes.
+    def features(self, images: Tensor, change: Change | None = None) -> Features:
+        """Features (N, D) of images (N, C, H, W), changed first, without the logits, which may take gigabytes.
 
         Raises:
             UserError: it is made for other images.
         """
-        return self._layers(images, EXTRACTORS[self.kind].layers[:1], change, chosen)[0]
+        return self._layers(images, EXTRACTORS[self.kind].layers[:1], change)[0]
 
-    def _layers(
-        self, images: Tensor, layers: Sequence[str], change: Change | None = None, chosen: Sequence[int] | None = None
-    ) -> list[Features]:
-        """Layers of the `chosen` uint8 images (M, C, H, W), by default all, each (N, …)."""
+    def _layers(self, images: Tensor, layers: Sequence[str], change: Change | None = None) -> list[Features]:
+        """Layers of uint8 images (N, C, H, W), each (N, …)."""
         self.depth(tuple(images.shape[1:]))
-        cuda, progress = (
-            self.device.type == "cuda",
-            Progress(f"{self.kind}'s features", len(chosen or images), unit="image"),
-        )
+        cuda, progress = self.device.type == "cuda", Progress(f"{self.kind}'s features", len(images), unit="image")
         module = torch_fidelity.utils.create_feature_extractor(
             self.name, list(layers), cuda=cuda, verbose=False, feature_extractor_weights_path=str(self.path)
         )
         data, batch = _Images(images, change, progress), EXTRACTORS[self.kind].batch
         found = torch_fidelity.utils.get_featuresdict_from_dataset(
-            data if chosen is None else Subset(data, chosen), module, batch, cuda=cuda, save_cpu_ram=True, verbose=False
+            data, module, batch, cuda=cuda, save_cpu_ram=True, verbose=False
         )
         progress.close()
         if not all(found[layer].isfinite().all() for layer in layers):

@@ -6,7 +6,6 @@ artefacts, which would be easier to detect than the content.
 
 from collections.abc import Mapping
 from hashlib import sha256
-from importlib.metadata import distribution
 from itertools import count
 from math import gcd
 from pathlib import Path
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from vaebm.config import DataSettings
@@ -77,11 +75,11 @@ def photographs(images: UInt8Images, name: str) -> UInt8Images:
     Raises:
         UserError: the set is not that of the digits.
     """
+    from sklearn.datasets import load_sample_images
+
     if name != "digits":
         raise UserError(f"evaluation.ood: photographs: it is made for digits alone, found {name}; leave it out")
-    folder = Path(str(distribution("scikit-learn").locate_file("sklearn/datasets/images")))  # its import takes 0.5 s
-    files = sorted(folder.glob("*.jpg"))
-    photos = [np.asarray(Image.open(file)).astype(np.int64) @ (299, 587, 114) // 1000 for file in files]
+    photos = [photo.astype(np.int64) @ (299, 587, 114) // 1000 for photo in load_sample_images().images]
     found: dict[bytes, UInt8Images] = {}
     for index in count():
         if len(found) == len(images):

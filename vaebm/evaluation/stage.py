@@ -57,9 +57,9 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
     if not inputs.sampling.stretch:  # the distance of images written as the published program writes them
         low, high = samples.flatten(1).aminmax(dim=1)
         stretched = output.features.copy()
-        if changes := ((low > 0) | (high < 255)).nonzero()[:, 0].tolist():  # stretching keeps the rest as it is
+        if len(changes := ((low > 0) | (high < 255)).nonzero()[:, 0]):  # stretching keeps the rest as it is
             stretched[changes] = extractor.features(
-                samples, lambda part: grey_levels(to_float(part), stretch=True).permute(0, 3, 1, 2), changes
+                samples[changes], lambda part: grey_levels(to_float(part), stretch=True).permute(0, 3, 1, 2)
             )
         distance = Measurement(value=inputs.distance(stretched), samples=len(samples))
         metrics[registry.FD_STRETCHED.named(extractor.kind)] = distance

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import xlogy
+from scipy.stats import binomtest
 from torch import Tensor
 
 from vaebm.measures.frechet import COVARIANCE_BATCH, DistanceTo, Statistics
@@ -54,10 +56,7 @@ def interval(value: float, replicates: Values, low: float = -math.inf, high: flo
 
 def proportion(value: float, images: int) -> list[float]:
     """Wilson's 95 % interval of a proportion of `images` images; it is not empty at 0 or 1."""
-    hits, z = round(value * images), 1.959963984540054  # the normal law's quantile at 97.5 %
-    share, width = hits / images, 2 * (images + z**2)
-    middle, reach = (2 * images * share + z**2) / width, z / width * math.sqrt(4 * images * share * (1 - share) + z**2)
-    return [middle - reach if hits else 0.0, middle + reach if hits < images else 1.0]
+    return [float(bound) for bound in binomtest(round(value * images), images).proportion_ci(method="wilson")]
 
 
 def frechet_replicates(
@@ -120,7 +119,6 @@ def inception_replicates(logits: Logits, splits: int, number: int, random: np.ra
     for part in range(splits):
         chunk = log_p[part * len(log_p) // splits : (part + 1) * len(log_p) // splits]
         p, weights = np.exp(chunk), resamples(len(chunk), number, random) / len(chunk)
-        marginal = torch.from_numpy(weights @ p)
-        entropies = torch.xlogy(marginal, marginal).sum(dim=1).numpy()
-        scores += np.exp(weights @ (p * chunk).sum(axis=1) - entropies) / splits
+        marginal = weights @ p
+        scores += np.exp(weights @ (p * chunk).sum(axis=1) - xlogy(marginal, marginal).sum(axis=1)) / splits
     return scores

@@ -9,6 +9,8 @@ import functools
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import xlogy
+from scipy.stats import binom
 
 from vaebm.measures.bootstrap import Logits, generator, interval
 from vaebm.records.metrics import KL, KL_FLOOR, MODES, MODES_FLOOR
@@ -49,8 +51,6 @@ def histogram(modes: NDArray[np.int64], law: Law) -> NDArray[np.int64]:
 
 def divergence(counts: NDArray[np.int64], law: Law) -> NDArray[np.float64]:
     """KL divergence of histograms of modes (…, modes) from the law, in nats, (…,)."""
-    from scipy.special import xlogy  # here: it takes half a second
-
     seen = law > 0
     shares = (counts / counts.sum(axis=-1, keepdims=True))[..., seen]
     return (xlogy(shares, shares) - shares * np.log(law[seen])).sum(axis=-1)
@@ -66,9 +66,6 @@ def expected_divergence(law: Law, images: int) -> float:
 
     This is the floor of a perfect sampler, near (modes − 1) / 2n.
     """
-    from scipy.special import xlogy
-    from scipy.stats import binom
-
     counts, total = np.arange(images + 1), 0.0
     shares = counts / images
     for probability, modes in zip(*np.unique(law[law > 0], return_counts=True), strict=True):

@@ -25,9 +25,6 @@ from vaebm.system.device import freeze
 from vaebm.system.errors import UserError, check_number
 from vaebm.system.shapes import GreyImages, Images, Latents, PerGroup, PerImage, check_images, check_noise
 
-Each = Sequence[Latents] | None
-"""One (B, …, h, w) per latent group, in decoding order."""
-
 ENCODER = {"stem", "preprocess", "encoder_groups", "encoder_top", "posterior_parameters", "combine_encoder", "flows"}
 """Submodules used only by the encoder."""
 
@@ -209,7 +206,12 @@ class NVAE(nn.Module):
         return features[::-1]
 
     def forward(
-        self, x: Images, eps: Each = None, noise: NoiseSource | None = None, step: int = 0, features: Each = None
+        self,
+        x: Images,
+        eps: Sequence[Latents] | None = None,
+        noise: NoiseSource | None = None,
+        step: int = 0,
+        features: Sequence[Latents] | None = None,
     ) -> NVAEOutput:
         """Reconstruct images through a draw of the posterior (NVAE eq. 1 and 2).
 
@@ -227,7 +229,12 @@ class NVAE(nn.Module):
         return NVAEOutput(self._pixels(state), draws)
 
     def posterior(
-        self, x: Images, eps: Each = None, noise: NoiseSource | None = None, step: int = 0, features: Each = None
+        self,
+        x: Images,
+        eps: Sequence[Latents] | None = None,
+        noise: NoiseSource | None = None,
+        step: int = 0,
+        features: Sequence[Latents] | None = None,
     ) -> tuple[list[Draw], Latents]:
         """The draw of `forward`, without the pixels, and the decoder's last state; arguments and errors are alike."""
         check_images("x", x, self.shape, raw=False)
