@@ -61,13 +61,17 @@ def test_width_for_a_frechet_distance_is_the_spread_over_other_samples():
     )
 
 
-def test_frechet_replicates_are_distances_of_the_resampled_images():
+@pytest.mark.parametrize("together", [0, 100])
+def test_frechet_replicates_are_distances_of_the_resampled_images(monkeypatch, together):
+    """All resamples at once, and one by one."""
+    monkeypatch.setattr(bootstrap, "COVARIANCE_BATCH", 7)
+    monkeypatch.setattr(bootstrap, "TOGETHER", together)
     random = np.random.default_rng(0)
     features, references = (
-        random.normal(size=(60, 5)),
+        random.normal(size=(160, 5)),
         [Statistics.of(random.normal(size=(80, 5)) + shift) for shift in (0, 1)],
     )
-    counts = resamples(60, 4, random)
+    counts = resamples(160, 4, random)
     expected = [
         [frechet_distance(Statistics.of(drawn(features, row)), reference) for reference in references] for row in counts
     ]

@@ -50,13 +50,12 @@ class LinearGaussian(NVAE):
     def as_input(self, images, noise):
         return images.double() / 255
 
-    def posterior(self, x):
+    def encode(self, x):
         precision = 1 + 1 / SIGMA**2
         return Normal((2 * x - 1) / SIGMA**2 / precision, precision**-0.5)
 
-    def forward(self, x, noise, step):
-        exact = self.posterior(x)
-        q, p = Normal(exact.mean + self.error, exact.stddev), Normal(0.0, 1.0)
+    def forward(self, x, noise, step, features):
+        q, p = Normal(features.mean + self.error, features.stddev), Normal(0.0, 1.0)
         z = q.mean + q.stddev * noise.like([x], step)[0]
         total = (1, 2, 3)
         return Output(
@@ -85,7 +84,7 @@ def test_elbo_lacks_the_divergence_from_the_posterior(images):
     """log p(x) − KL(q ‖ posterior), in closed form; the mean over the draws within 5 of its standard errors."""
     model, draws = LinearGaussian(error=0.3), 400
     found = VAEBM(model, None).estimate(images, seed=0, draws=draws)
-    exact = model.posterior(images.double() / 255)
+    exact = model.encode(images.double() / 255)
     gap = kl_divergence(Normal(exact.mean + 0.3, exact.stddev), exact).sum((1, 2, 3))
     expected = model.log_prob(images.double() / 255) - gap
     # Var of −(y − z)²/2σ² for z = m + s ε: (d s/σ²)² + s⁴/2σ⁴ with d = y − m, per pixel
@@ -154,6 +153,18 @@ def test_draws_depend_on_seed_and_place_and_not_on_the_batch(images, monkeypatch
     assert not torch.equal(found.elbo, VAEBM(model, None).estimate(images, seed=4, draws=2).elbo)
     alike = VAEBM(model, None).estimate(images[:1].expand(3, -1, -1, -1), seed=3, draws=2).elbo
     assert len(set(alike.tolist())) == 3, "equal images in other places have other draws"
+
+
+def test_draws_share_one_pass_of_the_encoder(monkeypatch):
+    with seeded(0):
+        nvae = NVAE(NVAENetworkSettings(**SMALL | {"groups": [2, 1]}), (1, 8, 8)).eval().requires_grad_(False)
+    x, noise, calls = torch.rand(3, 1, 8, 8), NoiseSource(0, "test", range(3)), []
+    encode = nvae.encode
+    monkeypatch.setattr(nvae, "encode", lambda x: calls.append(len(x)) or encode(x))
+    shared, alone = nvae(x, noise=noise, step=2, features=encode(x)), nvae(x, noise=noise, step=2)
+    assert torch.equal(shared.pixels.mean, alone.pixels.mean) and torch.equal(shared.kl, alone.kl) and calls == [3]
+    VAEBM(nvae, None).estimate(x, draws=4)
+    assert calls == [3, 3]
 
 
 def test_scores_are_those_of_the_public_interface(images):

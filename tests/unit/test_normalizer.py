@@ -49,8 +49,11 @@ class Stub(nn.Module):
 class OnePixelVAE(LinearVAE):
     """LinearVAE of one pixel and one latent variable, with its exact posterior: one draw gives log p(x)."""
 
-    def forward(self, x: Tensor, noise: NoiseSource, step: int = 0) -> SimpleNamespace:
-        slope, y = self.matrix[0, 0], 2 * x.flatten(1) - 1
+    def encode(self, x: Tensor) -> list[Tensor]:
+        return [2 * x.flatten(1) - 1]
+
+    def forward(self, x: Tensor, noise: NoiseSource, step: int, features: list[Tensor]) -> SimpleNamespace:
+        slope, (y,) = self.matrix[0, 0], features
         precision = 1 + (slope / self.sigma) ** 2
         q, p = Normal(slope * y / self.sigma**2 / precision, precision**-0.5), Normal(0.0, 1.0)
         z = q.mean + q.stddev * noise.like([y], step)[0]

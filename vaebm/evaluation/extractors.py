@@ -98,7 +98,7 @@ class ExtractorOutput(NamedTuple):
 
 
 Change = Callable[[Tensor], Tensor]
-"""Maps an image (C, H, W) uint8 to another one."""
+"""Maps images (B, C, H, W) uint8 to others."""
 
 
 class _Images(Dataset[Tensor]):
@@ -111,8 +111,13 @@ class _Images(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        self.progress.advance()
-        return self.images[index] if self.change is None else self.change(self.images[index])
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> Sequence[Tensor]:
+        """A batch, of which torch's loader asks at once."""
+        self.progress.advance(steps=len(indices))
+        images = self.images[indices]
+        return (images if self.change is None else self.change(images)).unbind()
 
 
 def download_weights(extractor: str) -> Path:
@@ -223,7 +228,7 @@ class Extractor:
         return ExtractorOutput(features, logits[0].reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
 
     def features(self, images: Tensor, change: Change | None = None) -> Features:
-        """Features (N, D) of images (N, C, H, W), each changed first, without the logits, which may take gigabytes.
+        """Features (N, D) of images (N, C, H, W), changed first, without the logits, which may take gigabytes.
 
         Raises:
             UserError: it is made for other images.

@@ -39,8 +39,8 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], chain: ChainS
     """
     if len(counts) > 1 and getattr(chain, "schedule", "constant") != "constant":
         return [stops(model, noise, [count], chain)[0] for count in counts]
-    assert (energy := model.energy) is not None
-    potential, taken, began = model.chain_potential(), itertools.count(), time.monotonic()
+    energy, potential = model.prepared_energy, model.chain_potential()
+    taken, began = itertools.count(), time.monotonic()
     eps_z, eps_x = model.initial_noise(noise)
     found: list[Stop] = []
     evaluated = 0

@@ -55,9 +55,12 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
         logits[other] = found.logits
         metrics |= measure_fidelity(found, its_reference, chosen, seed, other.device, other.kind)
     if not inputs.sampling.stretch:  # the distance of images written as the published program writes them
-        stretched = extractor.features(
-            samples, lambda image: grey_levels(to_float(image[None]), stretch=True)[0].permute(2, 0, 1)
-        )
+        low, high = samples.flatten(1).aminmax(dim=1)
+        stretched = output.features.copy()
+        if len(changes := ((low > 0) | (high < 255)).nonzero()[:, 0]):  # stretching keeps the rest as it is
+            stretched[changes] = extractor.features(
+                samples[changes], lambda part: grey_levels(to_float(part), stretch=True).permute(0, 3, 1, 2)
+            )
         distance = Measurement(value=inputs.distance(stretched), samples=len(samples))
         metrics[registry.FD_STRETCHED.named(extractor.kind)] = distance
     if (depth := inputs.mode_extractor.depth(images.shape)) > 1:

@@ -4,7 +4,7 @@ A resample draws as many images as there are, with replacement, and is stored as
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ Logits = NDArray[np.floating[Any]]
 
 PAIRWISE_BATCH = 1000
 """Images whose kernel values or distances to all others are held at once."""
+
+TOGETHER = 1 << 24
+"""Most values of the resamples' matrices of products that are held at once."""
 
 
 def generator(seed: int, *purpose: str) -> np.random.Generator:
@@ -63,15 +66,29 @@ def frechet_replicates(
     distances = [DistanceTo(reference, device) for reference in references]
     shift = torch.from_numpy(features.mean(axis=0, dtype=np.float64)).to(device)
     values = torch.from_numpy(features).to(device, torch.float64) - shift  # centred: the products below lose no digits
-    number, replicates = len(features), []
-    for row in torch.from_numpy(counts).to(device, torch.float64):
-        mean = row @ values / number
-        products = torch.zeros_like(values[:1].T @ values[:1])
-        for part, weights in zip(values.split(COVARIANCE_BATCH), row.split(COVARIANCE_BATCH), strict=True):
-            products += (part * weights[:, None]).T @ part
+    weights, number = torch.from_numpy(counts).to(device, torch.float64), len(features)
+    replicates = []
+    for mean, products in zip(weights @ values / number, _weighted_products(values, weights), strict=True):
         covariance = (products - number * torch.outer(mean, mean)) / (number - 1)
         replicates.append([distance(mean + shift, covariance) for distance in distances])
     return np.array(replicates)
+
+
+def _weighted_products(values: Tensor, weights: Tensor) -> Iterator[Tensor]:
+    """Σ_n w_n x_n x_nᵀ, (D, D), of values x (N, D), for each row w of weights (R, N)."""
+    if len(weights) * (size := values.shape[1]) ** 2 <= TOGETHER:
+        first, second = torch.triu_indices(size, size, device=values.device)
+        pairs, products = values.new_zeros(len(weights), len(first)), values.new_empty(len(weights), size, size)
+        for part, each in zip(values.T.split(100, dim=1), weights.split(100, dim=1), strict=True):
+            pairs.addmm_(each, (part[first] * part[second]).T)
+        products[:, first, second] = products[:, second, first] = pairs
+        yield from products
+        return
+    for row in weights:
+        total = torch.zeros_like(values[:1].T @ values[:1])
+        for part, each in zip(values.split(COVARIANCE_BATCH), row.split(COVARIANCE_BATCH), strict=True):
+            total += (part * each[:, None]).T @ part
+        yield total
 
 
 def kid_replicates(a: Features, b: Features, counts: Counts, device: torch.device | str = "cpu") -> Values:
@@ -83,16 +100,17 @@ def kid_replicates(a: Features, b: Features, counts: Counts, device: torch.devic
     within, across = torch.zeros(2, len(counts), dtype=torch.float64, device=device)
     for first in range(0, len(a), PAIRWISE_BATCH):
         part = slice(first, first + PAIRWISE_BATCH)
-        kernel = _kernel(one[part], one)
-        kernel[:, part].fill_diagonal_(0.0)
-        within += ((weights @ kernel.T) * weights[:, part]).sum(dim=1, dtype=torch.float64)
+        kernel = _kernel(one[part], one[first:])  # symmetric: pairs with earlier images count there
+        kernel[:, PAIRWISE_BATCH:] *= 2
+        kernel.fill_diagonal_(0.0)
+        within += ((weights[:, first:] @ kernel.T) * weights[:, part]).sum(dim=1, dtype=torch.float64)
         across += weights[:, part].double() @ _kernel(one[part], other).mean(dim=1, dtype=torch.float64)
     return (within / (len(a) * (len(a) - 1)) - 2 * across / len(a)).cpu().numpy()
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     """KID's kernel (x · y / D + 1)³ of features (N, D) and (M, D): (N, M)."""
-    return (a @ b.T / a.shape[1] + 1).pow_(3)
+    return (a @ b.T).div_(a.shape[1]).add_(1).pow_(3)
 
 
 def inception_replicates(logits: Logits, splits: int, number: int, random: np.random.Generator) -> Values:

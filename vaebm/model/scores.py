@@ -1,14 +1,17 @@
 """Scores of images by a pair of NVAE and energies."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vaebm.fast import prepare_energy
 from vaebm.model.latent_space import inputs
 from vaebm.model.pretrained import StoredModel
 from vaebm.noise import NoiseSource
+from vaebm.nvae.model import NVAE
 from vaebm.nvae.pixel_distributions import match_noise
 from vaebm.system.errors import UserError, check_number
 from vaebm.system.shapes import GreyImages, Images, PerImage
@@ -42,6 +45,17 @@ class ScoredModel(StoredModel):
     no_likelihood_reason = ""
     """Why log p(x) cannot be estimated; empty if it can."""
 
+    @property
+    def _prepares(self) -> bool:
+        """Whether `vaebm.fast` can compute with prepared weights, in place of the modules."""
+        return isinstance(self.nvae, NVAE) and not self.nvae.training and self.nvae.dtype != torch.float64
+
+    @property
+    def prepared_energy(self) -> Callable[[Images], PerImage]:
+        """E(x), prepared with the present weights, or the network (see `VAEBM.chain_potential`)."""
+        assert self.energy is not None
+        return prepare_energy(self.energy) if self._prepares else self.energy
+
     @torch.no_grad()
     def estimate(self, images: Images | GreyImages, seed: int = 0, draws: int = 1) -> Estimates:
         """Estimate log p(x) and E(x) of images from `draws` draws z ~ q(z|x) each.
@@ -64,16 +78,17 @@ class ScoredModel(StoredModel):
         to E(x), not to log p(x), because its log Z is unknown.
         """
         elbo, weights, energies, priors = x.new_zeros(len(x), dtype=torch.float64), [], [], []
+        features, energy = self.nvae.encode(x), None if self.energy is None else self.prepared_energy
         for draw in range(draws):
-            out = self.nvae(x, noise=noise, step=draw)
+            out = self.nvae(x, noise=noise, step=draw, features=features)
             reconstruction = out.pixels.log_likelihood(x).double()
             elbo += (reconstruction - out.kl.double().sum(dim=1)) / draws
             weights.append(reconstruction + out.log_p.double() - out.log_q.double())
-            if self.energy is not None and self.positives == "matched":
-                energies.append(self.energy(match_noise(out.pixels, x, noise, draw).to(x.dtype)).double())
+            if energy is not None and self.positives == "matched":
+                energies.append(energy(match_noise(out.pixels, x, noise, draw).to(x.dtype)).double())
             if self.prior is not None:
                 priors.append(self.prior([each.eps for each in out.draws]).double())
-        clean = None if self.energy is None else self.energy(x).double()
+        clean = None if energy is None else energy(x).double()
         if clean is not None and self.positives == "clean":
             energies = [clean]
         importance = torch.stack(weights).logsumexp(dim=0) - math.log(draws)

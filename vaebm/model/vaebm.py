@@ -206,11 +206,6 @@ class VAEBM(ScoredModel):
         return self._cache.potential(PreparedPotential(decoder, energy, self.potential_kind, self.prior))
 
     @property
-    def _prepares(self) -> bool:
-        """Whether `vaebm.fast` can compute with prepared weights, in place of the modules."""
-        return isinstance(self.nvae, NVAE) and not self.nvae.training and self.dtype != torch.float64
-
-    @property
     def decoder(self) -> LatentDecoder:
         """Decoder of images: prepared once for the present weights, or the NVAE (see `chain_potential`)."""
         return self._cache.decoder(self.nvae, None) if self._prepares else self.nvae

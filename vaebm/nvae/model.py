@@ -206,7 +206,12 @@ class NVAE(nn.Module):
         return features[::-1]
 
     def forward(
-        self, x: Images, eps: Sequence[Latents] | None = None, noise: NoiseSource | None = None, step: int = 0
+        self,
+        x: Images,
+        eps: Sequence[Latents] | None = None,
+        noise: NoiseSource | None = None,
+        step: int = 0,
+        features: Sequence[Latents] | None = None,
     ) -> NVAEOutput:
         """Reconstruct images through a draw of the posterior (NVAE eq. 1 and 2).
 
@@ -215,15 +220,21 @@ class NVAE(nn.Module):
             eps: noise of the posterior, one (B, latents, h, w) per group in decoding order; None: draw it.
             noise: source of the noise if `eps` is None, one index per image.
             step: number of the draw from `noise`.
+            features: the output of `encode`, which several draws share; None: compute it.
 
         Raises:
             UserError: wrong shapes of images or noise, or neither `eps` nor `noise`.
         """
-        draws, state = self.posterior(x, eps, noise, step)
+        draws, state = self.posterior(x, eps, noise, step, features)
         return NVAEOutput(self._pixels(state), draws)
 
     def posterior(
-        self, x: Images, eps: Sequence[Latents] | None = None, noise: NoiseSource | None = None, step: int = 0
+        self,
+        x: Images,
+        eps: Sequence[Latents] | None = None,
+        noise: NoiseSource | None = None,
+        step: int = 0,
+        features: Sequence[Latents] | None = None,
     ) -> tuple[list[Draw], Latents]:
         """The draw of `forward`, without the pixels, and the decoder's last state; arguments and errors are alike."""
         check_images("x", x, self.shape, raw=False)
@@ -235,9 +246,10 @@ class NVAE(nn.Module):
         check_noise(eps, self.latent_shapes, len(x))
         draws: list[Draw] = []
         state = self.prior_constant.expand(len(x), -1, -1, -1)
-        for group, features, each in zip(self.groups, self.encode(x), eps, strict=True):
+        features = self.encode(x) if features is None else features
+        for group, encoded, each in zip(self.groups, features, eps, strict=True):
             state = group.cells(state)
-            draw = group.draw(features, state, each)
+            draw = group.draw(encoded, state, each)
             draws.append(draw)
             state = group.combine(state, draw.z)
         return draws, state

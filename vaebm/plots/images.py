@@ -32,4 +32,4 @@ def image_grid(images: Tensor, path: Path, columns: int = 16) -> None:
     canvas = cells.reshape(-1, columns, 3, height, width).transpose(0, 3, 1, 4, 2).reshape(-1, columns * width, 3)
     framed = np.pad(canvas, ((gap, 0), (gap, 0), (0, 0)), constant_values=BACKGROUND)
     with writing(path) as stream:
-        Image.fromarray(framed).save(stream, format="png", optimize=True)
+        Image.fromarray(framed).save(stream, format="png")
