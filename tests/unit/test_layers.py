@@ -212,9 +212,22 @@ def test_matrix_products_for_pointwise_convolutions() -> None:
     assert "aten::clone" not in {event.name for event in seen.events()}
 
 
+def test_depthwise_layers_of_a_cpu_have_gradients_of_the_library_in_single_precision() -> None:
+    """In the layout of training; with strides and in other precisions the library computes them itself."""
+    x = torch.randn(4, 6, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+    layer, gradient = PlainConv2d(6, 6, 5, groups=6), torch.randn(4, 6, 8, 8)
+    expected = F.conv2d(x, layer.weight, padding=2, groups=6)
+    with torch.profiler.profile() as seen:
+        found = torch.autograd.grad(layer(x), (x, layer.weight), gradient)
+    assert "aten::convolution_backward" not in {event.name for event in seen.events()}
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (x, layer.weight), gradient), rtol=1e-5, atol=1e-5)
+    layer = layer.double()
+    assert torch.autograd.gradcheck(layer, x.detach().double()[:1, :, :2, :2].requires_grad_())
+
+
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_backward_pass_of_depthwise_convolutions(kernel: int) -> None:
-    """What a GPU trains with: gradients of input and weight are the library's."""
+    """Gradients of input and weight are the library's."""
     x, weight = torch.randn(2, 3, 6, 7, dtype=torch.float64), torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
     inputs, gradient = [part.requires_grad_() for part in (x, weight)], torch.randn(2, 3, 6, 7, dtype=torch.float64)
     found, expected = _Depthwise.apply(*inputs), F.conv2d(*inputs, padding=kernel // 2, groups=3)

@@ -39,8 +39,17 @@ class _Depthwise(torch.autograd.Function):
         padding, groups = weight.shape[-1] // 2, len(weight)
         return (
             F.conv2d(gradient, weight.flip(2, 3), padding=padding, groups=groups) if of_x else None,
-            conv2d_weight(x, weight.shape, gradient, padding=padding, groups=groups) if of_weight else None,
+            _depthwise_weight_gradient(x, weight, gradient) if of_weight else None,
         )
+
+
+def _depthwise_weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+    """On a CPU each map of the gradient is a kernel for its map of x, which takes half of the library's time."""
+    padding, groups = weight.shape[-1] // 2, len(weight)
+    if x.is_cuda:
+        return conv2d_weight(x, weight.shape, gradient, padding=padding, groups=groups)
+    maps, kernels = x.flatten(0, 1)[None], gradient.flatten(0, 1)[:, None]
+    return F.conv2d(maps, kernels, padding=padding, groups=len(kernels)).view(-1, *weight.shape).sum(0)
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
@@ -48,13 +57,16 @@ def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
 
     On a GPU, 1×1 convolutions are matrix products, and depthwise ones use `_Depthwise`. The library's kernels take up
     to six times as long in the layout channels_last (docs/measurements/speed-gpu.md). So are 1×1 convolutions of few
-    values on a CPU: the library takes up to 1.8 times as long there, and 0.9 times for many values.
+    values on a CPU: the library takes up to 1.8 times as long there, and 0.9 times for many values. Depthwise ones in
+    float32 use `_Depthwise` on a CPU, too: the library's backward pass takes 1.6 to 2.3 times as long.
     """
     plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
     few = x.is_cuda or x.numel() <= FEW_VALUES
     if few and plain and layer.kernel_size == (1, 1) and layer.groups == 1:
         return pointwise(x, weight, layer.bias)
-    if x.is_cuda and plain and layer.groups == layer.in_channels == layer.out_channels and layer.bias is None:
+    single = x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    depthwise = plain and layer.groups == layer.in_channels == layer.out_channels and layer.bias is None
+    if depthwise and (x.is_cuda or (single and not torch.is_autocast_enabled("cpu"))):
         if torch.is_autocast_enabled("cuda"):
             x, weight = x.to(torch.get_autocast_dtype("cuda")), weight.to(torch.get_autocast_dtype("cuda"))
         return _Depthwise.apply(x, weight)  # type: ignore[no-untyped-call]  # torch declares none
