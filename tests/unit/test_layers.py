@@ -238,3 +238,20 @@ def test_backward_pass_of_depthwise_convolutions(kernel: int) -> None:
         rtol=1e-12,
         atol=1e-12,
     )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gated_sum_has_values_and_gradients_of_the_module(
+    dtype: torch.dtype, tolerance: float, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    module = SqueezeExcitation(8).to(dtype)
+    skip, x, gradient = torch.randn(3, 4, 8, 5, 6, dtype=dtype).unbind()
+    inputs = [part.to(memory_format=layout).requires_grad_() for part in (skip, x)] + list(module.parameters())
+    found, expected = module.gated_sum(*inputs[:2], 0.1), inputs[0] + 0.1 * module(inputs[1])
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    pair = [torch.autograd.grad(each, inputs, gradient) for each in (found, expected)]
+    torch.testing.assert_close(*pair, rtol=tolerance, atol=tolerance)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module.gated_sum(*inputs[:2], 0.1), torch.add(inputs[0], module(inputs[1]), alpha=0.1))

@@ -1,7 +1,7 @@
 """Residual cells: skip connections, operations of the branches, and architectures (NVAE section 3.1, appendix A)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -190,7 +190,12 @@ class ResidualCell(nn.Module):
         return self._sum(x)
 
     def _sum(self, x: Tensor) -> Tensor:
-        return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)
+        *operations, last = self.branch
+        if not isinstance(last, SqueezeExcitation):
+            return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)
+        return last.gated_sum(
+            self.skip(x), reduce(lambda out, operation: operation(out), operations, x), RESIDUAL_SCALE
+        )
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:
