@@ -56,6 +56,10 @@ def _depthwise_weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor) -> T
     return total
 
 
+def _fast_depthwise() -> bool:
+    return torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+
+
 def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     """Apply a layer's convolution with the given weight: (B, in, H, W) → (B, out, H', W').
 
@@ -68,9 +72,8 @@ def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     few = x.is_cuda or x.numel() <= FEW_VALUES
     if few and plain and layer.kernel_size == (1, 1) and layer.groups == 1:
         return pointwise(x, weight, layer.bias)
-    single = x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     depthwise = plain and layer.groups == layer.in_channels == layer.out_channels and layer.bias is None
-    if depthwise and (x.is_cuda or (single and not torch.is_autocast_enabled("cpu"))):
+    if depthwise and (x.is_cuda or (x.dtype == weight.dtype == torch.float32 and _fast_depthwise())):
         if torch.is_autocast_enabled("cuda"):
             x, weight = x.to(torch.get_autocast_dtype("cuda")), weight.to(torch.get_autocast_dtype("cuda"))
         return _Depthwise.apply(x, weight)  # type: ignore[no-untyped-call]  # torch declares none
