@@ -56,8 +56,10 @@ def _depthwise_weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor) -> T
     return total
 
 
-def _fast_depthwise() -> bool:
-    return torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
+def _slow_in_the_library(x: Tensor, weight: Tensor) -> bool:
+    """Whether the backward pass of a depthwise convolution on a CPU takes longer than `_Depthwise`'s."""
+    single = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return single and weight.shape[-1] == 5 and torch.backends.mkldnn.is_available()
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
@@ -65,15 +67,15 @@ def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
 
     On a GPU, 1×1 convolutions are matrix products, and depthwise ones use `_Depthwise`. The library's kernels take up
     to six times as long in the layout channels_last (docs/measurements/speed-gpu.md). So are 1×1 convolutions of few
-    values on a CPU: the library takes up to 1.8 times as long there, and 0.9 times for many values. Depthwise ones in
-    float32 use `_Depthwise` on a CPU, too: the library's backward pass takes 1.6 to 2.3 times as long.
+    values on a CPU: the library takes up to 1.8 times as long there, and 0.9 times for many values. Depthwise ones of
+    5×5 and many values use `_Depthwise` on a CPU, too: the library takes 1.2 to 2 times as long, and less for 3×3.
     """
     plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
     few = x.is_cuda or x.numel() <= FEW_VALUES
     if few and plain and layer.kernel_size == (1, 1) and layer.groups == 1:
         return pointwise(x, weight, layer.bias)
     depthwise = plain and layer.groups == layer.in_channels == layer.out_channels and layer.bias is None
-    if depthwise and (x.is_cuda or (x.dtype == weight.dtype == torch.float32 and _fast_depthwise())):
+    if depthwise and (x.is_cuda or (not few and _slow_in_the_library(x, weight))):
         if torch.is_autocast_enabled("cuda"):
             x, weight = x.to(torch.get_autocast_dtype("cuda")), weight.to(torch.get_autocast_dtype("cuda"))
         return _Depthwise.apply(x, weight)  # type: ignore[no-untyped-call]  # torch declares none
