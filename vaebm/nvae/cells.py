@@ -193,9 +193,8 @@ class ResidualCell(nn.Module):
         *operations, last = self.branch
         if not isinstance(last, SqueezeExcitation):
             return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)
-        return last.gated_sum(
-            self.skip(x), reduce(lambda out, operation: operation(out), operations, x), RESIDUAL_SCALE
-        )
+        out = reduce(lambda value, operation: operation(value), operations, x)
+        return last.gated_sum(self.skip(x), out, RESIDUAL_SCALE)
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:

@@ -50,7 +50,7 @@ class FlatParameters:
             for whole in (vector, gradient, normalized, self._slopes)
         )
         self._matrices = list(zip(*matrices, strict=True))
-        """Of each row length: w, its gradient, the normalised weight, and the gradient of that."""
+        """For each row length: w, its gradient, the normalised weight, and the gradient of that."""
         self._norms = [whole[sum(counts) :][: sum(map(len, norms)), None] for whole in (vector, gradient)]
 
     def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> Any:

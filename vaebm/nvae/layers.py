@@ -245,7 +245,7 @@ class BatchNormSwish(BatchNorm):
 
 
 class _GatedSum(torch.autograd.Function):
-    """skip + scale · x · σ(W₂ relu(W₁ mean(x) + b₁) + b₂) in a third of the passes over memory that modules make."""
+    """skip + scale · x · σ(W₂ relu(W₁ mean(x) + b₁) + b₂) in ten passes over memory instead of eighteen."""
 
     @staticmethod
     def forward(ctx: Any, skip: Tensor, x: Tensor, scale: float, *parameters: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ class SqueezeExcitation(nn.Module):
 
     def gated_sum(self, skip: Tensor, x: Tensor, scale: float) -> Tensor:
         """skip + scale · forward(x), each (B, C, H, W)."""
-        if torch.is_autocast_enabled(x.device.type):
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             return torch.add(skip, self(x), alpha=scale)
         narrow, _, widen, _ = self.gate
         parameters = narrow.weight, narrow.bias, widen.weight, widen.bias
