@@ -197,6 +197,22 @@ def test_factorized_reduce_sees_each_pixel_of_a_block_once(channels: int, widths
             assert torch.equal(gradient[0, 0] != 0, seen)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_factorized_reduce_is_four_strided_convolutions(layout: torch.memory_format) -> None:
+    """Values and gradients, in the layout of the input."""
+    torch.manual_seed(0)
+    reduce = FactorizedReduce(3, 10).double().to(memory_format=layout)
+    x = torch.randn(2, 3, 4, 6).double().to(memory_format=layout).requires_grad_()
+    active = F.silu(x)
+    views = (active, active[:, :, 1:, 1:], active[:, :, :, 1:], active[:, :, 1:, :])
+    expected = torch.cat([conv(view) for conv, view in zip(reduce.convs, views, strict=True)], dim=1)
+    found, inputs = reduce(x), [x, *reduce.parameters()]
+    assert found.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    pair = [torch.autograd.grad(each.square().sum(), inputs, retain_graph=True) for each in (found, expected)]
+    torch.testing.assert_close(*pair, rtol=1e-12, atol=1e-12)
+
+
 # -------------------------------------------------------------------------------------------------------- architectures
 def network(architecture: Architecture) -> NVAE:
     """A small network with one flow."""

@@ -27,7 +27,7 @@ from vaebm.config.yaml_files import read_experiment
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import PreparedDecoder, PreparedEnergy
 from vaebm.model import VAEBM
-from vaebm.nvae.cells import BilinearUp, ResidualCell
+from vaebm.nvae.cells import BilinearUp, FactorizedReduce, ResidualCell
 from vaebm.nvae.model import NVAE
 from vaebm.system.errors import UserError
 
@@ -117,8 +117,17 @@ def test_work_of_the_nvae_by_hand(changes: dict[str, object]) -> None:
     def count(layer: nn.Module, inputs: object, out: torch.Tensor) -> None:
         flop[layer] += 2 * out.numel() * layer.weight[0].numel()
 
+    def count_together(cell: ResidualCell, inputs: object, out: torch.Tensor) -> None:
+        """The gate's two layers, and a skip's four convolutions: one product of whole 2×2 blocks, zeros included."""
+        gate = cell.branch[-1]
+        flop[gate] += 2 * len(out) * sum(matrix.numel() for matrix in gate.parameters() if matrix.dim() > 1)
+        if isinstance(cell.skip, FactorizedReduce):
+            flop[cell.skip] += 2 * out.numel() * 4 * cell.skip.convs[0].in_channels
+
     flop |= dict.fromkeys(energy.modules(), 0)
     for layer in flop:
+        if isinstance(layer, ResidualCell):
+            layer.register_forward_hook(count_together)
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(count)
     x, eps = blank(nvae, 3)

@@ -212,9 +212,24 @@ def test_matrix_products_for_pointwise_convolutions() -> None:
     assert "aten::clone" not in {event.name for event in seen.events()}
 
 
+def test_depthwise_layers_of_a_cpu_have_gradients_of_the_library_in_single_precision() -> None:
+    """In the layout of training, in several parts of the batch; in other precisions the library computes them."""
+    x = torch.randn(5, 96, 48, 50).to(memory_format=torch.channels_last).requires_grad_()
+    layer, gradient = PlainConv2d(96, 96, 5, groups=96), torch.randn(5, 96, 48, 50)
+    expected = F.conv2d(x, layer.weight, padding=2, groups=96)
+    with torch.profiler.profile() as seen:
+        found = torch.autograd.grad(layer(x), (x, layer.weight), gradient)
+    assert "aten::convolution_backward" not in {event.name for event in seen.events()}
+    wanted = torch.autograd.grad(expected, (x, layer.weight), gradient)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted[1].abs().max()))
+    with torch.profiler.profile() as seen:
+        layer.double()(x.double()).sum().backward()
+    assert "aten::convolution_backward" in {event.name for event in seen.events()}
+
+
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_backward_pass_of_depthwise_convolutions(kernel: int) -> None:
-    """What a GPU trains with: gradients of input and weight are the library's."""
+    """Gradients of input and weight are the library's."""
     x, weight = torch.randn(2, 3, 6, 7, dtype=torch.float64), torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
     inputs, gradient = [part.requires_grad_() for part in (x, weight)], torch.randn(2, 3, 6, 7, dtype=torch.float64)
     found, expected = _Depthwise.apply(*inputs), F.conv2d(*inputs, padding=kernel // 2, groups=3)
@@ -225,3 +240,20 @@ def test_backward_pass_of_depthwise_convolutions(kernel: int) -> None:
         rtol=1e-12,
         atol=1e-12,
     )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gated_sum_has_values_and_gradients_of_the_module(
+    dtype: torch.dtype, tolerance: float, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    module = SqueezeExcitation(8).to(dtype)
+    skip, x, gradient = torch.randn(3, 4, 8, 5, 6, dtype=dtype).unbind()
+    inputs = [part.to(memory_format=layout).requires_grad_() for part in (skip, x)] + list(module.parameters())
+    found, expected = module.gated_sum(*inputs[:2], 0.1), inputs[0] + 0.1 * module(inputs[1])
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    pair = [torch.autograd.grad(each, inputs, gradient) for each in (found, expected)]
+    torch.testing.assert_close(*pair, rtol=tolerance, atol=tolerance)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module.gated_sum(*inputs[:2], 0.1), torch.add(inputs[0], module(inputs[1]), alpha=0.1))

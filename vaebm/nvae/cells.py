@@ -1,7 +1,7 @@
 """Residual cells: skip connections, operations of the branches, and architectures (NVAE section 3.1, appendix A)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,19 +28,29 @@ RESIDUAL_SCALE = 0.1
 
 # skip connections
 class FactorizedReduce(nn.Module):
-    """Skip connection that halves the resolution: four 1×1 convolutions, one per pixel of each 2×2 block."""
+    """Skip connection that halves the resolution: four 1×1 convolutions, one per pixel of each 2×2 block.
+
+    They are one matrix product of the blocks: four backward passes of strided convolutions take four times as long.
+    """
+
+    convs: Sequence[NormalizedConv2d]
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
         quarter = channels_out // 4
         widths = (quarter, quarter, quarter, channels_out - 3 * quarter)
-        self.convs = nn.ModuleList(NormalizedConv2d(channels_in, width, 1, stride=2) for width in widths)
+        convs = (NormalizedConv2d(channels_in, width, 1, stride=2) for width in widths)
+        self.convs = nn.ModuleList(convs)  # type: ignore[assignment]  # ModuleList is not generic
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, H/2, W/2), even H and W."""
-        x = F.silu(x)
-        views = (x, x[:, :, 1:, 1:], x[:, :, :, 1:], x[:, :, 1:, :])
-        return torch.cat([conv(view) for conv, view in zip(self.convs, views, strict=True)], dim=1)
+        blocks = F.silu(x).permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)
+        rows = [conv.effective_weight().flatten(1) for conv in self.convs]
+        width, places = rows[0].shape[1], (0, 3, 1, 2)
+        weight = torch.cat([F.pad(row, (k * width, (3 - k) * width)) for k, row in zip(places, rows, strict=True)])
+        bias = torch.cat([conv.bias for conv in self.convs])  # type: ignore[misc]  # all have one
+        out = F.linear(blocks, weight, bias).permute(0, 3, 1, 2)
+        return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
 
 
 class BilinearUp(nn.Module):
@@ -180,7 +190,11 @@ class ResidualCell(nn.Module):
         return self._sum(x)
 
     def _sum(self, x: Tensor) -> Tensor:
-        return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)
+        *operations, last = self.branch
+        if not isinstance(last, SqueezeExcitation):
+            return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)
+        out = reduce(lambda value, operation: operation(value), operations, x)
+        return last.gated_sum(self.skip(x), out, RESIDUAL_SCALE)
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:

@@ -36,12 +36,22 @@ class FlatParameters:
         """The vector, for the optimiser and everything else that is done with all parameters."""
         for each, value, slope in zip(self.parameters, self._views(vector), self._views(gradient), strict=True):
             each.data, each.grad = value, slope
-        counts = [*(sum(layer.weight.numel() for layer in group) for group in groups.values()), sum(map(len, norms))]
-        parts = (whole[: sum(counts)].split(counts) for whole in (vector, gradient))
-        *self._matrices, self._norms = (
-            _leaf(value.view(-1, width), slope.view(-1, width))
-            for value, slope, width in zip(*parts, [*groups, 1], strict=True)
+        sizes = [layer.weight.numel() for layer in self._layers]
+        normalized, self._slopes = vector.new_zeros(sum(sizes)), vector.new_zeros(sum(sizes))
+        self._weights = [
+            _leaf(_like(value, layer.weight), _like(slope, layer.weight))
+            for layer, value, slope in zip(
+                self._layers, normalized.split(sizes), self._slopes.split(sizes), strict=True
+            )
+        ]
+        counts = [sum(layer.weight.numel() for layer in group) for group in groups.values()]
+        matrices = (
+            [part.view(-1, width) for part, width in zip(whole[: sum(counts)].split(counts), groups, strict=True)]
+            for whole in (vector, gradient, normalized, self._slopes)
         )
+        self._matrices = list(zip(*matrices, strict=True))
+        """For each row length: w, its gradient, the normalised weight, and the gradient of that."""
+        self._norms = [whole[sum(counts) :][: sum(map(len, norms)), None] for whole in (vector, gradient)]
 
     def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> Any:
         """Build an optimiser whose saved state is that of an optimiser of the module's parameters."""
@@ -61,23 +71,40 @@ class FlatParameters:
 
         Gradients of these weights, of any number of backward passes, become those of the parameters at its end.
         """
-        if not self._layers:
-            yield
-            return
-        norms = [torch.linalg.vector_norm(matrix, dim=1, keepdim=True) for matrix in self._matrices]
-        factors = (self._norms.exp() / (torch.cat(norms) + 1e-5)).split([len(each) for each in norms])
-        made = torch.cat([(matrix * each).flatten() for matrix, each in zip(self._matrices, factors, strict=True)])
-        used = made.detach().requires_grad_()
-        parts = used.split([layer.weight.numel() for layer in self._layers])
-        for layer, part in zip(self._layers, parts, strict=True):
-            layer.normalized = _like(part, layer.weight)
+        scales = self._normalize() if self._layers else None
+        for layer, weight in zip(self._layers, self._weights, strict=True):
+            layer.normalized = weight
         try:
             yield
         finally:
             for layer in self._layers:
                 layer.normalized = None
-        if used.grad is not None:
-            made.backward(used.grad)
+        if scales is not None:
+            self._add_gradients(*scales)
+
+    @torch.no_grad()
+    def _normalize(self) -> tuple[Tensor, Tensor]:
+        """Compute exp(L) · w / (‖w‖ + 1e-5); return ‖w‖ and the factor of w of all rows, each (rows, 1)."""
+        norms = torch.cat([torch.linalg.vector_norm(each[0], dim=1, keepdim=True) for each in self._matrices])
+        factors = self._norms[0].exp() / (norms + 1e-5)
+        for (matrix, _, weight, _), factor in zip(self._matrices, self._of_matrices(factors), strict=True):
+            torch.mul(matrix, factor, out=weight)
+        self._slopes.zero_()
+        return norms, factors
+
+    @torch.no_grad()
+    def _add_gradients(self, norms: Tensor, factors: Tensor) -> None:
+        """Add the gradients of w and L; a row of norm 0 has no gradient along itself."""
+        products = torch.cat([torch.linalg.vecdot(slope, matrix) for matrix, _, _, slope in self._matrices])[:, None]
+        slopes = products * factors
+        self._norms[1].add_(slopes)
+        scales = self._of_matrices(factors), self._of_matrices(slopes / ((norms + 1e-5) * norms.clamp_min(1e-30)))
+        for (matrix, gradient, _, slope), factor, along in zip(self._matrices, *scales, strict=True):
+            gradient.addcmul_(slope, factor).addcmul_(matrix, along, value=-1)
+
+    def _of_matrices(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Split (rows, 1) by matrices."""
+        return rows.split([len(each[0]) for each in self._matrices])
 
     def _views(self, whole: Tensor) -> list[Tensor]:
         """Parts of a vector, in shapes and order of the module's parameters."""

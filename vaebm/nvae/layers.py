@@ -39,8 +39,27 @@ class _Depthwise(torch.autograd.Function):
         padding, groups = weight.shape[-1] // 2, len(weight)
         return (
             F.conv2d(gradient, weight.flip(2, 3), padding=padding, groups=groups) if of_x else None,
-            conv2d_weight(x, weight.shape, gradient, padding=padding, groups=groups) if of_weight else None,
+            _depthwise_weight_gradient(x, weight, gradient) if of_weight else None,
         )
+
+
+def _depthwise_weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+    """On a CPU each map of the gradient is a kernel for its map of x, a few images at a time for the cache."""
+    padding, groups = weight.shape[-1] // 2, len(weight)
+    if x.is_cuda:
+        return conv2d_weight(x, weight.shape, gradient, padding=padding, groups=groups)
+    images, total = max(2**19 // x[0].numel(), 1), torch.zeros_like(weight)
+    for maps, kernels in zip(x.split(images), gradient.split(images), strict=True):
+        maps, kernels = maps.flatten(0, 1)[None], kernels.flatten(0, 1)[:, None]
+        each = F.conv2d(maps, kernels, padding=padding, groups=len(kernels))
+        total += each.view(-1, *weight.shape).sum(0)
+    return total
+
+
+def _slow_in_the_library(x: Tensor, weight: Tensor) -> bool:
+    """Whether the backward pass of a depthwise convolution on a CPU takes longer than `_Depthwise`'s."""
+    single = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return single and weight.shape[-1] == 5 and torch.backends.mkldnn.is_available()
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
@@ -48,13 +67,15 @@ def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
 
     On a GPU, 1×1 convolutions are matrix products, and depthwise ones use `_Depthwise`. The library's kernels take up
     to six times as long in the layout channels_last (docs/measurements/speed-gpu.md). So are 1×1 convolutions of few
-    values on a CPU: the library takes up to 1.8 times as long there, and 0.9 times for many values.
+    values on a CPU: the library takes up to 1.8 times as long there, and 0.9 times for many values. Depthwise ones of
+    5×5 and many values use `_Depthwise` on a CPU, too: the library takes 1.2 to 2 times as long, and less for 3×3.
     """
     plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
     few = x.is_cuda or x.numel() <= FEW_VALUES
     if few and plain and layer.kernel_size == (1, 1) and layer.groups == 1:
         return pointwise(x, weight, layer.bias)
-    if x.is_cuda and plain and layer.groups == layer.in_channels == layer.out_channels and layer.bias is None:
+    depthwise = plain and layer.groups == layer.in_channels == layer.out_channels and layer.bias is None
+    if depthwise and (x.is_cuda or (not few and _slow_in_the_library(x, weight))):
         if torch.is_autocast_enabled("cuda"):
             x, weight = x.to(torch.get_autocast_dtype("cuda")), weight.to(torch.get_autocast_dtype("cuda"))
         return _Depthwise.apply(x, weight)  # type: ignore[no-untyped-call]  # torch declares none
@@ -223,6 +244,32 @@ class BatchNormSwish(BatchNorm):
         return F.silu(super().forward(x))
 
 
+class _GatedSum(torch.autograd.Function):
+    """skip + scale · x · σ(W₂ relu(W₁ mean(x) + b₁) + b₂) in ten passes over memory instead of eighteen."""
+
+    @staticmethod
+    def forward(ctx: Any, skip: Tensor, x: Tensor, scale: float, *parameters: Tensor) -> Tensor:
+        narrow, bias, widen, offset = parameters
+        mean = x.mean(dim=(2, 3))
+        hidden = F.linear(mean, narrow, bias).relu_()
+        gate = F.linear(hidden, widen, offset).sigmoid_()
+        factor = (scale * gate)[:, :, None, None]
+        ctx.save_for_backward(x, mean, hidden, gate, factor, narrow, widen)
+        ctx.scale = scale
+        return torch.addcmul(skip, x, factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (x, mean, hidden, gate, factor, narrow, widen) = gradients, ctx.saved_tensors
+        of_gate = torch.ops.aten.sigmoid_backward((gradient * x).sum(dim=(2, 3)), gate).mul_(ctx.scale)
+        of_hidden = torch.ops.aten.threshold_backward(of_gate.mm(widen), hidden, 0)
+        of_mean = of_hidden.mm(narrow).div_(x.shape[2] * x.shape[3])
+        of_x = torch.addcmul(of_mean[:, :, None, None], gradient, factor)
+        weights = of_hidden.t().mm(mean), of_hidden.sum(0), of_gate.t().mm(hidden), of_gate.sum(0)
+        return gradient, of_x, None, *weights
+
+
 class SqueezeExcitation(nn.Module):
     """Channel gate: x · σ(W₂ relu(W₁ mean(x))) (NVAE section 3.1)."""
 
@@ -234,3 +281,11 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), same shape."""
         return x * self.gate(x.mean(dim=(2, 3)))[:, :, None, None]
+
+    def gated_sum(self, skip: Tensor, x: Tensor, scale: float) -> Tensor:
+        """skip + scale · forward(x), each (B, C, H, W)."""
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+            return torch.add(skip, self(x), alpha=scale)
+        narrow, _, widen, _ = self.gate
+        parameters = narrow.weight, narrow.bias, widen.weight, widen.bias
+        return _GatedSum.apply(skip, x, scale, *parameters)  # type: ignore[no-untyped-call]
