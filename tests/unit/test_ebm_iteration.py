@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vaebm.chain.diagnostics import diagnose
 from vaebm.config import EBMSettings
+from vaebm.ebm.ahead import AHEAD
+from vaebm.ebm.contrastive_divergence import positives
 from vaebm.ebm.iteration import EBMTrainer, initialize
 from vaebm.energy.network import EnergyNetwork
 from vaebm.noise import NoiseSource
@@ -103,6 +105,19 @@ def test_positives_have_the_depth_of_the_nvae_or_of_the_file(quantized: bool, le
     positive = seen[-1].chunk(2)[0]  # before the chains' images
     assert torch.equal((positive * levels).round() / levels, positive)
     assert len(positive.unique()) > 0.5 * min(levels, 256)
+
+
+def test_positives_of_a_block_of_iterations_are_those_of_each_alone() -> None:
+    """To rounding; in the same bits after a resume within the block, and others after a restart with another seed."""
+    whole, resumed, data = make_trainer(positives="matched"), make_trainer(positives="matched"), images(40)
+    for step in (0, 1, AHEAD - 1, AHEAD + 3):
+        noise = NoiseSource(0, "positives", range(4 * step, 4 * step + 4))
+        alone = positives(whole.nvae, whole.batch(step, data), whole.stage, noise)
+        found = whole.positives(step, data)
+        torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-12)
+    assert torch.equal(resumed.positives(step, data), found)
+    whole.restart(whole.snapshot())
+    assert not torch.isclose(whole.positives(step, data), found).all()
 
 
 def test_the_norm_of_the_gradient_is_limited_after_the_other_clip() -> None:
