@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -176,9 +176,9 @@ class PublishedSpectralPenalty(SpectralPenalty):
         return torch.stack(total).sum()
 
 
-def batch_norm_penalty(module: nn.Module) -> Tensor:
+def batch_norm_penalty(norms: Iterable[BatchNorm]) -> Tensor:
     """Σ max |γ|, layer by layer."""
-    return torch.stack([layer.weight.abs().max() for layer in module.modules() if isinstance(layer, BatchNorm)]).sum()
+    return torch.stack([layer.weight.abs().max() for layer in norms]).sum()
 
 
 def contrastive_divergence(

@@ -234,7 +234,7 @@ WITHOUT_ENERGY = ("nvae_step",)
 
 def per_call(name: str, setup: Setup) -> int:
     """Steps or iterations of one call of a workload, by which its time is divided."""
-    small = math.prod(setup.shape) < SMALL  # then iterations compute their positives together
+    small = setup.batch * math.prod(setup.shape) <= SMALL  # then iterations compute their positives together
     return {"langevin_step": LANGEVIN_STEPS, "ebm_iteration": AHEAD if small else 1}.get(name, 1)
 
 

@@ -118,9 +118,10 @@ def test_work_of_the_nvae_by_hand(changes: dict[str, object]) -> None:
         flop[layer] += 2 * out.numel() * layer.weight[0].numel()
 
     def count_together(cell: ResidualCell, inputs: object, out: torch.Tensor) -> None:
-        """The gate's two layers, and a skip's four convolutions: one product of whole 2×2 blocks, zeros included."""
+        """A gate's two layers in training, and a skip's four convolutions: one product of 2×2 blocks with zeros."""
         gate = cell.branch[-1]
-        flop[gate] += 2 * len(out) * sum(matrix.numel() for matrix in gate.parameters() if matrix.dim() > 1)
+        if cell.training:
+            flop[gate] += 2 * len(out) * sum(matrix.numel() for matrix in gate.parameters() if matrix.dim() > 1)
         if isinstance(cell.skip, FactorizedReduce):
             flop[cell.skip] += 2 * out.numel() * 4 * cell.skip.convs[0].in_channels
 

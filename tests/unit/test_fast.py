@@ -18,7 +18,7 @@ from vaebm.fast.fold import fold
 from vaebm.fast.layers import ELU, Swish, run_layers
 from vaebm.model import NO_CHAIN, VAEBM, PixelEBM, build_model, sample_noise
 from vaebm.noise import NoiseSource
-from vaebm.nvae.layers import BatchNormSwish, PlainConv2d
+from vaebm.nvae.layers import BatchNormSwish, PlainConv2d, SqueezeExcitation
 from vaebm.nvae.model import NVAE
 from vaebm.system.device import to_device_channels_last
 
@@ -294,5 +294,10 @@ def test_a_branch_leaves_the_gradient_that_it_is_given() -> None:
 
 
 def test_a_branch_ends_with_what_can_be_scaled() -> None:
-    with pytest.raises(TypeError, match="a convolution at the end of a branch or before its gate, found Swish"):
-        fold([PlainConv2d(8, 8, 3), BatchNormSwish(8)], torch.zeros(1))
+    convolution, gate = PlainConv2d(8, 8, 3), SqueezeExcitation(8)
+    for branch, found in (
+        ([convolution, BatchNormSwish(8)], "Convolution, Swish"),
+        ([convolution, gate, convolution], "Convolution, ChannelGate, Convolution"),
+    ):
+        with pytest.raises(TypeError, match=f"or before its only gate, found {found}"):
+            fold(branch, torch.zeros(1))

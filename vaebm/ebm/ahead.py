@@ -23,7 +23,7 @@ class Ahead:
 
         Args:
             step: number of the iteration, from 0.
-            key: another key, as the seed after a restart, makes the block invalid.
+            key: what the tensors depend on beside the iteration; a new key, as after a restart, begins a new block.
             compute: tensors of all iterations of a block, in order, with equal numbers of rows for each.
         """
         place = step % AHEAD

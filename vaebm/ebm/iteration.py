@@ -43,8 +43,8 @@ def initialize(energy: nn.Module, nvae: NVAE, images: Tensor, stage: EBMSettings
     begin(positives(nvae, first[own.start : own.stop], stage, NoiseSource(seed, "initial positives", own)))
 
 
-SMALL = 1024
-"""Values of an image below which an operation takes about as long for many images as for few."""
+SMALL = 2**13
+"""Values of a batch of images below which most of an operation's time does not depend on their number."""
 
 
 def own_indices(steps: Iterable[int], batch: int) -> list[int]:
@@ -124,21 +124,22 @@ class EBMTrainer:
         training = self.stage.training
         return training_batch(images, step, training.batch, derive(self.noise_seed, "ebm"), training.flip)
 
-    def positives(self, step: int, images: Tensor) -> Images:
-        """This process's positives of iteration `step` from all training images (N, C, H, W) uint8.
+    def positives(self, step: int, images: Tensor) -> Images | None:
+        """This process's positives of iteration `step`, computed for `AHEAD` iterations at once.
 
-        Those of small images are computed for `AHEAD` iterations at once.
+        None where that saves no time: for large batches, and for positives without noise. `images` are all training
+        images, (N, C, H, W) uint8.
         """
         batch = self.stage.training.batch
+        if self.stage.positives == "clean" or batch * images[0].numel() > SMALL:
+            return None
 
         def compute(steps: Iterable[int]) -> list[Tensor]:
             own = torch.cat([local_part(self.batch(each, images)) for each in steps])
             noise = NoiseSource(self.noise_seed, "positives", own_indices(steps, batch))
             return [positives(self.nvae, own, self.stage, noise)]
 
-        if self.stage.positives == "clean" or images[0].numel() >= SMALL:
-            return compute([step])[0]
-        return self._positives.of(step, self.noise_seed, compute)[0]
+        return self._positives.of(step, (self.noise_seed, images.data_ptr(), len(images)), compute)[0]
 
     def gradients(self, images: Tensor, step: int, positive: Images | None = None) -> Iteration:
         """Compute the gradient that `update` applies.
@@ -146,7 +147,7 @@ class EBMTrainer:
         Args:
             images: the global batch, (batch, C, H, W) uint8.
             step: number of the iteration, from 0.
-            positive: this process's `positives`; None: compute them.
+            positive: this process's `positives`; None: compute those of this iteration.
         """
         stage, energy, own = self.stage, self.energy, local_part(images)
         share = own_indices([step], len(images))
@@ -211,7 +212,7 @@ class EBMTrainer:
             eps_z, eps_x = self.vaebm.initial_noise(noise.at(index))
             return [*eps_z, eps_x]
 
-        *eps_z, eps_x = self._starts.of(step, noise.seed, compute)
+        *eps_z, eps_x = self._starts.of(step, (noise.seed, len(noise.index)), compute)
         return eps_z, eps_x
 
     def update(self, rate: float) -> None:

@@ -10,7 +10,7 @@ from vaebm.config.base import plugins_in
 from vaebm.config.yaml_files import read_settings
 from vaebm.data import ImageSet, open_images
 from vaebm.ebm.divergence_guard import Guard
-from vaebm.ebm.iteration import EBMTrainer, initialize
+from vaebm.ebm.iteration import EBMTrainer, Iteration, initialize
 from vaebm.ebm.plots import save_ebm_plots
 from vaebm.ebm.selection import select
 from vaebm.ebm.snapshots import BEGINNING, Snapshot, Snapshots
@@ -181,13 +181,17 @@ def run_iterations(
     tells whether the training ended well, `snapshots` has the good ones, and the events have the problems.
     """
     training, guarded = trainer.stage.training, trainer.stage.guard
+
+    def gradients(step: int) -> Iteration:
+        return trainer.gradients(trainer.batch(step, images), step, trainer.positives(step, images))
+
     if guarded.restarts and run_state.step == 0:
         snapshots.write(BEGINNING, trainer.snapshot)
 
     while True:
         for step in run_state.steps():
             rate = energy_learning_rate(step, training) * guarded.restart_factor**trainer.restarts
-            seen = trainer.gradients(trainer.batch(step, images), step, trainer.positives(step, images))
+            seen = gradients(step)
             guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
             if step % 5 == 0 or guard.diverged:
                 run_state.record(
@@ -216,7 +220,7 @@ def run_iterations(
         run_state.save()
 
     if not guard.diverged:  # the last update may be the one that explodes
-        seen = trainer.gradients(trainer.batch(training.iterations, images), training.iterations)
+        seen = gradients(training.iterations)
         guard.watch(seen.loss, seen.gap, seen.spread, seen.gradient_norm)
     if guard.bad:
         snapshots.doubt()

@@ -33,7 +33,7 @@ def log_mean_exp(log_weights: Tensor) -> NormalizerRecord:
 @torch.no_grad()
 def importance(model: VAEBM, seed: int, draws: int, batch: int) -> PerImage:
     """ln of weights exp(−E(x)) with the mean Z, for samples x of the NVAE, which include pixel noise: (draws,)."""
-    energy, energies = model.prepared_energy, []
+    energy, energies = model.prepared_energy(), []
     for part in batches(range(draws), batch):
         eps_z, eps_x = model.initial_noise(sample_noise(seed, part))
         energies.append(energy(model.decoder.decode(eps_z)[0].sample(eps_x)))

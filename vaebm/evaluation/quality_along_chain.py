@@ -39,7 +39,7 @@ def stops(model: VAEBM, noise: NoiseSource, counts: Sequence[int], chain: ChainS
     """
     if len(counts) > 1 and getattr(chain, "schedule", "constant") != "constant":
         return [stops(model, noise, [count], chain)[0] for count in counts]
-    energy, potential = model.prepared_energy, model.chain_potential()
+    energy, potential = model.prepared_energy(), model.chain_potential()
     taken, began = itertools.count(), time.monotonic()
     eps_z, eps_x = model.initial_noise(noise)
     found: list[Stop] = []

@@ -30,7 +30,7 @@ class Layer(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
-        """The output; None: there is no backward pass."""
+        """The output; `tape` is None where there is no backward pass."""
 
     @abstractmethod
     def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
@@ -44,7 +44,7 @@ class Layer(ABC):
 def _backward(layers: Sequence[Layer], gradient: Tensor, tape: Tape) -> Tensor:
     """Gradient of the input of layers in order, as a new tensor; `gradient` stays as it is."""
     if layers[-1].in_place:
-        gradient = gradient.clone()
+        gradient = gradient.clone(memory_format=torch.channels_last)
     for layer in reversed(layers):
         gradient = layer.backward(gradient, tape)
     return gradient
@@ -72,7 +72,7 @@ class _Layers(torch.autograd.Function):
 
 def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """Apply layers in order, (B, in, H, W) → (B, out, H', W'); only x has a gradient."""
-    if torch.is_grad_enabled() and layers:
+    if torch.is_grad_enabled() and x.requires_grad and layers:
         return _Layers.apply(x, layers)  # type: ignore[no-untyped-call]  # torch declares none
     for layer in layers:
         x = layer.forward(x, None)
@@ -164,7 +164,7 @@ class Convolution(Layer):
     def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         x = x.to(self.weight.dtype)
-        if tape and self.adjoint_weight is None:
+        if tape is not None and self.adjoint_weight is None:
             tape.shapes.append(x.shape)
         if self.pointwise and (x.is_cuda or x.numel() <= FEW_VALUES):
             return pointwise(x, self.weight, self.bias)
@@ -176,12 +176,14 @@ class Convolution(Layer):
             if self.pointwise and (gradient.is_cuda or gradient.numel() <= FEW_VALUES):
                 return pointwise(gradient, self.adjoint_weight, None)
             return F.conv2d(gradient, self.adjoint_weight, None, 1, self.padding, self.dilation, self.groups)
-        # In half of conv2d_input's time on a CPU, with the same bits. `unread`: last rows and columns of odd sizes.
+        # On a CPU conv_transpose2d takes half of torch.nn.grad.conv2d_input's time. `output_padding`: rows and columns
+        # of odd sizes that no window reaches.
         reach = self.dilation * (self.weight.shape[-1] - 1) + 1 - 2 * self.padding
         sizes = zip(tape.shapes.pop()[2:], gradient.shape[2:], strict=True)
-        unread = [size - (out - 1) * self.stride - reach for size, out in sizes]
-        steps = self.stride, self.padding, unread, self.groups, self.dilation
-        return F.conv_transpose2d(gradient, self.weight, None, *steps)
+        output_padding = [size - (out - 1) * self.stride - reach for size, out in sizes]
+        return F.conv_transpose2d(
+            gradient, self.weight, None, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
 
 
 class Affine(Layer):
@@ -216,7 +218,7 @@ class Swish(Layer):
 
     def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """Any shape."""
-        if tape:
+        if tape is not None:
             tape.tensors.append(x)
         return F.silu(x)
 
@@ -232,7 +234,7 @@ class ELU(Layer):
 
     def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """Any shape."""
-        if tape:
+        if tape is not None:
             tape.tensors.append(x)
         return F.elu(x)
 
@@ -273,13 +275,13 @@ class MeanPool(Layer):
 
     def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """Drops the last row or column of an odd size."""
-        if tape:
+        if tape is not None:
             tape.shapes.append(x.shape)
         return F.avg_pool2d(x, 2)
 
     def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """A quarter for each pixel."""
-        like = gradient.new_empty(tape.shapes.pop()).contiguous(memory_format=torch.channels_last)
+        like = torch.empty_like(gradient[:1, :1, :1, :1].expand(tape.shapes.pop()), memory_format=torch.channels_last)
         return torch.ops.aten.avg_pool2d_backward(gradient, like, [2, 2], [2, 2], [0, 0], False, True, None)
 
 
@@ -298,7 +300,7 @@ class ChannelGate(Layer):
         """(B, C, H, W), same shape."""
         hidden = F.linear(x.mean(dim=(2, 3), dtype=self.narrow[0].dtype), *self.narrow).relu_()
         gate = F.linear(hidden, *self.widen).sigmoid_()
-        if tape:
+        if tape is not None:
             tape.tensors.extend((x, hidden, gate))
         return x * gate[:, :, None, None].to(x.dtype)
 

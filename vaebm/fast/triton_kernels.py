@@ -141,7 +141,7 @@ class SwishDepthwiseSwish(Layer):
         a = x.contiguous(memory_format=torch.channels_last)
         b, c = torch.empty_like(a), torch.empty_like(a)
         _launch(a, a, self.weight, self.bias, a, b, c, backward=False)
-        if tape:
+        if tape is not None:
             tape.tensors.extend((a, b))
         return c
 

@@ -50,7 +50,6 @@ class ScoredModel(StoredModel):
         """Whether `vaebm.fast` can compute with prepared weights, in place of the modules."""
         return isinstance(self.nvae, NVAE) and not self.nvae.training and self.nvae.dtype != torch.float64
 
-    @property
     def prepared_energy(self) -> Callable[[Images], PerImage]:
         """E(x), prepared with the present weights, or the network (see `VAEBM.chain_potential`)."""
         assert self.energy is not None
@@ -78,7 +77,7 @@ class ScoredModel(StoredModel):
         to E(x), not to log p(x), because its log Z is unknown.
         """
         elbo, weights, energies, priors = x.new_zeros(len(x), dtype=torch.float64), [], [], []
-        features, energy = self.nvae.encode(x), None if self.energy is None else self.prepared_energy
+        features, energy = self.nvae.encode(x), None if self.energy is None else self.prepared_energy()
         for draw in range(draws):
             out = self.nvae(x, noise=noise, step=draw, features=features)
             reconstruction = out.pixels.log_likelihood(x).double()

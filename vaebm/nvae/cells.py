@@ -1,7 +1,7 @@
 """Residual cells: skip connections, operations of the branches, and architectures (NVAE section 3.1, appendix A)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -193,7 +193,9 @@ class ResidualCell(nn.Module):
         *operations, last = self.branch
         if not isinstance(last, SqueezeExcitation):
             return torch.add(self.skip(x), self.branch(x), alpha=RESIDUAL_SCALE)
-        out = reduce(lambda value, operation: operation(value), operations, x)
+        out = x
+        for operation in operations:
+            out = operation(out)
         return last.gated_sum(self.skip(x), out, RESIDUAL_SCALE)
 
 

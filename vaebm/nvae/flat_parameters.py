@@ -72,9 +72,9 @@ class FlatParameters:
         Gradients of these weights, of any number of backward passes, become those of the parameters at its end.
         """
         scales = self._normalize() if self._layers else None
-        for layer, weight in zip(self._layers, self._weights, strict=True):
-            layer.normalized = weight
         try:
+            for layer, weight in zip(self._layers, self._weights, strict=True):
+                layer.normalized = weight
             yield
         finally:
             for layer in self._layers:

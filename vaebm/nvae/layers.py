@@ -24,7 +24,7 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution at stride 1 whose input gradient is a convolution, too."""
+    """A depthwise convolution at stride 1 whose gradients are convolutions, too; on a GPU that of the input alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -56,27 +56,29 @@ def _depthwise_weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor) -> T
     return total
 
 
-def _slow_in_the_library(x: Tensor, weight: Tensor) -> bool:
-    """Whether the backward pass of a depthwise convolution on a CPU takes longer than `_Depthwise`'s."""
+def _library_is_slower(x: Tensor, weight: Tensor) -> bool:
+    """Whether the library's gradient of a depthwise weight on a CPU takes longer than `_Depthwise`'s."""
     single = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return single and weight.shape[-1] == 5 and torch.backends.mkldnn.is_available()
+    return single and weight.requires_grad and weight.shape[-1] == 5 and torch.backends.mkldnn.is_available()
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     """Apply a layer's convolution with the given weight: (B, in, H, W) → (B, out, H', W').
 
     On a GPU, 1×1 convolutions are matrix products, and depthwise ones use `_Depthwise`. The library's kernels take up
-    to six times as long in the layout channels_last (docs/measurements/speed-gpu.md). So are 1×1 convolutions of few
-    values on a CPU: the library takes up to 1.8 times as long there, and 0.9 times for many values. Depthwise ones of
-    5×5 and many values use `_Depthwise` on a CPU, too: the library takes 1.2 to 2 times as long, and less for 3×3.
+    to six times as long in the layout channels_last (docs/measurements/speed-gpu.md).
+
+    On a CPU, 1×1 convolutions of few values are matrix products: the library takes up to 1.8 times as long, and 0.9
+    times for many values. Depthwise 5×5 convolutions of many values use `_Depthwise`: in training the library takes 1.2
+    to 2 times as long, and less for 3×3.
     """
     plain = layer.stride == (1, 1) and layer.dilation == (1, 1)
     few = x.is_cuda or x.numel() <= FEW_VALUES
     if few and plain and layer.kernel_size == (1, 1) and layer.groups == 1:
         return pointwise(x, weight, layer.bias)
     depthwise = plain and layer.groups == layer.in_channels == layer.out_channels and layer.bias is None
-    if depthwise and (x.is_cuda or (not few and _slow_in_the_library(x, weight))):
-        if torch.is_autocast_enabled("cuda"):
+    if depthwise and (x.is_cuda or (not few and _library_is_slower(x, weight))):
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):
             x, weight = x.to(torch.get_autocast_dtype("cuda")), weight.to(torch.get_autocast_dtype("cuda"))
         return _Depthwise.apply(x, weight)  # type: ignore[no-untyped-call]  # torch declares none
     return layer._conv_forward(x, weight, layer.bias)
@@ -283,8 +285,8 @@ class SqueezeExcitation(nn.Module):
         return x * self.gate(x.mean(dim=(2, 3)))[:, :, None, None]
 
     def gated_sum(self, skip: Tensor, x: Tensor, scale: float) -> Tensor:
-        """skip + scale · forward(x), each (B, C, H, W)."""
-        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        """skip + scale · forward(x), each (B, C, H, W); in training as one operation, without second derivatives."""
+        if not self.training or (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)):
             return torch.add(skip, self(x), alpha=scale)
         narrow, _, widen, _ = self.gate
         parameters = narrow.weight, narrow.bias, widen.weight, widen.bias

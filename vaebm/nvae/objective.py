@@ -1,11 +1,11 @@
 """The NVAE's loss: negative ELBO with KL warm-up and balancing, and regularisers (NVAE sections 2.2, 3.3, app. A)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaebm.nvae.layers import BatchNorm
 from vaebm.nvae.model import NVAEOutput
@@ -67,11 +67,10 @@ def nelbo(output: NVAEOutput, x: Tensor, beta: float = 1.0, sizes: Tensor | None
     return NegativeELBO(loss, reconstruction.detach(), kl.detach().mean(0))
 
 
-def batch_norm_penalty(module: nn.Module) -> Tensor:
+def batch_norm_penalty(norms: Iterable[BatchNorm]) -> Tensor | float:
     """Σ over batch norms of max |γ|; 0 without batch norms."""
     widths: dict[int, list[Tensor]] = {}
-    for layer in module.modules():
-        if isinstance(layer, BatchNorm):
-            widths.setdefault(len(layer.weight), []).append(layer.weight)
+    for layer in norms:
+        widths.setdefault(len(layer.weight), []).append(layer.weight)
     largest = [torch.stack(weights).abs().amax(1) for weights in widths.values()]
-    return torch.cat(largest).sum() if largest else next(module.parameters()).new_zeros(())
+    return torch.cat(largest).sum() if largest else 0.0

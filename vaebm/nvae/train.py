@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaebm import plots
 from vaebm.config import NVAESettings, NVAETrainingSettings
@@ -83,8 +83,8 @@ class NVAETrainer:
         sizes = nvae.prior_constant.new_tensor(group_sizes(nvae.settings.groups))
         self.sizes = sizes if training.kl_balancing else None
         self.micro_batch = training.micro_batch or training.batch
-        self.norms = nn.ModuleList(layer for layer in nvae.modules() if isinstance(layer, BatchNorm))
-        self.statistics = [buffer for buffer in self.norms.buffers() if buffer.is_floating_point()]
+        self.norms = [layer for layer in nvae.modules() if isinstance(layer, BatchNorm)]
+        self.statistics = [buffer for layer in self.norms for buffer in layer.buffers() if buffer.is_floating_point()]
 
     def beta(self, step: int) -> float:
         """KL coefficient β of a step."""
@@ -117,7 +117,7 @@ class NVAETrainer:
                 (parts[-1].loss * (len(chunk) / len(images))).backward()
             if penalise:
                 spectral = self.spectral()
-                batch_norm = batch_norm_penalty(self.norms) if self.statistics else batch_norm
+                batch_norm = batch_norm + batch_norm_penalty(self.norms)
                 weight = training.norm_every * norm_weight(beta, training.norm_weight_initial, training.norm_weight)
                 (weight * (spectral + batch_norm)).backward()
         distributed.average_gradients(self.flat.tensors)
