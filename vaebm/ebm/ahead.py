@@ -23,7 +23,7 @@ class Ahead:
 
         Args:
             step: number of the iteration, from 0.
-            key: what the tensors depend on beside the iteration; a new key, as after a restart, begins a new block.
+            key: what else the tensors depend on; a new key, as after a restart, begins a new block.
             compute: tensors of all iterations of a block, in order, with equal numbers of rows for each.
         """
         place = step % AHEAD
