@@ -40,7 +40,8 @@ class PreparedGroup:
         """State above (B, C, h, w) and noise (B, latents, h, w) → state below, and σ of the prior."""
         state = run_layers(self.cells, state)
         raw = run_layers(self.prior, state).to(eps.dtype) if self.prior else eps.new_zeros(1, 2 * self.latents, 1, 1)
-        prior = Normal(*raw.chunk(2, dim=1))
+        m, ell = raw.chunk(2, dim=1)
+        prior = Normal(m, ell)
         return self.combine(torch.cat([state, prior.sample(eps).to(state.dtype)], dim=1)), prior.sigma
 
 
