@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaebm.ebm.contrastive_divergence import ContrastiveDivergence
+from vaebm.ebm.contrastive_divergence import ContrastiveDivergence, contrastive_divergence
 from vaebm.energy.network import EnergyBlock, EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import FactorizedReduce, ResidualCell
@@ -181,17 +181,9 @@ def batch_norm_penalty(norms: Iterable[BatchNorm]) -> Tensor:
     return torch.stack([layer.weight.abs().max() for layer in norms]).sum()
 
 
-def contrastive_divergence(
-    energy: Callable[[Tensor], Tensor],
-    positive: Tensor,
-    negative: Tensor,
-    energy_penalty: float,
-    gradient_penalty: float,
-) -> ContrastiveDivergence:
-    """Data and chains in two passes, without a penalty on gradients."""
-    data, chains = energy(positive), energy(negative)
-    loss = data.mean() - chains.mean() + energy_penalty * (data.square().mean() + chains.square().mean())
-    return ContrastiveDivergence(loss, data, chains)
+def divergence_in_two_passes(energy: EnergyNetwork, *arguments: Any) -> ContrastiveDivergence:
+    """`contrastive_divergence` with a pass for data and one for chains, as of any function of images."""
+    return contrastive_divergence(energy.__call__, *arguments)
 
 
 class Unprepared(VAEBM):

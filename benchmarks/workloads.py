@@ -19,7 +19,7 @@ from as_published import (
     Unprepared,
     as_published,
     batch_norm_penalty,
-    contrastive_divergence,
+    divergence_in_two_passes,
 )
 from timing import Workload
 from torch import Tensor
@@ -212,7 +212,7 @@ def steps_of(way: Implementation) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         if way.kind == "as published":
             patches.enter_context(mock.patch("vaebm.nvae.train.batch_norm_penalty", batch_norm_penalty))
-            patches.enter_context(mock.patch("vaebm.ebm.iteration.contrastive_divergence", contrastive_divergence))
+            patches.enter_context(mock.patch("vaebm.ebm.iteration.contrastive_divergence", divergence_in_two_passes))
         yield
 
 

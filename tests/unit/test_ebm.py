@@ -85,6 +85,23 @@ def test_gradient_penalty_is_the_mean_squared_slope() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, a)[0], gap + 0.3 * a.detach() * sum(squares))
 
 
+def test_an_energy_that_sees_its_batch_has_data_and_chains_in_two_passes() -> None:
+    """Statistics of both together would be others; the package's network has none, and one pass gives the same."""
+    images = torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = EnergyNetwork(EnergyNetworkSettings(channels=4, widths=[1], down=[]), 1)
+    plug_in = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 1), torch.nn.Flatten(0)
+    )
+    for energy, passes in ((network, [8]), (plug_in, [4, 4])):
+        seen = list[int]()
+        with torch.no_grad():
+            expected = [energy(part) for part in images]
+        energy.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(len(output)))
+        found = contrastive_divergence(energy, *images)
+        torch.testing.assert_close([found.positive, found.negative], expected)
+        assert seen == passes
+
+
 def test_adaptive_clip_follows_adams_second_moment() -> None:
     """First step unclipped; then every element is bounded by 3 √(v / (1 − β₂^t)) + 0.1 with the v before the step."""
     parameter = torch.nn.Parameter(torch.zeros(3))

@@ -16,7 +16,7 @@ from vaebm.chain.diagnostics import diagnose
 from vaebm.config import EBMSettings
 from vaebm.ebm.ahead import AHEAD
 from vaebm.ebm.contrastive_divergence import positives
-from vaebm.ebm.iteration import EBMTrainer, initialize
+from vaebm.ebm.iteration import SMALL, EBMTrainer, initialize
 from vaebm.energy.network import EnergyNetwork
 from vaebm.noise import NoiseSource
 from vaebm.system.device import seeded
@@ -118,6 +118,9 @@ def test_positives_of_a_block_of_iterations_are_those_of_each_alone() -> None:
     assert torch.equal(resumed.positives(step, data), found)
     whole.restart(whole.snapshot())
     assert not torch.isclose(whole.positives(step, data), found).all()
+    large = torch.zeros(40, 1, 64, 64, dtype=torch.uint8)
+    assert 4 * large[0].numel() > SMALL and whole.positives(0, large) is None
+    assert make_trainer().positives(0, data) is None
 
 
 def test_the_norm_of_the_gradient_is_limited_after_the_other_clip() -> None:

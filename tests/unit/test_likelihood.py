@@ -13,6 +13,7 @@ from vaebm.model import VAEBM, scores
 from vaebm.noise import NoiseSource
 from vaebm.nvae.model import NVAE
 from vaebm.system.device import seeded
+from vaebm.system.errors import UserError
 
 SIGMA = 0.5
 
@@ -165,6 +166,8 @@ def test_draws_share_one_pass_of_the_encoder(monkeypatch):
     assert torch.equal(shared.pixels.mean, alone.pixels.mean) and torch.equal(shared.kl, alone.kl) and calls == [3]
     VAEBM(nvae, None).estimate(x, draws=4)
     assert calls == [3, 3]
+    with pytest.raises(UserError, match=r"features: expected .* these 3 images, 3 tensors, found tensors of \[3, 3\]"):
+        nvae(x, noise=noise, features=encode(x)[:2])
 
 
 def test_scores_are_those_of_the_public_interface(images):

@@ -49,7 +49,7 @@ def fold(branch: Iterable[nn.Module], like: Tensor) -> list[Layer]:
             layers.append(ChannelGate(module, RESIDUAL_SCALE))
         else:
             raise TypeError(f"expected a layer of the decoder, found {type(module).__name__}")
-    end = layers[-2:][0] if isinstance(layers[-1], ChannelGate) else layers[-1]
+    end = layers[-2] if len(layers) > 1 and isinstance(layers[-1], ChannelGate) else layers[-1]
     if not isinstance(end, Convolution) or any(isinstance(layer, ChannelGate) for layer in layers[:-1]):
         found = ", ".join(type(layer).__name__ for layer in layers)
         raise TypeError(f"expected a convolution at the end of a branch or before its only gate, found {found}")

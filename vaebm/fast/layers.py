@@ -176,8 +176,8 @@ class Convolution(Layer):
             if self.pointwise and (gradient.is_cuda or gradient.numel() <= FEW_VALUES):
                 return pointwise(gradient, self.adjoint_weight, None)
             return F.conv2d(gradient, self.adjoint_weight, None, 1, self.padding, self.dilation, self.groups)
-        # On a CPU conv_transpose2d takes half of torch.nn.grad.conv2d_input's time. `output_padding`: rows and columns
-        # of odd sizes that no window reaches.
+        # On a CPU conv_transpose2d takes 0.5 to 0.9 times torch.nn.grad.conv2d_input's time. `output_padding`: rows and
+        # columns of odd sizes that no window reaches.
         reach = self.dilation * (self.weight.shape[-1] - 1) + 1 - 2 * self.padding
         sizes = zip(tape.shapes.pop()[2:], gradient.shape[2:], strict=True)
         output_padding = [size - (out - 1) * self.stride - reach for size, out in sizes]
@@ -281,7 +281,9 @@ class MeanPool(Layer):
 
     def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """A quarter for each pixel."""
-        like = torch.empty_like(gradient[:1, :1, :1, :1].expand(tape.shapes.pop()), memory_format=torch.channels_last)
+        like = torch.empty(
+            tape.shapes.pop(), dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last
+        )
         return torch.ops.aten.avg_pool2d_backward(gradient, like, [2, 2], [2, 2], [0, 0], False, True, None)
 
 

@@ -79,7 +79,7 @@ def _weighted_products(values: Tensor, weights: Tensor) -> Iterator[Tensor]:
     if len(weights) * (size := values.shape[1]) ** 2 <= TOGETHER:
         first, second = torch.triu_indices(size, size, device=values.device)
         pairs, products = values.new_zeros(len(weights), len(first)), values.new_empty(len(weights), size, size)
-        for part, each in zip(values.T.split(100, dim=1), weights.split(100, dim=1), strict=True):
+        for part, each in zip(values.T.split(100, dim=1), weights.split(100, dim=1), strict=True):  # fits the cache
             pairs.addmm_(each, (part[first] * part[second]).T)
         products[:, first, second] = products[:, second, first] = pairs
         yield from products

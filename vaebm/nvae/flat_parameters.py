@@ -2,13 +2,25 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from vaebm.nvae.layers import NormalizedConv2d
+
+
+class _Matrix(NamedTuple):
+    """Weights with rows of one length, each (rows, length)."""
+
+    weight: Tensor
+    gradient: Tensor
+    """Gradient of `weight`."""
+    normalized: Tensor
+    """The normalised weights."""
+    slope: Tensor
+    """Gradient of `normalized`."""
 
 
 class FlatParameters:
@@ -49,8 +61,7 @@ class FlatParameters:
             [part.view(-1, width) for part, width in zip(whole[: sum(counts)].split(counts), groups, strict=True)]
             for whole in (vector, gradient, normalized, self._slopes)
         )
-        self._matrices = list(zip(*matrices, strict=True))
-        """For each row length: w, its gradient, the normalised weight, and the gradient of that."""
+        self._matrices = list(map(_Matrix, *matrices))
         self._norms = [whole[sum(counts) :][: sum(map(len, norms)), None] for whole in (vector, gradient)]
 
     def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> Any:
@@ -85,26 +96,26 @@ class FlatParameters:
     @torch.no_grad()
     def _normalize(self) -> tuple[Tensor, Tensor]:
         """Compute exp(L) · w / (‖w‖ + 1e-5); return ‖w‖ and the factor of w of all rows, each (rows, 1)."""
-        norms = torch.cat([torch.linalg.vector_norm(each[0], dim=1, keepdim=True) for each in self._matrices])
+        norms = torch.cat([torch.linalg.vector_norm(each.weight, dim=1, keepdim=True) for each in self._matrices])
         factors = self._norms[0].exp() / (norms + 1e-5)
-        for (matrix, _, weight, _), factor in zip(self._matrices, self._of_matrices(factors), strict=True):
-            torch.mul(matrix, factor, out=weight)
+        for each, factor in zip(self._matrices, self._of_matrices(factors), strict=True):
+            torch.mul(each.weight, factor, out=each.normalized)
         self._slopes.zero_()
         return norms, factors
 
     @torch.no_grad()
     def _add_gradients(self, norms: Tensor, factors: Tensor) -> None:
         """Add the gradients of w and L; a row of norm 0 has no gradient along itself."""
-        products = torch.cat([torch.linalg.vecdot(slope, matrix) for matrix, _, _, slope in self._matrices])[:, None]
+        products = torch.cat([torch.linalg.vecdot(each.slope, each.weight) for each in self._matrices])[:, None]
         slopes = products * factors
         self._norms[1].add_(slopes)
         scales = self._of_matrices(factors), self._of_matrices(slopes / ((norms + 1e-5) * norms.clamp_min(1e-30)))
-        for (matrix, gradient, _, slope), factor, along in zip(self._matrices, *scales, strict=True):
-            gradient.addcmul_(slope, factor).addcmul_(matrix, along, value=-1)
+        for each, factor, along in zip(self._matrices, *scales, strict=True):
+            each.gradient.addcmul_(each.slope, factor).addcmul_(each.weight, along, value=-1)
 
     def _of_matrices(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Split (rows, 1) by matrices."""
-        return rows.split([len(each[0]) for each in self._matrices])
+        return rows.split([len(each.weight) for each in self._matrices])
 
     def _views(self, whole: Tensor) -> list[Tensor]:
         """Parts of a vector, in shapes and order of the module's parameters."""

@@ -223,7 +223,7 @@ class NVAE(nn.Module):
             features: the output of `encode`, which several draws share; None: compute it.
 
         Raises:
-            UserError: wrong shapes of images or noise, or neither `eps` nor `noise`.
+            UserError: wrong shapes of images or noise, neither `eps` nor `noise`, or features of other images.
         """
         draws, state = self.posterior(x, eps, noise, step, features)
         return NVAEOutput(self._pixels(state), draws)
@@ -246,7 +246,11 @@ class NVAE(nn.Module):
         check_noise(eps, self.latent_shapes, len(x))
         draws: list[Draw] = []
         state = self.prior_constant.expand(len(x), -1, -1, -1)
-        features = self.encode(x) if features is None else features
+        if features is None:
+            features = self.encode(x)
+        elif (found := [len(each) for each in features]) != [len(x)] * len(self.groups):
+            expected = f"the output of encode for these {len(x)} images, {len(self.groups)} tensors"
+            raise UserError(f"features: expected {expected}, found tensors of {found} images")
         for group, encoded, each in zip(self.groups, features, eps, strict=True):
             state = group.cells(state)
             draw = group.draw(encoded, state, each)
