@@ -56,6 +56,24 @@ def test_loaded_model_is_frozen_and_one_image_is_enough(trained):
     assert model.features(image).shape == (1, 64) and model(image).shape == (1, 10)
 
 
+def test_further_networks_vote_and_have_no_features(manifest, tmp_path):
+    """The first network is that of a classifier without further ones; the others come from other seeds."""
+    short = SETTINGS.model_copy(update={"epochs": 1})
+    for networks in (1, 3):
+        settings = short.model_copy(update={"networks": networks}).model_dump()
+        (tmp_path / "classifier.yaml").write_text(yaml.safe_dump({"seed": 0, "classifier": settings}))
+        classifier.run(tmp_path / "classifier.yaml", manifest, tmp_path / f"{networks}.pt")
+    alone, several = (classifier.load_classifier(tmp_path / f"{networks}.pt") for networks in (1, 3))
+    images, truth = open_images(manifest).split("heldout")
+    images = to_float(images)
+    assert torch.equal(alone.features(images), several.features(images))
+    labels = several.labels(images)
+    assert labels.shape == (len(images), 3) and torch.equal(labels[:, :1], alone.labels(images))
+    assert not torch.equal(labels[:, 0], labels[:, 1]) and not torch.equal(labels[:, 1], labels[:, 2])
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert [record["wrong"], *record["further_wrong"]] == (labels != truth[:, None]).sum(0).tolist()
+
+
 def test_training_is_a_function_of_its_seed_and_leaves_the_global_generator(manifest):
     images, short = open_images(manifest), SETTINGS.model_copy(update={"epochs": 1})
     torch.manual_seed(5)

@@ -135,6 +135,7 @@ def test_a_stack_is_judged_channel_by_channel(tmp_path):
     stacks = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8))
     found = extractor.extract(stacks)
     assert found.features.shape == (9, 192) and found.logits.shape == (9, 3, 10)
+    assert np.array_equal(found.labels, found.logits.argmax(axis=2)[:, :, None]), "one network"
     for channel in range(3):
         alone = extractor.extract(stacks[:, channel : channel + 1])
         # batches of another size: float32 rounding

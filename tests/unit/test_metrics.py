@@ -45,7 +45,7 @@ def written() -> set[str]:
     output = ExtractorOutput(features, random.normal(size=(60, 1, 4)))
     found = {SECONDS_PER_50.pattern, *(FD_STRETCHED.named(extractor) for extractor in EXTRACTORS)}
     found |= {"log-likelihood-energy", "log-likelihood-annealed"}
-    found |= set(measure_modes(np.array([3, 5]), np.array([0.5, 0.5]), 2, seed=0))
+    found |= set(measure_modes(np.array([[0], [1]]), np.array([0.5, 0.5]), 2, seed=0))
     found |= set(unavailable_metrics(["svhn"], "why"))
     for extractor in EXTRACTORS:
         kid = {"kid_subsets": 1, "kid_subset_size": 8, "inception_splits": 2}

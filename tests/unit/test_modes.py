@@ -13,10 +13,8 @@ UNIFORM = np.full(1000, 1 / 1000)
 
 
 def test_the_first_channel_is_the_first_digit():
-    logits = np.zeros((2, 3, 10))
-    for image, digits in enumerate([(4, 0, 7), (0, 9, 1)]):
-        logits[image, range(3), digits] = 1.0
-    assert modes.modes_of(logits).tolist() == [407, 91]
+    first, second = [(4, 0, 7), (0, 9, 1)], [(4, 0, 7), (0, 4, 1)]
+    assert modes.modes_of(np.stack([first, second], axis=2), 10).tolist() == [[407, 407], [91, 41]]
 
 
 def test_law_is_the_product_of_the_channels_frequencies():
@@ -69,14 +67,38 @@ def test_floors_in_closed_form():
 
 
 def test_figures_of_a_perfect_and_of_a_collapsed_sampler():
-    perfect = modes.measure_modes(np.random.default_rng(0).multinomial(10_000, UNIFORM), UNIFORM, 100, seed=0)
+    perfect = modes.measure_modes(np.random.default_rng(0).integers(0, 1000, (10_000, 1)), UNIFORM, 100, seed=0)
     assert perfect["modes"].value >= 999
     low, high = perfect["KL"].interval
     assert low < perfect["KL-floor"].value < high
-    counts = np.zeros(1000, dtype=np.int64)
-    counts[:3] = 4000, 3000, 3000
-    collapsed = modes.measure_modes(counts, UNIFORM, 100, seed=0)
+    collapsed = modes.measure_modes(np.repeat([0, 1, 2], [4000, 3000, 3000])[:, None], UNIFORM, 100, seed=0)
     assert collapsed["modes"] == Measurement(value=3.0, samples=10_000, of=1000)
     entropy = -sum(share * math.log(share) for share in (0.4, 0.3, 0.3))
     assert collapsed["KL"].value == pytest.approx(math.log(1000) - entropy)
     assert collapsed["KL-floor"] == perfect["KL-floor"] and collapsed["KL-floor"].interval is None
+
+
+def test_figures_are_means_over_the_networks():
+    """Each network alone by `divergence`; their mean has the spread of both, and one interval."""
+    random = np.random.default_rng(0)
+    law, first = np.full(5, 1 / 5), random.integers(0, 5, 400)
+    second = np.where(random.random(400) < 0.3, 0, first)
+    found = modes.measure_modes(np.stack([first, second], axis=1), law, 200, seed=0)
+    alone = [modes.measure_modes(one[:, None], law, 200, seed=0) for one in (first, second)]
+    each = [float(modes.divergence(modes.histogram(one, law), law)) for one in (first, second)]
+    assert [one["KL"].value for one in alone] == pytest.approx(each) and alone[0]["KL"].networks is None
+    assert found["KL"].value == pytest.approx(np.mean(each)) and found["KL"].networks == 2
+    assert found["KL"].spread_over_networks == pytest.approx(np.std(each, ddof=1))
+    assert found["modes"] == Measurement(value=5.0, samples=400, of=5, networks=2, spread_over_networks=0.0)
+    with pytest.raises(UserError, match="samples taken for mode 4"):
+        modes.measure_modes(np.array([[0, 0], [0, 4]]), np.array([0.25, 0.25, 0.25, 0.25, 0.0]), 10, seed=0)
+
+
+def test_the_interval_resamples_images_and_not_networks():
+    """Networks that agree on all images add no certainty: ten of them have the interval of one."""
+    found = np.random.default_rng(0).integers(0, 5, (400, 1))
+    one, ten = (modes.measure_modes(np.repeat(found, number, axis=1), np.full(5, 0.2), 200, 0) for number in (1, 10))
+    assert ten["KL"].interval == pytest.approx(one["KL"].interval)
+    # for counts of a uniform law, 2 n KL is nearly chi-square; the interval is about as wide as ±2 of its deviations
+    low, high = one["KL"].interval
+    assert 0 < high - low < 8 * math.sqrt(2 * 4) / 800

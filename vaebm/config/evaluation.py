@@ -69,6 +69,8 @@ class ClassifierSettings(Settings):
     """Images per step."""
     learning_rate: PositiveFloat = 3e-3
     """Peak Adam learning rate of the one-cycle schedule."""
+    networks: PositiveInt = later(1)
+    """Networks from different seeds. The first has the features; number of modes and KL are means over all."""
 
     @field_validator("channels")
     @classmethod
@@ -111,14 +113,16 @@ class ExtractorFacts(NamedTuple):
     settings: type[ExtractorSettings] = ExtractorSettings
     """Class of its settings."""
     layers: tuple[str, ...] = ("features", "logits")
-    """torch-fidelity's names of the features and of the logits, if it has any."""
+    """torch-fidelity's names of the features, of the logits, if it has any, and of the classifier's labels."""
     batch: int = 500
     """Batch size; fixed, because the last digits of a metric may depend on it."""
 
 
 _INCEPTION = "vaebm.measures.fidelity_backend:torch_fidelity.FeatureExtractorInceptionV3"
 EXTRACTORS.own.update(
-    classifier=ExtractorFacts("vaebm.evaluation.extractors:ClassifierExtractor", 64),
+    classifier=ExtractorFacts(
+        "vaebm.evaluation.extractors:ClassifierExtractor", 64, layers=("features", "logits", "labels")
+    ),
     # the layers that FID, KID and the inception score are defined on
     inception=ExtractorFacts(_INCEPTION, 2048, layers=("2048", "logits_unbiased"), batch=50),
     resnet56=ExtractorFacts("vaebm.evaluation.extractors:ResNet56Extractor", 64),

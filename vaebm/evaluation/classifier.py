@@ -39,11 +39,13 @@ def to_float(images: Tensor) -> Tensor:
 class Classifier(nn.Module):
     """Pairs of 3×3 convolutions, pooled down to 4×4, then 64 features, then one logit per class.
 
-    Every pooling doubles the `channels` of the first pair. Images are of `shape` (C, H, W), H and W at least 4.
+    Every pooling doubles the `channels` of the first pair. Images are of `shape` (C, H, W), H and W at least 4. The
+    `further` networks, of the same kind, are used by `labels` alone.
     """
 
-    def __init__(self, channels: int, shape: tuple[int, int, int], classes: int):
+    def __init__(self, channels: int, shape: tuple[int, int, int], classes: int, further: int = 0):
         super().__init__()
+        self.further = nn.ModuleList(Classifier(channels, shape, classes) for _ in range(further))
         self.shape = inputs, height, width = tuple(shape)
         layers: list[nn.Module] = []
         while True:
@@ -70,6 +72,10 @@ class Classifier(nn.Module):
         """Logits (B, classes) of `images` (B, C, H, W) in [0, 1]."""
         return self.logits(self.features(images))
 
+    def labels(self, images: Tensor) -> Tensor:
+        """Labels (B, networks) of `images` (B, C, H, W) in [0, 1], predicted by this network and the further ones."""
+        return torch.stack([network(images).argmax(1) for network in (self, *self.further)], dim=1)
+
 
 def load_classifier(path: Path | str) -> Classifier:
     """Load the output of `run`, in eval mode, frozen.
@@ -92,7 +98,7 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def predict(model: Classifier, images: Tensor) -> Tensor:
+def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Predicted labels (N,) of uint8 images (N, C, H, W)."""
     return torch.cat([model(to_float(batch)).argmax(1) for batch in torch.split(images, 500)])
 
@@ -147,6 +153,8 @@ def run(settings: Path, data: Path, model: Path) -> None:
     if min(images.shape[1:]) < 4:
         raise UserError(f"{data}: expected images of at least 4×4, found {images.shape[1]}×{images.shape[2]}")
     trained, history = train_classifier(images, chosen, seed)
+    for number in range(1, chosen.networks):
+        trained.further.append(train_classifier(images, chosen, derive(seed, "further classifier", number))[0])
     if not math.isfinite(history[-1]["loss"]):
         raise UserError(
             f"{settings}: the training diverged (loss {history[-1]['loss']}); "
@@ -164,10 +172,13 @@ def run(settings: Path, data: Path, model: Path) -> None:
         counts = confusion_matrix(labels.numpy(), predicted.numpy(), labels=occurring)
         plots.confusion(counts, pictures / "confusion.png", occurring)
     network = {"channels": chosen.channels, "shape": list(images.shape), "classes": trained.head.out_features}
+    if trained.further:
+        network["further"] = len(trained.further)
     weights = trained.state_dict()
     record = ClassifierRecord(
         status="finished", seed=seed, data=images.hash, model=hash_tensors(weights),
         accuracy=history[-1]["accuracy"], heldout=len(labels), wrong=int((predicted != labels).sum()),
+        further_wrong=[int((predict(each, held_out) != labels).sum()) for each in trained.further],
     )  # fmt: skip
     write_record(model.with_name("training.json"), record)
     save_model(model, "classifier", network, weights)

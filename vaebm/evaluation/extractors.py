@@ -25,6 +25,7 @@ from vaebm.evaluation.classifier import load_classifier, to_float
 from vaebm.evaluation.dinov2 import load_dinov2
 from vaebm.measures.bootstrap import Features, Logits
 from vaebm.measures.fidelity_backend import torch_fidelity
+from vaebm.measures.modes import Labels
 from vaebm.records.results import ExtractorRecord
 from vaebm.system.checkpoint import load_model, load_plain
 from vaebm.system.device import Progress
@@ -48,14 +49,19 @@ class _CustomExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the requested layers, (B, …) each, of images (B, C, H, W)."""
-        features = self.network.features(self.prepared(images))
-        found = (features if layer == "features" else self.network.logits(features) for layer in self.features_list)
-        return tuple(layer.reshape(len(images), -1) for layer in found)
+        prepared = self.prepared(images)
+        features = self.network.features(prepared)
+        layers = {
+            "features": lambda: features,
+            "logits": lambda: self.network.logits(features),
+            "labels": lambda: self.network.labels(prepared),
+        }
+        return tuple(layers[layer]().reshape(len(images), -1) for layer in self.features_list)
 
     @staticmethod
-    def get_provided_features_list() -> tuple[str, str]:
+    def get_provided_features_list() -> tuple[str, ...]:
         """Names of the layers."""
-        return "features", "logits"
+        return "features", "logits", "labels"
 
 
 class ClassifierExtractor(_CustomExtractor):
@@ -95,6 +101,8 @@ class ExtractorOutput(NamedTuple):
     """(N, D); for stacks and the classifier (N, depth · 64), channels concatenated."""
     logits: Logits
     """(N, depth, classes), depth > 1 only for stacks and the classifier; (N, 0, 0) without classes."""
+    labels: Labels | None = None
+    """Labels (N, depth, networks) predicted by each network of the classifier; None for other extractors."""
 
 
 Change = Callable[[Tensor], Tensor]
@@ -217,15 +225,17 @@ class Extractor:
         return shape[0] // self.shape[0]
 
     def extract(self, images: Tensor) -> ExtractorOutput:
-        """Features and logits of uint8 images (N, C, H, W).
+        """Features, logits and labels of uint8 images (N, C, H, W).
 
         Raises:
             UserError: it is made for other images.
         """
-        features, *logits = self._layers(images, EXTRACTORS[self.kind].layers)
-        if not logits:
+        features, *classes = self._layers(images, EXTRACTORS[self.kind].layers)
+        if not classes:
             return ExtractorOutput(features, np.empty((len(images), 0, 0)))
-        return ExtractorOutput(features, logits[0].reshape(len(images), self.depth(tuple(images.shape[1:])), -1))
+        rows = len(images), self.depth(tuple(images.shape[1:])), -1
+        logits, *labels = (each.reshape(rows) for each in classes)
+        return ExtractorOutput(features, logits, labels[0].astype(np.int64) if labels else None)
 
     def features(self, images: Tensor, change: Change | None = None) -> Features:
         """Features (N, D) of images (N, C, H, W), changed first, without the logits, which may take gigabytes.

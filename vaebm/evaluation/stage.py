@@ -49,10 +49,9 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
     extractor, reference = inputs.extractor, inputs.reference
     output = extractor.extract(samples)
     metrics = measure_fidelity(output, reference, chosen, seed, extractor.device)
-    logits = {extractor: output.logits}
+    outputs = {extractor: output}
     for other, its_reference in inputs.further:
-        found = other.extract(samples)
-        logits[other] = found.logits
+        outputs[other] = found = other.extract(samples)
         metrics |= measure_fidelity(found, its_reference, chosen, seed, other.device, other.kind)
     if not inputs.sampling.stretch:  # the distance of images written as the published program writes them
         low, high = samples.flatten(1).aminmax(dim=1)
@@ -64,12 +63,12 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
         distance = Measurement(value=inputs.distance(stretched), samples=len(samples))
         metrics[registry.FD_STRETCHED.named(extractor.kind)] = distance
     if (depth := inputs.mode_extractor.depth(images.shape)) > 1:
-        of_modes = logits.get(inputs.mode_extractor)
-        of_modes = inputs.mode_extractor.extract(samples).logits if of_modes is None else of_modes
-        law = modes.law_of(np.asarray(images.labels[slice(*images.splits["train"])]), depth, of_modes.shape[2])
-        counts = modes.histogram(modes.modes_of(of_modes), law)
-        metrics |= modes.measure_modes(counts, law, chosen.bootstrap, seed)
-        plots.modes(counts, law, seed, pictures / "modes.png")
+        classified = outputs.get(inputs.mode_extractor) or inputs.mode_extractor.extract(samples)
+        assert classified.labels is not None
+        law = modes.law_of(np.asarray(images.labels[slice(*images.splits["train"])]), depth, classified.logits.shape[2])
+        found_modes = modes.modes_of(classified.labels, classified.logits.shape[2])
+        metrics |= modes.measure_modes(found_modes, law, chosen.bootstrap, seed)
+        plots.modes(modes.histogram(found_modes[:, 0], law), law, seed, pictures / "modes.png")
     image_grid(to_float(samples[: plots.GRID]), pictures / "samples.png")
     train = images.view("train")
     plots.neighbours(samples, output.features, train, reference.train_features, pictures / "neighbours.png")

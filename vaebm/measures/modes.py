@@ -6,25 +6,29 @@ stacks would add their sampling noise to that law.
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import xlogy
 from scipy.stats import binom
 
-from vaebm.measures.bootstrap import Logits, generator, interval
+from vaebm.measures import bootstrap
+from vaebm.measures.bootstrap import generator, interval
 from vaebm.records.metrics import KL, KL_FLOOR, MODES, MODES_FLOOR
 from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
 
 Law = NDArray[np.float64]
 """Probability of each mode, (modes,)."""
+Labels = NDArray[np.int64]
+Modes = NDArray[np.int64]
 
 
-def modes_of(logits: Logits) -> NDArray[np.int64]:
-    """Predicted modes (N,) from logits (N, depth, classes)."""
-    _, depth, classes = logits.shape
-    return np.ravel_multi_index(logits.argmax(axis=2).T, (classes,) * depth)
+def modes_of(labels: Labels, classes: int) -> Modes:
+    """Modes (N, networks) from the channels' labels (N, depth, networks), 0 to `classes` − 1."""
+    return np.ravel_multi_index(tuple(np.moveaxis(labels, 1, 0)), (classes,) * labels.shape[1])
 
 
 def law_of(labels: NDArray[np.int64], depth: int, classes: int) -> Law:
@@ -34,8 +38,8 @@ def law_of(labels: NDArray[np.int64], depth: int, classes: int) -> Law:
     return functools.reduce(np.multiply.outer, frequencies).reshape(-1)
 
 
-def histogram(modes: NDArray[np.int64], law: Law) -> NDArray[np.int64]:
-    """Number of images of each mode, (modes,).
+def histogram(modes: Modes, law: Law) -> NDArray[np.int64]:
+    """Number of images of each mode, (modes,), from the modes (N,) that one network finds.
 
     Raises:
         UserError: an image has a mode of probability zero, which makes the divergence infinite.
@@ -74,17 +78,35 @@ def expected_divergence(law: Law, images: int) -> float:
     return total
 
 
-def measure_modes(counts: NDArray[np.int64], law: Law, resamples: int, seed: int) -> dict[str, Measurement]:
+def measure_modes(found: Modes, law: Law, resamples: int, seed: int) -> dict[str, Measurement]:
     """Number of modes seen, KL divergence from the law, and the expectation of both for draws from the law.
 
-    `counts` is the `histogram` of the samples. The number of modes has no interval, because resamples add no modes.
+    `found` (N, networks) are the samples' modes by each network of the classifier. Both are means over the networks,
+    because networks that agree on all images of the data can differ on ambiguous samples. The interval resamples the
+    images, the same for all networks. The number of modes has none, because resamples add no modes.
+
+    Raises:
+        UserError: an image has a mode of probability zero.
     """
-    images, seen = int(counts.sum()), int((counts > 0).sum())
-    drawn = generator(seed, "modes").multinomial(images, counts / images, size=resamples)
-    apart = float(divergence(counts, law))
+    images, networks = found.shape
+    counts = np.stack([histogram(each, law) for each in found.T])
+    apart, seen = divergence(counts, law), (counts > 0).sum(axis=1)
+    drawn = bootstrap.resamples(images, resamples, generator(seed, "modes"))
+    replicates = np.mean([divergence(drawn @ one_hot(each, len(law)), law) for each in found.T], axis=0)
+
+    def mean(values: NDArray[np.number[Any]], **facts: Any) -> Measurement:
+        if networks > 1:
+            facts |= {"networks": networks, "spread_over_networks": float(values.std(ddof=1))}
+        return Measurement(value=float(values.mean()), samples=images, **facts)
+
     return {
-        MODES.pattern: Measurement(value=float(seen), samples=images, of=len(law)),
+        MODES.pattern: mean(seen, of=len(law)),
         MODES_FLOOR.pattern: Measurement(value=expected_modes(law, images), samples=images),
-        KL.pattern: Measurement(value=apart, samples=images, interval=interval(apart, divergence(drawn, law), 0.0)),
+        KL.pattern: mean(apart, interval=interval(float(apart.mean()), replicates, 0.0)),
         KL_FLOOR.pattern: Measurement(value=expected_divergence(law, images), samples=images),
     }
+
+
+def one_hot(modes: Modes, number: int) -> csr_array:
+    """Matrix (N, number) with a one at the mode of each image."""
+    return csr_array((np.ones(len(modes), np.int64), modes, np.arange(len(modes) + 1)), (len(modes), number))

@@ -42,6 +42,10 @@ class Measurement(Settings):
     """Unit of the value, where it has one."""
     of: int | None = None
     """Number of modes."""
+    networks: int | None = None
+    """Networks of the classifier over which number of modes or KL are averaged; None: one."""
+    spread_over_networks: float | None = None
+    """Standard deviation over these networks."""
 
 
 class SeedValue(Settings):

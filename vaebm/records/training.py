@@ -99,5 +99,8 @@ class ClassifierRecord(Settings):
     data: str
     model: str
     accuracy: float
+    """Share of the held-out images with the right label, by the network with the features."""
     heldout: int
     wrong: int
+    further_wrong: list[int] = later([])
+    """Wrong held-out images of each further network."""
