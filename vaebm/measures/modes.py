@@ -15,7 +15,6 @@ from scipy.special import xlogy
 from scipy.stats import binom
 
 from vaebm.measures import bootstrap
-from vaebm.measures.bootstrap import generator, interval
 from vaebm.records.metrics import KL, KL_FLOOR, MODES, MODES_FLOOR
 from vaebm.records.results import Measurement
 from vaebm.system.errors import UserError
@@ -23,7 +22,9 @@ from vaebm.system.errors import UserError
 Law = NDArray[np.float64]
 """Probability of each mode, (modes,)."""
 Labels = NDArray[np.int64]
+"""Labels of channels, from 0."""
 Modes = NDArray[np.int64]
+"""Numbers of modes, from 0."""
 
 
 def modes_of(labels: Labels, classes: int) -> Modes:
@@ -81,9 +82,9 @@ def expected_divergence(law: Law, images: int) -> float:
 def measure_modes(found: Modes, law: Law, resamples: int, seed: int) -> dict[str, Measurement]:
     """Number of modes seen, KL divergence from the law, and the expectation of both for draws from the law.
 
-    `found` (N, networks) are the samples' modes by each network of the classifier. Both are means over the networks,
-    because networks that agree on all images of the data can differ on ambiguous samples. The interval resamples the
-    images, the same for all networks. The number of modes has none, because resamples add no modes.
+    `found` (N, networks) are the samples' modes by each network of the classifier. Number of modes and divergence are
+    means over the networks, because networks that agree on data can differ on ambiguous samples. The interval resamples
+    the images, the same for all networks. The number of modes has none, because resamples add no modes.
 
     Raises:
         UserError: an image has a mode of probability zero.
@@ -91,7 +92,7 @@ def measure_modes(found: Modes, law: Law, resamples: int, seed: int) -> dict[str
     images, networks = found.shape
     counts = np.stack([histogram(each, law) for each in found.T])
     apart, seen = divergence(counts, law), (counts > 0).sum(axis=1)
-    drawn = bootstrap.resamples(images, resamples, generator(seed, "modes"))
+    drawn = bootstrap.resamples(images, resamples, bootstrap.generator(seed, "modes"))
     replicates = np.mean([divergence(drawn @ one_hot(each, len(law)), law) for each in found.T], axis=0)
 
     def mean(values: NDArray[np.number[Any]], **facts: Any) -> Measurement:
@@ -102,7 +103,7 @@ def measure_modes(found: Modes, law: Law, resamples: int, seed: int) -> dict[str
     return {
         MODES.pattern: mean(seen, of=len(law)),
         MODES_FLOOR.pattern: Measurement(value=expected_modes(law, images), samples=images),
-        KL.pattern: mean(apart, interval=interval(float(apart.mean()), replicates, 0.0)),
+        KL.pattern: mean(apart, interval=bootstrap.interval(float(apart.mean()), replicates, 0.0)),
         KL_FLOOR.pattern: Measurement(value=expected_divergence(law, images), samples=images),
     }
 

@@ -113,7 +113,8 @@ NEIGHBOUR_RATIO = replace(
 )  # fmt: skip
 MODES = Metric(
     "modes", "modes", "Modes", "classifier of modes", "↑", shown="card", floor="modes-floor", counts=True,
-    sentence="Number of modes (the channels' labels together) among samples of stacks; from 1 to all, 1000 for three.",
+    sentence="Number of modes (the channels' labels together) among samples of stacks, the mean over the classifier's "
+    "networks; from 1 to all, 1000 for three.",
 )  # fmt: skip
 MODES_FLOOR = replace(
     MODES, pattern="modes-floor", shown="floor", floor="",
@@ -121,7 +122,8 @@ MODES_FLOOR = replace(
 )  # fmt: skip
 KL = Metric(
     "KL", "KL", "Modes", "classifier of modes", "↓", has_ratio=True, shown="card", floor="KL-floor",
-    sentence="KL divergence of the samples' modes from the data's distribution, in nats; from 0.",
+    sentence="KL divergence of the samples' modes from the data's distribution, the mean over the classifier's "
+    "networks, in nats; from 0.",
 )  # fmt: skip
 KL_FLOOR = replace(
     KL, pattern="KL-floor", shown="floor", floor="",
