@@ -98,6 +98,11 @@ def test_differences_in_units_of_intervals_or_of_spreads(tmp_path):
             {"FD-classifier", "modes"},
             "vaebm, extractor: classifier-0123, ",
         ),
+        (
+            {"extractor": {**RUN["extractor"], "networks": 10}},
+            {"FD-classifier", "modes"},
+            "classifier-0123 of 10 networks, torch-fidelity 0.4.0 there",
+        ),
         ({"commit": ["b" * 40]}, set(), "vaebm, commit: cccccccccccc here, bbbbbbbbbbbb there"),
         (
             {"chain": RUN["chain"] | {"steps": 20}},

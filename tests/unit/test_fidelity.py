@@ -20,11 +20,12 @@ from vaebm.system.device import seeded
 from vaebm.system.errors import UserError
 
 
-def classifier_file(path, seed):
+def classifier_file(path, seed, further=0):
     """An untrained classifier: any fixed features will do here."""
     with seeded(seed):
-        model = Classifier(4, (1, 8, 8), 10)
-    save_model(path, "classifier", {"channels": 4, "shape": [1, 8, 8], "classes": 10}, model.state_dict())
+        model = Classifier(4, (1, 8, 8), 10, further)
+    network = {"channels": 4, "shape": [1, 8, 8], "classes": 10} | ({"further": further} if further else {})
+    save_model(path, "classifier", network, model.state_dict())
     return path
 
 
@@ -127,6 +128,18 @@ def test_extractor_gives_the_features_of_its_own_weights(tmp_path):
     assert first.name != second.name and first.weights[:12] in first.name
     assert not np.allclose(second.extract(images).features, expected, atol=1e-2)
     assert Extractor.of("classifier", first.path).name == first.name, "registered twice without harm"
+
+
+def test_each_network_of_the_classifier_labels_each_channel(tmp_path):
+    extractor = Extractor.of("classifier", classifier_file(tmp_path / "model.pt", 0, further=2))
+    stacks = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8))
+    model, found = load_classifier(extractor.path), extractor.extract(stacks)
+    for channel in range(3):
+        expected = model.labels(stacks[:, channel : channel + 1] / 255)
+        assert found.labels[:, channel].tolist() == expected.tolist()
+    assert found.features.shape == (9, 192) and found.labels.shape == (9, 3, 3)
+    described = extractor.describe((3, 8, 8))
+    assert described.networks == 3 and described.features == 192
 
 
 def test_a_stack_is_judged_channel_by_channel(tmp_path):

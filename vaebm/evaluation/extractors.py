@@ -164,6 +164,7 @@ class Extractor:
         path: file of the weights.
         shape: (C, H, W) of its images; (C,) if it takes any size.
         device: device that it runs on.
+        networks: number of networks of the classifier.
     """
 
     kind: str
@@ -171,6 +172,7 @@ class Extractor:
     path: Path
     shape: tuple[int, ...]
     device: torch.device
+    networks: int = 1
 
     @classmethod
     def of(
@@ -182,9 +184,11 @@ class Extractor:
             UserError: no such file, or not one of such weights.
         """
         shape: tuple[int, ...]
+        networks = 1
         if kind == "classifier":
             content = load_model(path, "classifier")
             found, shape = content["hash"], tuple(content["network"]["shape"])
+            networks += content["network"].get("further", 0)
         elif settings is not None and kind in EXTRACTORS.plugins:
             found, shape = weights.plugin_hash(settings), ()
         else:
@@ -193,7 +197,7 @@ class Extractor:
             shape = {"inception": (3,), "resnet56": resnet56.SHAPE}.get(kind, ())
             if kind == "inception":  # torch-fidelity unpickles the file without restrictions
                 load_plain(path, "the weights of inception")
-        extractor = cls(kind, found, path, shape, torch.device(device))
+        extractor = cls(kind, found, path, shape, torch.device(device), networks)
         if extractor.name not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
             settings = settings or ExtractorSettings(name=kind)
             torch_fidelity.register_feature_extractor(extractor.name, _module(settings))
@@ -265,6 +269,7 @@ class Extractor:
         """Facts about the extractor for metrics of images of `shape`, (C, H, W)."""
         features = self.depth(shape) * EXTRACTORS[self.kind].features
         facts = {"kind": self.kind, "name": self.name, "weights": self.weights, "features": features}
+        facts |= {"networks": self.networks}
         return ExtractorRecord.model_validate(facts | {"torch-fidelity": torch_fidelity.__version__})
 
 

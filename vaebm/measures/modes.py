@@ -97,7 +97,7 @@ def measure_modes(found: Modes, law: Law, resamples: int, seed: int) -> dict[str
 
     def mean(values: NDArray[np.number[Any]], **facts: Any) -> Measurement:
         if networks > 1:
-            facts |= {"networks": networks, "spread_over_networks": float(values.std(ddof=1))}
+            facts["spread_over_networks"] = float(values.std(ddof=1))
         return Measurement(value=float(values.mean()), samples=images, **facts)
 
     return {

@@ -42,10 +42,8 @@ class Measurement(Settings):
     """Unit of the value, where it has one."""
     of: int | None = None
     """Number of modes."""
-    networks: int | None = None
-    """Networks of the classifier over which number of modes or KL are averaged; None: one."""
     spread_over_networks: float | None = None
-    """Standard deviation over these networks."""
+    """Standard deviation over the networks of the classifier; None: one network."""
 
 
 class SeedValue(Settings):
@@ -179,6 +177,8 @@ class ExtractorRecord(Settings):
     weights: str
     """Hash."""
     features: int
+    networks: int = later(1)
+    """Networks of the classifier, over which number of modes and KL are averaged."""
     torch_fidelity: str = Field(alias="torch-fidelity")
 
 

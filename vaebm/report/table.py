@@ -58,13 +58,14 @@ def _line(
 
 
 def extractor_of(record: VariantRecord, name: str = "") -> str:
-    """Extractor of a metric (all of the distances without one), and torch-fidelity's version."""
+    """Extractor of a metric (all of the distances without one) with its networks, and torch-fidelity's version."""
     found = [record.extractor, *record.further_extractors]
     if name and metric(name).measured_with == "classifier of modes":
         found = [record.modes_by or record.extractor]
     elif name:
         found = [one for one in found if metric(name).named(one.kind) == name][:1]
-    return f"{', '.join(one.name for one in found)}, torch-fidelity {record.extractor.torch_fidelity}"
+    names = [one.name + (f" of {one.networks} networks" if one.networks > 1 else "") for one in found]
+    return f"{', '.join(names)}, torch-fidelity {record.extractor.torch_fidelity}"
 
 
 def changes_of(record: VariantRecord) -> str:
