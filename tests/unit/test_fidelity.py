@@ -135,7 +135,8 @@ def test_each_network_of_the_classifier_labels_each_channel(tmp_path):
     stacks = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), dtype=np.uint8))
     model, found = load_classifier(extractor.path), extractor.extract(stacks)
     for channel in range(3):
-        expected = model.labels(stacks[:, channel : channel + 1] / 255)
+        images = stacks[:, channel : channel + 1] / 255
+        expected = model.labels(images, model(images))
         assert found.labels[:, channel].tolist() == expected.tolist()
     assert found.features.shape == (9, 192) and found.labels.shape == (9, 3, 3)
     described = extractor.describe((3, 8, 8))

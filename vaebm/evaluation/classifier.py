@@ -72,9 +72,9 @@ class Classifier(nn.Module):
         """Logits (B, classes) of `images` (B, C, H, W) in [0, 1]."""
         return self.logits(self.features(images))
 
-    def labels(self, images: Tensor) -> Tensor:
-        """Labels (B, networks) of `images` (B, C, H, W) in [0, 1], predicted by this network and the further ones."""
-        return torch.stack([network(images).argmax(1) for network in (self, *self.further)], dim=1)
+    def labels(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Labels (B, networks) of `images` (B, C, H, W) in [0, 1], with this network's `logits`, by each network."""
+        return torch.stack([each.argmax(1) for each in (logits, *(network(images) for network in self.further))], dim=1)
 
 
 def load_classifier(path: Path | str) -> Classifier:

@@ -50,13 +50,12 @@ class _CustomExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[mis
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the requested layers, (B, …) each, of images (B, C, H, W)."""
         prepared = self.prepared(images)
-        features = self.network.features(prepared)
-        layers = {
-            "features": lambda: features,
-            "logits": lambda: self.network.logits(features),
-            "labels": lambda: self.network.labels(prepared),
-        }
-        return tuple(layers[layer]().reshape(len(images), -1) for layer in self.features_list)
+        found = {"features": self.network.features(prepared)}
+        if "logits" in self.features_list:
+            found["logits"] = self.network.logits(found["features"])
+        if "labels" in self.features_list:  # of the classifier alone
+            found["labels"] = self.network.labels(prepared, found["logits"])
+        return tuple(found[layer].reshape(len(images), -1) for layer in self.features_list)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
