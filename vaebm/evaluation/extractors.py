@@ -266,10 +266,9 @@ class Extractor:
 
     def describe(self, shape: tuple[int, ...]) -> ExtractorRecord:
         """Facts about the extractor for metrics of images of `shape`, (C, H, W)."""
-        features = self.depth(shape) * EXTRACTORS[self.kind].features
-        facts = {"kind": self.kind, "name": self.name, "weights": self.weights, "features": features}
-        facts |= {"networks": self.networks}
-        return ExtractorRecord.model_validate(facts | {"torch-fidelity": torch_fidelity.__version__})
+        facts = {"kind": self.kind, "name": self.name, "weights": self.weights}
+        numbers = {"features": self.depth(shape) * EXTRACTORS[self.kind].features, "networks": self.networks}
+        return ExtractorRecord.model_validate(facts | numbers | {"torch-fidelity": torch_fidelity.__version__})
 
 
 def open_extractor(settings: Path, trained: Path | None, device: torch.device | str = "cpu") -> Extractor:
