@@ -105,7 +105,7 @@ def evaluate(potential: PotentialFunction, eps: Sequence[Tensor]) -> State:
 def propose(state: State, step_size: float, omega: Sequence[Tensor], temperature: float = 1.0) -> list[Tensor]:
     """ε − η/2 ∇U(ε) + √(η τ) ω (VAEBM algorithm 1)."""
     return [
-        e - 0.5 * step_size * g + math.sqrt(step_size * temperature) * w
+        torch.add(e, g, alpha=-0.5 * step_size).add_(w, alpha=math.sqrt(step_size * temperature))
         for e, g, w in zip(state.eps, state.gradient, omega, strict=True)
     ]
 

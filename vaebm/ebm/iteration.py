@@ -156,20 +156,20 @@ class EBMTrainer:
         noise = NoiseSource(self.noise_seed, "chain", share)
         eps_z, eps_x = self.start(own, step, noise)
 
-        # 2. K Langevin steps, without gradient for the energy's weights
-        energy.requires_grad_(False)
-        self.ends, eps_x = self.vaebm.refine(eps_z, eps_x, chain=stage.chain, noise=noise)
-        energy.requires_grad_(True)
-
-        # 3. energies of the data and of the chains' images
         if positive is None:
             positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
-        with torch.no_grad():
-            pixels = self.vaebm.decoder.decode(self.ends)[0]
-            negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
-        penalties = stage.training.energy_penalty, stage.training.gradient_penalty
         self.flat.zero_gradients()
         with self.flat.normalized_weights():
+            # 2. K Langevin steps, without gradient for the energy's weights
+            energy.requires_grad_(False)
+            self.ends, eps_x = self.vaebm.refine(eps_z, eps_x, chain=stage.chain, noise=noise)
+            energy.requires_grad_(True)
+
+            # 3. energies of the data and of the chains' images
+            with torch.no_grad():
+                pixels = self.vaebm.decoder.decode(self.ends)[0]
+                negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
+            penalties = stage.training.energy_penalty, stage.training.gradient_penalty
             parts = contrastive_divergence(energy, positive, negative, *penalties)
 
             # 4. gradient of the loss and the spectral penalty, over the global batch

@@ -6,11 +6,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vaebm.fast.fold import fold
-from vaebm.fast.layers import ELU, BilinearUpsample, Convolution, Layer, Residual, run_layers
+from vaebm.fast.layers import (
+    ELU,
+    BilinearUpsample,
+    Convolution,
+    Layer,
+    Residual,
+    Tape,
+    apply_layers,
+    backward_layers,
+)
 from vaebm.nvae.cells import BilinearUp, ResidualCell
-from vaebm.nvae.distributions import LOG_2PI, Normal
+from vaebm.nvae.distributions import LOG_2PI
 from vaebm.nvae.latent_group import LatentGroup
 from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.model import NVAE
@@ -31,18 +41,34 @@ class PreparedGroup:
     """A latent group of the decoder: prior of z from the state above, then the state below."""
 
     def __init__(self, group: LatentGroup, like: Tensor):
-        self.latents = group.posterior_parameters.out_channels // 2
         self.cells = [prepare_cell(cell, like) for cell in group.cells]
         self.prior = [] if group.first else prepare_last(group.prior_parameters, like)
         self.combine = Convolution(group.combine_decoder).finalize(like)
 
-    def __call__(self, state: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, state: Tensor, eps: Tensor, tape: Tape | None) -> tuple[Tensor, Tensor]:
         """State above (B, C, h, w) and noise (B, latents, h, w) → state below, and σ of the prior."""
-        state = run_layers(self.cells, state)
-        raw = run_layers(self.prior, state).to(eps.dtype) if self.prior else eps.new_zeros(1, 2 * self.latents, 1, 1)
-        m, ell = raw.chunk(2, dim=1)
-        prior = Normal(m, ell)
-        return self.combine(torch.cat([state, prior.sample(eps).to(state.dtype)], dim=1)), prior.sigma
+        state = raw = apply_layers(self.cells, state, tape)
+        raw = apply_layers(self.prior, raw, tape).to(eps.dtype) if self.prior else eps.new_zeros(1, 2, 1, 1)
+        clamped = torch.tanh(raw / 5.0)  # `Normal`'s formula, with one tanh for m and ℓ
+        mean, log_sigma = (5.0 * clamped).chunk(2, dim=1)
+        sigma = log_sigma.exp() + 1e-2
+        z = torch.addcmul(mean, sigma, eps).to(state.dtype)
+        if tape is not None:
+            tape.tensors.extend((eps, clamped, sigma))
+        return self.combine.forward(torch.cat([state, z], dim=1), tape), sigma
+
+    def backward(self, gradient: Tensor, of_sigma: Tensor | None, tape: Tape) -> tuple[Tensor, Tensor]:
+        """Gradients of the state above and of the noise, from those of the state below and of σ."""
+        gradient = self.combine.backward(gradient, tape)
+        sigma, clamped, eps = (tape.tensors.pop() for _ in range(3))
+        state, z = gradient.split([gradient.shape[1] - eps.shape[1], eps.shape[1]], dim=1)
+        z = z.to(eps.dtype)
+        if self.prior:
+            of_sigma = z * eps if of_sigma is None else torch.addcmul(of_sigma, z, eps)
+            raw = torch.cat([z, of_sigma.mul_(sigma - 1e-2)], dim=1)
+            raw = torch.ops.aten.tanh_backward(raw, clamped).to(state.dtype)
+            state = backward_layers(self.prior, raw, tape).add_(state)
+        return backward_layers(self.cells, state, tape), z * sigma
 
 
 class PreparedDecoder:
@@ -60,11 +86,25 @@ class PreparedDecoder:
 
     def pixels_and_sigmas(self, eps: Sequence[Tensor]) -> tuple[Pixels, list[Tensor]]:
         """p(x|z) for the z of this noise, and σ of each group's prior, which broadcasts to (B, latents, h, w)."""
+        differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in eps)
+        logits, *sigmas = _Decode.apply(self, *eps) if differentiable else self.forward(eps, None)
+        return pixels_of(self.settings, logits), sigmas
+
+    def forward(self, eps: Sequence[Tensor], tape: Tape | None) -> list[Tensor]:
+        """Parameters of p(x|z), then σ of each group's prior; `tape` is None where there is no backward pass."""
         state, sigmas = self.constant.expand(len(eps[0]), -1, -1, -1), []
         for group, each in zip(self.groups, eps, strict=True):
-            state, sigma = group(state, each)
+            state, sigma = group.forward(state, each, tape)
             sigmas.append(sigma)
-        return pixels_of(self.settings, run_layers(self.pixels, state).to(eps[0].dtype)), sigmas
+        return [apply_layers(self.pixels, state, tape).to(eps[0].dtype), *sigmas]
+
+    def backward(self, gradient: Tensor, of_sigmas: Sequence[Tensor | None], tape: Tape) -> list[Tensor]:
+        """Gradient of each group's noise from those of the outputs of `forward`."""
+        state, of_noise = backward_layers(self.pixels, gradient.to(self.constant.dtype), tape), []
+        for group, of_sigma in zip(reversed(self.groups), reversed(of_sigmas), strict=True):
+            state, eps = group.backward(state, of_sigma, tape)
+            of_noise.append(eps)
+        return of_noise[::-1]
 
     def tensors(self) -> Iterator[Tensor]:
         """Tensors that a pass reads, except those of the NVAE."""
@@ -76,6 +116,26 @@ class PreparedDecoder:
         """As `NVAE.decode` at temperature 1: p(x|z), and log p(z), (B,)."""
         pixels, sigmas = self.pixels_and_sigmas(eps)
         return pixels, -negative_log_prior(eps, sigmas)
+
+
+class _Decode(torch.autograd.Function):
+    """A prepared decoder as one operation of autograd: noise of each group → parameters of p(x|z), σ of each prior."""
+
+    @staticmethod
+    def forward(ctx: Any, decoder: PreparedDecoder, *eps: Tensor) -> tuple[Tensor, ...]:
+        tape = Tape([], [])
+        outputs = decoder.forward(eps, tape)
+        ctx.decoder, ctx.shapes = decoder, tape.shapes
+        ctx.save_for_backward(outputs[0], *tape.tensors)
+        ctx.set_materialize_grads(False)  # the potential `noise` does not use σ
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None, *of_sigmas: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, *tensors = ctx.saved_tensors
+        gradient = torch.zeros_like(logits) if gradient is None else gradient
+        return None, *ctx.decoder.backward(gradient, of_sigmas, Tape(tensors, list(ctx.shapes)))
 
 
 def prepare_last(layers: nn.Sequential, like: Tensor) -> list[Layer]:
@@ -95,8 +155,8 @@ class _HalfSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
         ctx.save_for_backward(*parts)
-        rows = [part.flatten(1) for part in parts]
-        return 0.5 * torch.stack([torch.linalg.vecdot(row, row) for row in rows]).sum(0)
+        rows = torch.cat([part.flatten(1) for part in parts], dim=1)
+        return 0.5 * torch.linalg.vecdot(rows, rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:

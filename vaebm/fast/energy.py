@@ -54,8 +54,7 @@ class PreparedEnergy:
             for mine, new in pairs
         ):
             return False
-        for mine, new in pairs:
-            mine.copy_(new)
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
         return True
 
     def tensors(self) -> Iterator[Tensor]:

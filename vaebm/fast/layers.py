@@ -41,9 +41,16 @@ class Layer(ABC):
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
 
-def _backward(layers: Sequence[Layer], gradient: Tensor, tape: Tape) -> Tensor:
-    """Gradient of the input of layers in order, as a new tensor; `gradient` stays as it is."""
-    if layers[-1].in_place:
+def apply_layers(layers: Sequence[Layer], x: Tensor, tape: Tape | None) -> Tensor:
+    """Apply layers in order, (B, in, H, W) → (B, out, H', W'), outside autograd."""
+    for layer in layers:
+        x = layer.forward(x, tape)
+    return x
+
+
+def backward_layers(layers: Sequence[Layer], gradient: Tensor, tape: Tape) -> Tensor:
+    """Gradient of the input of layers in order; `gradient` stays as it is."""
+    if layers and layers[-1].in_place:
         gradient = gradient.clone(memory_format=torch.channels_last)
     for layer in reversed(layers):
         gradient = layer.backward(gradient, tape)
@@ -57,8 +64,7 @@ class _Layers(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer]) -> Tensor:
         tape = Tape([], [])
         ctx.layers, ctx.dtype = layers, x.dtype
-        for layer in layers:
-            x = layer.forward(x, tape)
+        x = apply_layers(layers, x, tape)
         ctx.save_for_backward(*tape.tensors)
         ctx.shapes = tape.shapes
         return x
@@ -67,16 +73,14 @@ class _Layers(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         tape = Tape(list(ctx.saved_tensors), list(ctx.shapes))
-        return _backward(ctx.layers, gradients[0], tape).to(ctx.dtype), None
+        return backward_layers(ctx.layers, gradients[0], tape).to(ctx.dtype), None
 
 
 def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """Apply layers in order, (B, in, H, W) → (B, out, H', W'); only x has a gradient."""
     if torch.is_grad_enabled() and x.requires_grad and layers:
         return _Layers.apply(x, layers)  # type: ignore[no-untyped-call]  # torch declares none
-    for layer in layers:
-        x = layer.forward(x, None)
-    return x
+    return apply_layers(layers, x, None)
 
 
 class Residual(Layer):
@@ -87,17 +91,13 @@ class Residual(Layer):
 
     def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
-        skip = out = x
-        for layer in self.skip:
-            skip = layer.forward(skip, tape)
-        for layer in self.branch:
-            out = layer.forward(out, tape)
-        return torch.add(out, skip, alpha=self.scale)
+        skip = apply_layers(self.skip, x, tape)
+        return torch.add(apply_layers(self.branch, x, tape), skip, alpha=self.scale)
 
     def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """Sum of both gradients."""
-        found = _backward(self.branch, gradient, tape)
-        return found.add_(_backward(self.skip, gradient, tape) if self.skip else gradient, alpha=self.scale)
+        found = backward_layers(self.branch, gradient, tape)
+        return found.add_(backward_layers(self.skip, gradient, tape), alpha=self.scale)
 
     def tensors(self) -> list[Tensor]:
         """Those of all layers."""

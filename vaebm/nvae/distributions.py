@@ -29,7 +29,8 @@ class Normal:
         if log_sigma_floor is not None:
             log_sigma = log_sigma.clamp(min=log_sigma_floor)
         self.mean = soft_clamp(m)
-        self.sigma = (log_sigma.exp() + 1e-2) * temperature
+        sigma = log_sigma.exp() + 1e-2
+        self.sigma = sigma if temperature == 1.0 else sigma * temperature
 
     def sample(self, eps: Tensor) -> Tensor:
         """μ + σ ε."""

@@ -71,7 +71,7 @@ class PixelNormal(Pixels):
 
     def sample(self, eps: Images, temperature: float = 1.0) -> Images:
         """Image ½ clamp(μ + σ ε) + ½, (B, C, H, W) in [0, 1]; no gradient where it saturates."""
-        return 0.5 * self.normal.sample(temperature * eps).clamp(-1.0, 1.0) + 0.5
+        return 0.5 * self.normal.sample(eps if temperature == 1.0 else temperature * eps).clamp(-1.0, 1.0) + 0.5
 
     def add_noise(self, x: Images, eps: Images) -> Images:
         """`sample` around images `x` (B, C, H, W) in [0, 1]: ½ clamp(2x − 1 + σ ε) + ½."""
