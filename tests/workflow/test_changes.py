@@ -72,6 +72,15 @@ def test_named_run_stays_apart(finished):
     assert set(json.loads((finished.folder / "results/benchmarks.json").read_text())) == {"tiny", "tiny_few"}
 
 
+def test_run_that_began_before_the_present_table_runs(finished):
+    """Its settings are older than the table of the other run, and its models are missing."""
+    named = ("--config", "name=tiny_begun")
+    finished.snakemake("results/tiny_begun/tracking.json", *named)
+    finished.snakemake("--forcerun", "benchmarks")
+    trained = {"classifier": 1, "reference": 1, "nvae": 1, "ebm": 1, "samples": 4, "evaluation": 2}
+    assert finished.planned(*named) == trained | {"benchmarks": 1, "track": 1}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
