@@ -51,7 +51,7 @@ def test_nvae_settings_are_the_published_ones(
         ("latents: 4", "latents: '4'", "nvae.network.latents: Input should be a valid integer, found '4'"),
         ("latents: 4", "latents: 4\n    latents: 5", 'not YAML: found duplicate key "latents"'),
         ("latents: 4", "latents: [4", "not YAML"),
-        ("    steps: 5\n", "", "ebm.chain.steps: expected a value, found none"),
+        ("    steps: 4\n", "", "ebm.chain.steps: expected a value, found none"),
         (
             "shards: 2",
             "shards: 2000",

@@ -69,7 +69,7 @@ def test_base_is_followed_along_a_chain(tmp_path: Path) -> None:
     path = write(tmp_path, own=own, middle=middle, digits=DIGITS)
     plain, found = read_experiment(tmp_path / "digits.yaml"), read_experiment(path)
     assert found.samples and found.ebm and found.ebm.replay and found.evaluation and plain.samples
-    assert (found.samples.chain.steps, found.samples.chain.step_size, found.samples.count) == (40, 4e-2, 2000)
+    assert (found.samples.chain.steps, found.samples.chain.step_size, found.samples.count) == (40, 5e-2, 2000)
     assert (found.ebm.replay.capacity, found.ebm.replay.probability) == (64, 0.6)
     assert found.evaluation.ood == ["turned"] and found.models == ["nvae", "mine"] and found.nvae == plain.nvae
     write(tmp_path, alone="base: own\nebm: null\nvariants: {vaebm: {}}\n")
@@ -116,7 +116,7 @@ def test_changes_are_what_the_file_could_say() -> None:
     changes = ["variants.vaebm.samples.chain.steps=3", "ebm.training.learning_rate=1e-3", "evaluation.ood=[]"]
     found = read_experiment(path, [*changes, "variants.new.ebm.replay={}"])
     assert found.models == ["nvae", "vaebm", "vaebm_persistent", "new"]
-    assert [found.samples_of(name).chain.steps for name in ("vaebm", "vaebm_persistent")] == [3, 10]  # type: ignore[union-attr]
+    assert [found.samples_of(name).chain.steps for name in ("vaebm", "vaebm_persistent")] == [3, 7]  # type: ignore[union-attr]
     assert found.ebm and found.ebm.training.learning_rate == 1e-3 and found.evaluation and not found.evaluation.ood
     assert read_experiment(EXPERIMENTS / "digits.yaml", ["variants.new.samples.count=3000"]).models[1:] == [
         "vaebm",
