@@ -21,7 +21,7 @@ from vaebm.noise import derive
 from vaebm.records.files import write_record
 from vaebm.records.training import ClassifierRecord
 from vaebm.system.checkpoint import hash_tensors, load_model, save_model
-from vaebm.system.device import Progress, seeded
+from vaebm.system.device import Progress, freeze, seeded, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
 
@@ -86,7 +86,7 @@ def load_classifier(path: Path | str) -> Classifier:
     content = load_model(path, "classifier")
     model = Classifier(**content["network"])
     model.load_state_dict(content["weights"])
-    return model.eval().requires_grad_(False)
+    return freeze(model, "cpu")
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -115,10 +115,11 @@ def train_classifier(
     inputs = to_float(inputs)
     with seeded(derive(seed, "classifier", "weights")):
         model = Classifier(settings.channels, images.shape, int(images.labels.max()) + 1)
+    to_device_channels_last(model, torch.device("cpu"))
     generator = torch.Generator().manual_seed(derive(seed, "classifier", "order"))
     # the last, smaller batch is dropped: batch norm is undefined for a batch of one
     steps = max(len(inputs) // settings.batch, 1)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=1e-4, fused=True)
     total_steps = steps * settings.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=settings.learning_rate, total_steps=total_steps)
     progress = Progress("classifier", settings.epochs, unit="epoch")
