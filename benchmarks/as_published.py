@@ -153,6 +153,11 @@ class SeparateParameters:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def requires_grad_(self, needed: bool) -> None:
+        """Set whether the parameters need gradients."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(needed)
+
     def normalized_weights(self) -> contextlib.AbstractContextManager[None]:
         """Without effect: convolutions normalise their weights."""
         return contextlib.nullcontext()

@@ -15,10 +15,10 @@ from vaebm.config.ebm import ChainSettings
 from vaebm.energy.network import EnergyNetwork
 from vaebm.fast import PreparedDecoder, PreparedEnergy, PreparedPotential, run_langevin
 from vaebm.fast.fold import fold
-from vaebm.fast.layers import ELU, Swish, run_layers
+from vaebm.fast.layers import ELU, Convolution, Swish, run_layers
 from vaebm.model import NO_CHAIN, VAEBM, PixelEBM, build_model, sample_noise
 from vaebm.noise import NoiseSource
-from vaebm.nvae.layers import BatchNormSwish, PlainConv2d, SqueezeExcitation
+from vaebm.nvae.layers import BatchNormSwish, NormalizedConv2d, PlainConv2d, SqueezeExcitation
 from vaebm.nvae.model import NVAE
 from vaebm.system.device import to_device_channels_last
 
@@ -91,6 +91,38 @@ def test_prepared_potential_is_that_of_the_modules(changes: dict[str, object], k
     reference, expected_log_p = nvae.decode(start(model)[:-1])
     torch.testing.assert_close(pixels.mean, reference.mean, **EXACT)
     torch.testing.assert_close(log_p, expected_log_p, **EXACT)
+
+
+@pytest.mark.parametrize("outputs", ["log p(z)", "images"])
+@pytest.mark.parametrize("first", [0, 1], ids=["all groups", "later groups"])
+def test_gradient_of_one_output_in_some_groups(outputs: str, first: int) -> None:
+    """In double precision against the modules; the other output and the first group need no gradient."""
+    nvae = random_pair()[0].double()
+    noise = start(VAEBM(nvae, None))[:-1]
+
+    def gradients(decoder: NVAE | PreparedDecoder) -> Sequence[Tensor]:
+        eps = [each.clone().requires_grad_(number >= first) for number, each in enumerate(noise)]
+        pixels, log_p = decoder.decode(eps)
+        found = log_p if outputs == "log p(z)" else pixels.mean.square()
+        return torch.autograd.grad(found.sum(), eps[first:])
+
+    for one, other in zip(gradients(PreparedDecoder(nvae)), gradients(nvae), strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_gradient_of_a_convolutions_input(channels: int, dilation: int) -> None:
+    """From few channels, where it is a sum over taps, and from more, in double precision on an odd size."""
+    torch.manual_seed(0)
+    layer = NormalizedConv2d(channels, 5, 3, dilation=dilation).double()
+    x = torch.randn(2, channels, 7, 6, dtype=torch.float64, requires_grad=True)
+    prepared = Convolution(layer).finalize(x.detach())
+    assert (prepared.taps is None) == (channels == 4)
+    found, expected = (
+        torch.autograd.grad(run(x).square().sum(), x)[0] for run in (lambda x: run_layers([prepared], x), layer)
+    )
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
 @pytest.mark.parametrize("kind", ["noise", "density"])

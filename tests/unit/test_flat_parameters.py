@@ -54,6 +54,18 @@ def test_gradients_are_those_of_the_modules(dtype: torch.dtype, tolerance: float
     assert float(flat.tensors[0].grad.double().square().sum()) == pytest.approx(squares, rel=tolerance)  # type: ignore[union-attr]
 
 
+def test_weights_without_gradient() -> None:
+    """As in the chains of a training: neither the parameters nor the weights normalised together need gradients."""
+    module = network()
+    flat, x = FlatParameters(module), torch.randn(6, 2, 8, 8)
+    with flat.normalized_weights():
+        flat.requires_grad_(False)
+        assert not loss(module, x).requires_grad
+        flat.requires_grad_(True)
+        loss(module, x).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in module.parameters())
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_layouts_and_outputs_stay_to_the_bit(layout: torch.memory_format) -> None:
     """A CPU chooses its convolution, and so the rounding, by the strides; a 1×1 weight has two sets of them."""

@@ -161,9 +161,9 @@ class EBMTrainer:
         self.flat.zero_gradients()
         with self.flat.normalized_weights():
             # 2. K Langevin steps, without gradient for the energy's weights
-            energy.requires_grad_(False)
+            self.flat.requires_grad_(False)
             self.ends, eps_x = self.vaebm.refine(eps_z, eps_x, chain=stage.chain, noise=noise)
-            energy.requires_grad_(True)
+            self.flat.requires_grad_(True)
 
             # 3. energies of the data and of the chains' images
             with torch.no_grad():

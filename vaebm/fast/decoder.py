@@ -20,7 +20,7 @@ from vaebm.fast.layers import (
     backward_layers,
 )
 from vaebm.nvae.cells import BilinearUp, ResidualCell
-from vaebm.nvae.distributions import LOG_2PI
+from vaebm.nvae.distributions import BOUND, LEAST_SIGMA, LOG_2PI
 from vaebm.nvae.latent_group import LatentGroup
 from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.model import NVAE
@@ -47,11 +47,12 @@ class PreparedGroup:
 
     def forward(self, state: Tensor, eps: Tensor, tape: Tape | None) -> tuple[Tensor, Tensor]:
         """State above (B, C, h, w) and noise (B, latents, h, w) → state below, and σ of the prior."""
-        state = raw = apply_layers(self.cells, state, tape)
-        raw = apply_layers(self.prior, raw, tape).to(eps.dtype) if self.prior else eps.new_zeros(1, 2, 1, 1)
-        clamped = torch.tanh(raw / 5.0)  # `Normal`'s formula, with one tanh for m and ℓ
-        mean, log_sigma = (5.0 * clamped).chunk(2, dim=1)
-        sigma = log_sigma.exp() + 1e-2
+        state = apply_layers(self.cells, state, tape)
+        # The first prior has one m and one ℓ for all latents: 0.
+        raw = apply_layers(self.prior, state, tape).to(eps.dtype) if self.prior else eps.new_zeros(1, 2, 1, 1)
+        clamped = torch.tanh(raw / BOUND)  # as in `Normal`, with one tanh for m and ℓ
+        mean, log_sigma = (BOUND * clamped).chunk(2, dim=1)
+        sigma = log_sigma.exp() + LEAST_SIGMA
         z = torch.addcmul(mean, sigma, eps).to(state.dtype)
         if tape is not None:
             tape.tensors.extend((eps, clamped, sigma))
@@ -65,7 +66,7 @@ class PreparedGroup:
         z = z.to(eps.dtype)
         if self.prior:
             of_sigma = z * eps if of_sigma is None else torch.addcmul(of_sigma, z, eps)
-            raw = torch.cat([z, of_sigma.mul_(sigma - 1e-2)], dim=1)
+            raw = torch.cat([z, of_sigma.mul_(sigma - LEAST_SIGMA)], dim=1)
             raw = torch.ops.aten.tanh_backward(raw, clamped).to(state.dtype)
             state = backward_layers(self.prior, raw, tape).add_(state)
         return backward_layers(self.cells, state, tape), z * sigma
@@ -87,7 +88,10 @@ class PreparedDecoder:
     def pixels_and_sigmas(self, eps: Sequence[Tensor]) -> tuple[Pixels, list[Tensor]]:
         """p(x|z) for the z of this noise, and σ of each group's prior, which broadcasts to (B, latents, h, w)."""
         differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in eps)
-        logits, *sigmas = _Decode.apply(self, *eps) if differentiable else self.forward(eps, None)
+        if differentiable:
+            logits, *sigmas = _Decode.apply(self, *eps)  # type: ignore[no-untyped-call]  # torch declares none
+        else:
+            logits, *sigmas = self.forward(eps, None)
         return pixels_of(self.settings, logits), sigmas
 
     def forward(self, eps: Sequence[Tensor], tape: Tape | None) -> list[Tensor]:

@@ -54,7 +54,8 @@ class PreparedEnergy:
             for mine, new in pairs
         ):
             return False
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        present, new = zip(*pairs, strict=True)
+        torch._foreach_copy_(present, new)
         return True
 
     def tensors(self) -> Iterator[Tensor]:

@@ -14,6 +14,12 @@ from torch.nn import functional as F
 from vaebm.nvae.layers import FEW_VALUES, NormalizedConv2d, PlainConv2d, SqueezeExcitation, pointwise
 from vaebm.system.precision import float32_precision
 
+FEW_CHANNELS = 3
+"""Input channels up to which the adjoint of a k×k convolution on a CPU is a matrix product and a sum over the k² taps.
+
+The library's convolution to so few channels takes 1.5 to 3 times as long.
+"""
+
 
 class Tape(NamedTuple):
     """What a backward pass needs: a layer appends in the forward pass, and takes the last entries in the backward."""
@@ -49,7 +55,7 @@ def apply_layers(layers: Sequence[Layer], x: Tensor, tape: Tape | None) -> Tenso
 
 
 def backward_layers(layers: Sequence[Layer], gradient: Tensor, tape: Tape) -> Tensor:
-    """Gradient of the input of layers in order; `gradient` stays as it is."""
+    """Gradient of the input of layers in order, as a new tensor if there are any; `gradient` stays as it is."""
     if layers and layers[-1].in_place:
         gradient = gradient.clone(memory_format=torch.channels_last)
     for layer in reversed(layers):
@@ -104,11 +110,6 @@ class Residual(Layer):
         return [tensor for layer in (*self.branch, *self.skip) for tensor in layer.tensors()]
 
 
-FEW_CHANNELS = 3
-"""Channels in up to which the adjoint of a k×k convolution on a CPU is a product and a sum over the taps: the library's
-convolution to so few channels takes 1.5 to 3 times as long."""
-
-
 class Convolution(Layer):
     """A convolution with constant weight and bias, in double precision until `finalize`, for folding."""
 
@@ -159,20 +160,17 @@ class Convolution(Layer):
         if self.depthwise or self.pointwise or (odd and (rounded or not like.is_cuda)):
             # The adjoint is a convolution, faster than the library's backward pass, except for k×k in full precision
             # on a GPU: on a CPU depthwise by 1.3 to 2.7 times, k×k by 1.02 to 1.2 times.
-            flipped = (self.weight if self.depthwise else self.weight.transpose(0, 1)).flip(2, 3)
-            self.adjoint_weight = flipped.contiguous(memory_format=torch.channels_last)
             if not like.is_cuda and not self.pointwise and self.groups == 1 and self.weight.shape[1] <= FEW_CHANNELS:
                 self.taps = self.weight.permute(1, 2, 3, 0).flatten(0, 2).contiguous()  # (in · k · k, out)
+            else:
+                flipped = (self.weight if self.depthwise else self.weight.transpose(0, 1)).flip(2, 3)
+                self.adjoint_weight = flipped.contiguous(memory_format=torch.channels_last)
         return self
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) → (B, out, H', W'), of the weight's type."""
-        return run_layers([self], x)
 
     def forward(self, x: Tensor, tape: Tape | None) -> Tensor:
         """(B, in, H, W) → (B, out, H', W')."""
         x = x.to(self.weight.dtype)
-        if tape is not None and self.adjoint_weight is None:
+        if tape is not None and self.adjoint_weight is None and self.taps is None:
             tape.shapes.append(x.shape)
         if self.pointwise and (x.is_cuda or x.numel() <= FEW_VALUES):
             return pointwise(x, self.weight, self.bias)
@@ -181,7 +179,7 @@ class Convolution(Layer):
     def backward(self, gradient: Tensor, tape: Tape) -> Tensor:
         """The adjoint convolution."""
         if self.taps is not None:
-            columns = self.taps @ gradient.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
+            columns = self.taps @ gradient.flatten(2)
             return F.fold(columns, gradient.shape[2:], self.weight.shape[2:], self.dilation, self.padding)
         if self.adjoint_weight is not None:
             if self.pointwise and (gradient.is_cuda or gradient.numel() <= FEW_VALUES):

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
+BOUND = 5.0
+"""Bound of a softly clamped parameter."""
+LEAST_SIGMA = 1e-2
+"""Lower bound of σ at temperature 1."""
 
 
 def soft_clamp(x: Tensor) -> Tensor:
     """5 tanh(x / 5): close to x near 0, within ±5."""
-    return 5.0 * torch.tanh(x / 5.0)
+    return BOUND * torch.tanh(x / BOUND)
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -29,8 +33,8 @@ class Normal:
         if log_sigma_floor is not None:
             log_sigma = log_sigma.clamp(min=log_sigma_floor)
         self.mean = soft_clamp(m)
-        sigma = log_sigma.exp() + 1e-2
-        self.sigma = sigma if temperature == 1.0 else sigma * temperature
+        sigma = log_sigma.exp() + LEAST_SIGMA
+        self.sigma = sigma if temperature == 1.0 else sigma * temperature  # one operation less in chains and trainings
 
     def sample(self, eps: Tensor) -> Tensor:
         """μ + σ ε."""

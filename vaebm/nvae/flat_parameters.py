@@ -76,6 +76,11 @@ class FlatParameters:
         """Set all gradients to zero."""
         torch._foreach_zero_([each.grad for each in self.tensors if each.grad is not None])
 
+    def requires_grad_(self, needed: bool) -> None:
+        """Set whether the parameters, and the weights that are normalised together, need gradients."""
+        for each in (*self.parameters, *self._weights):
+            each.requires_grad_(needed)
+
     @contextlib.contextmanager
     def normalized_weights(self) -> Iterator[None]:
         """In this context the convolutions have weights that were normalised together.
