@@ -47,6 +47,6 @@ def test_the_notebook_runs_from_the_top(tiny_run, monkeypatch):
     (first,) = [cell for cell in run.cells if folder in cell.source]
     first.source = first.source.replace(folder, f'Path("{tiny_run.folder}/results/tiny")')
     monkeypatch.setenv("PYTHONPATH", str(tiny_run.folder))
-    NotebookClient(run, timeout=300, kernel_name="python3").execute()
+    NotebookClient(run, timeout=300, kernel_name="python3", coalesce_streams=True).execute()
     assert [[output.output_type for output in cell.get("outputs", [])] for cell in run.cells] == kinds
     assert sum("display_data" in kind for kind in kinds) == 8
