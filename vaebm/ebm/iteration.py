@@ -156,8 +156,6 @@ class EBMTrainer:
         noise = NoiseSource(self.noise_seed, "chain", share)
         eps_z, eps_x = self.start(own, step, noise)
 
-        if positive is None:
-            positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
         self.flat.zero_gradients()
         with self.flat.normalized_weights():
             # 2. K Langevin steps, without gradient for the energy's weights
@@ -166,6 +164,8 @@ class EBMTrainer:
             self.flat.requires_grad_(True)
 
             # 3. energies of the data and of the chains' images
+            if positive is None:
+                positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
             with torch.no_grad():
                 pixels = self.vaebm.decoder.decode(self.ends)[0]
                 negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
