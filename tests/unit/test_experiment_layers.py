@@ -116,7 +116,7 @@ def test_changes_are_what_the_file_could_say() -> None:
     changes = ["variants.vaebm.samples.chain.steps=3", "ebm.training.learning_rate=1e-3", "evaluation.ood=[]"]
     found = read_experiment(path, [*changes, "variants.new.ebm.replay={}"])
     assert found.models == ["nvae", "vaebm", "vaebm_persistent", "new"]
-    assert [found.samples_of(name).chain.steps for name in ("vaebm", "vaebm_persistent")] == [3, 7]  # type: ignore[union-attr]
+    assert [found.samples_of(name).chain.steps for name in ("vaebm", "vaebm_persistent")] == [3, 8]  # type: ignore[union-attr]
     assert found.ebm and found.ebm.training.learning_rate == 1e-3 and found.evaluation and not found.evaluation.ood
     assert read_experiment(EXPERIMENTS / "digits.yaml", ["variants.new.samples.count=3000"]).models[1:] == [
         "vaebm",
