@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from vaebm.measures import bootstrap, fidelity
 from vaebm.measures.bootstrap import generator, interval, resamples
@@ -34,6 +34,9 @@ def test_interval_of_a_share_covers_it_as_often_as_it_says():
         low, high = bootstrap.proportion(found, 500)
         covered += low <= 0.3 <= high
     assert covered / 600 == pytest.approx(0.95, abs=0.027)
+    for seen in (0, 1, 33, 499, 500):
+        expected = binomtest(seen, 500).proportion_ci(method="wilson")
+        assert bootstrap.proportion(seen / 500, 500) == pytest.approx(list(expected), rel=1e-12, abs=1e-15)
 
 
 def test_interval_holds_a_figure_that_resamples_are_biased_away_from_and_keeps_to_what_can_be():

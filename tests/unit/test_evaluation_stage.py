@@ -66,13 +66,21 @@ def test_a_run_is_known_by_the_place_of_its_figures(tmp_path):
         inputs.run_folder(tmp_path / "metrics.json")
 
 
+def training_of(reference):
+    return measurements.training_images(reference, SETTINGS, seed=0)
+
+
+def fidelity_of(output, reference):
+    return measurements.measure_fidelity(output, reference, training_of(reference), SETTINGS, seed=0)
+
+
 def test_figures_are_about_what_they_are_named_after():
     """Samples like the held-out images are nearer to these; of a stack there is no inception score."""
     random = np.random.default_rng(0)
     train, held_out, features = (random.normal(mean, 1, (40, 4)) for mean in (0, 3, 3))
     reference = Reference(train, Statistics.of(train), Statistics.of(held_out), 0.0, held_out)
     judged = ExtractorOutput(features, random.normal(size=(40, 1, 10)))
-    found = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
+    found = fidelity_of(judged, reference)
     statistics = Statistics.of(features)
     assert found["FD-classifier"].value == frechet_distance(statistics, reference.train)
     assert (
@@ -97,13 +105,11 @@ def test_figures_are_about_what_they_are_named_after():
     for figure in found.values():
         low, high = figure.interval or [figure.value] * 2
         assert low <= figure.value <= high
-    assert found == measurements.measure_fidelity(judged, reference, SETTINGS, seed=0), "a function of the seed"
+    assert found == fidelity_of(judged, reference), "a function of the seed"
     equal = reference._replace(train_features=np.ones((40, 4)), heldout_features=np.ones((20, 4)))
-    alike = measurements.measure_fidelity(judged._replace(features=np.ones((40, 4))), equal, SETTINGS, seed=0)
+    alike = fidelity_of(judged._replace(features=np.ones((40, 4))), equal)
     assert alike["neighbour-ratio-classifier"].value == 1 and alike["authenticity-classifier"].value == 0
-    stacks = measurements.measure_fidelity(
-        judged._replace(logits=random.normal(size=(40, 3, 10))), reference, SETTINGS, seed=0
-    )
+    stacks = fidelity_of(judged._replace(logits=random.normal(size=(40, 3, 10))), reference)
     assert stacks == {name: figure for name, figure in found.items() if name != "IS-classifier"}
 
 
@@ -112,16 +118,16 @@ def test_held_out_images_are_measured_like_samples():
     random = np.random.default_rng(0)
     train, held_out = random.normal(size=(60, 4)), random.normal(1, 1, size=(40, 4))
     reference = Reference(train, Statistics.of(train), Statistics.of(held_out), 1.5, held_out)
-    found = measurements.measure_held_out(reference, SETTINGS, 0, "classifier")
+    found = measurements.measure_held_out(reference, training_of(reference), "classifier")
     judged = ExtractorOutput(held_out, random.normal(size=(40, 1, 10)))
-    as_samples = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
+    as_samples = fidelity_of(judged, reference)
     assert found.pop("FD-classifier").model_dump(exclude_none=True) == {"value": 1.5, "samples": 40}
     assert {name: one.value for name, one in found.items()} == {
         name: as_samples[name].value
         for name in ("precision-classifier", "density-classifier", "authenticity-classifier")
     }
     few = reference._replace(heldout_features=held_out[:3])
-    assert list(measurements.measure_held_out(few, SETTINGS, 0, "inception")) == ["FID"]
+    assert list(measurements.measure_held_out(few, training_of(few), "inception")) == ["FID"]
 
 
 def test_distance_is_extrapolated_from_twenty_samples_per_feature_on():
@@ -130,7 +136,7 @@ def test_distance_is_extrapolated_from_twenty_samples_per_feature_on():
     reference = Reference(train, Statistics.of(train), Statistics.of(train), 0.0, train)
     for count in (79, 80):
         judged = ExtractorOutput(features[:count], logits[:count])
-        found = measurements.measure_fidelity(judged, reference, SETTINGS, seed=0)
+        found = fidelity_of(judged, reference)
         assert ("FD-classifier-infinity" in found) == (count == 80)
 
 

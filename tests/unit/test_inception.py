@@ -22,7 +22,7 @@ from vaebm.evaluation.reference import read_reference
 from vaebm.evaluation.reference import write_reference as make_reference
 from vaebm.measures import fidelity
 from vaebm.measures.frechet import Statistics, frechet_distance
-from vaebm.measures.neighbours import find_neighbours
+from vaebm.measures.neighbours import TrainingImages, find_neighbours
 from vaebm.system.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def test_measures_of_its_features_agree_with_independent_computations(extractor,
             ]
         )
 
-    near = find_neighbours(judged.features, found.train_features, found.heldout_features, len(real), 3)
+    near = find_neighbours(judged.features, TrainingImages(found.train_features, len(real), 3), found.heldout_features)
     assert (np.mean(near.inside > 0), near.recalled.mean()) == (share(samples, real), share(real, samples))
 
     logits = judged.logits[:, 0].astype(np.float64)

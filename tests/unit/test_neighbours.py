@@ -10,12 +10,16 @@ import torch
 
 from vaebm.measures import neighbours as module
 from vaebm.measures.frechet import SAMPLES_PER_FEATURE, Statistics, extrapolated_distance, frechet_distance
-from vaebm.measures.neighbours import find_neighbours
+from vaebm.measures.neighbours import TrainingImages, find_neighbours
 from vaebm.system.errors import UserError
 
 
 def normal(seed, count, size=8, shift=0.0):
     return np.random.default_rng(seed).normal(shift, 1, (count, size)).astype(np.float32)
+
+
+def neighbours_of(samples, train, heldout, balls, k):
+    return find_neighbours(samples, TrainingImages(train, balls, k), heldout)
 
 
 def shares(found, k):
@@ -52,12 +56,14 @@ def test_neighbours_are_those_of_their_definitions_whatever_is_held_at_once(real
     expected = by_brute_force(samples, train, heldout, real, k)
     for held in (10**7, 7 * 50):
         monkeypatch.setattr(module, "DISTANCES", held)
-        found = find_neighbours(samples, train, heldout, real, k)
+        found = neighbours_of(samples, train, heldout, real, k)
         for name, values in expected.items():
             assert getattr(found, name) == pytest.approx(values, rel=1e-9), name
     assert all(0.1 < share < 0.95 for share in shares(found, k)) and 0.1 < found.authentic.mean() < 0.9
     with pytest.raises(UserError, match="neighbours: expected less than 20, the images there are, found 20"):
-        find_neighbours(samples, train, heldout, 20, 20)
+        neighbours_of(samples, train, heldout, 20, 20)
+    with pytest.raises(UserError, match="neighbours: expected less than 3, the images there are, found 3"):
+        neighbours_of(samples[:3], train, heldout, 20, 3)
 
 
 def test_precision_recall_density_and_coverage_are_those_of_prdc():
@@ -65,17 +71,17 @@ def test_precision_recall_density_and_coverage_are_those_of_prdc():
     for k in (3, 5):
         with contextlib.redirect_stdout(io.StringIO()):
             theirs = prdc.compute_prdc(real.astype(np.float64), samples.astype(np.float64), k)
-        ours = shares(find_neighbours(samples, real, real, len(real), k), k)
+        ours = shares(neighbours_of(samples, real, real, len(real), k), k)
         expected = [theirs[name] for name in ("precision", "recall", "density", "coverage")]
         assert ours == pytest.approx(expected, rel=1e-12)
 
 
 def test_neighbours_do_not_change_with_order_scale_or_rotation():
     samples, train, heldout = normal(0, 60), normal(1, 80), normal(2, 30)
-    base = find_neighbours(samples, train, heldout, 80, 3)
+    base = neighbours_of(samples, train, heldout, 80, 3)
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(8, 8)))[0]
-    moved = find_neighbours(*((7 * part.astype(np.float64) @ turn + 2) for part in (samples, train, heldout)), 80, 3)
-    turned = find_neighbours(samples[::-1].copy(), train, heldout, 80, 3)
+    moved = neighbours_of(*((7 * part.astype(np.float64) @ turn + 2) for part in (samples, train, heldout)), 80, 3)
+    turned = neighbours_of(samples[::-1].copy(), train, heldout, 80, 3)
     assert shares(base, 3) == shares(moved, 3) == shares(turned, 3)
     assert np.array_equal(base.authentic, moved.authentic) and np.array_equal(base.authentic, turned.authentic[::-1])
     assert moved.train / 7 == pytest.approx(base.train, rel=1e-5)
@@ -87,10 +93,10 @@ def test_collapse_costs_recall_and_coverage_and_scatter_costs_precision_and_dens
     centres = 10 * np.array([[np.cos(angle), np.sin(angle)] for angle in np.arange(8) * np.pi / 4])
     real = centres[np.arange(400) % 8] + 0.5 * random.normal(size=(400, 2))
     one = centres[0] + 0.5 * random.normal(size=(400, 2))
-    precision, recall, density, coverage = shares(find_neighbours(one, real, real, 400, 3), 3)
+    precision, recall, density, coverage = shares(neighbours_of(one, real, real, 400, 3), 3)
     assert precision > 0.9 and recall < 0.2 and density > 0.8 and coverage < 0.2
     anywhere = random.uniform(-13, 13, size=(400, 2))
-    precision, recall, density, _ = shares(find_neighbours(anywhere, real, real, 400, 3), 3)
+    precision, recall, density, _ = shares(neighbours_of(anywhere, real, real, 400, 3), 3)
     assert precision < 0.4 and recall > 0.9 and density < 0.3
 
 
@@ -104,7 +110,7 @@ def test_copies_of_training_images_are_bounded_and_recovered(share):
     train, heldout, samples = normal(0, 2000), normal(1, 500), normal(2, 1000)
     copies = np.arange(1000) < share * 1000
     samples[copies] = train[1::2][: copies.sum()] + 1e-3 * normal(3, copies.sum())
-    found = find_neighbours(samples, train, heldout, 300, 3)
+    found = neighbours_of(samples, train, heldout, 300, 3)
     assert not found.authentic[copies].any() and share <= 1 - found.authentic.mean()
     nearest = torch.cdist(draws := torch.from_numpy(normal(4, 2001)), draws).fill_diagonal_(torch.inf).argmin(dim=1)
     apart = float((nearest[nearest] != torch.arange(2001)).double().mean())

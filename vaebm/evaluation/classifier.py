@@ -147,8 +147,6 @@ def run(settings: Path, data: Path, model: Path) -> None:
     Raises:
         UserError: bad settings or data, images smaller than 4×4, or a training that ended without a finite loss.
     """
-    from sklearn.metrics import confusion_matrix
-
     seed, chosen = read_settings(settings, ClassifierSettings)
     images = open_images(data)
     if min(images.shape[1:]) < 4:
@@ -170,7 +168,8 @@ def run(settings: Path, data: Path, model: Path) -> None:
     plots.training_curves(history_file, pictures / "curves.png", panels)
     occurring = np.unique(np.concatenate([images.labels, predicted.numpy()]))
     if len(occurring) <= MOST_IN_CONFUSION:
-        counts = confusion_matrix(labels.numpy(), predicted.numpy(), labels=occurring)
+        counts = np.zeros((len(occurring),) * 2, np.int64)
+        np.add.at(counts, tuple(np.searchsorted(occurring, each.numpy()) for each in (labels, predicted)), 1)
         plots.confusion(counts, pictures / "confusion.png", occurring)
     network = {"channels": chosen.channels, "shape": list(images.shape), "classes": trained.head.out_features}
     if trained.further:

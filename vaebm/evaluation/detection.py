@@ -69,16 +69,11 @@ def with_complexity(found: Scores, images: Tensor) -> Scores:
     return {**found, "complexity": found[""] + lengths}
 
 
-def _labelled(inside: Values, outside: Values) -> tuple[NDArray[np.int64], Values]:
-    """Labels (n + m,), 1 for in-distribution images, and scores of both sets."""
-    return np.repeat([1, 0], [len(inside), len(outside)]), np.concatenate([inside, outside])
-
-
 def roc_points(inside: Values, outside: Values) -> tuple[Values, Values]:
-    """Share of the set and share of in-distribution images above falling thresholds, without collinear points."""
-    from sklearn.metrics import roc_curve
-
-    return roc_curve(*_labelled(inside, outside))[:2]
+    """Share of the set and share of in-distribution images above falling thresholds, from 0 to 1, (T,) each."""
+    thresholds = _thresholds(inside, outside)
+    others, hits = (_passing(found, _once(found), thresholds)[0] / len(found) for found in (outside, inside))
+    return np.pad(others, (1, 0)), np.pad(hits, (1, 0))
 
 
 def separations(inside: Values, outside: Values) -> dict[str, float]:
@@ -88,18 +83,13 @@ def separations(inside: Values, outside: Values) -> dict[str, float]:
     thresholds. AUPR-out: the same over rising thresholds, with the set as positives. FPR95: share of the set at the
     highest threshold passed by at least 95 % of the in-distribution images.
     """
-    from sklearn.metrics import auc, average_precision_score
-
-    labels, values = _labelled(inside, outside)
-    precisions = average_precision_score(labels, values), average_precision_score(1 - labels, -values)
-    threshold = np.sort(inside)[len(inside) * (100 - RATE) // 100]
-    measures = auc(*roc_points(inside, outside)), *precisions, (outside >= threshold).mean()
-    return dict(zip(MEANINGS, map(float, measures), strict=True))
+    found = replicates(inside, outside, _once(inside), _once(outside))
+    return {name: float(values[0]) for name, values in found.items()}
 
 
 def replicates(inside: Values, outside: Values, inside_counts: Counts, outside_counts: Counts) -> dict[str, Values]:
     """`separations` (R,) of independent resamples of both sets, given as counts (R, n) and (R, m)."""
-    thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
+    thresholds = _thresholds(inside, outside)
     hits, others = _passing(inside, inside_counts, thresholds), _passing(outside, outside_counts, thresholds)
     rises, passed = np.diff(hits, prepend=0), np.diff(others, prepend=0)
     below = len(outside) - others
@@ -109,6 +99,16 @@ def replicates(inside: Values, outside: Values, inside_counts: Counts, outside_c
     shares = 1 - np.take_along_axis(below, enough, axis=1)[:, 0] / len(outside)
     precisions = _precision(hits, others), _precision(_failing(others), _failing(hits))
     return dict(zip(MEANINGS, (areas, *precisions, shares), strict=True))
+
+
+def _once(found: Values) -> Counts:
+    """Counts (1, N) of the images themselves, each once."""
+    return np.ones((1, len(found)), np.int64)
+
+
+def _thresholds(inside: Values, outside: Values) -> Values:
+    """All scores, falling, (T,)."""
+    return np.unique(np.concatenate([inside, outside]))[::-1]
 
 
 def _precision(hits: Counts, others: Counts) -> Values:

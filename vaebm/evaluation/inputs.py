@@ -206,8 +206,8 @@ class Inputs(ModelInputs):
     """Classifies the channels of stacks; `extractor` unless the settings train a separate classifier."""
     reference: Reference
     """Its features and statistics of the real images."""
-    further: list[tuple[Extractor, Reference]]
-    """Further extractors and their references."""
+    measured: list[tuple[Extractor, Reference]]
+    """All extractors and their references, that of the settings first."""
 
     @property
     def distance_name(self) -> str:
@@ -320,5 +320,5 @@ def load(files: Files, device: torch.device | str) -> Inputs:
     return Inputs(
         **{**vars(models), "hashes": hashes, "plugins": plugins}, sampling_seed=sampling_seed, sampling=sampling,
         shards=files.shards, foreign=foreign, samples=samples, extractor=opened, mode_extractor=mode_extractor,
-        reference=statistics, further=measured[1:],
+        reference=statistics, measured=measured,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from vaebm.evaluation.extractors import ExtractorOutput
 from vaebm.evaluation.reference import Reference
 from vaebm.measures import bootstrap, fidelity
 from vaebm.measures.frechet import SAMPLES_PER_FEATURE, Statistics, extrapolated_distance, frechet_distance
-from vaebm.measures.neighbours import find_neighbours
+from vaebm.measures.neighbours import TrainingImages, find_neighbours
 from vaebm.model import Estimates
 from vaebm.noise import derive
 from vaebm.nvae.model import NVAE
@@ -24,12 +24,33 @@ TINY = 1e-100
 """Added to distances, so that the ratio is 1 if all images are equal."""
 
 
+def training_images(
+    reference: Reference, settings: EvaluationSettings, seed: int, device: torch.device | str = "cpu"
+) -> TrainingImages:
+    """The training images of `reference` with their balls, for `measure_fidelity` and `measure_held_out`.
+
+    Raises:
+        UserError: fewer images than `precision_recall.images`, or not more than neighbours.
+    """
+    features, chosen = reference.train_features, settings.precision_recall
+    _check_images(chosen.images, len(features))
+    order = bootstrap.generator(seed, "training images").permutation(len(features))
+    return TrainingImages(features[order], chosen.images, chosen.neighbours, device)
+
+
+def _check_images(images: int, there: int) -> None:
+    if images > there:
+        raise UserError(
+            f"evaluation: precision_recall.images: expected at most {there}, the images there are, found {images}"
+        )
+
+
 def measure_fidelity(
     output: ExtractorOutput,
     reference: Reference,
+    training: TrainingImages,
     settings: EvaluationSettings,
     seed: int,
-    device: torch.device | str = "cpu",
     extractor: str = "",
 ) -> Measurements:
     """Compare the samples with real images: Fréchet distances, KID, nearest neighbours, inception score.
@@ -44,7 +65,7 @@ def measure_fidelity(
         UserError: fewer images than `precision_recall.images` or `kid_subset_size`.
     """
     features, number, extractor = output.features, len(output.features), extractor or settings.extractor.name
-    real_features = reference.train_features
+    real_features, device = reference.train_features, training.device
     counts = bootstrap.resamples(number, settings.bootstrap, bootstrap.generator(seed, "samples"))
     statistics, references = Statistics.of(features), (reference.train, reference.heldout)
     distances = bootstrap.frechet_replicates(features, counts, references, device)
@@ -67,13 +88,9 @@ def measure_fidelity(
     interval = bootstrap.interval(value, bootstrap.kid_replicates(features, real_features, counts, device))
     add(registry.KID, value, interval, subsets=subsets, subset_size=size, spread_over_subsets=spread)
 
-    images, k = settings.precision_recall.images, settings.precision_recall.neighbours
-    if images > (there := min(number, len(real_features))):
-        raise UserError(
-            f"evaluation: precision_recall.images: expected at most {there}, the images there are, found {images}"
-        )
-    train = real_features[bootstrap.generator(seed, "training images").permutation(len(real_features))]
-    found = find_neighbours(features[:images], train, reference.heldout_features, images, k, device)
+    images, k = len(training.radii), training.k
+    _check_images(images, number)
+    found = find_neighbours(features[:images], training, reference.heldout_features)
     shares = {registry.PRECISION: found.inside > 0, registry.RECALL: found.recalled}
     for metric, each in (shares | {registry.COVERAGE: found.covered, registry.AUTHENTICITY: found.authentic}).items():
         share = float(each.mean())
@@ -94,16 +111,12 @@ def measure_fidelity(
     return metrics
 
 
-def measure_held_out(
-    reference: Reference, settings: EvaluationSettings, seed: int, extractor: str, device: torch.device | str = "cpu"
-) -> Measurements:
+def measure_held_out(reference: Reference, training: TrainingImages, extractor: str) -> Measurements:
     """Metrics of the held-out images in place of samples, those that do not depend on the number of samples."""
-    real, k, every = settings.precision_recall.images, settings.precision_recall.neighbours, reference.heldout_features
+    every, k = reference.heldout_features, training.k
     metrics = {registry.FD.named(extractor): Measurement(value=reference.real, samples=len(every))}
-    if len(held_out := every[:real]) > k:
-        train = reference.train_features
-        train = train[bootstrap.generator(seed, "training images").permutation(len(train))]
-        found = find_neighbours(held_out, train, held_out, real, k, device)
+    if len(held_out := every[: len(training.radii)]) > k:
+        found = find_neighbours(held_out, training, held_out)
         each = {registry.PRECISION: found.inside > 0, registry.DENSITY: found.inside / k}
         for metric, values in (each | {registry.AUTHENTICITY: found.authentic}).items():
             value, name = float(values.mean()), metric.named(extractor)

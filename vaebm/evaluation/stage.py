@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from vaebm.config import METRICS
-from vaebm.evaluation import detection, ood, plots, sampling_time
+from vaebm.evaluation import detection, measurements, ood, plots, sampling_time
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores
 from vaebm.evaluation.inputs import Files, Inputs, ModelInputs, load, load_models
-from vaebm.evaluation.measurements import Measurements, measure_fidelity, measure_held_out, measure_likelihood
+from vaebm.evaluation.measurements import Measurements
 from vaebm.evaluation.normalizer import Normalized, measure_normalizer
 from vaebm.evaluation.quality_along_chain import quality_along_chain
 from vaebm.measures import modes
@@ -43,16 +43,21 @@ def unavailable_metrics(ood_sets: list[str], reason: str) -> dict[str, str]:
     return dict.fromkeys(names, reason) if reason else {}
 
 
-def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
-    """Compute the metrics of the samples' features and modes; draw samples, nearest training images and modes."""
+def sample_metrics(inputs: Inputs, pictures: Path) -> tuple[Measurements, Measurements]:
+    """Compute the metrics of the samples' features and modes, and of held-out images in place of samples.
+
+    Draw samples, nearest training images and modes.
+    """
     seed, chosen, images, samples = inputs.seed, inputs.settings, inputs.images, inputs.samples
-    extractor, reference = inputs.extractor, inputs.reference
-    output = extractor.extract(samples)
-    metrics = measure_fidelity(output, reference, chosen, seed, extractor.device)
-    outputs = {extractor: output}
-    for other, its_reference in inputs.further:
-        outputs[other] = found = other.extract(samples)
-        metrics |= measure_fidelity(found, its_reference, chosen, seed, other.device, other.kind)
+    metrics: Measurements = {}
+    of_real: Measurements = {}
+    outputs = {}
+    for one, reference in inputs.measured:
+        outputs[one] = one.extract(samples)
+        training = measurements.training_images(reference, chosen, seed, one.device)
+        metrics |= measurements.measure_fidelity(outputs[one], reference, training, chosen, seed, one.kind)
+        of_real |= measurements.measure_held_out(reference, training, one.kind)
+    extractor, output = inputs.extractor, outputs[inputs.extractor]
     if not inputs.sampling.stretch:  # the distance of images written as the published program writes them
         low, high = samples.flatten(1).aminmax(dim=1)
         stretched = output.features.copy()
@@ -71,8 +76,8 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> Measurements:
         plots.modes(modes.histogram(found_modes[:, 0], law), law, seed, pictures / "modes.png")
     image_grid(to_float(samples[: plots.GRID]), pictures / "samples.png")
     train = images.view("train")
-    plots.neighbours(samples, output.features, train, reference.train_features, pictures / "neighbours.png")
-    return metrics
+    plots.neighbours(samples, output.features, train, inputs.reference.train_features, pictures / "neighbours.png")
+    return metrics, of_real
 
 
 def estimates(inputs: ModelInputs, pixels: Tensor) -> Estimates:
@@ -105,7 +110,7 @@ def model_metrics(inputs: Inputs, model: VAEBM, pictures: Path) -> tuple[Measure
     if not inputs.no_likelihood_reason:
         held_out = inputs.images.split("heldout")[0]
         plots.interpolations(model, held_out, inputs.seed, pictures / "interpolations.png")
-    metrics = measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples)
+    metrics = measurements.measure_likelihood(model.nvae, of_held_out, of_train, inputs.settings.elbo_samples)
     normalized = NOT_NORMALIZED
     if model.energy is not None and not inputs.no_likelihood_reason:
         normalized = measure_normalizer(model, inputs.settings, of_held_out, inputs.sampling_seed, inputs.sampling)
@@ -173,7 +178,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     """Load, measure and draw: the content of metrics.json; the plots go to pictures/ next to it."""
     inputs, pictures = load(files, device), files.metrics.parent / "pictures"
     images, sampling, model = inputs.images, inputs.sampling, inputs.model
-    metrics = sample_metrics(inputs, pictures)
+    metrics, of_real = sample_metrics(inputs, pictures)
     of_sets, steps, potential, positives, normalized = None, None, None, None, NOT_NORMALIZED
     if model is not None:
         of_model, normalized, of_sets = model_metrics(inputs, model, pictures)
@@ -186,10 +191,7 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
     if registry.SECONDS_PER_50.pattern not in metrics:
         reason = "its samples have no record of the time they took" if model else inputs.no_likelihood_reason
         unavailable[registry.SECONDS_PER_50.pattern] = reason
-    measured = ((inputs.extractor, inputs.reference), *inputs.further)
-    heldout: Measurements = {}
-    for one, reference in measured:
-        heldout |= measure_held_out(reference, inputs.settings, inputs.seed, one.kind, one.device)
+    for one, reference in inputs.measured:
         if (name := registry.FD_INFINITE.named(one.kind)) not in metrics:
             found = f"{len(inputs.samples):,} samples of {reference.train_features.shape[1]:,} features"
             unavailable[name] = f"its extrapolation needs {SAMPLES_PER_FEATURE} samples per feature, found {found}"
@@ -204,9 +206,9 @@ def evaluation_record(files: Files, device: torch.device | str) -> RunRecord:
         ood=of_sets,
         normalizers=normalized.records,
         without=unavailable,
-        real=heldout,
+        real=of_real,
         extractor=inputs.extractor.describe(images.shape),
-        further_extractors=[one.describe(images.shape) for one, _ in inputs.further],
+        further_extractors=[one.describe(images.shape) for one, _ in inputs.measured[1:]],
         modes_by=inputs.mode_extractor.describe(images.shape) if separate else None,
         chain=ChainRecord(**sampling.chain.chosen, potential=potential, positives=positives, stretch=sampling.stretch),
         data=images.hash,

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import xlogy
-from scipy.stats import binomtest
+from scipy.special import ndtri, xlogy
 from torch import Tensor
 
 from vaebm.measures.frechet import COVARIANCE_BATCH, DistanceTo, Statistics
@@ -56,7 +55,9 @@ def interval(value: float, replicates: Values, low: float = -math.inf, high: flo
 
 def proportion(value: float, images: int) -> list[float]:
     """Wilson's 95 % interval of a proportion of `images` images; it is not empty at 0 or 1."""
-    return [float(bound) for bound in binomtest(round(value * images), images).proportion_ci(method="wilson")]
+    z = float(ndtri(PERCENTILES[1] / 100))
+    centre, width = value + z**2 / (2 * images), z * math.sqrt(value * (1 - value) / images + (z / (2 * images)) ** 2)
+    return [float(np.clip((centre + side * width) / (1 + z**2 / images), 0, 1)) for side in (-1, 1)]
 
 
 def frechet_replicates(

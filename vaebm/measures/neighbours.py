@@ -1,4 +1,4 @@
-"""Metrics of nearest neighbours among features; each matrix of distances is computed once and serves all of them."""
+"""Nearest neighbours among features; each matrix of distances is computed once and serves all metrics of them."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features
+from vaebm.measures.bootstrap import Features
 from vaebm.system.errors import UserError
 
 DISTANCES = 10_000_000
-"""Distances that are held at once."""
+"""Distances, and values of features in double precision, that are held at once."""
 
 
 class Neighbours(NamedTuple):
@@ -37,43 +37,61 @@ class Neighbours(NamedTuple):
     """(S,): distance to the nearest held-out image, over as many images as a part has."""
 
 
-def find_neighbours(
-    samples: Features, train: Features, heldout: Features, real: int, k: int, device: torch.device | str = "cpu"
-) -> Neighbours:
-    """Find the neighbours of samples (S, D) among training images (N, D), in random order, and held-out images (M, D).
-
-    The first `real` training images have a ball, R in `Neighbours`.
+class TrainingImages:
+    """Features (N, D) of the training images, in random order, of which the first R have a ball.
 
     Raises:
-        UserError: not more images than neighbours.
+        UserError: not more balls than neighbours.
     """
-    if k >= (least := min(len(samples), real)):
-        raise UserError(
-            f"evaluation: precision_recall: neighbours: expected less than {least}, the images there are, found {k}"
-        )
+
+    def __init__(self, features: Features, balls: int, k: int, device: torch.device | str = "cpu"):
+        _check_neighbours(k, balls)
+        self.features, self.k, self.device = features, k, device
+        self.radii = torch.empty(balls, dtype=torch.float64, device=device)
+        self._closest = torch.full((len(features),), torch.nan, dtype=torch.float64, device=device)
+        for part, found in _distances(features[:balls], features, device, range(balls)):
+            self.radii[part] = found[:, :balls].kthvalue(k).values
+            self._closest[:balls][part] = found.amin(dim=1)
+
+    def closest(self, which: Tensor) -> Tensor:
+        """Distances (n,) of the images with these indices to their nearest other training images."""
+        others = which.unique()
+        others = others[self._closest[others].isnan()].cpu()
+        for part, found in _distances(self.features[others.numpy()], self.features, self.device, others.tolist()):
+            self._closest[others[part].to(self.device)] = found.amin(dim=1)
+        return self._closest[which]
+
+
+def find_neighbours(samples: Features, training: TrainingImages, heldout: Features) -> Neighbours:
+    """Find the neighbours of samples (S, D) among training images and held-out images (M, D).
+
+    Raises:
+        UserError: not more samples than neighbours.
+    """
+    k, device, train, real = training.k, training.device, training.features, len(training.radii)
+    _check_neighbours(k, len(samples))
     size = min(len(train), len(heldout))
     own = torch.cat(
         [found.kthvalue(k).values for _, found in _distances(samples, samples, device, range(len(samples)))]
     )
-    closest = torch.full((len(train),), torch.nan, dtype=torch.float64, device=device)  # to its nearest training image
-    radii = closest[:real].clone()
-    for part, found in _distances(train[:real], train, device, range(real)):
-        radii[part], closest[:real][part] = found[:, :real].kthvalue(k).values, found.amin(dim=1)
     covered, recalled = torch.zeros(2, real, dtype=torch.bool, device=device)
     each: list[tuple[Tensor, ...]] = []
     for part, found in _distances(samples, train, device):
-        balls = found[:, :real] <= radii
+        balls = found[:, :real] <= training.radii
         covered |= balls.any(dim=0)
         recalled |= (found[:, :real] <= own[part, None]).any(dim=0)
         each.append((balls.sum(dim=1), *found.min(dim=1), _nearest_of_parts(found, size)))
     inside, distance, nearest, apart = map(torch.cat, zip(*each, strict=True))
-    others = nearest.unique()
-    others = others[closest[others].isnan()].cpu()
-    for part, found in _distances(train[others.numpy()], train, device, others.tolist()):
-        closest[others[part].to(device)] = found.amin(dim=1)
     fresh = torch.cat([_nearest_of_parts(found, size) for _, found in _distances(samples, heldout, device)])
-    results = (inside, recalled, covered, distance > closest[nearest], apart, fresh)
+    results = (inside, recalled, covered, distance > training.closest(nearest), apart, fresh)
     return Neighbours(*(one.cpu().numpy() for one in results))
+
+
+def _check_neighbours(k: int, images: int) -> None:
+    if k >= images:
+        raise UserError(
+            f"evaluation: precision_recall: neighbours: expected less than {images}, the images there are, found {k}"
+        )
 
 
 def _distances(
@@ -84,12 +102,13 @@ def _distances(
     The distance of a row to itself, at its index in `places` within `among`, is infinite.
     """
     known = torch.from_numpy(among).to(device)
-    step = max(DISTANCES // len(among), 1)
+    step, block = (max(DISTANCES // each, 1) for each in among.shape)
     for first in range(0, len(rows), step):
         part = slice(first, min(first + step, len(rows)))
         points = torch.from_numpy(rows[part]).to(device, torch.float64)
         # double precision: torch computes distances from products, which in single precision loses small distances
-        found = torch.cat([torch.cdist(points, block.double()) for block in known.split(PAIRWISE_BATCH)], dim=1)
+        blocks = [torch.cdist(points, each.double()) for each in known.split(block)]
+        found = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
         if places is not None:
             found[range(len(points)), places[part]] = torch.inf
         yield part, found
