@@ -90,11 +90,11 @@ class FlatParameters:
         scales = self._normalize() if self._layers else None
         try:
             for layer, weight in zip(self._layers, self._weights, strict=True):
-                layer.normalized = weight
+                vars(layer)["normalized"] = weight  # a module's own assignment looks for parameters first
             yield
         finally:
             for layer in self._layers:
-                layer.normalized = None
+                vars(layer)["normalized"] = None
         if scales is not None:
             self._add_gradients(*scales)
 

@@ -1,5 +1,6 @@
 """The training loop: resume, history, progress, time limit, signals."""
 
+import functools
 import json
 import os
 import shutil
@@ -32,8 +33,13 @@ CONTINUE, SAVE = 0, 1
 def batch_indices(step: int, batch: int, images: int, seed: int) -> Tensor:
     """Indices of the images of a step, a function of seed, epoch and position; incomplete batches are dropped."""
     epoch, position = divmod(step, images // batch)
-    order = np.random.Generator(np.random.Philox(key=derive(seed, "order", epoch))).permutation(images)
-    return torch.from_numpy(order[position * batch : (position + 1) * batch])
+    return _order(seed, epoch, images)[position * batch : (position + 1) * batch]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, images: int) -> Tensor:
+    """Random order of the images in an epoch, (images,)."""
+    return torch.from_numpy(np.random.Generator(np.random.Philox(key=derive(seed, "order", epoch))).permutation(images))
 
 
 def training_batch(images: Tensor, step: int, batch: int, seed: int, flip: bool) -> Tensor:
