@@ -11,6 +11,7 @@ from pathlib import Path
 from vaebm.records.files import read_tracking, write_record
 from vaebm.system.errors import UserError, brief
 from vaebm.system.files import locked
+from vaebm.system.startup import imports
 from vaebm.tracking.database import DATABASE, without_password
 from vaebm.tracking.mirror import Mirror
 from vaebm.tracking.stages import stages
@@ -43,10 +44,15 @@ def run(results: Path) -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE}"
     shown = without_password(uri)
     try:
+        found = stages(results)
+        with imports():  # before the lock: they take as long as the mirror
+            import mlflow.tracking
+
+            if any(stage.model for stage in found):
+                import mlflow.pytorch  # noqa: F401
         with locked(Path(f"{DATABASE}.lock")):  # of two processes that create the database, one would fail
             mirror = Mirror(uri, results)
             mirror.experiment()
-            found = stages(results)
             for stage in found:
                 mirror.stage(stage)
             for stage in found:  # last, because models take longest
