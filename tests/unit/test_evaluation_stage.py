@@ -67,7 +67,7 @@ def test_a_run_is_known_by_the_place_of_its_figures(tmp_path):
 
 
 def training_of(reference):
-    return measurements.training_images(reference, SETTINGS, seed=0)
+    return measurements.training_balls(reference, SETTINGS, seed=0)
 
 
 def fidelity_of(output, reference):

@@ -12,7 +12,7 @@ import torch
 from vaebm.config import EvaluationSettings, NVAENetworkSettings
 from vaebm.evaluation.detection import measure_ood, with_typicality
 from vaebm.evaluation.extractors import ExtractorOutput
-from vaebm.evaluation.measurements import measure_fidelity, measure_likelihood, training_images
+from vaebm.evaluation.measurements import measure_fidelity, measure_likelihood, training_balls
 from vaebm.evaluation.reference import Reference
 from vaebm.evaluation.stage import unavailable_metrics
 from vaebm.measures.frechet import Statistics
@@ -51,7 +51,7 @@ def written() -> set[str]:
         kid = {"kid_subsets": 1, "kid_subset_size": 8, "inception_splits": 2}
         settings = EvaluationSettings.model_validate(SETTINGS | kid | {"extractor": extractor})
         judged = output if extractor != "DINOv2" else output._replace(logits=np.empty((60, 0, 0)))
-        found |= set(measure_fidelity(judged, reference, training_images(reference, settings, 0), settings, seed=0))
+        found |= set(measure_fidelity(judged, reference, training_balls(reference, settings, 0), settings, seed=0))
     sizes = {"channels_encoder": 4, "channels_decoder": 4, "groups": [1], "latents": 1, "preprocess_blocks": 1}
     cells = {"preprocess_cells": 1, "postprocess_cells": 1, "cells_encoder": 1, "cells_decoder": 1}
     network = NVAENetworkSettings.model_validate(sizes | cells | {"decoder": "bernoulli"})

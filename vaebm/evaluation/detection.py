@@ -70,10 +70,13 @@ def with_complexity(found: Scores, images: Tensor) -> Scores:
 
 
 def roc_points(inside: Values, outside: Values) -> tuple[Values, Values]:
-    """Share of the set and share of in-distribution images above falling thresholds, from 0 to 1, (T,) each."""
+    """Share of the set and share of in-distribution images above falling thresholds, without collinear points."""
     thresholds = _thresholds(inside, outside)
-    others, hits = (_passing(found, _once(found), thresholds)[0] / len(found) for found in (outside, inside))
-    return np.pad(others, (1, 0)), np.pad(hits, (1, 0))
+    passing = np.concatenate([_passing(found, _once(found), thresholds) for found in (outside, inside)])
+    passing = np.pad(passing, ((0, 0), (1, 0)))
+    turns = np.pad(np.diff(passing, 2).any(axis=0), 1, constant_values=True)
+    others, hits = passing[:, turns]
+    return others / len(outside), hits / len(inside)
 
 
 def separations(inside: Values, outside: Values) -> dict[str, float]:

@@ -24,7 +24,7 @@ TINY = 1e-100
 """Added to distances, so that the ratio is 1 if all images are equal."""
 
 
-def training_images(
+def training_balls(
     reference: Reference, settings: EvaluationSettings, seed: int, device: torch.device | str = "cpu"
 ) -> TrainingImages:
     """The training images of `reference` with their balls, for `measure_fidelity` and `measure_held_out`.

@@ -54,7 +54,7 @@ def sample_metrics(inputs: Inputs, pictures: Path) -> tuple[Measurements, Measur
     outputs = {}
     for one, reference in inputs.measured:
         outputs[one] = one.extract(samples)
-        training = measurements.training_images(reference, chosen, seed, one.device)
+        training = measurements.training_balls(reference, chosen, seed, one.device)
         metrics |= measurements.measure_fidelity(outputs[one], reference, training, chosen, seed, one.kind)
         of_real |= measurements.measure_held_out(reference, training, one.kind)
     extractor, output = inputs.extractor, outputs[inputs.extractor]
