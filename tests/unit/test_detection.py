@@ -5,9 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import auc, average_precision_score, roc_auc_score, roc_curve
 
 from vaebm.evaluation import detection, stage
-from vaebm.evaluation.detection import measure_ood, replicates, scores, separations, with_complexity, with_typicality
+from vaebm.evaluation.detection import (
+    measure_ood,
+    replicates,
+    roc_points,
+    scores,
+    separations,
+    with_complexity,
+    with_typicality,
+)
 from vaebm.measures import bootstrap
 from vaebm.model import Estimates
 from vaebm.records.metrics import MEANINGS
@@ -50,6 +59,22 @@ def test_measures_are_those_of_their_definitions(levels, sizes):
     assert separations(inside + shift, outside) == {"AUROC": 1, "AUPR": 1, "AUPR-out": 1, "FPR95": 0}
     below = separations(inside - shift, outside)
     assert below["AUROC"] == 0 and below["FPR95"] == 1
+
+
+@pytest.mark.parametrize("levels", [7, 10**6])
+def test_measures_are_those_of_scikit_learn(levels):
+    """Its areas, average precisions and ROC curve, with equal scores and without."""
+    random = np.random.default_rng(0)
+    inside, outside = random.integers(1, levels, 80).astype(float), random.integers(0, levels - 1, 60).astype(float)
+    labels, values = np.repeat([1, 0], [80, 60]), np.concatenate([inside, outside])
+    found = separations(inside, outside)
+    assert found["AUROC"] == pytest.approx(roc_auc_score(labels, values), rel=1e-12)
+    assert found["AUPR"] == pytest.approx(average_precision_score(labels, values), rel=1e-12)
+    assert found["AUPR-out"] == pytest.approx(average_precision_score(1 - labels, -values), rel=1e-12)
+    others, hits = roc_points(inside, outside)
+    assert auc(others, hits) == pytest.approx(found["AUROC"], rel=1e-12)
+    every = roc_curve(labels, values, drop_intermediate=False)[:2]
+    assert np.interp(every[0] + every[1], others + hits, others) == pytest.approx(every[0], abs=1e-12)
 
 
 @pytest.mark.parametrize("levels", [6, 10**6])
