@@ -5,12 +5,12 @@ A resample draws as many images as there are, with replacement, and is stored as
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri, xlogy
 from torch import Tensor
 
 from vaebm.measures.frechet import COVARIANCE_BATCH, DistanceTo, Statistics
@@ -55,9 +55,14 @@ def interval(value: float, replicates: Values, low: float = -math.inf, high: flo
 
 def proportion(value: float, images: int) -> list[float]:
     """Wilson's 95 % interval of a proportion of `images` images; it is not empty at 0 or 1."""
-    z = float(ndtri(PERCENTILES[1] / 100))
+    z = NormalDist().inv_cdf(PERCENTILES[1] / 100)
     centre, width = value + z**2 / (2 * images), z * math.sqrt(value * (1 - value) / images + (z / (2 * images)) ** 2)
     return [float(np.clip((centre + side * width) / (1 + z**2 / images), 0, 1)) for side in (-1, 1)]
+
+
+def entropy_terms(shares: Values) -> Values:
+    """−p ln p of each share p, 0 at p = 0, any shape."""
+    return torch.special.entr(torch.from_numpy(shares)).numpy()
 
 
 def frechet_replicates(
@@ -121,5 +126,5 @@ def inception_replicates(logits: Logits, splits: int, number: int, random: np.ra
         chunk = log_p[part * len(log_p) // splits : (part + 1) * len(log_p) // splits]
         p, weights = np.exp(chunk), resamples(len(chunk), number, random) / len(chunk)
         marginal = weights @ p
-        scores += np.exp(weights @ (p * chunk).sum(axis=1) - xlogy(marginal, marginal).sum(axis=1)) / splits
+        scores += np.exp(weights @ (p * chunk).sum(axis=1) + entropy_terms(marginal).sum(axis=1)) / splits
     return scores

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.special import xlogy
 
 from vaebm.measures import bootstrap
 from vaebm.records.metrics import KL, KL_FLOOR, MODES, MODES_FLOOR
@@ -53,11 +51,11 @@ def histogram(modes: Modes, law: Law) -> NDArray[np.int64]:
     return counts
 
 
-def divergence(counts: NDArray[np.int64], law: Law) -> NDArray[np.float64]:
+def divergence(counts: NDArray[np.number[Any]], law: Law) -> NDArray[np.float64]:
     """KL divergence of histograms of modes (…, modes) from the law, in nats, (…,)."""
     seen = law > 0
     shares = (counts / counts.sum(axis=-1, keepdims=True))[..., seen]
-    return (xlogy(shares, shares) - shares * np.log(law[seen])).sum(axis=-1)
+    return -(bootstrap.entropy_terms(shares) + shares * np.log(law[seen])).sum(axis=-1)
 
 
 def expected_modes(law: Law, images: int) -> float:
@@ -75,7 +73,7 @@ def expected_divergence(law: Law, images: int) -> float:
     counts, total = np.arange(images + 1), 0.0
     shares = counts / images
     for probability, modes in zip(*np.unique(law[law > 0], return_counts=True), strict=True):
-        terms = xlogy(shares, shares) - shares * np.log(probability)
+        terms = -bootstrap.entropy_terms(shares) - shares * np.log(probability)
         total += float(modes * (binom.pmf(counts, images, probability) @ terms))
     return total
 
@@ -94,7 +92,8 @@ def measure_modes(found: Modes, law: Law, resamples: int, seed: int) -> dict[str
     counts = np.stack([histogram(each, law) for each in found.T])
     apart, seen = divergence(counts, law), (counts > 0).sum(axis=1)
     drawn = bootstrap.resamples(images, resamples, bootstrap.generator(seed, "modes"))
-    replicates = np.mean([divergence(drawn @ one_hot(each, len(law)), law) for each in found.T], axis=0)
+    resampled = ([np.bincount(each, row, len(law)) for row in drawn] for each in found.T)
+    replicates = np.mean([divergence(np.array(each), law) for each in resampled], axis=0)
 
     def mean(values: NDArray[np.number[Any]], **facts: Any) -> Measurement:
         if networks > 1:
@@ -107,8 +106,3 @@ def measure_modes(found: Modes, law: Law, resamples: int, seed: int) -> dict[str
         KL.pattern: mean(apart, interval=bootstrap.interval(float(apart.mean()), replicates, 0.0)),
         KL_FLOOR.pattern: Measurement(value=expected_divergence(law, images), samples=images),
     }
-
-
-def one_hot(modes: Modes, number: int) -> csr_array:
-    """Matrix (N, number) with a one at the mode of each image."""
-    return csr_array((np.ones(len(modes), np.int64), modes, np.arange(len(modes) + 1)), (len(modes), number))

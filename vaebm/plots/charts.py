@@ -49,10 +49,9 @@ def read_history(history: Path) -> list[dict[str, float]]:
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred moving mean over about 1/50 of the curve, shorter at the ends; NaN is ignored."""
-    import pandas as pd
-
-    width = 2 * (len(values) // 100) + 1
-    return pd.Series(values).rolling(width, min_periods=1, center=True).mean().to_numpy()
+    known, window = ~np.isnan(values), np.ones(2 * (len(values) // 100) + 1)
+    sums, counts = (np.convolve(each, window, "same") for each in (np.where(known, values, 0.0), known))
+    return sums / np.where(counts > 0, counts, np.nan)
 
 
 def training_curves(history: Path, path: Path, panels: dict[str, list[str]]) -> None:
