@@ -175,7 +175,7 @@ def samples(
     f"--nvae results/digits/nvae/seed0/model.safetensors --energy {EXAMPLE_RUN}/model.safetensors "
     "--extractor results/digits/reference/classifier.yaml --classifier results/digits/classifier/model.safetensors "
     f"--reference results/digits/reference/classifier.npz --metrics {EXAMPLE_RUN}/evaluation/metrics.json "
-    f"{EXAMPLE_RUN}/samples/shard-000.npy {EXAMPLE_RUN}/samples/shard-001.npy"
+    f"{EXAMPLE_RUN}/samples/shard-000.npy"
 )
 def evaluation(
     settings: options.SettingsFile,
