@@ -53,8 +53,8 @@ def test_nvae_settings_are_the_published_ones(
         ("latents: 4", "latents: [4", "not YAML"),
         ("    steps: 4\n", "", "ebm.chain.steps: expected a value, found none"),
         (
-            "  batch: 500\n",
-            "  batch: 500\n  shards: 2000\n",
+            "shards: 1\n",
+            "shards: 2000\n",
             "samples: shards must be at most the 20 batches that count and batch make, found 2000",
         ),
         ("warmup_epochs: 2", "warmup_epochs: 2000", "nvae: training.warmup_epochs must be below training.epochs"),
