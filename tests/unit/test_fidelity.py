@@ -1,8 +1,5 @@
 """What samples are measured by in the classifier's features, against computations that share no code with it."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -114,21 +111,6 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
 
     monkeypatch.setattr(torch.ops, "load_library", fail)
     assert not torchvision_shim._compiled_operators_load()
-
-
-def test_torchs_compiler_is_imported_only_where_something_asks_for_it():
-    """Its import takes longer than torch's. The operator that asks torchvision's question gets its answer."""
-    code = """
-import sys
-import vaebm.measures.fidelity_backend
-assert not {"torch._dynamo", "torch._dynamo.utils"} & set(sys.modules)
-found = sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu")
-import torch
-from torch._dynamo.utils import is_compile_supported
-assert found is is_compile_supported("cpu")
-assert torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(2)).tolist() == [2, 2]
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):

@@ -28,6 +28,44 @@ def test_imports_run_without_the_collector_and_are_left_out_of_it() -> None:
     gc.unfreeze()
 
 
+COMPILER = """
+import sys
+from vaebm.system.startup import imports
+with imports():
+    import torch
+    import vaebm.measures.fidelity_backend
+weight = torch.nn.Parameter(torch.ones(2))
+for kind in (torch.optim.Adam, torch.optim.Adamax, torch.optim.AdamW):
+    optimizer = kind([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+assert not [name for name in sys.modules if name.startswith("torch._dynamo.") and name != "torch._dynamo.utils"]
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "assert torch.compile(lambda x: 2 * x, backend='eager')(torch.ones(2)).tolist() == [2, 2]",
+        "assert torch.compiler.disable(lambda x: 2 * x)._torchdynamo_disable",
+        "import torch._dynamo.config",
+        "assert sys.modules['torchvision.ops.roi_align'].is_compile_supported('cpu') is True",
+    ],
+)
+def test_torchs_compiler_is_imported_only_where_something_asks_for_it(code: str) -> None:
+    """It takes as long as torch. Optimisers and torchvision do without it; all else finds the module itself."""
+    after = """
+import torch._dynamo
+import torch._dynamo.utils
+assert torch._dynamo.__file__ and torch._dynamo.utils.__file__ and torch._dynamo.utils.is_compile_supported("cpu")
+assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.utils is sys.modules["torch._dynamo.utils"]
+optimizer.step()
+"""
+    subprocess.run([sys.executable, "-c", COMPILER + code + after], check=True)
+
+
 def test_start_is_the_age_at_the_first_imports_and_the_length_of_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 s until the first have ended, work until 10 s, 3 s of imports more, 20 s in all."""
     clock = iter([2.0, 10.0, 13.0, 20.0])

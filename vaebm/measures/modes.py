@@ -70,12 +70,10 @@ def expected_divergence(law: Law, images: int) -> float:
     """
     from scipy.stats import binom  # half a second, for stacks alone
 
-    counts, total = np.arange(images + 1), 0.0
+    counts, (values, modes) = np.arange(images + 1), np.unique(law[law > 0], return_counts=True)
     shares = counts / images
-    for probability, modes in zip(*np.unique(law[law > 0], return_counts=True), strict=True):
-        terms = -bootstrap.entropy_terms(shares) - shares * np.log(probability)
-        total += float(modes * (binom.pmf(counts, images, probability) @ terms))
-    return total
+    terms = [binom.pmf(counts, images, p) @ (bootstrap.entropy_terms(shares) + shares * np.log(p)) for p in values]
+    return -float(modes @ np.array(terms))
 
 
 def measure_modes(found: Modes, law: Law, resamples: int, seed: int) -> dict[str, Measurement]:

@@ -3,18 +3,15 @@
 The published torchvision wheels are built for CUDA. With a CPU-only torch their compiled library does not load, and
 `import torchvision` fails at an undeclared operator. Declaring the schemas is enough for data sets, transforms and
 torch-fidelity; the box operators stay unavailable. Nothing is declared where the compiled library loads.
-
-One box operator asks torch's compiler for one function. Its import takes longer than torch's, and nothing here
-compiles, so torchvision is given a stand-in that imports the compiler when it is called.
 """
 
-import importlib
-import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import torch
+
+from vaebm.system.startup import import_compiler_later
 
 
 def _compiled_operators_load() -> bool:
@@ -42,19 +39,5 @@ def _declare() -> torch.library.Library | None:
 DECLARED = _declare()
 """Declarations, valid as long as this reference; None: the compiled operators loaded."""
 
-COMPILER = "torch._dynamo.utils"
-"""The module of which torchvision imports `is_compile_supported`."""
-
-
-def _import_torchvision() -> None:
-    stand_in = ModuleType(COMPILER)
-    vars(stand_in)["is_compile_supported"] = lambda kind: importlib.import_module(COMPILER).is_compile_supported(kind)
-    used = sys.modules.setdefault(COMPILER, stand_in) is stand_in
-    try:
-        import torchvision  # noqa: F401
-    finally:
-        if used:
-            del sys.modules[COMPILER]
-
-
-_import_torchvision()
+import_compiler_later()
+import_module("torchvision")  # which imports the compiler

@@ -17,7 +17,6 @@ from vaebm.records.files import read_tracking, write_record
 from vaebm.records.results import MirroredRun, TrackingRecord
 from vaebm.system.errors import UserError
 from vaebm.system.files import checksum
-from vaebm.system.startup import imports
 from vaebm.tracking.database import DATABASE, prepare_database, without_password
 from vaebm.tracking.stages import RegisteredModel, StageRun, experiment_run
 
@@ -51,8 +50,7 @@ class Mirror:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        with imports():
-            from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient
 
         for noisy in ("alembic", "mlflow"):  # after the import, which sets the levels
             logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -147,14 +145,13 @@ class Mirror:
 
     def _register(self, model: RegisteredModel, run: str) -> None:
         """Log a model as a torch module with its code, from the run of its metrics, and register it."""
-        with imports():
-            import mlflow.pytorch
-            import numpy as np
-            from mlflow.models import Model as LoggedModel
-            from mlflow.models import ModelSignature
-            from mlflow.types import Schema, TensorSpec
+        import mlflow.pytorch
+        import numpy as np
+        from mlflow.models import Model as LoggedModel
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
 
-            from vaebm.model import VAEBM
+        from vaebm.model import VAEBM
 
         versions = self.client.search_model_versions(f"name = '{model.name}'")
         if any(version.run_id == run and version.tags.get("hash") == model.hash for version in versions):
