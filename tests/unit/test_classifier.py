@@ -11,7 +11,7 @@ from vaebm.data import open_images, write_images
 from vaebm.data.digits import prepare_digits
 from vaebm.evaluation import classifier
 from vaebm.evaluation.classifier import Classifier, to_float
-from vaebm.system.checkpoint import hash_tensors
+from vaebm.system.checkpoint import hash_tensors, save_model
 from vaebm.system.errors import UserError
 
 SETTINGS = ClassifierSettings(channels=4, epochs=4, batch=50, learning_rate=0.01)
@@ -136,6 +136,13 @@ def test_bytes_become_floats_by_255():
 def test_mistakes_are_one_line(tmp_path, manifest, trained):
     with pytest.raises(UserError, match="found no file"):
         classifier.load_classifier(tmp_path / "model.pt")
+    network = {"channels": 4, "shape": [1, 8, 8], "classes": 10}
+    for number, (other, weights) in enumerate(
+        ((network, {}), (network | {"gone": 1}, Classifier(**network).state_dict()))
+    ):
+        save_model(tmp_path / f"{number}.pt", "classifier", other, weights)
+        with pytest.raises(UserError, match=f"^[^\n]*{number}.pt: expected a classifier of this version, found[^\n]*$"):
+            classifier.load_classifier(tmp_path / f"{number}.pt")
     images, labels, splits, source = prepare_digits()
     write_images(tmp_path / "small", "small", images[:, :3, :3], labels, splits, source)
     with pytest.raises(UserError, match="at least 4×4, found 3×3"):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vaebm.config import ENERGIES, EnergyNetworkSettings, NetworkSettings
 from vaebm.nvae.layers import DataInitializedConv2d, data_initialization
-from vaebm.system.checkpoint import load_model
+from vaebm.system.checkpoint import load_model, of_this_version
 from vaebm.system.device import freeze
 from vaebm.system.errors import UserError
 from vaebm.system.plugins import imported
@@ -95,12 +95,7 @@ def load_energy(path: Path | str, device: torch.device | str = "cpu") -> nn.Modu
     """
     content = load_model(path, "energy")
     ENERGIES.check(content["network"].get("kind", "residual"))
-    try:
+    with of_this_version(path, "an energy network"):
         energy = build_energy(EnergyNetworkSettings.model_validate(content["network"]), content["shape"][0])
         energy.load_state_dict(content["weights"])
-    except Exception:  # any error here means other content
-        raise UserError(
-            f"{path}: expected an energy network of this version, found one with other settings or weights; "
-            "train or convert it again"
-        ) from None
     return freeze(energy, device)

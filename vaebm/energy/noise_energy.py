@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from vaebm.config import NoiseEnergySettings
 from vaebm.noise import NoiseSource
-from vaebm.system.checkpoint import load_model
+from vaebm.system.checkpoint import load_model, of_this_version
 from vaebm.system.device import freeze
-from vaebm.system.errors import UserError
 from vaebm.system.shapes import Latents, PerImage
 
 
@@ -77,12 +76,7 @@ def load_prior(path: Path | str, device: torch.device | str = "cpu") -> NoiseEne
         UserError: the file is missing, or not an energy on noise of this version, or torch cannot use the device.
     """
     content = load_model(path, "prior")
-    try:
+    with of_this_version(path, "an energy on noise"):
         prior = NoiseEnergy(NoiseEnergySettings.model_validate(content["network"]), content["shape"])
         prior.load_state_dict(content["weights"])
-    except Exception:  # any error here means other content
-        raise UserError(
-            f"{path}: expected an energy on noise of this version, found one with other settings or weights; "
-            "train it again"
-        ) from None
     return freeze(prior, device)

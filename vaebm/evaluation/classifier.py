@@ -20,7 +20,7 @@ from vaebm.data import ImageSet, open_images
 from vaebm.noise import derive
 from vaebm.records.files import write_record
 from vaebm.records.training import ClassifierRecord
-from vaebm.system.checkpoint import hash_tensors, load_model, save_model
+from vaebm.system.checkpoint import hash_tensors, load_model, of_this_version, save_model
 from vaebm.system.device import Progress, freeze, seeded, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.system.files import writing
@@ -81,11 +81,12 @@ def load_classifier(path: Path | str) -> Classifier:
     """Load the output of `run`, in eval mode, frozen.
 
     Raises:
-        UserError: no such file, or not a classifier.
+        UserError: no such file, or not a classifier of this version.
     """
     content = load_model(path, "classifier")
-    model = Classifier(**content["network"])
-    model.load_state_dict(content["weights"])
+    with of_this_version(path, "a classifier"):
+        model = Classifier(**content["network"])
+        model.load_state_dict(content["weights"])
     return freeze(model, "cpu")
 
 

@@ -20,7 +20,7 @@ from vaebm.nvae.distributions import Normal, full_precision
 from vaebm.nvae.latent_group import Draw, LatentGroup
 from vaebm.nvae.layers import NormalizedConv2d
 from vaebm.nvae.pixel_distributions import Pixels, logit_channels, pixels_of, quantize
-from vaebm.system.checkpoint import load_model
+from vaebm.system.checkpoint import load_model, of_this_version
 from vaebm.system.device import freeze
 from vaebm.system.errors import UserError, check_number
 from vaebm.system.shapes import GreyImages, Images, Latents, PerGroup, PerImage, check_images, check_noise
@@ -294,14 +294,9 @@ def load_nvae(path: Path | str, device: torch.device | str = "cpu") -> NVAE:
         UserError: the file is missing, or not an NVAE of this version, or torch cannot use the device.
     """
     content = load_model(path, "nvae")
-    try:
+    with of_this_version(path, "an NVAE"):
         nvae = NVAE(NVAENetworkSettings.model_validate(content["network"]), content["shape"])
         nvae.load_state_dict(content["weights"])
-    except Exception:  # any error here means other content
-        raise UserError(
-            f"{path}: expected an NVAE of this version, found one with other settings or weights; "
-            "train or convert it again"
-        ) from None
     return freeze(nvae, device)
 
 

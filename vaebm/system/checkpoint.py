@@ -1,12 +1,13 @@
 """Model files and training checkpoints, written atomically, with hashes of their contents."""
 
+import contextlib
 import hashlib
 import json
 import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,6 +88,16 @@ def load_model(path: Path | str, kind: str | None = None) -> dict[str, Any]:
             "the file is damaged; make it anew or restore it"
         )
     return content
+
+
+@contextlib.contextmanager
+def of_this_version(path: Path | str, what: str) -> Iterator[None]:
+    """In this context any error is a `UserError`: the model file has not the settings or weights of `what`."""
+    try:
+        yield
+    except Exception:  # torch and the settings raise many classes
+        found = "found one with other settings or weights; train or convert it again"
+        raise UserError(f"{path}: expected {what} of this version, {found}") from None
 
 
 def _read_safetensors(path: Path | str) -> dict[str, Any] | None:
