@@ -1,5 +1,8 @@
 """What samples are measured by in the classifier's features, against computations that share no code with it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +114,21 @@ def test_operators_are_declared_only_where_the_compiled_ones_do_not_load(monkeyp
 
     monkeypatch.setattr(torch.ops, "load_library", fail)
     assert not torchvision_shim._compiled_operators_load()
+
+
+def test_torchvision_alone_does_not_import_torchs_compiler():
+    """Without a command, too, and the operator that asks torchvision's question gets its answer."""
+    code = """
+import sys
+import vaebm.measures.fidelity_backend
+assert "torch._dynamo.eval_frame" not in sys.modules
+found = sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu")
+import torch
+from torch._dynamo.utils import is_compile_supported
+assert found is is_compile_supported("cpu")
+assert torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_extractor_gives_the_features_of_its_own_weights(tmp_path):

@@ -29,6 +29,7 @@ def test_imports_run_without_the_collector_and_are_left_out_of_it() -> None:
 
 
 COMPILER = """
+import importlib.util
 import sys
 from vaebm.system.startup import imports
 with imports():
@@ -42,6 +43,7 @@ for kind in (torch.optim.Adam, torch.optim.Adamax, torch.optim.AdamW):
     optimizer.zero_grad()
     optimizer.load_state_dict(optimizer.state_dict())
 assert not [name for name in sys.modules if name.startswith("torch._dynamo.") and name != "torch._dynamo.utils"]
+assert importlib.util.find_spec("torch._dynamo") is sys.modules["torch._dynamo"].__spec__
 """
 
 

@@ -92,7 +92,7 @@ def load_model(path: Path | str, kind: str | None = None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def of_this_version(path: Path | str, what: str) -> Iterator[None]:
-    """In this context any error is a `UserError`: the model file has not the settings or weights of `what`."""
+    """In this context any error becomes a `UserError`: the model file does not fit `what`, this version's network."""
     try:
         yield
     except Exception:  # torch and the settings raise many classes

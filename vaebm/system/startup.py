@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,16 +22,16 @@ _loaded = time.monotonic()
 _starting: float | None = None
 """Seconds spent on start-up and imports."""
 
-COMPILER = "torch._dynamo", "torch._dynamo.utils"
+_COMPILER = "torch._dynamo", "torch._dynamo.utils"
 
 
 class _StandIn(ModuleType):
     """A module with a few of its names; to ask for another one imports the compiler."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and (self.__name__, name) != (COMPILER[0], "__path__"):
+        if name.startswith("__") and (self.__name__, name) != (_COMPILER[0], "__path__"):
             raise AttributeError(name)  # asked of every module, but for the path of a package's modules
-        for each in COMPILER:
+        for each in _COMPILER:
             if isinstance(sys.modules.get(each), _StandIn):
                 del sys.modules[each]
         return getattr(importlib.import_module(self.__name__), name)
@@ -38,9 +39,11 @@ class _StandIn(ModuleType):
 
 def import_compiler_later() -> None:
     """Give torch's optimisers and torchvision stand-ins for the compiler, unless it is imported."""
-    if COMPILER[0] in sys.modules:
+    if _COMPILER[0] in sys.modules:
         return
-    compiler, utils = (sys.modules.setdefault(name, _StandIn(name)) for name in COMPILER)
+    compiler, utils = (sys.modules.setdefault(name, _StandIn(name)) for name in _COMPILER)
+    for each in (compiler, utils):
+        each.__spec__ = ModuleSpec(each.__name__, None)  # importlib.util.find_spec fails without one
     of_torch = {"wrapping": False}  # torch's options for its own functions
     vars(compiler).update(
         graph_break=lambda: None,
