@@ -304,10 +304,8 @@ class EvaluationSettings(Settings):
             else one.model_copy(update={"path": None})
             for one in self.ood
         ]
-        first, *further = (
-            one.model_copy(update={"weights": None, "sha256": None})
-            for one in (self.extractor, *self.further_extractors)
-        )
+        every = (self.extractor, *self.further_extractors)
+        first, *further = (one.model_copy(update={"weights": None, "sha256": None}) for one in every)
         others = {"extractor": first, "further_extractors": further}
         return self.model_copy(update={"ood": sets, **others, **dict.fromkeys(PATHS.values())})
 

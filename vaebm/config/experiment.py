@@ -227,10 +227,8 @@ class Experiment(Settings):
             for name, data in evaluation.ood_sets.items():
                 if problem := self._ood_problem(name, data):
                     raise ValueError(f"evaluation.ood: {name}: {problem}")
-            required = _image_counts(evaluation) | {
-                "inception_splits": evaluation.inception_splits,
-                "steps.images": evaluation.steps.images,
-            }
+            required = _image_counts(evaluation) | {"inception_splits": evaluation.inception_splits}
+            required["steps.images"] = evaluation.steps.images
             for samples in filter(None, map(self.samples_of, self.models)):
                 for key, count in required.items():
                     if count > samples.count:
@@ -262,14 +260,9 @@ class Experiment(Settings):
     @property
     def _trained(self) -> dict[str, EBMSettings | WGANSettings]:
         """Key of each section that trains an energy or a GAN → the section."""
-        stages = {
-            f"variants.{name}.{self.stage_of(name).name}": self.stage_of(name).settings for name in self.every_variant
-        }
-        return {
-            where: section
-            for where, section in {"ebm": self.ebm, **stages}.items()
-            if isinstance(section, EBMSettings | WGANSettings)
-        }
+        stages = {name: self.stage_of(name) for name in self.every_variant}
+        every = {"ebm": self.ebm, **{f"variants.{name}.{one.name}": one.settings for name, one in stages.items()}}
+        return {where: one for where, one in every.items() if isinstance(one, EBMSettings | WGANSettings)}
 
     def image_count_problem(self, train: int, heldout: int) -> str | None:
         """One line on a setting that requires more than `train` training or `heldout` held-out images, or None."""

@@ -21,12 +21,9 @@ def schema() -> dict[str, Any]:
     """Schema of names, types, ranges and descriptions; `Experiment` checks what is missing and how settings fit."""
     whole = Experiment.model_json_schema()
     groups = whole["$defs"]
-    for section, model in CHANGED_BY_VARIANTS.items():
-        field = groups["Variant"]["properties"][section]
-        groups["Variant"]["properties"][section] = {
-            "$ref": f"#/$defs/{model.__name__}",
-            "description": field["description"],
-        }
+    sections = groups["Variant"]["properties"]
+    for name, model in CHANGED_BY_VARIANTS.items():
+        sections[name] = {"$ref": f"#/$defs/{model.__name__}", "description": sections[name]["description"]}
     for group in (whole, *groups.values()):
         group.pop("required", None)  # a base or the experiment may have it
     whole["properties"] = {"base": BASE, **whole["properties"]}

@@ -158,11 +158,8 @@ def _fields(model: type[BaseModel], location: list[Any]) -> list[str]:
     """Fields of the group of settings at `location`."""
     annotation: Any = model
     for part in location:
-        annotation = (
-            get_args(annotation)[-1]
-            if get_origin(annotation) in (list, dict)
-            else group_of(annotation).model_fields[part].annotation
-        )
+        several = get_origin(annotation) in (list, dict)
+        annotation = get_args(annotation)[-1] if several else group_of(annotation).model_fields[part].annotation
     return list(group_of(annotation).model_fields)
 
 

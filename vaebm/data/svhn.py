@@ -34,9 +34,8 @@ def read_mat(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def prepare_svhn(data: DataSettings, threads: int) -> Prepared:
     """Images (99289, 32, 32, 3), labels, splits and source, without the additional images (`extra`)."""
     known = torchvision_datasets().SVHN
-    files = [
-        PublishedFile(name, md5, (url,)) for url, name, md5 in (known.split_list["train"], known.split_list["test"])
-    ]
+    parts = (known.split_list[part] for part in ("train", "test"))
+    files = [PublishedFile(name, md5, (url,)) for url, name, md5 in parts]
     folder, source = verified(data, *files)
     (train, train_labels), (heldout, heldout_labels) = (read_mat(folder / file.name) for file in files)
     splits = {"train": (0, len(train)), "heldout": (len(train), len(train) + len(heldout))}

@@ -93,12 +93,8 @@ def _files(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> lis
         raise UserError(
             f"{shown(folder)}: expected a folder of pictures, found one that cannot be read: {reason}"
         ) from None
-    deeper = [
-        file
-        for path, is_folder in entries
-        if is_folder and not path.name.startswith(".")
-        for file in _files(path, above | {own})
-    ]
+    folders = [path for path, is_folder in entries if is_folder and not path.name.startswith(".")]
+    deeper = [file for path in folders for file in _files(path, above | {own})]
     return [path for path, is_folder in entries if not is_folder] + deeper
 
 
@@ -214,12 +210,8 @@ def _arrays(
     if images.dtype != np.uint8 or images.shape[1:] != (data.side, data.side, data.channels) or not len(images):
         expected = f"(N, {data.side}, {data.side}, {data.channels}) uint8 (data.side, data.channels)"
         raise UserError(f"{path}: {prefix}images: expected {expected}, found {_form(images)}")
-    if (
-        labels.shape != (len(images),)
-        or labels.dtype.kind not in "iu"
-        or labels.min() < 0
-        or labels.max() >= LABEL_LIMIT
-    ):
+    whole = labels.shape == (len(images),) and labels.dtype.kind in "iu"
+    if not (whole and labels.min() >= 0 and labels.max() < LABEL_LIMIT):
         values = f" from {labels.min()} to {labels.max()}" if labels.dtype.kind in "iu" and labels.size else ""
         expected = f"({len(images)}) integers from 0 to {LABEL_LIMIT - 1:,}"
         raise UserError(f"{path}: {prefix}labels: expected {expected}, found {_form(labels)}{values}")

@@ -9,16 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vaebm.fast.fold import fold
-from vaebm.fast.layers import (
-    ELU,
-    BilinearUpsample,
-    Convolution,
-    Layer,
-    Residual,
-    Tape,
-    apply_layers,
-    backward_layers,
-)
+from vaebm.fast.layers import ELU, BilinearUpsample, Convolution, Layer, Residual, Tape, apply_layers, backward_layers
 from vaebm.nvae.cells import BilinearUp, ResidualCell
 from vaebm.nvae.distributions import BOUND, LEAST_SIGMA, LOG_2PI
 from vaebm.nvae.latent_group import LatentGroup
@@ -87,8 +78,7 @@ class PreparedDecoder:
 
     def pixels_and_sigmas(self, eps: Sequence[Tensor]) -> tuple[Pixels, list[Tensor]]:
         """p(x|z) for the z of this noise, and σ of each group's prior, which broadcasts to (B, latents, h, w)."""
-        differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in eps)
-        if differentiable:
+        if torch.is_grad_enabled() and any(each.requires_grad for each in eps):
             logits, *sigmas = _Decode.apply(self, *eps)  # type: ignore[no-untyped-call]  # torch declares none
         else:
             logits, *sigmas = self.forward(eps, None)

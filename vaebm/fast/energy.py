@@ -1,6 +1,5 @@
 """The energy network, prepared for chains (VAEBM appendix E)."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Self
 
@@ -48,13 +47,10 @@ class PreparedEnergy:
 
     def load_weights_(self, other: Self) -> bool:
         """Copy the weights of `other` in place; False, with nothing copied, if architecture or type differ."""
-        pairs = list(itertools.zip_longest(self.tensors(), other.tensors()))
-        if any(
-            mine is None or new is None or mine.shape != new.shape or mine.dtype != new.dtype or mine.is_inference()
-            for mine, new in pairs
-        ):
+        present, new = list(self.tensors()), list(other.tensors())
+        forms, others = ([(each.shape, each.dtype) for each in tensors] for tensors in (present, new))
+        if forms != others or any(each.is_inference() for each in present):
             return False
-        present, new = zip(*pairs, strict=True)
         torch._foreach_copy_(present, new)
         return True
 

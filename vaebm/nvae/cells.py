@@ -175,10 +175,8 @@ class ResidualCell(nn.Module):
         super().__init__()
         skips = {"down": FactorizedReduce, "up": BilinearUp}
         self.skip = skips[resample](channels_in, channels_out) if resample != "none" else nn.Identity()
-        branch = [
-            operations[0](channels_in, channels_out, resample),
-            *(operation(channels_out, channels_out, "none") for operation in operations[1:]),
-        ]
+        branch = [operations[0](channels_in, channels_out, resample)]
+        branch += [operation(channels_out, channels_out, "none") for operation in operations[1:]]
         if squeeze_excitation:
             branch.append(SqueezeExcitation(channels_out))
         self.branch = nn.Sequential(*branch)

@@ -50,12 +50,8 @@ class FlatParameters:
             each.data, each.grad = value, slope
         sizes = [layer.weight.numel() for layer in self._layers]
         normalized, self._slopes = vector.new_zeros(sum(sizes)), vector.new_zeros(sum(sizes))
-        self._weights = [
-            _leaf(_like(value, layer.weight), _like(slope, layer.weight))
-            for layer, value, slope in zip(
-                self._layers, normalized.split(sizes), self._slopes.split(sizes), strict=True
-            )
-        ]
+        parts = zip(self._layers, normalized.split(sizes), self._slopes.split(sizes), strict=True)
+        self._weights = [_leaf(_like(one, layer.weight), _like(slope, layer.weight)) for layer, one, slope in parts]
         counts = [sum(layer.weight.numel() for layer in group) for group in groups.values()]
         matrices = (
             [part.view(-1, width) for part, width in zip(whole[: sum(counts)].split(counts), groups, strict=True)]

@@ -105,11 +105,8 @@ def read_published_nvae(path: Path) -> ConvertedNVAE:
                 found = type(parts[key]).__name__
             wanted = f"a published NVAE checkpoint with a {kind.__name__} under the key {key}"
             raise UserError(f"{path}: expected {wanted}, found {found}")
-    state: dict[str, Tensor] = {
-        name: value
-        for name, value in unwrapped(parts["state_dict"]).items()
-        if not str(name).endswith(".weight_normalized")
-    }
+    given: dict[str, Tensor] = unwrapped(parts["state_dict"])
+    state = {name: value for name, value in given.items() if not str(name).endswith(".weight_normalized")}
     _check(path, state)
     settings, shape, filled = _settings(path, dict(vars(parts["args"])), state)
     try:

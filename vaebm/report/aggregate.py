@@ -95,8 +95,7 @@ def collect_records(
         UserError: a file is missing or damaged, or the seeds of a variant do not belong together.
     """
     groups: dict[tuple[str, str], list[RunRecord]] = {}
-    for path in metrics:
-        run = read_run(path)
+    for run in map(read_run, metrics):
         groups.setdefault((run.experiment, run.variant), []).append(run)
     records: dict[str, dict[str, VariantRecord]] = {}
     for (experiment, variant), runs in groups.items():

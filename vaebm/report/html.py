@@ -62,15 +62,10 @@ def card(row: ComparisonRow, variant: str, before: MetricValue, after: MetricVal
 def cards(variants: dict[str, VariantRecord]) -> list[Card]:
     """The cards: all headline metrics of the first variant, the first one of each further variant."""
     found: list[Card] = []
-    metrics = comparison_rows(variants)
+    headlines = [row for row in comparison_rows(variants) if metric(row.metric).shown == "card"]
     for variant in rows.non_baseline(variants):
-        shown = [
-            card(row, variant, before, after)
-            for row in metrics
-            if metric(row.metric).shown == "card"
-            and (before := row.figures[BASELINE])
-            and (after := row.figures[variant])
-        ]
+        pairs = [(row, row.figures[BASELINE], row.figures[variant]) for row in headlines]
+        shown = [card(row, variant, before, after) for row, before, after in pairs if before and after]
         found += shown[:1] if found else shown
     return found
 

@@ -245,12 +245,8 @@ def remarks(variants: dict[str, VariantRecord]) -> list[str]:
             names = ", ".join(name for name, why in record.without.items() if why == reason)
             unavailable.append(f"{variant} has no {names}: {reason}.")
     by_unit = [f"In {unit}: {', '.join(names)}." for unit, names in units.items()]
-    taken = dict.fromkeys(
-        f"{name}: {own.status}."
-        for name, record in variants.items()
-        for own in (run.own_training for run in record.runs)
-        if own is not None and own.checkpoint is not None
-    )
+    trainings = [(name, run.own_training) for name, record in variants.items() for run in record.runs]
+    taken = dict.fromkeys(f"{name}: {own.status}." for name, own in trainings if own and own.checkpoint)
     changes, kinds = changes_of(next(iter(variants.values()))), {name: kind_of(one) for name, one in variants.items()}
     settings = [f"{changes}."] * bool(changes) + [f"{name}: {kind}." for name, kind in kinds.items() if kind]
     return [*settings, *taken, f"Real images, held out, score {', '.join(scores)}.", *by_unit, *unavailable]

@@ -181,13 +181,8 @@ class Mirror:
                 signature=ModelSignature(Schema([images]), Schema([scores])),
             )
         _unless_there(self.client.create_registered_model, model.name)
-        self.client.create_model_version(
-            model.name,
-            f"models:/{logged.model_id}",
-            run,
-            tags=model.tags | {"hash": model.hash},
-            model_id=logged.model_id,
-        )
+        source, tags = f"models:/{logged.model_id}", model.tags | {"hash": model.hash}
+        self.client.create_model_version(model.name, source, run, tags=tags, model_id=logged.model_id)
 
     def _bring_up_to_date(self, place: MirroredRun, stage: StageRun) -> None:
         from mlflow.entities import Metric, RunTag

@@ -129,11 +129,9 @@ def stages(results: Path) -> list[StageRun]:
 def _training(folder: Path) -> StageRun:
     """A run of one of `TRAININGS`; without training.json it is unfinished."""
     record, history = folder / "training.json", folder / "history.jsonl"
-    facts: ClassifierRecord | TrainingRecord | None = None
-    if record.is_file():
-        kind: type[ClassifierRecord | TrainingRecord]
-        kind = ClassifierRecord if folder.name == "classifier" else TrainingRecord
-        facts = read_record(kind, record, *TRAINING_RECORD)
+    kind: type[ClassifierRecord | TrainingRecord]
+    kind = ClassifierRecord if folder.name == "classifier" else TrainingRecord
+    facts = read_record(kind, record, *TRAINING_RECORD) if record.is_file() else None
     settings_files = [path for path in (folder / f"{stage}.yaml" for stage in TRAININGS) if path.is_file()]
     # a variant that changed its kind keeps its old settings file
     name = getattr(facts, "stage", None) or max(settings_files, key=lambda path: path.stat().st_mtime).stem
