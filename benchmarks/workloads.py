@@ -165,8 +165,9 @@ def ebm_iteration(setup: Setup, device: torch.device, way: Implementation) -> Wo
 
     def work() -> None:
         for step in itertools.islice(steps, per_call("ebm_iteration", setup)):
+            ahead = (trainer.positives(step, images), trainer.negatives(step, images)) if way.kind == "fast" else ()
             with steps_of(way):
-                trainer.gradients(images, step, trainer.positives(step, images) if way.kind == "fast" else None)
+                trainer.gradients(images, step, *ahead)
                 trainer.update(stage.training.learning_rate)
 
     return work
@@ -234,7 +235,7 @@ WITHOUT_ENERGY = ("nvae_step",)
 
 def per_call(name: str, setup: Setup) -> int:
     """Steps or iterations of one call of a workload, by which its time is divided."""
-    small = setup.batch * math.prod(setup.shape) <= SMALL  # then iterations compute their positives together
+    small = setup.batch * math.prod(setup.shape) <= SMALL  # then iterations compute positives and negatives together
     return {"langevin_step": LANGEVIN_STEPS, "ebm_iteration": AHEAD if small else 1}.get(name, 1)
 
 

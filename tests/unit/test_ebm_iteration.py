@@ -123,6 +123,29 @@ def test_positives_of_a_block_of_iterations_are_those_of_each_alone() -> None:
     assert make_trainer().positives(0, data) is None
 
 
+@pytest.mark.parametrize("encoded", [0.0, 0.5])
+def test_negatives_of_a_call_are_those_of_each_iteration_with_the_energy_of_the_first(encoded: float) -> None:
+    """To rounding; in the same bits after a resume between two calls, and others after a restart with another seed."""
+    changes: dict[str, Any] = {"encoded": encoded, "training": {"chain_every": 3}}
+    trainer, fresh, resumed, data = *(make_trainer(**changes) for _ in range(3)), images(40)
+    alone = make_trainer(encoded=encoded)
+    seen = list[Tensor]()
+    alone.energy.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    for step in range(3):
+        found = trainer.negatives(step, data)
+        alone.gradients(alone.batch(step, data), step)  # without an update
+        torch.testing.assert_close(found, seen[-1].chunk(2)[1], rtol=1e-12, atol=1e-12)
+        trainer.gradients(trainer.batch(step, data), step, None, found)
+        trainer.update(1e-1)
+    resumed.load_state_dict(trainer.state_dict())
+    assert torch.equal(resumed.negatives(2, data), found)
+    following = trainer.negatives(3, data)
+    assert not torch.isclose(following, fresh.negatives(3, data)).all()  # the energy has moved
+    trainer.restart(trainer.snapshot())
+    assert not torch.isclose(trainer.negatives(3, data), following).all()
+    assert alone.negatives(0, data) is None
+
+
 def test_the_norm_of_the_gradient_is_limited_after_the_other_clip() -> None:
     """Same direction, the length asked for; the figure is that before."""
     free, limited = make_trainer(), make_trainer(training={"gradient_norm_limit": 0.5})

@@ -116,11 +116,16 @@ def test_a_training_without_a_good_snapshot_restarts_from_the_beginning(
         run(inputs, tmp_path / "one", guard={"restarts": 1, "restart_factor": 0.5})
 
 
+@pytest.mark.parametrize("chains", [{"replay": REPLAY}, {"training": {"chain_every": 3}}], ids=["replay", "every"])
 def test_a_stopped_training_ends_in_the_same_bits(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chains: dict[str, Any],
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With replay; interrupted before the explosion, during it, and after the restart."""
-    changes: dict[str, Any] = {"replay": REPLAY, "encoded": 0.25, "guard": {"restarts": 1, "restart_factor": 1e-4}}
+    """Interrupted before the explosion, during it, and after the restart."""
+    changes = chains | {"encoded": 0.25, "guard": {"restarts": 1, "restart_factor": 1e-4}}
     explode(monkeypatch, 10, rate=1.0)
     whole = run(inputs, tmp_path / "whole", **changes)
     explode(monkeypatch, 10, rate=1.0, stops=[6, 11, 9, 13])
@@ -171,12 +176,13 @@ def test_snapshots_without_a_distance_are_chosen_last() -> None:
     assert best_snapshot({10: None, 20: None}) == 20
 
 
-def test_two_processes_equal_one(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("replay", "every"), [(REPLAY | {"capacity": 120}, 1), (None, 3)])
+def test_two_processes_equal_one(replay: dict[str, Any] | None, every: int, inputs: Path, tmp_path: Path) -> None:
     """Under torchrun, initialisation, replay, encoded starts and gradients equal those of the whole batch."""
     changes: dict[str, Any] = {
-        "replay": REPLAY | {"capacity": 120},
+        "replay": replay,
         "encoded": 0.5,
-        "training": {"precision": "float64", "iterations": 8, "batch": 50},
+        "training": {"precision": "float64", "iterations": 8, "batch": 50, "chain_every": every},
     }
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, start in (("one", []), ("two", torchrun)):

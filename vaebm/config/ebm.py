@@ -160,6 +160,9 @@ class EBMTrainingSettings(Settings):
     """Updates of the energy's weights."""
     batch: Several = 32
     """Positive images and chains per update, over all processes."""
+    chain_every: PositiveInt = later(1)
+    """Iterations between calls of the chain. One call runs the chains of all of them, with the energy of the first; 1
+    as published."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2; the paper does so except for digits."""
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
@@ -257,6 +260,9 @@ class EBMSettings(ModelSettings):
                 "positives matched carry the pixel noise of decoder samples: "
                 f"expected negatives with it, found {found}; choose positives clean"
             )
+        if self.replay is not None and self.training.chain_every > 1:
+            found = self.training.chain_every
+            raise ValueError(f"training.chain_every: expected 1 with a replay buffer, found {found}")
         if self.replay is not None and self.replay.capacity < self.training.batch:
             raise ValueError(
                 f"replay.capacity must be at least training.batch ({self.training.batch}), found {self.replay.capacity}"

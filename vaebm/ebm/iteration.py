@@ -107,7 +107,7 @@ class EBMTrainer:
             "optimizer": self.optimizer,
             "average": self.average,
         }
-        self.ends: list[Tensor] = []  # ε_z at the ends of the last iteration's chains, for the replay buffer
+        self.ends: list[Tensor] = []  # ε_z at the ends of the last chains, for the replay buffer
         self._starts, self._positives = Ahead(), Ahead()
         self.restarts = 0
         self._begin()
@@ -115,6 +115,7 @@ class EBMTrainer:
     def _begin(self) -> None:
         """Start with an empty replay buffer and, after a restart, with other noise and batches."""
         self.noise_seed = derive(self.seed, "restart", self.restarts) if self.restarts else self.seed
+        self._negatives: tuple[int, Tensor] | None = None  # of the iterations from this number on: (iterations, B, …)
         self.buffer = None
         if (replay := self.stage.replay) is not None:
             self.buffer = ReplayBuffer(replay, self.vaebm.latent_shapes, self.noise_seed, self.nvae.dtype)
@@ -141,34 +142,57 @@ class EBMTrainer:
 
         return self._positives.of(step, (self.noise_seed, images.data_ptr(), len(images)), compute)[0]
 
-    def gradients(self, images: Tensor, step: int, positive: Images | None = None) -> Iteration:
+    def negatives(self, step: int, images: Tensor) -> Images | None:
+        """This process's negatives of iteration `step`, computed for `chain_every` iterations with the present energy.
+
+        None where each iteration has its own call of the chain. `images` are all training images, (N, C, H, W) uint8.
+        """
+        if (every := self.stage.training.chain_every) == 1:
+            return None
+        if self._negatives is None or step - self._negatives[0] not in range(every):
+            parts = {each: local_part(self.batch(each, images)) for each in range(step, step + every)}
+            with self.flat.normalized_weights():
+                self._negatives = step, self._chains(parts).contiguous().unflatten(0, (every, -1))
+        first, negatives = self._negatives
+        return negatives[step - first]
+
+    def _chains(self, parts: dict[int, Tensor]) -> Images:
+        """Images at the ends of this process's chains; number of an iteration → this process's part of its batch."""
+        batch = len(next(iter(parts.values()))) * distributed.world_size()
+        noise = NoiseSource(self.noise_seed, "chain", own_indices(parts, batch))
+        # 1. start of the chains
+        starts = [self.start(own, step, noise.at(own_indices([step], batch))) for step, own in parts.items()]
+        eps_z = [torch.cat(group) for group in zip(*(start for start, _ in starts), strict=True)]
+        eps_x = torch.cat([start for _, start in starts])
+        # 2. K Langevin steps, without gradient for the energy's weights
+        self.flat.requires_grad_(False)
+        self.ends, eps_x = self.vaebm.refine(eps_z, eps_x, chain=self.stage.chain, noise=noise)
+        self.flat.requires_grad_(True)
+        with torch.no_grad():
+            pixels = self.vaebm.decoder.decode(self.ends)[0]
+            return pixels.mean if self.stage.negatives == "mean" else pixels.sample(eps_x)
+
+    def gradients(
+        self, images: Tensor, step: int, positive: Images | None = None, negative: Images | None = None
+    ) -> Iteration:
         """Compute the gradient that `update` applies.
 
         Args:
             images: the global batch, (batch, C, H, W) uint8.
             step: number of the iteration, from 0.
             positive: this process's `positives`; None: compute those of this iteration.
+            negative: this process's `negatives`; None: compute those of this iteration.
         """
         stage, energy, own = self.stage, self.energy, local_part(images)
-        share = own_indices([step], len(images))
-
-        # 1. start of the chains
-        noise = NoiseSource(self.noise_seed, "chain", share)
-        eps_z, eps_x = self.start(own, step, noise)
-
         self.flat.zero_gradients()
         with self.flat.normalized_weights():
-            # 2. K Langevin steps, without gradient for the energy's weights
-            self.flat.requires_grad_(False)
-            self.ends, eps_x = self.vaebm.refine(eps_z, eps_x, chain=stage.chain, noise=noise)
-            self.flat.requires_grad_(True)
+            if negative is None:
+                negative = self._chains({step: own})
 
             # 3. energies of the data and of the chains' images
             if positive is None:
-                positive = positives(self.nvae, own, stage, NoiseSource(self.noise_seed, "positives", share))
-            with torch.no_grad():
-                pixels = self.vaebm.decoder.decode(self.ends)[0]
-                negative = pixels.mean if stage.negatives == "mean" else pixels.sample(eps_x)
+                noise = NoiseSource(self.noise_seed, "positives", own_indices([step], len(images)))
+                positive = positives(self.nvae, own, stage, noise)
             penalties = stage.training.energy_penalty, stage.training.gradient_penalty
             parts = contrastive_divergence(energy, positive, negative, *penalties)
 
@@ -247,9 +271,12 @@ class EBMTrainer:
         return dict(zip(names, snapshot["average"]["mean"], strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """The snapshot, the number of restarts and the replay buffer."""
-        buffer = None if self.buffer is None else self.buffer.state_dict()
-        return self.snapshot() | {"restarts": self.restarts, "buffer": buffer}
+        """The snapshot, the number of restarts, the replay buffer, and the negatives of the iterations to come."""
+        buffer, negatives = None if self.buffer is None else self.buffer.state_dict(), None
+        if self._negatives is not None:
+            shares = distributed.gather_to_rank0(self._negatives[1])
+            negatives = self._negatives[0], None if shares is None else shares.transpose(0, 1).flatten(1, 2)
+        return self.snapshot() | {"restarts": self.restarts, "buffer": buffer, "negatives": negatives}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a saved state exactly."""
@@ -257,5 +284,8 @@ class EBMTrainer:
             part.load_state_dict(state[name])
         self.restarts = state["restarts"]
         self._begin()
+        if state.get("negatives"):  # not in a snapshot, nor in a checkpoint of an earlier version
+            first, negatives = state["negatives"]
+            self._negatives = first, torch.stack([*map(local_part, negatives)]).to(self.nvae.device)
         if self.buffer is not None and state["buffer"] is not None:
             self.buffer.load_state_dict(state["buffer"])

@@ -183,7 +183,8 @@ def run_iterations(
     training, guarded = trainer.stage.training, trainer.stage.guard
 
     def gradients(step: int) -> Iteration:
-        return trainer.gradients(trainer.batch(step, images), step, trainer.positives(step, images))
+        positive, negative = trainer.positives(step, images), trainer.negatives(step, images)
+        return trainer.gradients(trainer.batch(step, images), step, positive, negative)
 
     if guarded.restarts and run_state.step == 0:
         snapshots.write(BEGINNING, trainer.snapshot)
