@@ -97,7 +97,12 @@ def test_nvae_settings_are_the_published_ones(
             "dataset: digitz",
             "data.dataset: there is no data set 'digitz'; data sets that exist: digits",
         ),
-        ("beta1: 0.99", "beta1: 1.0", "ebm.training.beta1: Input should be less than 1, found 1.0"),
+        ("beta1: 0.9", "beta1: 1.0", "ebm.training.beta1: Input should be less than 1, found 1.0"),
+        (
+            "replay: null",
+            "replay: {capacity: 200}",
+            "ebm: training.chain_every: expected 1 with replay, found 4; choose one of the two",
+        ),
         ("preprocess_blocks: 1", "preprocess_blocks: 3", "nvae.network: 8×8 images cannot be halved 4 times"),
         (
             "    - 0\n    - 2\n",

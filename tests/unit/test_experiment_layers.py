@@ -65,7 +65,8 @@ DIGITS = (EXPERIMENTS / "digits.yaml").read_text()
 def test_base_is_followed_along_a_chain(tmp_path: Path) -> None:
     """Groups are merged, lists and variants replaced, null is a value."""
     own = "base: middle\nsamples: {chain: {steps: 40}}\nevaluation: {ood: [turned]}\n"
-    middle = "base: digits\nebm: {replay: {capacity: 64}}\nvariants: {mine: {}}\nsamples: {count: 2000}\n"
+    middle = "base: digits\nebm: {replay: {capacity: 64}, training: {chain_every: 1}}\nvariants: {mine: {}}\n"
+    middle += "samples: {count: 2000}\n"
     path = write(tmp_path, own=own, middle=middle, digits=DIGITS)
     plain, found = read_experiment(tmp_path / "digits.yaml"), read_experiment(path)
     assert found.samples and found.ebm and found.ebm.replay and found.evaluation and plain.samples

@@ -262,7 +262,7 @@ class EBMSettings(ModelSettings):
             )
         if self.replay is not None and self.training.chain_every > 1:
             found = self.training.chain_every
-            raise ValueError(f"training.chain_every: expected 1 with a replay buffer, found {found}")
+            raise ValueError(f"training.chain_every: expected 1 with replay, found {found}; choose one of the two")
         if self.replay is not None and self.replay.capacity < self.training.batch:
             raise ValueError(
                 f"replay.capacity must be at least training.batch ({self.training.batch}), found {self.replay.capacity}"
