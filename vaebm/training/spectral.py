@@ -45,7 +45,7 @@ class SpectralPenalty(nn.Module):
 
     def forward(self) -> Tensor:
         """Penalty of the present weights, a scalar, after a few power iterations."""
-        iterations = 40 if self._first else 4
+        rounds = 10 if self._first else 1
         self.started.fill_(True)
         self._first = False
         total = []
@@ -53,15 +53,17 @@ class SpectralPenalty(nn.Module):
             matrices = torch.stack([weight().flatten(1) for weight in group])
             saved_u, saved_v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
             u, fixed, transposed = saved_u[:, None], matrices.detach(), matrices.detach().transpose(1, 2)
-            for _ in range(iterations):
-                v = _unit(torch.bmm(u, fixed))
-                u = _unit(torch.bmm(v, transposed))
+            for _ in range(rounds):  # of four iterations; norms in between cancel
+                for _ in range(3):
+                    u = torch.bmm(torch.bmm(u, fixed), transposed)
+                v = _unit(torch.bmm(u, fixed), 1e-30)
+                u = _unit(torch.bmm(v, transposed), 1e-3)
             saved_u.copy_(u[:, 0])
             saved_v.copy_(v[:, 0])
             total.append((torch.bmm(u, matrices) * v).sum())
         return torch.stack(total).sum() if total else torch.zeros((), device=self.started.device)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """Divide rows (n, 1, length) by their norms, in place."""
-    return rows.div_(torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp_min_(1e-3))
+def _unit(rows: Tensor, least: float) -> Tensor:
+    """Divide rows (n, 1, length) by their norms, at least `least`, in place."""
+    return rows.div_(torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp_min_(least))
