@@ -198,12 +198,13 @@ def sampling(setup: Setup, device: torch.device, way: Implementation) -> Workloa
 
 @contextlib.contextmanager
 def training_of(way: Implementation) -> Iterator[None]:
-    """In this context a trainer of the published arithmetic gets separate parameters and the spectral penalty."""
+    """In this context a trainer of the published arithmetic has its parameters, spectral penalty and threads."""
     with contextlib.ExitStack() as patches:
         if way.kind == "as published":
             for module in ("vaebm.nvae.train", "vaebm.ebm.iteration"):
                 patches.enter_context(mock.patch(f"{module}.FlatParameters", SeparateParameters))
                 patches.enter_context(mock.patch(f"{module}.SpectralPenalty", PublishedSpectralPenalty))
+            patches.enter_context(mock.patch("vaebm.nvae.train.GRAIN", 0))
         yield
 
 

@@ -101,7 +101,7 @@ def test_nvae_settings_are_the_published_ones(
         (
             "replay: null",
             "replay: {capacity: 200}",
-            "ebm: training.chain_every: expected 1 with replay, found 4; choose one of the two",
+            "ebm: training.chain_every: expected 1 with replay, found 4; choose one of them",
         ),
         ("preprocess_blocks: 1", "preprocess_blocks: 3", "nvae.network: 8×8 images cannot be halved 4 times"),
         (

@@ -125,6 +125,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)
 
 
+def test_a_step_on_small_activations_uses_one_thread() -> None:
+    """4 channels of 8×8: up to 128 images."""
+    before, seen = torch.get_num_threads(), list[int]()
+    torch.set_num_threads(2)
+    try:
+        for batch in (128, 130):
+            each = trainer(batch=batch)
+            each.nvae.stem.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+            assert each.step(images(batch), 0, 1e-3, penalise=True).finite
+            seen.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2, 2, 2]
+
+
 def test_first_batch_initialises_res_elu() -> None:
     """Each convolution's own outputs on that batch have mean 0 and standard deviation 0.2, those of later layers
     included.

@@ -261,8 +261,9 @@ class EBMSettings(ModelSettings):
                 f"expected negatives with it, found {found}; choose positives clean"
             )
         if self.replay is not None and self.training.chain_every > 1:
-            found = self.training.chain_every
-            raise ValueError(f"training.chain_every: expected 1 with replay, found {found}; choose one of the two")
+            raise ValueError(
+                f"training.chain_every: expected 1 with replay, found {self.training.chain_every}; choose one of them"
+            )
         if self.replay is not None and self.replay.capacity < self.training.batch:
             raise ValueError(
                 f"replay.capacity must be at least training.batch ({self.training.batch}), found {self.replay.capacity}"

@@ -20,7 +20,7 @@ from vaebm.nvae.model import NVAE
 from vaebm.nvae.objective import batch_norm_penalty, group_sizes, kl_coefficient, nelbo, norm_weight
 from vaebm.system import distributed
 from vaebm.system.checkpoint import hash_tensors, save_model
-from vaebm.system.device import seeded, setup_device, to_device_channels_last
+from vaebm.system.device import at_most_threads, seeded, setup_device, to_device_channels_last
 from vaebm.system.errors import UserError
 from vaebm.system.precision import set_precision
 from vaebm.training.loop import Limits, Stateful, Training, training_batch, training_images
@@ -32,6 +32,10 @@ NVAE_CURVES = {
     "regularisers": ["spectral", "batch_norm"],
     "learning rate": ["learning_rate"],
 }
+
+
+GRAIN = 2**15
+"""Values of an activation up to which torch's elementwise operations use one thread."""
 
 
 def scheduled_learning_rate(step: int, steps_per_epoch: int, training: NVAETrainingSettings) -> float:
@@ -83,6 +87,8 @@ class NVAETrainer:
         sizes = nvae.prior_constant.new_tensor(group_sizes(nvae.settings.groups))
         self.sizes = sizes if training.kl_balancing else None
         self.micro_batch = training.micro_batch or training.batch
+        values = self.micro_batch // distributed.world_size() * math.prod(nvae.shape[1:])
+        self.one_thread = values * nvae.settings.channels_encoder <= GRAIN  # a second one would wait most of the time
         self.norms = [layer for layer in nvae.modules() if isinstance(layer, BatchNorm)]
         self.statistics = [buffer for layer in self.norms for buffer in layer.buffers() if buffer.is_floating_point()]
 
@@ -101,6 +107,10 @@ class NVAETrainer:
 
         `penalise`: add the gradient of the regularisers (NVAE section 3.3).
         """
+        with at_most_threads(1 if self.one_thread else torch.get_num_threads()):
+            return self._step(images, step, learning_rate, penalise)
+
+    def _step(self, images: Tensor, step: int, learning_rate: float, penalise: bool) -> Step:
         training, beta = self.training, self.beta(step)
         before = [buffer.clone() for buffer in self.statistics]
         self.flat.zero_gradients()

@@ -140,6 +140,17 @@ def freeze(module: M, device: torch.device | str) -> M:
 
 
 @contextlib.contextmanager
+def at_most_threads(count: int) -> Iterator[None]:
+    """In this context torch's operations on the CPU use at most `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(count, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generator within this context and restore it afterwards."""
     with torch.random.fork_rng(devices=()):
