@@ -53,3 +53,13 @@ def test_singular_vectors_are_state() -> None:
     first()
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(), second())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e-2, 1e2, 1e4])
+def test_small_and_large_weights_neither_vanish_nor_overflow(scale: float) -> None:
+    """In single precision; a value below 1e-3 counts less, as published."""
+    weight = torch.nn.Parameter(scale * torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0)))
+    largest = torch.linalg.matrix_norm(weight.detach().flatten(1), ord=2).item()
+    penalty = SpectralPenalty([lambda: weight], seed=0)
+    found = [penalty().item() for _ in range(10)][-1]
+    assert found == pytest.approx(largest, rel=1e-3) if largest > 1e-3 else 0 <= found < largest

@@ -54,16 +54,19 @@ class SpectralPenalty(nn.Module):
             saved_u, saved_v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
             u, fixed, transposed = saved_u[:, None], matrices.detach(), matrices.detach().transpose(1, 2)
             for _ in range(rounds):  # of four iterations; norms in between cancel
-                for _ in range(3):
+                for _ in range(2):
                     u = torch.bmm(torch.bmm(u, fixed), transposed)
-                v = _unit(torch.bmm(u, fixed), 1e-30)
-                u = _unit(torch.bmm(v, transposed), 1e-3)
+                u = u.div_(_norms(u, order=torch.inf).log2_().round_().exp2_())  # a power of two, against overflow
+                v = torch.bmm(torch.bmm(torch.bmm(u, fixed), transposed), fixed)
+                v = v.div_(_norms(v))
+                u = torch.bmm(v, transposed)
+                u = u.div_(_norms(u, 1e-3))
             saved_u.copy_(u[:, 0])
             saved_v.copy_(v[:, 0])
             total.append((torch.bmm(u, matrices) * v).sum())
         return torch.stack(total).sum() if total else torch.zeros((), device=self.started.device)
 
 
-def _unit(rows: Tensor, least: float) -> Tensor:
-    """Divide rows (n, 1, length) by their norms, at least `least`, in place."""
-    return rows.div_(torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp_min_(least))
+def _norms(rows: Tensor, least: float = 1e-20, order: float = 2.0) -> Tensor:
+    """Norms of rows (n, 1, length), at least `least`."""
+    return torch.linalg.vector_norm(rows, order, dim=2, keepdim=True).clamp_min_(least)
