@@ -210,8 +210,8 @@ def _arrays(
     if images.dtype != np.uint8 or images.shape[1:] != (data.side, data.side, data.channels) or not len(images):
         expected = f"(N, {data.side}, {data.side}, {data.channels}) uint8 (data.side, data.channels)"
         raise UserError(f"{path}: {prefix}images: expected {expected}, found {_form(images)}")
-    whole = labels.shape == (len(images),) and labels.dtype.kind in "iu"
-    if not (whole and labels.min() >= 0 and labels.max() < LABEL_LIMIT):
+    integers = labels.shape == (len(images),) and labels.dtype.kind in "iu"
+    if not (integers and labels.min() >= 0 and labels.max() < LABEL_LIMIT):
         values = f" from {labels.min()} to {labels.max()}" if labels.dtype.kind in "iu" and labels.size else ""
         expected = f"({len(images)}) integers from 0 to {LABEL_LIMIT - 1:,}"
         raise UserError(f"{path}: {prefix}labels: expected {expected}, found {_form(labels)}{values}")

@@ -81,7 +81,7 @@ def photographs(images: UInt8Images, name: str) -> UInt8Images:
         raise UserError(f"evaluation.ood: photographs: it is made for digits alone, found {name}; leave it out")
     # without the import of scikit-learn, which takes a second
     folder = Path(str(distribution("scikit-learn").locate_file("sklearn/datasets/images")))
-    colours = (np.asarray(Image.open(folder / name), dtype=np.int64) for name in ("china.jpg", "flower.jpg"))
+    colours = (np.asarray(Image.open(folder / photo), dtype=np.int64) for photo in ("china.jpg", "flower.jpg"))
     photos = [each @ (299, 587, 114) // 1000 for each in colours]
     found: dict[bytes, UInt8Images] = {}
     for index in count():
