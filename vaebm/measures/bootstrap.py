@@ -106,17 +106,19 @@ def kid_replicates(a: Features, b: Features, counts: Counts, device: torch.devic
     within, across = torch.zeros(2, len(counts), dtype=torch.float64, device=device)
     for first in range(0, len(a), PAIRWISE_BATCH):
         part = slice(first, first + PAIRWISE_BATCH)
-        kernel = _kernel(one[part], one[first:])  # symmetric: pairs with earlier images count there
+        # symmetric: pairs with earlier images count there
+        kernel = kid_kernel(one[part] @ one[first:].T, one.shape[1])
         kernel[:, PAIRWISE_BATCH:] *= 2
         kernel.fill_diagonal_(0.0)
         within += ((weights[:, first:] @ kernel.T) * weights[:, part]).sum(dim=1, dtype=torch.float64)
-        across += weights[:, part].double() @ _kernel(one[part], other).mean(dim=1, dtype=torch.float64)
+        mean = kid_kernel(one[part] @ other.T, one.shape[1]).mean(dim=1, dtype=torch.float64)
+        across += weights[:, part].double() @ mean
     return (within / (len(a) * (len(a) - 1)) - 2 * across / len(a)).cpu().numpy()
 
 
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """KID's kernel (x · y / D + 1)³ of features (N, D) and (M, D): (N, M)."""
-    return (a @ b.T).div_(a.shape[1]).add_(1).pow_(3)
+def kid_kernel(products: Tensor, size: int) -> Tensor:
+    """KID's kernel (x · y / D + 1)³ of products x · y (any shape) of features of D = `size` values, in their memory."""
+    return products.div_(size).add_(1).pow_(3)
 
 
 def inception_replicates(logits: Logits, splits: int, number: int, random: np.random.Generator) -> Values:
