@@ -7,6 +7,7 @@ rule samples:
         record="results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.json",
     log:
         "results/{experiment}/{variant}/seed{seed}/samples/shard-{shard}.log",
+    priority: 1  # before classifiers: the evaluations wait for both, and samples of an energy take longest
     conda:
         "../../environment.yml"
     threads: resource("samples", "threads")
