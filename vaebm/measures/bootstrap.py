@@ -117,7 +117,7 @@ def kid_replicates(a: Features, b: Features, counts: Counts, device: torch.devic
 
 
 def kid_kernel(products: Tensor, size: int) -> Tensor:
-    """KID's kernel (x · y / D + 1)³ of products x · y (any shape) of features of D = `size` values, in their memory."""
+    """KID's kernel (x · y / D + 1)³ of products x · y (N, M) of features with D = `size` values; overwrites them."""
     return products.div_(size).add_(1).pow_(3)
 
 

@@ -20,7 +20,7 @@ def kid(a: Features, b: Features, subsets: int, size: int, seed: int) -> tuple[f
         )
     random, found = np.random.default_rng(seed), []
     for _ in range(subsets):
-        # in double precision, as torch-fidelity sums; of all features it would take gigabytes
+        # torch-fidelity sums in the kernel's precision; all features in double would take gigabytes
         x, y = (features[random.permutation(len(features))[:size]].astype(np.float64) for features in (a, b))
         products = [x @ x.T, x @ y.T, y @ y.T]  # numpy computes x xᵀ in half the time
         kernels = (kid_kernel(torch.from_numpy(each), x.shape[1]).numpy() for each in products)
