@@ -16,8 +16,8 @@ from vaebm.nvae.pixel_distributions import match_noise
 from vaebm.system.errors import UserError, check_number
 from vaebm.system.shapes import GreyImages, Images, PerImage
 
-BATCH = 250
-"""Images per batch up to 32×32 pixels, fewer for larger images; fixed, because the last digits may depend on it."""
+BATCH, PIXELS = 1000, 250 * 32 * 32
+"""Most images of a batch, and most pixels; fixed, because the last digits may depend on them."""
 
 
 class Estimates(NamedTuple):
@@ -66,7 +66,7 @@ class ScoredModel(StoredModel):
             UserError: as for `score`.
         """
         check_number("draws (importance_samples)", draws, 1)
-        size = max(min(BATCH, BATCH * 32 * 32 // (self.nvae.shape[1] * self.nvae.shape[2])), 1)
+        size = max(min(BATCH, PIXELS // (self.nvae.shape[1] * self.nvae.shape[2])), 1)
         found = [self._estimate(x, noise, draws) for x, noise in inputs(self.nvae, images, seed, "score", size)]
         return Estimates(*(None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
