@@ -116,14 +116,19 @@ def test_fid_is_that_of_torch_fidelitys_own_program(inception):
     assert found["frechet_inception_distance"] == pytest.approx(ours, rel=2e-7)
 
 
-def test_distances_of_features_are_those_of_clean_fid():
-    """Fréchet distance, which pytorch-fid gives too, and kernel distance."""
+def test_distances_of_features_are_those_of_other_programs():
+    """Fréchet distance by clean-fid and pytorch-fid, KID by clean-fid and by torch-fidelity with its own kernel."""
     ours = [Statistics.of(one) for one in FEATURES]
     for theirs in (cleanfid.fid.frechet_distance, fid_score.calculate_frechet_distance):
         assert frechet_distance(*ours) == pytest.approx(theirs(*ours[0], *ours[1]), rel=1e-9)
     first, second = FEATURES[0][:260], FEATURES[1]
     kernel = cleanfid.fid.kernel_distance(first, second, num_subsets=1, max_subset_size=260)
-    assert fidelity.kid(first, second, 1, 260, 0)[0] == pytest.approx(kernel, rel=1e-9)
+    pair = [torch.from_numpy(each).double() for each in (first, second)]
+    whole = fidelity.torch_fidelity.metric_kid.kid_features_to_metric(
+        *pair, kid_subsets=1, kid_subset_size=260, verbose=False
+    )
+    for theirs in (kernel, whole["kernel_inception_distance_mean"]):
+        assert fidelity.kid(first, second, 1, 260, 0)[0] == pytest.approx(theirs, rel=1e-9)
 
 
 def test_resizing_is_that_of_clean_fid_and_of_torchvision():

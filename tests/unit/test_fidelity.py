@@ -91,7 +91,7 @@ def test_kid_agrees_with_brute_force_on_whole_sets():
 
 
 def test_kid_uses_the_subsets_that_it_is_told_to():
-    """torch-fidelity ignores a misspelt keyword: so each setting must be seen to work."""
+    """Each setting changes the result, and larger subsets give a steadier one."""
     a, b = features(0), features(1)
     base = kid(a, b, subsets=5, size=100, seed=0)
     assert kid(a, b, subsets=5, size=100, seed=0) == base

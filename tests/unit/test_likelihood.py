@@ -156,6 +156,20 @@ def test_draws_depend_on_seed_and_place_and_not_on_the_batch(images, monkeypatch
     assert len(set(alike.tolist())) == 3, "equal images in other places have other draws"
 
 
+@pytest.mark.parametrize(
+    ("most", "pixels", "sizes"), [(5, 10**6, [5, 2]), (1000, 3 * 64, [3, 3, 1]), (1000, 1, [1] * 7)]
+)
+def test_a_batch_has_at_most_so_many_images_and_pixels(monkeypatch, most, pixels, sizes):
+    with seeded(0):
+        nvae = NVAE(NVAENetworkSettings(**SMALL), (1, 8, 8)).eval().requires_grad_(False)
+    monkeypatch.setattr(scores, "BATCH", most)
+    monkeypatch.setattr(scores, "PIXELS", pixels)
+    found, encode = [], NVAE.encode
+    monkeypatch.setattr(NVAE, "encode", lambda self, x: found.append(len(x)) or encode(self, x))
+    VAEBM(nvae, None).estimate(torch.rand(7, 1, 8, 8))
+    assert found == sizes
+
+
 def test_draws_share_one_pass_of_the_encoder(monkeypatch):
     with seeded(0):
         nvae = NVAE(NVAENetworkSettings(**SMALL | {"groups": [2, 1]}), (1, 8, 8)).eval().requires_grad_(False)
