@@ -35,12 +35,23 @@ def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkey
     assert picture.tolist() == [row] * plots.QUERIES
 
 
-def test_chains_have_a_row_each(tmp_path):
+def test_starts_and_ends_of_chains_and_a_row_for_each(tmp_path):
     steps = [torch.full((2, 1, 8, 8), step / 10) + torch.tensor([0.0, 0.5]).reshape(2, 1, 1, 1) for step in range(4)]
-    plots.chains(SimpleNamespace(chain=lambda *_, **__: steps), 0, ChainSettings(steps=3, step_size=0.1), tmp_path)
+    samples, asked = torch.full((3, 1, 8, 8), 204, dtype=torch.uint8), []
+
+    def sample(count, *, seed, steps):
+        asked.append((count, seed, steps))
+        return torch.full((count, 1, 8, 8), 0.4)
+
+    model = SimpleNamespace(chain=lambda *_, **__: steps, sample=sample)
+    plots.chains(model, samples, 7, ChainSettings(steps=3, step_size=0.1), tmp_path)
+    assert asked == [(3, 7, 0)]
     picture = np.asarray(Image.open(tmp_path / "chain.png").convert("L"))[22::42, 22::42]
     expected = np.round(255 * np.array([[0.0, 0.1, 0.2, 0.3], [0.5, 0.6, 0.7, 0.8]]))
     assert np.abs(picture.astype(float) - expected).max() <= 1  # float32 halves may round either way
+    for name, level in ("before", 102), ("after", 204):
+        shown = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
+        assert shown[22, 22] == level
 
 
 def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):

@@ -60,13 +60,16 @@ def interpolations(model: VAEBM, images: Tensor, seed: int, path: Path) -> None:
     plots.image_grid(torch.stack(framed, dim=1).flatten(0, 2), path, columns=PLACES + 2)
 
 
-def chains(model: VAEBM, seed: int, chain: ChainSettings, folder: Path) -> None:
-    """Write the first samples before.png and after.png their chains, and some chains step by step, chain.png."""
-    steps = [images.cpu() for images in model.chain(GRID, seed=seed, steps=chain.steps, step_size=chain.step_size)]
-    plots.image_grid(steps[0], folder / "before.png")
-    plots.image_grid(steps[-1], folder / "after.png")
-    rows = torch.stack([images[:CHAINS] for images in steps], dim=1)
-    plots.image_grid(rows.flatten(0, 1), folder / "chain.png", columns=len(steps))
+def chains(model: VAEBM, samples: Tensor, seed: int, chain: ChainSettings, folder: Path) -> None:
+    """Write the starts of the first samples before.png, `samples` (N, C, H, W) uint8 after.png, some chains chain.png.
+
+    The samples have this seed. In chain.png each row is a chain, step by step.
+    """
+    shown = samples[:GRID]
+    plots.image_grid(model.sample(len(shown), seed=seed, steps=0).cpu(), folder / "before.png")
+    plots.image_grid(to_float(shown), folder / "after.png")
+    steps = [images.cpu() for images in model.chain(CHAINS, seed=seed, steps=chain.steps, step_size=chain.step_size)]
+    plots.image_grid(torch.stack(steps, dim=1).flatten(0, 1), folder / "chain.png", columns=len(steps))
 
 
 def steps(found: AlongChain, test_steps: int, path: Path) -> None:

@@ -13,6 +13,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -31,11 +32,12 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
     with matplotlib.style.context(Path(__file__).with_suffix(".mplstyle")):
         columns = min(columns, panels)
         rows = -(-panels // columns)
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
         axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
         yield axes
         with writing(path) as stream:
-            figure.savefig(stream, format="png", dpi=130, metadata={"Software": None})
+            # `savefig` would draw the figure twice
+            FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})  # type: ignore[no-untyped-call]
 
 
 def read_history(history: Path) -> list[dict[str, float]]:

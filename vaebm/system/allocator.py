@@ -3,9 +3,10 @@
 import ctypes
 import platform
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
-"""Parameters of mallopt (glibc's <malloc.h>), in bytes: free space at the end of the heap above which it is returned to
-the system; extra space by which the heap grows and that it keeps; size from which a block has a mapping of its own."""
+MXFAST, TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = 1, -1, -2, -3
+"""Parameters of mallopt (glibc's <malloc.h>), in bytes: size up to which freed blocks stay unmerged; free space at the
+end of the heap above which it is returned to the system; extra space by which the heap grows and that it keeps; size
+from which a block has a mapping of its own."""
 
 
 def keep_freed_memory() -> None:
@@ -20,6 +21,7 @@ def keep_freed_memory() -> None:
         if not library.mallopt(MMAP_THRESHOLD, 2**30):
             library.mallopt(MMAP_THRESHOLD, 2**25)  # limit of older versions
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(MXFAST, 0)  # else each free of 64 KB and more searches all small blocks for neighbours to merge
         # Threads have separate heaps in pieces of 64 MB, and keep an empty piece if TOP_PAD is larger. One heap for all
         # threads mixes their blocks, and chains are slower.
         library.mallopt(TOP_PAD, 2**27)
