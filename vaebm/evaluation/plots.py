@@ -61,9 +61,9 @@ def interpolations(model: VAEBM, images: Tensor, seed: int, path: Path) -> None:
 
 
 def chains(model: VAEBM, samples: Tensor, seed: int, chain: ChainSettings, folder: Path) -> None:
-    """Write the starts of the first samples before.png, `samples` (N, C, H, W) uint8 after.png, some chains chain.png.
+    """Write before.png and after.png, the starts of the first chains and their ends, and chain.png, some step by step.
 
-    The samples have this seed. In chain.png each row is a chain, step by step.
+    Their ends are `samples`, (N, C, H, W) uint8, which were drawn with this seed and chain.
     """
     shown = samples[:GRID]
     plots.image_grid(model.sample(len(shown), seed=seed, steps=0).cpu(), folder / "before.png")
