@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vaebm.config import ChainSettings
+from vaebm.config import LangevinSettings
+from vaebm.config.evaluation import SamplesSettings
 from vaebm.evaluation import plots
 from vaebm.evaluation.detection import measure_ood
 from vaebm.plots import BACKGROUND, charts
@@ -35,23 +36,29 @@ def test_neighbours_by_pixels_come_first_then_those_by_features(tmp_path, monkey
     assert picture.tolist() == [row] * plots.QUERIES
 
 
-def test_starts_and_ends_of_chains_and_a_row_for_each(tmp_path):
+@pytest.mark.parametrize("stretch", [False, True])
+def test_starts_and_ends_of_chains_and_a_row_for_each(tmp_path, stretch):
     steps = [torch.full((2, 1, 8, 8), step / 10) + torch.tensor([0.0, 0.5]).reshape(2, 1, 1, 1) for step in range(4)]
     samples, asked = torch.full((3, 1, 8, 8), 204, dtype=torch.uint8), []
 
-    def sample(count, *, seed, steps):
-        asked.append((count, seed, steps))
-        return torch.full((count, 1, 8, 8), 0.4)
+    def sample_means(noise, chain):
+        asked.append((len(noise.index), noise.seed, chain.steps))
+        means = torch.full((len(noise.index), 1, 8, 8), 0.4)
+        means[:, :, 0, 0], means[:, :, 7, 7] = 0.2, 0.7
+        return means
 
-    model = SimpleNamespace(chain=lambda *_, **__: steps, sample=sample)
-    plots.chains(model, samples, 7, ChainSettings(steps=3, step_size=0.1), tmp_path)
+    model = SimpleNamespace(chain=lambda *_, **__: steps, sample_means=sample_means)
+    sampling = SamplesSettings(count=3, chain=LangevinSettings(steps=3, step_size=0.1), stretch=stretch)
+    plots.chains(model, samples, 7, sampling, tmp_path)
     assert asked == [(3, 7, 0)]
     picture = np.asarray(Image.open(tmp_path / "chain.png").convert("L"))[22::42, 22::42]
     expected = np.round(255 * np.array([[0.0, 0.1, 0.2, 0.3], [0.5, 0.6, 0.7, 0.8]]))
     assert np.abs(picture.astype(float) - expected).max() <= 1  # float32 halves may round either way
-    for name, level in ("before", 102), ("after", 204):
+    for name, level in ("before", 102), ("after", 204):  # 0.4 is also 0.4 of the way from 0.2 to 0.7
         shown = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
         assert shown[22, 22] == level
+    darkest = np.asarray(Image.open(tmp_path / "before.png").convert("L"))[2:42, 2:42].min()
+    assert darkest == (0 if stretch else 51)
 
 
 def test_curve_over_counts_has_its_gap_and_its_mark(tmp_path, monkeypatch):

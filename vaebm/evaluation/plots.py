@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaebm import plots
-from vaebm.config import ChainSettings
+from vaebm.config import SamplesSettings
 from vaebm.evaluation.classifier import to_float
 from vaebm.evaluation.detection import Scores, roc_points
 from vaebm.evaluation.measurements import Measurements
 from vaebm.measures.bootstrap import PAIRWISE_BATCH, Features, Values, generator
 from vaebm.measures.modes import Law
-from vaebm.model import VAEBM
+from vaebm.model import VAEBM, sample_noise
 from vaebm.records.metrics import DETECTION
 from vaebm.records.results import AlongChain
+from vaebm.samples import stretched
 
 GRID, CHAINS = 160, 10
 """Images in a grid of samples; chains shown step by step."""
@@ -60,13 +61,15 @@ def interpolations(model: VAEBM, images: Tensor, seed: int, path: Path) -> None:
     plots.image_grid(torch.stack(framed, dim=1).flatten(0, 2), path, columns=PLACES + 2)
 
 
-def chains(model: VAEBM, samples: Tensor, seed: int, chain: ChainSettings, folder: Path) -> None:
+def chains(model: VAEBM, samples: Tensor, seed: int, sampling: SamplesSettings, folder: Path) -> None:
     """Write before.png and after.png, the starts of the first chains and their ends, and chain.png, some step by step.
 
-    Their ends are `samples`, (N, C, H, W) uint8, which were drawn with this seed and chain.
+    Their ends are `samples`, (N, C, H, W) uint8, which were drawn with this seed and these settings. Starts are
+    stretched where they are; chain.png is not.
     """
-    shown = samples[:GRID]
-    plots.image_grid(model.sample(len(shown), seed=seed, steps=0).cpu(), folder / "before.png")
+    shown, chain = samples[:GRID], sampling.chain
+    starts = model.sample_means(sample_noise(seed, range(len(shown))), chain.off)
+    plots.image_grid(stretched(starts) if sampling.stretch else starts, folder / "before.png")
     plots.image_grid(to_float(shown), folder / "after.png")
     steps = [images.cpu() for images in model.chain(CHAINS, seed=seed, steps=chain.steps, step_size=chain.step_size)]
     plots.image_grid(torch.stack(steps, dim=1).flatten(0, 1), folder / "chain.png", columns=len(steps))

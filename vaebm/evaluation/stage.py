@@ -169,7 +169,7 @@ def along_chain(inputs: Inputs, model: VAEBM, pictures: Path) -> AlongChain:
         model, inputs.settings.steps, sampling, inputs.sampling_seed, inputs.distance_name,
         lambda images: inputs.distance(inputs.extractor.features(images)),
     )  # fmt: skip
-    plots.chains(model, inputs.samples, inputs.sampling_seed, sampling.chain, pictures)
+    plots.chains(model, inputs.samples, inputs.sampling_seed, sampling, pictures)
     plots.steps(found, sampling.chain.steps, pictures / "steps.png")
     return found
 
