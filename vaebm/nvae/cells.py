@@ -54,7 +54,10 @@ class FactorizedReduce(nn.Module):
 
 
 class BilinearUp(nn.Module):
-    """Skip connection that doubles the resolution: bilinear interpolation, then a 1×1 convolution."""
+    """Skip connection that doubles the resolution: a 1×1 convolution, then bilinear interpolation.
+
+    The order of the paper's is the other one, with equal values: the weights of an interpolation add up to 1.
+    """
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -62,7 +65,7 @@ class BilinearUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) → (B, out, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True))
+        return F.interpolate(self.conv(x), scale_factor=2, mode="bilinear", align_corners=True)
 
 
 # operations

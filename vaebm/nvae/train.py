@@ -112,7 +112,7 @@ class NVAETrainer:
 
     def _step(self, images: Tensor, step: int, learning_rate: float, penalise: bool) -> Step:
         training, beta = self.training, self.beta(step)
-        before = [buffer.clone() for buffer in self.statistics]
+        before = torch.cat(self.statistics) if self.statistics else None  # architectures without batch norms have none
         self.flat.zero_gradients()
         parts = []
         spectral = batch_norm = self.nvae.prior_constant.new_zeros(())
@@ -141,8 +141,8 @@ class NVAETrainer:
         if finite:
             self.optimizer.param_groups[0]["lr"] = learning_rate
             self.optimizer.step()
-        elif self.statistics:  # architectures without batch norms have none
-            torch._foreach_copy_(self.statistics, before)  # undo the forward passes' updates of batch norms
+        elif before is not None:  # undo the forward passes' updates of batch norms
+            torch._foreach_copy_(self.statistics, before.split([len(each) for each in self.statistics]))
         return Step(finite, reconstruction, kl, spectral_sum, batch_norm_sum)
 
 

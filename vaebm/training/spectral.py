@@ -4,14 +4,39 @@ The singular vectors of the power iteration are buffers: checkpoints contain the
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+class _LargestSingularValues(torch.autograd.Function):
+    """Σ over weights of u W vᵀ, with u and v of `SpectralPenalty.iterate`; the gradient of each weight is u vᵀ."""
+
+    @staticmethod
+    def forward(ctx: Any, penalty: "SpectralPenalty", *weights: Tensor) -> Tensor:
+        ctx.shapes = [weight.shape for weight in weights]
+        rows = (weight.permute(0, 2, 3, 1).flatten(1) for weight in weights)  # channels_last: without a copy
+        matrices = [torch.stack([*islice(rows, len(group))]) for group in penalty.groups.values()]
+        ctx.vectors = penalty.iterate(matrices)
+        values = [(torch.bmm(u, matrix) * v).flatten() for (u, v), matrix in zip(ctx.vectors, matrices, strict=True)]
+        return torch.cat(values).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        products = (product for u, v in ctx.vectors for product in torch.bmm(u.mT, v).mul_(gradients[0]).unbind())
+        return None, *(
+            product.view(out, *kernel, channels).permute(0, 3, 1, 2)
+            for product, (out, channels, *kernel) in zip(products, ctx.shapes, strict=True)
+        )
+
+
 class SpectralPenalty(nn.Module):
-    """Σ over convolutions of the largest singular value of the weight as a matrix (out, in · k · k).
+    """Σ over convolutions of the largest singular value of the weight as a matrix (out, k · k · in).
 
     Weights of equal matrix shape are iterated together. No gradient passes through the singular vectors u and v, so the
     gradient of a singular value is u vᵀ.
@@ -22,7 +47,7 @@ class SpectralPenalty(nn.Module):
     """
 
     groups: dict[tuple[int, int], list[Callable[[], Tensor]]]
-    """Matrix shape → its weights; group k has the singular vectors u<k> (n, out) and v<k> (n, in · k · k)."""
+    """Matrix shape → its weights; group k has the singular vectors u<k> (n, out) and v<k> (n, k · k · in)."""
     started: Tensor
 
     def __init__(self, weights: Sequence[Callable[[], Tensor]], seed: int):
@@ -45,28 +70,40 @@ class SpectralPenalty(nn.Module):
 
     def forward(self) -> Tensor:
         """Penalty of the present weights, a scalar, after a few power iterations."""
-        rounds = 10 if self._first else 1
+        weights = [weight() for group in self.groups.values() for weight in group]
+        if not weights:
+            return torch.zeros((), device=self.started.device)
+        return _LargestSingularValues.apply(self, *weights)  # type: ignore[no-any-return, no-untyped-call]
+
+    def iterate(self, matrices: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Move the singular vectors by four power iterations of the groups' matrices (n, out, size), first by 40.
+
+        Returns:
+            u (n, 1, out) and v (n, 1, size) of each group.
+        """
+        rounds, self._first = 10 if self._first else 1, False
         self.started.fill_(True)
-        self._first = False
-        total = []
-        for number, group in enumerate(self.groups.values()):
-            matrices = torch.stack([weight().flatten(1) for weight in group])
-            saved_u, saved_v = self.get_buffer(f"u{number}"), self.get_buffer(f"v{number}")
-            u, fixed, transposed = saved_u[:, None], matrices.detach(), matrices.detach().transpose(1, 2)
-            for _ in range(rounds):  # of four iterations; norms in between cancel
-                for _ in range(2):
-                    u = torch.bmm(torch.bmm(u, fixed), transposed)
-                u = u.div_(_norms(u, order=torch.inf).log2_().round_().exp2_())  # a power of two, against overflow
-                v = torch.bmm(torch.bmm(torch.bmm(u, fixed), transposed), fixed)
-                v = v.div_(_norms(v))
-                u = torch.bmm(v, transposed)
-                u = u.div_(_norms(u, 1e-3))
-            saved_u.copy_(u[:, 0])
-            saved_v.copy_(v[:, 0])
-            total.append((torch.bmm(u, matrices) * v).sum())
-        return torch.stack(total).sum() if total else torch.zeros((), device=self.started.device)
+        saved = [[self.get_buffer(f"{name}{number}")[:, None] for number in range(len(matrices))] for name in "uv"]
+        pairs, us = [(matrix, matrix.mT) for matrix in matrices], saved[0]
+        for _ in range(rounds):  # norms within a round cancel, but for one against overflow
+            us = [_product(u, one, transposed, one, transposed) for u, (one, transposed) in zip(us, pairs, strict=True)]
+            _divide_by_norms(us, order=torch.inf)
+            vs = [_product(u, one, transposed, one) for u, (one, transposed) in zip(us, pairs, strict=True)]
+            _divide_by_norms(vs)
+            us = [_product(v, transposed) for v, (_, transposed) in zip(vs, pairs, strict=True)]
+            _divide_by_norms(us, 1e-3)
+        torch._foreach_copy_([*saved[0], *saved[1]], [*us, *vs])
+        return list(zip(us, vs, strict=True))
 
 
-def _norms(rows: Tensor, least: float = 1e-20, order: float = 2.0) -> Tensor:
-    """Norms of rows (n, 1, length), at least `least`."""
-    return torch.linalg.vector_norm(rows, order, dim=2, keepdim=True).clamp_min_(least)
+def _product(rows: Tensor, *matrices: Tensor) -> Tensor:
+    """Product of rows (n, 1, length) with matrices (n, length, …), from the left to the right."""
+    for matrix in matrices:
+        rows = torch.bmm(rows, matrix)
+    return rows
+
+
+def _divide_by_norms(rows: list[Tensor], least: float = 1e-20, order: float = 2.0) -> None:
+    """Divide rows, each (n, 1, length), in place by their norms, at least `least`."""
+    norms = [torch.linalg.vector_norm(each, order, dim=2, keepdim=True) for each in rows]
+    torch._foreach_div_(rows, torch._foreach_clamp_min(norms, least))
