@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vaebm.nvae import layers
 from vaebm.nvae.layers import (
     BatchNorm,
     BatchNormSwish,
@@ -244,9 +245,12 @@ def test_backward_pass_of_depthwise_convolutions(kernel: int) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("few", [0, layers.FEW_VALUES])
 def test_gated_sum_has_values_and_gradients_of_the_module(
-    dtype: torch.dtype, tolerance: float, layout: torch.memory_format
+    dtype: torch.dtype, tolerance: float, layout: torch.memory_format, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of many values as one operation, and of few."""
+    monkeypatch.setattr(layers, "FEW_VALUES", few)
     torch.manual_seed(0)
     module = SqueezeExcitation(8).to(dtype)
     skip, x, gradient = torch.randn(3, 4, 8, 5, 6, dtype=dtype).unbind()

@@ -84,7 +84,7 @@ def measure_fidelity(
         add(registry.FD_INFINITE, value, bootstrap.interval(value, distances[:, 0]))
 
     subsets, size = settings.kid_subsets, settings.kid_subset_size
-    value, spread = fidelity.kid(features, real_features, subsets, size, derive(seed, "kid"))
+    value, spread = fidelity.kid(features, real_features, subsets, size, derive(seed, "kid"), device)
     interval = bootstrap.interval(value, bootstrap.kid_replicates(features, real_features, counts, device))
     add(registry.KID, value, interval, subsets=subsets, subset_size=size, spread_over_subsets=spread)
 

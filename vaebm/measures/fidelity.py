@@ -1,14 +1,18 @@
-"""Metrics that torch-fidelity computes from features."""
+"""KID, and the inception score by torch-fidelity, from features."""
+
+import math
 
 import numpy as np
 import torch
 
-from vaebm.measures.bootstrap import Features, Logits, kid_kernel
+from vaebm.measures.bootstrap import Features, Logits, kernel_sums
 from vaebm.measures.fidelity_backend import torch_fidelity
 from vaebm.system.errors import UserError
 
 
-def kid(a: Features, b: Features, subsets: int, size: int, seed: int) -> tuple[float, float]:
+def kid(
+    a: Features, b: Features, subsets: int, size: int, seed: int, device: torch.device | str = "cpu"
+) -> tuple[float, float]:
     """KID of features (N, D) and (M, D): mean and standard deviation over random subsets.
 
     Raises:
@@ -19,13 +23,20 @@ def kid(a: Features, b: Features, subsets: int, size: int, seed: int) -> tuple[f
             f"evaluation: kid_subset_size: expected at most {min(len(a), len(b))}, the images there are, found {size}"
         )
     random, found = np.random.default_rng(seed), []
-    for _ in range(subsets):
-        # torch-fidelity sums in the kernel's precision; all features in double would take gigabytes
-        x, y = (features[random.permutation(len(features))[:size]].astype(np.float64) for features in (a, b))
-        products = [x @ x.T, x @ y.T, y @ y.T]  # numpy computes x xᵀ in half the time
-        kernels = (kid_kernel(torch.from_numpy(each), x.shape[1]).numpy() for each in products)
-        found.append(float(torch_fidelity.metric_kid.mmd2(*kernels)))
-    return float(np.mean(found)), float(np.std(found))
+    drawn = np.array([[random.permutation(len(each))[:size] for each in (a, b)] for _ in range(subsets)])
+    # kernel values of all images, unless those of all subsets are fewer
+    for group in np.split(drawn, 1 if max(len(a), len(b)) <= size * math.sqrt(subsets) else subsets):
+        sides = []
+        for features, chosen in zip((a, b), group.swapaxes(0, 1), strict=True):
+            images, places = np.unique(chosen, return_inverse=True)
+            weights = torch.zeros(len(chosen), len(images), dtype=torch.float64)
+            weights.scatter_(1, torch.from_numpy(places.reshape(chosen.shape)), 1.0)
+            sides.append((torch.from_numpy(features[images].astype(np.float64)).to(device), weights.to(device)))
+        (x, of_x), (y, of_y) = sides
+        within = kernel_sums(x, x, of_x, of_x) + kernel_sums(y, y, of_y, of_y)
+        found.append(within / (size * (size - 1)) - 2 * kernel_sums(x, y, of_x, of_y) / size**2)
+    values = torch.cat(found)
+    return float(values.mean()), float(values.std(correction=0))
 
 
 def inception_score(logits: Logits, splits: int) -> tuple[float, float]:

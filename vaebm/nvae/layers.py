@@ -285,9 +285,15 @@ class SqueezeExcitation(nn.Module):
         return x * self.gate(x.mean(dim=(2, 3)))[:, :, None, None]
 
     def gated_sum(self, skip: Tensor, x: Tensor, scale: float) -> Tensor:
-        """skip + scale · forward(x), each (B, C, H, W); in training as one operation, without second derivatives."""
+        """skip + scale · forward(x), each (B, C, H, W); in training as one operation, without second derivatives.
+
+        Few values are no single operation: Python would take longer than memory.
+        """
         if not self.training or (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)):
             return torch.add(skip, self(x), alpha=scale)
         narrow, _, widen, _ = self.gate
+        if x.numel() <= FEW_VALUES:
+            gate = widen(narrow(x.mean(dim=(2, 3))).relu_()).sigmoid_()
+            return torch.addcmul(skip, x, gate[:, :, None, None], value=scale)
         parameters = narrow.weight, narrow.bias, widen.weight, widen.bias
         return _GatedSum.apply(skip, x, scale, *parameters)  # type: ignore[no-untyped-call]

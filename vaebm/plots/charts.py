@@ -32,7 +32,7 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
     with matplotlib.style.context(Path(__file__).with_suffix(".mplstyle")):
         columns = min(columns, panels)
         rows = -(-panels // columns)
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
+        figure = Figure(figsize=(width * columns, height * rows), layout="tight", dpi=130)
         axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
         yield axes
         with writing(path) as stream:
@@ -212,10 +212,9 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
             low, high = max(low - 2 * width, together.min()), min(high + 2 * width, together.max())
             edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
             for number, (name, values) in enumerate(samples.items()):
-                clipped = np.clip(values, edges[0], edges[-1])
-                style: dict[str, Any] = {"weights": np.full(len(values), 1 / len(values)), "color": f"C{number}"}
-                axis.hist(clipped, edges, histtype="stepfilled", alpha=0.3, **style)
-                axis.hist(clipped, edges, histtype="step", linewidth=1.2, label=name, **style)
+                shares = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
+                style: dict[str, Any] = {"facecolor": (f"C{number}", 0.3), "edgecolor": f"C{number}"}
+                axis.stairs(shares, edges, fill=True, linewidth=1.2, label=name, **style)
             axis.set(title=title, xlabel=label, ylabel="part of the images")
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.legend(fontsize=8)

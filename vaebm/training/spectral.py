@@ -73,7 +73,7 @@ class SpectralPenalty(nn.Module):
         weights = [weight() for group in self.groups.values() for weight in group]
         if not weights:
             return torch.zeros((), device=self.started.device)
-        return _LargestSingularValues.apply(self, *weights)  # type: ignore[no-any-return, no-untyped-call]
+        return _LargestSingularValues.apply(self, *weights)  # type: ignore[no-untyped-call]
 
     def iterate(self, matrices: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Move the singular vectors by four power iterations of the groups' matrices (n, out, size), first by 40.
