@@ -32,7 +32,7 @@ def _figure(path: Path, panels: int, columns: int = 3, width: float = 3.6, heigh
     with matplotlib.style.context(Path(__file__).with_suffix(".mplstyle")):
         columns = min(columns, panels)
         rows = -(-panels // columns)
-        figure = Figure(figsize=(width * columns, height * rows), layout="tight", dpi=130)
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
         axes = [figure.add_subplot(rows, columns, index + 1) for index in range(panels)]
         yield axes
         with writing(path) as stream:
