@@ -70,7 +70,6 @@ def sums(folder: Path) -> None:
     row = torch.tensor([2.0, -1.0], requires_grad=True)
     (gather(row).square().sum() * (1 + rank())).backward()
 
-    distributed.BUCKET = 5
     shapes = [(2, 3), (4,), (), (1, 2, 2, 2), (3,)]
     several = [
         torch.zeros(shape, dtype=torch.float32 if number % 2 else torch.float64) for number, shape in enumerate(shapes)

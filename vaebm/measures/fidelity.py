@@ -7,12 +7,11 @@ import torch
 
 from vaebm.measures.bootstrap import Features, Logits, kernel_sums
 from vaebm.measures.fidelity_backend import torch_fidelity
+from vaebm.noise import Device
 from vaebm.system.errors import UserError
 
 
-def kid(
-    a: Features, b: Features, subsets: int, size: int, seed: int, device: torch.device | str = "cpu"
-) -> tuple[float, float]:
+def kid(a: Features, b: Features, subsets: int, size: int, seed: int, device: Device = "cpu") -> tuple[float, float]:
     """KID of features (N, D) and (M, D): mean and standard deviation over random subsets.
 
     Raises:

@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vaebm.records.metrics import with_direction
@@ -16,6 +15,8 @@ def _code(text: str) -> Markup:
 
 def render(template: str, **values: Any) -> str:
     """Fill the template of this path in the package; values are escaped in HTML only."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # stages import this module, and fill no template
+
     environment = Environment(
         loader=PackageLoader("vaebm", ""),
         autoescape=".html." in template,

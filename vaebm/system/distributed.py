@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -23,9 +23,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vaebm.system.errors import UserError, brief
-
-BUCKET = 2**24
-"""Elements per all-reduce of gradients: 64 MiB of extra memory in float32. A larger tensor is reduced in place."""
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another process; longer than a checkpoint or an evaluation of the held-out images."""
@@ -152,37 +149,16 @@ def gather_to_rank0(x: Tensor) -> Tensor | None:
     return gathered
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Groups of consecutive tensors with at most `BUCKET` elements; a larger tensor is alone."""
-    bucket: list[Tensor] = []
-    elements = 0
-    for tensor in tensors:
-        if bucket and elements + tensor.numel() > BUCKET:
-            yield bucket
-            bucket, elements = [], 0
-        bucket.append(tensor)
-        elements += tensor.numel()
-    if bucket:
-        yield bucket
-
-
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every gradient by its mean over the processes, which have the `parameters` in the same order.
 
     Parameters without a gradient are skipped; they are the same in all processes.
     """
-    if world_size() == 1:
-        return
-    for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
-        if len(bucket) == 1 and bucket[0].is_contiguous():
-            dist.all_reduce(bucket[0])
-            bucket[0].div_(world_size())
-            continue
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])  # in the largest of their types
-        dist.all_reduce(flat)
-        parts = flat.div_(world_size()).split([gradient.numel() for gradient in bucket])
-        torch._foreach_copy_(bucket, [part.view(gradient.shape) for part, gradient in zip(parts, bucket, strict=True)])
+    for each in parameters if world_size() > 1 else ():
+        if each.grad is not None:
+            dist.all_reduce(each.grad)
+            each.grad.div_(world_size())
 
 
 def all_reduce_max(flag: int) -> int:

@@ -4,6 +4,7 @@ The singular vectors of the power iteration are buffers: checkpoints contain the
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -84,23 +85,16 @@ class SpectralPenalty(nn.Module):
         rounds, self._first = 10 if self._first else 1, False
         self.started.fill_(True)
         saved = [[self.get_buffer(f"{name}{number}")[:, None] for number in range(len(matrices))] for name in "uv"]
-        pairs, us = [(matrix, matrix.mT) for matrix in matrices], saved[0]
+        us, turns = saved[0], [(matrix, matrix.mT) for matrix in matrices]
         for _ in range(rounds):  # norms within a round cancel, but for one against overflow
-            us = [_product(u, one, transposed, one, transposed) for u, (one, transposed) in zip(us, pairs, strict=True)]
+            us = [reduce(torch.bmm, 2 * turn, u) for u, turn in zip(us, turns, strict=True)]
             _divide_by_norms(us, order=torch.inf)
-            vs = [_product(u, one, transposed, one) for u, (one, transposed) in zip(us, pairs, strict=True)]
+            vs = [reduce(torch.bmm, (*turn, turn[0]), u) for u, turn in zip(us, turns, strict=True)]
             _divide_by_norms(vs)
-            us = [_product(v, transposed) for v, (_, transposed) in zip(vs, pairs, strict=True)]
+            us = [torch.bmm(v, transposed) for v, (_, transposed) in zip(vs, turns, strict=True)]
             _divide_by_norms(us, 1e-3)
         torch._foreach_copy_([*saved[0], *saved[1]], [*us, *vs])
         return list(zip(us, vs, strict=True))
-
-
-def _product(rows: Tensor, *matrices: Tensor) -> Tensor:
-    """Product of rows (n, 1, length) with matrices (n, length, …), from the left to the right."""
-    for matrix in matrices:
-        rows = torch.bmm(rows, matrix)
-    return rows
 
 
 def _divide_by_norms(rows: list[Tensor], least: float = 1e-20, order: float = 2.0) -> None:
