@@ -22,7 +22,6 @@ from vaebm.measures.bootstrap import Features
 from vaebm.measures.frechet import Statistics, frechet_distance
 from vaebm.model import NO_CHAIN, VAEBM
 from vaebm.records.files import TRAINING_RECORD, read_record
-from vaebm.records.metrics import FD
 from vaebm.records.results import ForeignImages, ShardRecord
 from vaebm.records.training import TrainingRecord
 from vaebm.samples import origin_of
@@ -208,11 +207,6 @@ class Inputs(ModelInputs):
     """Its features and statistics of the real images."""
     measured: list[tuple[Extractor, Reference]]
     """All extractors and their references, that of the settings first."""
-
-    @property
-    def distance_name(self) -> str:
-        """Name of the Fréchet distance."""
-        return FD.named(self.extractor.kind)
 
     def distance(self, features: Features) -> float:
         """Fréchet distance of features (N, D) to the training images."""

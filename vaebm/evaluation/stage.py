@@ -166,7 +166,7 @@ def along_chain(inputs: Inputs, model: VAEBM, pictures: Path) -> AlongChain:
     """Compute the quality against the number of steps of the chain, for a model with an energy; draw the chains."""
     sampling = inputs.sampling
     found = quality_along_chain(
-        model, inputs.settings.steps, sampling, inputs.sampling_seed, inputs.distance_name,
+        model, inputs.settings.steps, sampling, inputs.sampling_seed, registry.FD.named(inputs.extractor.kind),
         lambda images: inputs.distance(inputs.extractor.features(images)),
     )  # fmt: skip
     plots.chains(model, inputs.samples, inputs.sampling_seed, sampling, pictures)

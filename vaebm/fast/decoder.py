@@ -24,7 +24,6 @@ def prepare_cell(cell: nn.Module, like: Tensor) -> Residual:
     branch = fold(cell.branch, like)
     if not isinstance(cell.skip, BilinearUp):
         return Residual(branch)
-    # The 1×1 convolution commutes with the interpolation and runs at the low resolution.
     return Residual(branch, [Convolution(cell.skip.conv).finalize(like), BilinearUpsample()])
 
 

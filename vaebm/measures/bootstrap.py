@@ -110,28 +110,23 @@ def kid_replicates(a: Features, b: Features, counts: Counts, device: torch.devic
 def kernel_sums(a: Tensor, b: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Sums of KID's kernel, Σ_ij p_i q_j (a_i · b_j / D + 1)³: (R,), for the rows p of `left` and q of `right`.
 
-    Args:
-        a: features (N, D).
-        b: features (M, D), or `a` itself; pairs of an image with itself are then excluded.
-        left: weights of a, (R, N).
-        right: weights of b, (R, M), or (1, M) for all rows of `left`; of `a` itself, `left`.
+    Features are a (N, D) and b (M, D), weights `left` (R, N) and `right` (R, M) or (1, M). If b is a, `right` is
+    `left`, and pairs of an image with itself are excluded.
     """
     total, symmetric = torch.zeros(len(left), dtype=torch.float64, device=a.device), b is a
     a = a / math.sqrt(a.shape[1])
     b = a if symmetric else b / math.sqrt(b.shape[1])
     for first in range(0, len(a), PAIRWISE_BATCH):
         part = slice(first, first + PAIRWISE_BATCH)
-        kernel, weights = _products(a[part], b[first:] if symmetric else b).add_(1).pow_(3), right
+        rows, weights = b[first:] if symmetric else b, right
+        # on some CPUs numpy's product takes half the time of torch's
+        products = a[part] @ rows.T if a.is_cuda else torch.from_numpy(a[part].numpy() @ rows.numpy().T)
+        kernel = products.add_(1).pow_(3)
         if symmetric:  # pairs of this part with later ones count twice
             kernel.fill_diagonal_(0.0)
             weights = torch.cat([right[:, part], 2 * right[:, part.stop :]], dim=1)
         total += ((weights @ kernel.T) * left[:, part]).sum(dim=1, dtype=torch.float64)
     return total
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ, (N, M), of rows a (N, D) and b (M, D); numpy's product takes half the time of torch's on some CPUs."""
-    return a @ b.T if a.is_cuda else torch.from_numpy(a.numpy() @ b.numpy().T)
 
 
 def inception_replicates(logits: Logits, splits: int, number: int, random: np.random.Generator) -> Values:

@@ -282,18 +282,14 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), same shape."""
-        return x * self.gate(x.mean(dim=(2, 3)))[:, :, None, None]
+        narrow, _, widen, _ = self.gate
+        return x * widen(narrow(x.mean(dim=(2, 3))).relu_()).sigmoid_()[:, :, None, None]
 
     def gated_sum(self, skip: Tensor, x: Tensor, scale: float) -> Tensor:
-        """skip + scale · forward(x), each (B, C, H, W); in training as one operation, without second derivatives.
-
-        Few values are no single operation: Python would take longer than memory.
-        """
-        if not self.training or (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)):
+        """skip + scale · forward(x), each (B, C, H, W); in training, for many values, without second derivatives."""
+        one_operation = self.training and x.numel() > FEW_VALUES
+        if not one_operation or (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)):
             return torch.add(skip, self(x), alpha=scale)
         narrow, _, widen, _ = self.gate
-        if x.numel() <= FEW_VALUES:
-            gate = widen(narrow(x.mean(dim=(2, 3))).relu_()).sigmoid_()
-            return torch.addcmul(skip, x, gate[:, :, None, None], value=scale)
         parameters = narrow.weight, narrow.bias, widen.weight, widen.bias
         return _GatedSum.apply(skip, x, scale, *parameters)  # type: ignore[no-untyped-call]

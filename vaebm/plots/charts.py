@@ -213,8 +213,8 @@ def histograms(panels: dict[str, dict[str, NDArray[np.float64]]], path: Path, la
             edges = np.linspace(low, high if high > low else low + 1, 41).tolist()
             for number, (name, values) in enumerate(samples.items()):
                 shares = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
-                style: dict[str, Any] = {"facecolor": (f"C{number}", 0.3), "edgecolor": f"C{number}"}
-                axis.stairs(shares, edges, fill=True, linewidth=1.2, label=name, **style)
+                colour = f"C{number}"
+                axis.stairs(shares, edges, fill=True, fc=(colour, 0.3), ec=colour, linewidth=1.2, label=name)
             axis.set(title=title, xlabel=label, ylabel="part of the images")
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.legend(fontsize=8)
