@@ -21,8 +21,7 @@ def convert_results(results: Path) -> None:
     if not results.is_dir():
         raise UserError(f"{results}: expected the folder of the results, found none; give that of the experiments")
     earlier = sorted(results.rglob(EARLIER_MODEL))
-    unconverted = [path for path in earlier if not path.with_name(MODEL).is_file()]
-    if not unconverted:
+    if not (unconverted := [path for path in earlier if not path.with_name(MODEL).is_file()]):
         print(f"{results}: nothing to convert")
     for path in unconverted:
         content, model = load_model(path), path.with_name(MODEL)
@@ -30,21 +29,18 @@ def convert_results(results: Path) -> None:
         save_model(model, weights=content["weights"], **plain)
         os.utime(model, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
         print(f"{model}: converted from {path.name}")
-    names = {path.relative_to(results.parent).as_posix() for path in earlier}
+    before = [path.relative_to(results.parent).as_posix() for path in earlier]
+    names = {name: name.removesuffix(EARLIER_MODEL) + MODEL for name in before}
     for record in [path for path in (results.parent / ".snakemake" / "metadata").glob("*") if path.is_file()]:
         _rename_models(record, names)
 
 
-def _rename_models(record: Path, names: set[str]) -> None:
-    """Rename the models `names` in a record of Snakemake: among its inputs, and as the output that names it."""
+def _rename_models(record: Path, names: dict[str, str]) -> None:
+    """Rename models (earlier → present name) in a record of Snakemake: among its inputs, and as the output it names."""
     content, output = json.loads(record.read_text(encoding="utf-8")), base64.b64decode(record.name).decode()
     before = content.get("input") or []
-    inputs = [_later(name) if name in names else name for name in before]
+    inputs = [names.get(name, name) for name in before]
     if inputs != before or output in names:
         checksums = {key: value for key, value in (content.get("input_checksums") or {}).items() if key not in names}
-        name = base64.b64encode((_later(output) if output in names else output).encode()).decode()
+        name = base64.b64encode(names.get(output, output).encode()).decode()
         write_json(record.with_name(name), {**content, "input": inputs, "input_checksums": checksums})
-
-
-def _later(name: str) -> str:
-    return name.removesuffix(EARLIER_MODEL) + MODEL

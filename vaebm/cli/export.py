@@ -47,12 +47,8 @@ def write_pngs(images: NDArray[np.uint8], folder: Path, threads: int) -> None:
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         parts = Path(temporary, folder.name)
         parts.mkdir()
-
-        def write(index: int) -> None:
-            Image.fromarray(form[index]).save(parts / f"{index:06}.png")
-
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(write, range(len(form))))
+            list(pool.map(lambda index: Image.fromarray(form[index]).save(parts / f"{index:06}.png"), range(len(form))))
         parts.replace(folder)
 
 

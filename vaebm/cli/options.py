@@ -12,8 +12,7 @@ SettingsFile = Annotated[Path, typer.Argument(help="Settings file of the stage; 
 Data = Annotated[Path, typer.Option(help="manifest.json of the prepared data set.")]
 NVAEModel = Annotated[Path, typer.Option("--nvae", help="model.safetensors of the NVAE.")]
 MeasuredNVAE = Annotated[
-    Path | None,
-    typer.Option("--nvae", help="model.safetensors of the NVAE; omit it for images of another program."),
+    Path | None, typer.Option("--nvae", help="model.safetensors of the NVAE; omit it for images of another program.")
 ]
 EnergyModel = Annotated[
     Path | None, typer.Option("--energy", help="model.safetensors of the energy network; omit it for the NVAE alone.")
@@ -26,9 +25,7 @@ ClassifierModel = Annotated[
 ]
 OODManifests = Annotated[
     list[Path] | None,
-    typer.Option(
-        help="manifest.json of an out-of-distribution data set; repeat the option for several.", show_default=False
-    ),
+    typer.Option(help="manifest.json of an out-of-distribution data set; repeat the option for several."),
 ]
 OutputModel = Annotated[Path, typer.Option(help="Output file (.safetensors).")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]

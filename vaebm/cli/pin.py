@@ -58,8 +58,7 @@ def _run(folder: Path, pins: Path, entry: Path) -> None:
             f"{folder}: expected the bytes that {pins} pins ({brief(pinned[name])}), found others ({found}); {advice}"
         )
     print(f"{folder}: the bytes are those that {pins} pins")
-    absent = [other for other in pinned if not (pins.parent / other).exists()]
-    if absent:
+    if absent := [other for other in pinned if not (pins.parent / other).exists()]:
         print(f"{folder}: DVC's cache was not filled: {pins} also lists {listed(absent)}, which is not here")
         return
     problem = _commit(pins)
@@ -105,9 +104,8 @@ def _commit(pins: Path) -> str | None:
 
     Not `dvc add` and not `--force`, which would pin any bytes.
     """
-    command = [sys.executable, "-m", "dvc", "commit", "--no-relink", pins.name]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "dvc", "commit", "--no-relink", pins.name],
         cwd=pins.parent,
         env=os.environ | {"PYTHONUTF8": "1"},
         stdin=subprocess.DEVNULL,

@@ -24,8 +24,7 @@ def run(run_folder: Path, folder: Path, licence: str | None) -> None:
     """
     seed = seed_folder(run_folder)
     record = read_record(VariantRecord, seed.parent / "metrics.json", *METRICS_RECORD)
-    own = [one for one in record.runs if f"seed{one.seed}" == seed.name]
-    if not own:
+    if not (own := [one for one in record.runs if f"seed{one.seed}" == seed.name]):
         evaluated = ", ".join(f"seed{one.seed}" for one in record.runs)
         raise UserError(f"{seed}: expected one of the evaluated seeds {evaluated}, found another")
     rows = [

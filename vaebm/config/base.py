@@ -142,8 +142,7 @@ class ByName:
             named = all(found is None for key, found in content.items() if key != value.tag)
             return content[value.tag] if named else content
 
-        serialization = core_schema.plain_serializer_function_ser_schema(dump)
-        return {**handler(source), "serialization": serialization}
+        return {**handler(source), "serialization": core_schema.plain_serializer_function_ser_schema(dump)}
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """A name or a section."""

@@ -106,10 +106,7 @@ _PUBLISHED = {  # side, channels, training and held-out images
 DATASETS = Registry("data set", _PUBLISHED)
 """Name → facts of each data set but the user's files."""
 
-USER_SETS = {
-    "folder": "vaebm.data.user_files:prepare_folder",
-    "arrays": "vaebm.data.user_files:prepare_arrays",
-}
+USER_SETS = {"folder": "vaebm.data.user_files:prepare_folder", "arrays": "vaebm.data.user_files:prepare_arrays"}
 """Data sets read from the user's files → `module:function` that reads them; their facts are settings."""
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 
 from vaebm.config.base import MOST_CHANNELS, ByName, Choice, Registered, Settings, Several, later
 from vaebm.config.data import DataSettings
-from vaebm.config.datasets import DATASETS
+from vaebm.config.datasets import DATASETS, DatasetFacts
 from vaebm.config.ebm import LangevinSettings
 from vaebm.system.plugins import Implementation, Registry
 
@@ -261,18 +261,13 @@ class EvaluationSettings(Settings):
             for one in (self.extractor, *self.further_extractors)
         }
 
-    def extractor_problem(self, shape: tuple[int, int, int], stacks: bool) -> str | None:
-        """One line on an extractor that does not fit images of `shape` (C, H, W) or its settings; None: it fits.
-
-        Args:
-            stacks: whether each channel is a labelled image, which the classifier classifies.
-        """
-        channels, height, width = shape
+    def extractor_problem(self, data: DatasetFacts) -> str | None:
+        """One line on an extractor that does not fit the images or its settings; None: it fits."""
         extractors = self.extractions
         names = " and ".join(extractors)
-        trained = "classifier" in extractors or stacks
+        trained = "classifier" in extractors or bool(data.stacks)
         if self.classifier is None and trained:
-            user = "the modes of stacks need" if stacks else "the extractor classifier needs"
+            user = "the modes of stacks need" if data.stacks else "the extractor classifier needs"
             return f"classifier: expected its settings, which {user}, found none"
         if self.classifier is not None and not trained:
             return f"classifier: the extractor {names} needs none; leave it out"
@@ -281,10 +276,10 @@ class EvaluationSettings(Settings):
                 return f"{key}: only the extractor {name} has them, found the extractor {names}; leave it out"
         if "resnet56" in extractors and extractors["resnet56"].weights is None:
             return "resnet56_weights: expected the path of a checkpoint, found none"
-        if "inception" in extractors and channels != 3:
-            return f"extractor: inception is made for 3 colours, the images have {channels} channel(s)"
-        if "resnet56" in extractors and shape != (3, 32, 32):
-            found = f"the images are {height}×{width} with {channels} channel(s)"
+        if "inception" in extractors and data.channels != 3:
+            return f"extractor: inception is made for 3 colours, the images have {data.channels} channel(s)"
+        if "resnet56" in extractors and (data.channels, data.side) != (3, 32):
+            found = f"the images are {data.side}×{data.side} with {data.channels} channel(s)"
             return f"extractor: resnet56 is made for 32×32 images of 3 colours, {found}"
         return None
 
@@ -296,14 +291,8 @@ class EvaluationSettings(Settings):
     @property
     def without_paths(self) -> Self:
         """These settings without local paths, which change no metric."""
-        sets = [
-            one
-            if isinstance(one, str)
-            else one.dataset
-            if one.dataset in DATASETS
-            else one.model_copy(update={"path": None})
-            for one in self.ood
-        ]
+        named = [one if isinstance(one, str) or one.dataset not in DATASETS else one.dataset for one in self.ood]
+        sets = [one if isinstance(one, str) else one.model_copy(update={"path": None}) for one in named]
         every = (self.extractor, *self.further_extractors)
         first, *further = (one.model_copy(update={"weights": None, "sha256": None}) for one in every)
         others = {"extractor": first, "further_extractors": further}

@@ -213,8 +213,7 @@ class Experiment(Settings):
         if evaluation is not None:
             if evaluation.classifier is not None and facts.side < 4:
                 raise ValueError(f"evaluation.classifier: expected images of at least 4×4, found {size}; leave it out")
-            shape = (facts.channels, facts.side, facts.side)
-            if problem := evaluation.extractor_problem(shape, bool(facts.stacks)):
+            if problem := evaluation.extractor_problem(facts):
                 raise ValueError(f"evaluation.{problem}")
             if evaluation.classifier is not None and facts.stacks:
                 images, batch = DATASETS[facts.stacks].train or 0, evaluation.classifier.batch
@@ -229,12 +228,9 @@ class Experiment(Settings):
                     raise ValueError(f"evaluation.ood: {name}: {problem}")
             required = _image_counts(evaluation) | {"inception_splits": evaluation.inception_splits}
             required["steps.images"] = evaluation.steps.images
-            for samples in filter(None, map(self.samples_of, self.models)):
-                for key, count in required.items():
-                    if count > samples.count:
-                        raise ValueError(
-                            f"evaluation.{key}: expected at most the {samples.count} samples, found {count}"
-                        )
+            for samples, (key, count) in product(filter(None, map(self.samples_of, self.models)), required.items()):
+                if count > samples.count:
+                    raise ValueError(f"evaluation.{key}: expected at most the {samples.count} samples, found {count}")
         return self
 
     def _ood_problem(self, name: str, data: DataSettings | None) -> str | None:
@@ -314,12 +310,9 @@ class Experiment(Settings):
         return fingerprint(portable(without_paths.model_dump(exclude=paths)))
 
 
-def _image_counts(evaluation: EvaluationSettings) -> dict[str, int]:
+def _image_counts(settings: EvaluationSettings) -> dict[str, int]:
     """Settings of the evaluation that require as many samples, and as many training images."""
-    return {
-        "kid_subset_size": evaluation.kid_subset_size,
-        "precision_recall.images": evaluation.precision_recall.images,
-    }
+    return {"kid_subset_size": settings.kid_subset_size, "precision_recall.images": settings.precision_recall.images}
 
 
 STAGES: dict[str, type[Settings]] = {

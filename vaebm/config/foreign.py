@@ -21,8 +21,7 @@ def foreign_files(path: Path) -> list[Path]:
         return [path]
     found = {str(one.relative_to(path)): one for one in path.rglob("*") if not one.is_dir()}
     shown = {name: one for name, one in found.items() if not re.search(r"(^|/)\.", name)}
-    others = sorted(name for name in shown if not name.lower().endswith(".png"))
-    if others or not shown:
+    if (others := sorted(name for name in shown if not name.lower().endswith(".png"))) or not shown:
         what = f"{shorten(others[0])} in it" if others else "a folder without any" if kind == "a folder" else kind
         raise UserError(f"{path}: expected a folder with nothing but PNG files, or a file .npy or .npz, found {what}")
     return [shown[name] for name in sorted(shown, key=_natural)]

@@ -77,14 +77,12 @@ class NVAENetworkSettings(Settings):
         most = max(self.channels_encoder, self.channels_decoder, self.latents, self.mixtures) * 2**scales
         if most > MOST_CHANNELS:
             raise ValueError(f"expected at most {MOST_CHANNELS:,} channels in all scales, found {most:,}")
-        channels = {"channels_encoder": self.channels_encoder, "channels_decoder": self.channels_decoder}
+        widths = {"channels_encoder": self.channels_encoder, "channels_decoder": self.channels_decoder}
         if self.single_group and self.channels_encoder != self.channels_decoder:
-            raise ValueError(
-                f"with a single latent group channels_encoder must equal channels_decoder, found {channels}"
-            )
-        if self.architecture == "mbconv_den" and any(width % 8 for width in channels.values()):
+            raise ValueError(f"with a single latent group channels_encoder must equal channels_decoder, found {widths}")
+        if self.architecture == "mbconv_den" and any(width % 8 for width in widths.values()):
             expected = "channels must be divisible by 8"
-            raise ValueError(f"architecture mbconv_den has convolutions in 8 groups: {expected}, found {channels}")
+            raise ValueError(f"architecture mbconv_den has convolutions in 8 groups: {expected}, found {widths}")
         return self
 
 

@@ -16,16 +16,8 @@ from vaebm.config.datasets import missing_files
 from vaebm.config.foreign import foreign_files
 from vaebm.config.layers import split_changes
 from vaebm.config.weights import weights_hash
-from vaebm.config.yaml_files import (
-    check_name,
-    holds,
-    located,
-    read_experiment,
-    read_yaml,
-    write_data_settings,
-    write_settings,
-)
-from vaebm.system.errors import UserError, brief, listed
+from vaebm.config.yaml_files import check_name, holds, read_experiment, read_yaml, write_data_settings, write_settings
+from vaebm.system.errors import UserError, brief, listed, located
 from vaebm.system.files import EARLIER_MODEL, MODEL, found_at, model_of, snakemake_record
 
 CONFIG = Path("config/config.yaml")
@@ -136,8 +128,7 @@ def choose(content: Any, overrides: Mapping[str, Any]) -> tuple[list[str], list[
 
 def check_complete(experiments: Mapping[str, Experiment], files: Mapping[str, Path]) -> None:
     """Raise `UserError` where sections are missing that the pipeline requires."""
-    lacking = [name for name, experiment in experiments.items() if experiment.missing]
-    if lacking:
+    if lacking := [name for name, experiment in experiments.items() if experiment.missing]:
         name, *others = lacking
         more = f"; so are {listed(others)}" if others else ""
         raise UserError(
@@ -251,9 +242,8 @@ def pinned_sets(pins: Path) -> dict[str, str]:
     Raises:
         UserError: the file is damaged.
     """
-    content: Any = read_yaml(pins)
     try:
-        found = {out["path"]: out["md5"] for out in content["outs"]}
+        found = {out["path"]: out["md5"] for out in read_yaml(pins)["outs"]}
     except (KeyError, TypeError):
         found = {"": None}
     if not all(isinstance(part, str) and part for item in found.items() for part in item):

@@ -1,9 +1,8 @@
 """Experiment files and settings files: read, checked and written as YAML; every error is one line."""
 
-import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -17,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 from vaebm.config import PRIOR, STAGES, DataSettings, Experiment, S, Settings
 from vaebm.config.base import NAME, merge, nested
 from vaebm.config.layers import COMMAND_LINE, SettingsLayer, check_key, group_of, source
-from vaebm.system.errors import UserError, brief, listed
+from vaebm.system.errors import UserError, brief, listed, located
 from vaebm.system.files import found_at, writing
 from vaebm.system.plugins import load_plugins
 
@@ -176,15 +175,6 @@ def check_name(name: str, where: str, advice: str = "rename the file") -> None:
         raise UserError(
             f"{where}: an experiment cannot be called {name!r}: results/{name}/ holds something else; {advice}"
         )
-
-
-@contextlib.contextmanager
-def located(where: str) -> Iterator[None]:
-    """Prefix the message of a `UserError` with `where`."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def _read_file(path: Path) -> Any:

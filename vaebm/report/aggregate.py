@@ -39,8 +39,7 @@ def over_seeds(runs: list[RunRecord], configuration: str, tracking: str | None) 
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{name}: expected each seed once, found {seeds}")
     for run in runs[1:]:
-        differing = [key for key, value in run.common.items() if value != common[key]]
-        if differing:
+        if differing := [key for key, value in run.common.items() if value != common[key]]:
             raise UserError(
                 f"{name}: expected the same {differing[0]} for all seeds, "
                 f"found others for seed {run.seed} than for {seeds[0]}; run it again"
@@ -182,7 +181,5 @@ def run(
     for name, text in texts.items():
         with writing(results / name) as stream:
             stream.write(text.encode())
-    numbers = {
-        name: {variant: one.values for variant, one in found.items()} for name, found in measured.records.items()
-    }
-    write_record(results / "benchmarks.json", Numbers(numbers))
+    values = {name: {variant: one.values for variant, one in found.items()} for name, found in measured.records.items()}
+    write_record(results / "benchmarks.json", Numbers(values))

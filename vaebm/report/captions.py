@@ -31,13 +31,9 @@ def gallery(record: VariantRecord) -> list[Picture]:
     if steps := first.steps:
         fewer = steps.samples < record.metrics[steps.metric].samples
         facts |= {"steps", "fewer images" if fewer else "as many images"}
+    run = Path(record.variant, f"seed{first.seed}")
     return [
-        Picture(
-            title=one["title"],
-            caption=one["caption"].format(steps=record.chain.steps),
-            path=Path(record.variant, f"seed{first.seed}", one["file"]),
-            flags=one.get("flags", []),
-        )
+        Picture(one["title"], one["caption"].format(steps=record.chain.steps), run / one["file"], one.get("flags", []))
         for one in read_yaml(Path(__file__).with_name("captions.yaml"))
         if facts.issuperset(one["when"])
     ]

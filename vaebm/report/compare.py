@@ -146,8 +146,7 @@ def run(results: Path, other: Path) -> None:
         lines += differences(key, here, there)
     text = render("report/comparison.md.j2", experiments=experiments, paths=(results, other), grid=grid)
     cells = [pair.cells for pairs, _ in experiments.values() for pair in pairs]
-    frame = pd.DataFrame(cells, columns=COMPARISON_COLUMNS)
-    csv = frame.to_csv(index=False, lineterminator="\n")
+    csv = pd.DataFrame(cells, columns=COMPARISON_COLUMNS).to_csv(index=False, lineterminator="\n")
     for name, content in (("comparison.md", text), ("comparison.csv", csv)):
         with writing(results / name) as stream:
             stream.write(content.encode())

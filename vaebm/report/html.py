@@ -72,9 +72,7 @@ def cards(variants: dict[str, VariantRecord]) -> list[Card]:
 
 def leading(variants: dict[str, VariantRecord]) -> str:
     """The variant whose samples are shown above the metrics: the first one that is not the NVAE, without a grid."""
-    return next(
-        (name for name, record in variants.items() if name != BASELINE and not record.grid), next(iter(variants))
-    )
+    return next((name for name, one in variants.items() if name != BASELINE and not one.grid), next(iter(variants)))
 
 
 def families(shown: list[ComparisonRow]) -> list[tuple[str, list[ComparisonRow]]]:
@@ -110,9 +108,7 @@ def training(record: VariantRecord) -> tuple[Cells, list[str]]:
             continue
         known = {name: getattr(own, key) for key, name in facts.items() if key == "status" or own.checkpoint is None}
         seeds.append({"seed": str(run.seed), **{name: str(fact) for name, fact in known.items() if fact is not None}})
-        events += [
-            f"Seed {run.seed}, iteration {event.iteration}: {event.reason}: {event.action}." for event in own.events
-        ]
+        events += [f"Seed {run.seed}, iteration {one.iteration}: {one.reason}: {one.action}." for one in own.events]
     frame = pd.DataFrame(seeds).fillna("")
     return (frame.columns.tolist(), frame.to_numpy().tolist()), [*events, *table.snapshots(record)]
 
@@ -127,8 +123,7 @@ def by_seed(record: VariantRecord) -> Cells:
 
 def _steps(record: VariantRecord) -> Cells | None:
     """Quality and energy against the number of steps, over the seeds; None if not measured."""
-    found = [run.steps for run in record.runs if run.steps]
-    if not found:
+    if not (found := [run.steps for run in record.runs if run.steps]):
         return None
     distances = zip(*(steps.distances for steps in found), strict=True)
     energies = zip(*(steps.energy for steps in found), strict=True)
@@ -138,8 +133,7 @@ def _steps(record: VariantRecord) -> Cells | None:
 
 def _detection(record: VariantRecord) -> Cells | None:
     """Detection metrics of every score and set, over the seeds; None if not measured."""
-    found = [run.ood.figures for run in record.runs if run.ood and run.ood.figures]
-    if not found:
+    if not (found := [run.ood.figures for run in record.runs if run.ood and run.ood.figures]):
         return None
     names = [name for name in found[0] if all(name in figures for figures in found)]
     arrows = {metric(name).quantity: metric(name).better for name in names}

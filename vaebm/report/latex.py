@@ -23,8 +23,7 @@ WITHOUT = "; spreads and intervals are in benchmarks.csv"
 
 def escape(text: str) -> str:
     """Escape text for LaTeX; a hyphen before a digit becomes a minus."""
-    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
-    return text.translate(SYMBOLS)
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text).translate(SYMBOLS)
 
 
 def width(header: list[str], rows: list[list[str]]) -> float:

@@ -63,9 +63,7 @@ class ComparisonRow(NamedTuple):
     @property
     def samples(self) -> str:
         """The distinct numbers of images."""
-        return ", ".join(
-            f"{count:,}" for count in sorted({figure.samples for figure in self.figures.values() if figure})
-        )
+        return ", ".join(f"{count:,}" for count in sorted({one.samples for one in self.figures.values() if one}))
 
 
 def non_baseline(variants: dict[str, VariantRecord]) -> list[str]:

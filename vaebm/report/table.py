@@ -142,8 +142,7 @@ def lines(measured: Measured, paper: Paper, runs: Commands) -> list[dict[str, An
         for curve in curves(variants):
             record = variants[curve.variant]
             for steps, measured_, spread, gradients, seconds in curve.points:
-                chain = record.chain.model_copy(update={"steps": steps})
-                at = record.model_copy(update={"chain": chain})
+                at = record.model_copy(update={"chain": record.chain.model_copy(update={"steps": steps})})
                 line = _line(f"quality against cost: {experiment}", curve.variant, curve.metric, at)
                 line |= {"measured": measured_, "spread": spread, "low": None, "high": None, "samples": curve.samples}
                 found.append(line | {"gradients": gradients, "seconds": seconds})

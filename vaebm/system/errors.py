@@ -1,9 +1,10 @@
 """The error of a user's mistake, and short texts for errors."""
 
+import contextlib
 import math
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 MOST = 1000
@@ -20,6 +21,15 @@ class UserError(ValueError):
     def __init__(self, message: str):
         letters = [one if one.isprintable() else ascii(one)[1:-1] for one in shorten(message, MOST)]
         super().__init__(shorten("".join(letters), MOST))
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Prefix the message of a `UserError` with `where`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def shorten(text: str, most: int = 160) -> str:
