@@ -56,7 +56,7 @@ class FactorizedReduce(nn.Module):
 class BilinearUp(nn.Module):
     """Skip connection that doubles the resolution: a 1×1 convolution, then bilinear interpolation.
 
-    The order of the paper's is the other one, with equal values: the weights of an interpolation add up to 1.
+    The published order is the other one. The values are equal, and this one takes a quarter of the time.
     """
 
     def __init__(self, channels_in: int, channels_out: int):
