@@ -90,6 +90,20 @@ def test_kid_agrees_with_brute_force_on_whole_sets():
     assert spread == pytest.approx(0, abs=1e-9 * abs(mean))
 
 
+@pytest.mark.parametrize(("subsets", "size"), [(20, 100), (3, 100)])
+def test_kid_is_the_mean_of_torch_fidelitys_estimates_over_the_same_subsets(subsets, size):
+    """With kernel values that all subsets share (20), and of one subset after the other (3)."""
+    a, b = features(0), features(1, 300)
+    assert (max(len(a), len(b)) <= size * subsets**0.5) == (subsets == 20)
+    random, estimates = np.random.default_rng(5), []
+    for _ in range(subsets):
+        x, y = (each[random.permutation(len(each))[:size]].astype(np.float64) for each in (a, b))
+        kernels = [(one @ other.T / x.shape[1] + 1) ** 3 for one, other in ((x, x), (x, y), (y, y))]
+        estimates.append(fidelity.torch_fidelity.metric_kid.mmd2(*kernels))
+    found = kid(a, b, subsets, size, seed=5)
+    assert found == pytest.approx((np.mean(estimates), np.std(estimates)), rel=1e-9)
+
+
 def test_kid_uses_the_subsets_that_it_is_told_to():
     """Each setting changes the result, and larger subsets give a steadier one."""
     a, b = features(0), features(1)

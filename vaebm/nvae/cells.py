@@ -56,7 +56,7 @@ class FactorizedReduce(nn.Module):
 class BilinearUp(nn.Module):
     """Skip connection that doubles the resolution: a 1×1 convolution, then bilinear interpolation.
 
-    The published order is the other one. The values are equal, and this one takes a quarter of the time.
+    The published order is the other one. The values are equal, and this one has a quarter of the products.
     """
 
     def __init__(self, channels_in: int, channels_out: int):
