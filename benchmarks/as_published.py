@@ -21,6 +21,7 @@ from vaebm.ebm.contrastive_divergence import ContrastiveDivergence, contrastive_
 from vaebm.energy.network import EnergyBlock, EnergyNetwork
 from vaebm.model import VAEBM
 from vaebm.nvae.cells import FactorizedReduce, ResidualCell
+from vaebm.nvae.flows import CausalConv2d
 from vaebm.nvae.layers import (
     BatchNorm,
     BatchNormSwish,
@@ -119,6 +120,7 @@ class PublishedEnergyNetwork(EnergyNetwork):
 PUBLISHED_LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     NormalizedConv2d: PublishedConv2d,
     DataInitializedConv2d: PublishedConv2d,
+    CausalConv2d: PublishedConv2d,
     PlainConv2d: PublishedPlainConv2d,
     BatchNormSwish: PublishedBatchNormSwish,
     FactorizedReduce: PublishedFactorizedReduce,

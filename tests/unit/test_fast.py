@@ -13,7 +13,7 @@ from vaebm.cli.work import measured
 from vaebm.config import EnergyNetworkSettings
 from vaebm.config.ebm import ChainSettings
 from vaebm.energy.network import EnergyNetwork
-from vaebm.fast import PreparedDecoder, PreparedEnergy, PreparedPotential, run_langevin
+from vaebm.fast import PreparedDecoder, PreparedEnergy, PreparedPotential, run_langevin, with_prepared_cells
 from vaebm.fast.fold import fold
 from vaebm.fast.layers import ELU, Convolution, Swish, run_layers
 from vaebm.model import NO_CHAIN, VAEBM, PixelEBM, build_model, sample_noise
@@ -67,12 +67,13 @@ ARCHITECTURES: list[dict[str, object]] = [
     {"architecture": "res_bnelu", "squeeze_excitation": False},
     {"architecture": "res_elu"},
 ]
+every_architecture = pytest.mark.parametrize(
+    "changes", ARCHITECTURES, ids=lambda changes: "-".join(map(str, changes.values())) or "default"
+)
 
 
 @pytest.mark.parametrize("kind", ["noise", "density"])
-@pytest.mark.parametrize(
-    "changes", ARCHITECTURES, ids=lambda changes: "-".join(map(str, changes.values())) or "default"
-)
+@every_architecture
 def test_prepared_potential_is_that_of_the_modules(changes: dict[str, object], kind: str) -> None:
     """In double precision, where folding shows no rounding: values and gradients, for every kind of layer that a
     decoder has.
@@ -91,6 +92,20 @@ def test_prepared_potential_is_that_of_the_modules(changes: dict[str, object], k
     reference, expected_log_p = nvae.decode(start(model)[:-1])
     torch.testing.assert_close(pixels.mean, reference.mean, **EXACT)
     torch.testing.assert_close(log_p, expected_log_p, **EXACT)
+
+
+@every_architecture
+def test_posterior_with_prepared_cells_is_that_of_the_modules(changes: dict[str, object]) -> None:
+    """The copy shares the weights that are not folded, and the network stays as it is."""
+    nvae = random_pair(**changes)[0].double()
+    x, noise = torch.rand(3, *nvae.shape, dtype=torch.float64), NoiseSource(0, "test", range(3))
+    before, copied = nvae(x, noise=noise), with_prepared_cells(nvae)
+    found, after = copied(x, noise=noise), nvae(x, noise=noise)
+    for name in ("log_q", "log_p", "kl"):
+        torch.testing.assert_close(getattr(found, name), getattr(before, name), **EXACT)
+        assert torch.equal(getattr(after, name), getattr(before, name))
+    torch.testing.assert_close(found.pixels.mean, before.pixels.mean, **EXACT)
+    assert copied.stem.weight is nvae.stem.weight and len([*copied.postprocess.parameters()]) == 0
 
 
 @pytest.mark.parametrize("outputs", ["log p(z)", "images"])

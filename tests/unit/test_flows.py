@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vaebm.nvae.flows import FlowCell, FlowPair, causal_mask
+from vaebm.nvae.flows import CausalConv2d, FlowCell, FlowPair, causal_mask
 
 HEIGHT, WIDTH, LATENTS = 4, 3, 2
 
@@ -108,6 +109,20 @@ def taps(kernel: int, centre: bool, mirror: bool) -> list[list[float]]:
     flat = [1.0] * middle + [float(centre)] + [0.0] * middle
     flat = flat[::-1] if mirror else flat
     return [flat[row * kernel : (row + 1) * kernel] for row in range(kernel)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_two_rows_of_a_kernel_compute_what_three_do(mirror: bool, dtype: torch.dtype, tolerance: float) -> None:
+    """Values and gradients are those of the library's convolution with all rows of the masked kernel."""
+    torch.manual_seed(0)
+    layer = CausalConv2d(2, 6, mirror=mirror).to(dtype)
+    inputs = [torch.randn(3, 2, 7, 5, dtype=dtype).requires_grad_(), *layer.parameters()]
+    found, expected = layer(inputs[0]), F.conv2d(inputs[0], layer.effective_weight(), padding=1)
+    gradient = torch.randn_like(expected)
+    pair = [(each, *torch.autograd.grad(each, inputs, gradient)) for each in (found, expected)]
+    for one, other in zip(*pair, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max()))
 
 
 def test_shift_starts_at_a_tenth() -> None:

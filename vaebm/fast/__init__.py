@@ -8,7 +8,7 @@ keeps one tensor for the backward pass, and parameters have no gradient. Feature
 The modules themselves (`model.VAEBM.potential`) are the reference in tests. docs/explanation/speed.md says why.
 """
 
-from vaebm.fast.decoder import PreparedDecoder, half_square
+from vaebm.fast.decoder import PreparedDecoder, half_square, with_prepared_cells
 from vaebm.fast.energy import PreparedEnergy, prepare_energy
 from vaebm.fast.potential import PreparationCache, PreparedPotential
 from vaebm.fast.run_chains import run_chain, run_langevin
@@ -22,4 +22,5 @@ __all__ = [
     "prepare_energy",
     "run_chain",
     "run_langevin",
+    "with_prepared_cells",
 ]

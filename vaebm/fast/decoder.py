@@ -1,5 +1,6 @@
 """The decoder of a frozen NVAE, prepared for chains (NVAE section 2, VAEBM section 3.2)."""
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -25,6 +26,26 @@ def prepare_cell(cell: nn.Module, like: Tensor) -> Residual:
     if not isinstance(cell.skip, BilinearUp):
         return Residual(branch)
     return Residual(branch, [Convolution(cell.skip.conv).finalize(like), BilinearUpsample()])
+
+
+class PreparedCell(nn.Module):
+    """`prepare_cell` as a module, without gradients."""
+
+    def __init__(self, cell: nn.Module, like: Tensor):
+        super().__init__()
+        self.layer = prepare_cell(cell, like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) → (B, out, H', W')."""
+        return self.layer.forward(x, None)
+
+
+def with_prepared_cells(nvae: NVAE) -> NVAE:
+    """Copy an NVAE in evaluation mode with prepared cells in the decoder; all other weights are shared."""
+    known: dict[int, Any] = {id(each): each for each in itertools.chain(nvae.parameters(), nvae.buffers())}
+    for cell in itertools.chain(*(group.cells for group in nvae.groups), nvae.postprocess):
+        known[id(cell)] = PreparedCell(cell, nvae.prior_constant.detach())
+    return copy.deepcopy(nvae, known)
 
 
 class PreparedGroup:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaebm.fast import prepare_energy
+from vaebm.fast import prepare_energy, with_prepared_cells
 from vaebm.model.latent_space import inputs
 from vaebm.model.pretrained import StoredModel
 from vaebm.noise import NoiseSource
@@ -78,8 +78,9 @@ class ScoredModel(StoredModel):
         """
         elbo, weights, energies, priors = x.new_zeros(len(x), dtype=torch.float64), [], [], []
         features, energy = self.nvae.encode(x), None if self.energy is None else self.prepared_energy()
+        nvae = with_prepared_cells(self.nvae) if self._prepares else self.nvae
         for draw in range(draws):
-            out = self.nvae(x, noise=noise, step=draw, features=features)
+            out = nvae(x, noise=noise, step=draw, features=features)
             reconstruction = out.pixels.log_likelihood(x).double()
             elbo += (reconstruction - out.kl.double().sum(dim=1)) / draws
             weights.append(reconstruction + out.log_p.double() - out.log_q.double())

@@ -21,6 +21,13 @@ class _Matrix(NamedTuple):
     """The normalised weights."""
     slope: Tensor
     """Gradient of `normalized`."""
+    mask: Tensor | None
+    """Zeros and ones that are multiplied into `weight` first; None: no mask."""
+
+    @property
+    def masked(self) -> Tensor:
+        """The weights times their mask."""
+        return self.weight if self.mask is None else self.weight * self.mask
 
 
 class FlatParameters:
@@ -31,10 +38,10 @@ class FlatParameters:
 
     def __init__(self, module: nn.Module):
         self.parameters = list(module.parameters())
-        groups: dict[int, list[NormalizedConv2d]] = {}
+        groups: dict[tuple[int, bool], list[NormalizedConv2d]] = {}
         for layer in module.modules():
-            if isinstance(layer, NormalizedConv2d) and layer.mask is None:
-                groups.setdefault(layer.weight[0].numel(), []).append(layer)
+            if isinstance(layer, NormalizedConv2d):
+                groups.setdefault((layer.weight[0].numel(), layer.mask is None), []).append(layer)
         self._layers = [layer for group in groups.values() for layer in group]
         norms = [layer.log_weight_norm for layer in self._layers]
         first = {id(each): each for each in [*(layer.weight for layer in self._layers), *norms]}
@@ -54,10 +61,11 @@ class FlatParameters:
         self._weights = [_leaf(_like(one, layer.weight), _like(slope, layer.weight)) for layer, one, slope in parts]
         counts = [sum(layer.weight.numel() for layer in group) for group in groups.values()]
         matrices = (
-            [part.view(-1, width) for part, width in zip(whole[: sum(counts)].split(counts), groups, strict=True)]
+            [part.view(-1, width) for part, (width, _) in zip(whole[: sum(counts)].split(counts), groups, strict=True)]
             for whole in (vector, gradient, normalized, self._slopes)
         )
-        self._matrices = list(map(_Matrix, *matrices))
+        masks = [_mask(group) for group in groups.values()]
+        self._matrices = list(map(_Matrix, *matrices, masks))
         self._norms = [whole[sum(counts) :][: sum(map(len, norms)), None] for whole in (vector, gradient)]
 
     def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> Any:
@@ -97,22 +105,25 @@ class FlatParameters:
     @torch.no_grad()
     def _normalize(self) -> tuple[Tensor, Tensor]:
         """Compute exp(L) · w / (‖w‖ + 1e-5); return ‖w‖ and the factor of w of all rows, each (rows, 1)."""
-        norms = torch.cat([torch.linalg.vector_norm(each.weight, dim=1, keepdim=True) for each in self._matrices])
+        weights = [each.masked for each in self._matrices]
+        norms = torch.cat([torch.linalg.vector_norm(weight, dim=1, keepdim=True) for weight in weights])
         factors = self._norms[0].exp() / (norms + 1e-5)
-        for each, factor in zip(self._matrices, self._of_matrices(factors), strict=True):
-            torch.mul(each.weight, factor, out=each.normalized)
+        for each, weight, factor in zip(self._matrices, weights, self._of_matrices(factors), strict=True):
+            torch.mul(weight, factor, out=each.normalized)
         self._slopes.zero_()
         return norms, factors
 
     @torch.no_grad()
     def _add_gradients(self, norms: Tensor, factors: Tensor) -> None:
         """Add the gradients of w and L; a row of norm 0 has no gradient along itself."""
-        products = torch.cat([torch.linalg.vecdot(each.slope, each.weight) for each in self._matrices])[:, None]
+        weights = [each.masked for each in self._matrices]
+        products = torch.cat([*map(torch.linalg.vecdot, (each.slope for each in self._matrices), weights)])[:, None]
         slopes = products * factors
         self._norms[1].add_(slopes)
         scales = self._of_matrices(factors), self._of_matrices(slopes / ((norms + 1e-5) * norms.clamp_min(1e-30)))
-        for each, factor, along in zip(self._matrices, *scales, strict=True):
-            each.gradient.addcmul_(each.slope, factor).addcmul_(each.weight, along, value=-1)
+        for each, weight, factor, along in zip(self._matrices, weights, *scales, strict=True):
+            slope = each.slope if each.mask is None else each.slope * each.mask
+            each.gradient.addcmul_(slope, factor).addcmul_(weight, along, value=-1)
 
     def _of_matrices(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Split (rows, 1) by matrices."""
@@ -153,6 +164,16 @@ def _leaf(value: Tensor, gradient: Tensor) -> Tensor:
     leaf = value.detach().requires_grad_()
     leaf.grad = gradient
     return leaf
+
+
+def _mask(group: list[NormalizedConv2d]) -> Tensor | None:
+    """The masks of layers, all of which have one, as rows in the order of their weights; None without masks."""
+    masks = [
+        (layer.mask.permute(0, 2, 3, 1) if _channels_last(layer.weight) else layer.mask).flatten(1)
+        for layer in group
+        if layer.mask is not None
+    ]
+    return torch.cat(masks) if masks else None
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -1,7 +1,6 @@
 """Volume-preserving inverse autoregressive flows after the posterior (NVAE section 3.2; Kingma et al., 2016)."""
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,20 +42,33 @@ def causal_mask(
     return mask
 
 
+class CausalConv2d(NormalizedConv2d):
+    """Normalised 3×3 convolution with a `causal_mask` without its diagonal, and without bias.
+
+    It leaves out the row of the kernel that the mask sets to 0, which takes a fifth of the time.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, mirror: bool):
+        mask = causal_mask(channels_in, channels_out, 3, zero_diagonal=True, mirror=mirror)
+        super().__init__(channels_in, channels_out, 3, bias=False, mask=mask)
+        self.mirror = mirror
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) → (B, out, H, W)."""
+        rows, beyond = (slice(1, 3), (0, 1)) if self.mirror else (slice(0, 2), (1, 0))
+        return F.conv2d(F.pad(x, (0, 0, *beyond)), self.effective_weight()[:, :, rows], padding=(0, 1))
+
+
 class FlowCell(nn.Module):
     """z − μ(z) with autoregressive μ, in reverse order of the positions if `mirror`: the log-determinant is 0."""
 
     def __init__(self, latents: int, mirror: bool):
         super().__init__()
         hidden = 6 * latents
-        mask = partial(causal_mask, mirror=mirror)
-        self.expand = NormalizedConv2d(
-            latents, hidden, 3, bias=False, mask=mask(latents, hidden, 3, zero_diagonal=True)
-        )
-        self.depthwise = NormalizedConv2d(
-            hidden, hidden, 5, groups=hidden, bias=False, mask=mask(hidden, hidden, 5, depthwise=True)
-        )
-        self.shift = NormalizedConv2d(hidden, latents, 1, mask=mask(hidden, latents, 1))
+        self.expand = CausalConv2d(latents, hidden, mirror=mirror)
+        mask = causal_mask(hidden, hidden, 5, depthwise=True, mirror=mirror)
+        self.depthwise = NormalizedConv2d(hidden, hidden, 5, groups=hidden, bias=False, mask=mask)
+        self.shift = NormalizedConv2d(hidden, latents, 1, mask=causal_mask(hidden, latents, 1, mirror=mirror))
         with torch.no_grad():
             self.shift.log_weight_norm.add_(math.log(0.1))  # starts near the identity
 

@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         if not library.mallopt(MMAP_THRESHOLD, 2**30):
             library.mallopt(MMAP_THRESHOLD, 2**25)  # limit of older versions
-        library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(TRIM_THRESHOLD, -1)
         library.mallopt(MXFAST, 0)  # else each free of 64 KB and more searches all small blocks for neighbours to merge
         # Threads have separate heaps in pieces of 64 MB, and keep an empty piece if TOP_PAD is larger. One heap for all
         # threads mixes their blocks, and chains are slower.
