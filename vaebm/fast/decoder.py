@@ -43,9 +43,8 @@ class PreparedCell(nn.Module):
 def with_prepared_cells(nvae: NVAE) -> NVAE:
     """Copy an NVAE in evaluation mode with prepared cells in the decoder; all other weights are shared."""
     known: dict[int, Any] = {id(each): each for each in itertools.chain(nvae.parameters(), nvae.buffers())}
-    for cell in itertools.chain(*(group.cells for group in nvae.groups), nvae.postprocess):
-        known[id(cell)] = PreparedCell(cell, nvae.prior_constant.detach())
-    return copy.deepcopy(nvae, known)
+    cells, like = itertools.chain(*(group.cells for group in nvae.groups), nvae.postprocess), nvae.prior_constant
+    return copy.deepcopy(nvae, known | {id(cell): PreparedCell(cell, like.detach()) for cell in cells})
 
 
 class PreparedGroup:

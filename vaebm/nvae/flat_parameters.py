@@ -24,10 +24,9 @@ class _Matrix(NamedTuple):
     mask: Tensor | None
     """Zeros and ones that are multiplied into `weight` first; None: no mask."""
 
-    @property
-    def masked(self) -> Tensor:
-        """The weights times their mask."""
-        return self.weight if self.mask is None else self.weight * self.mask
+    def masked(self, x: Tensor) -> Tensor:
+        """x times the mask."""
+        return x if self.mask is None else x * self.mask
 
 
 class FlatParameters:
@@ -64,8 +63,11 @@ class FlatParameters:
             [part.view(-1, width) for part, (width, _) in zip(whole[: sum(counts)].split(counts), groups, strict=True)]
             for whole in (vector, gradient, normalized, self._slopes)
         )
-        masks = [_mask(group) for group in groups.values()]
-        self._matrices = list(map(_Matrix, *matrices, masks))
+        masks = (
+            [_rows(layer.mask, layer.weight).flatten(1) for layer in group if layer.mask is not None]
+            for group in groups.values()
+        )
+        self._matrices = list(map(_Matrix, *matrices, (torch.cat(each) if each else None for each in masks)))
         self._norms = [whole[sum(counts) :][: sum(map(len, norms)), None] for whole in (vector, gradient)]
 
     def optimizer(self, kind: type[torch.optim.Optimizer], **options: Any) -> Any:
@@ -105,7 +107,7 @@ class FlatParameters:
     @torch.no_grad()
     def _normalize(self) -> tuple[Tensor, Tensor]:
         """Compute exp(L) · w / (‖w‖ + 1e-5); return ‖w‖ and the factor of w of all rows, each (rows, 1)."""
-        weights = [each.masked for each in self._matrices]
+        weights = [each.masked(each.weight) for each in self._matrices]
         norms = torch.cat([torch.linalg.vector_norm(weight, dim=1, keepdim=True) for weight in weights])
         factors = self._norms[0].exp() / (norms + 1e-5)
         for each, weight, factor in zip(self._matrices, weights, self._of_matrices(factors), strict=True):
@@ -116,14 +118,13 @@ class FlatParameters:
     @torch.no_grad()
     def _add_gradients(self, norms: Tensor, factors: Tensor) -> None:
         """Add the gradients of w and L; a row of norm 0 has no gradient along itself."""
-        weights = [each.masked for each in self._matrices]
+        weights = [each.masked(each.weight) for each in self._matrices]
         products = torch.cat([*map(torch.linalg.vecdot, (each.slope for each in self._matrices), weights)])[:, None]
         slopes = products * factors
         self._norms[1].add_(slopes)
         scales = self._of_matrices(factors), self._of_matrices(slopes / ((norms + 1e-5) * norms.clamp_min(1e-30)))
         for each, weight, factor, along in zip(self._matrices, weights, *scales, strict=True):
-            slope = each.slope if each.mask is None else each.slope * each.mask
-            each.gradient.addcmul_(slope, factor).addcmul_(weight, along, value=-1)
+            each.gradient.addcmul_(each.masked(each.slope), factor).addcmul_(weight, along, value=-1)
 
     def _of_matrices(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Split (rows, 1) by matrices."""
@@ -166,24 +167,14 @@ def _leaf(value: Tensor, gradient: Tensor) -> Tensor:
     return leaf
 
 
-def _mask(group: list[NormalizedConv2d]) -> Tensor | None:
-    """The masks of layers, all of which have one, as rows in the order of their weights; None without masks."""
-    masks = [
-        (layer.mask.permute(0, 2, 3, 1) if _channels_last(layer.weight) else layer.mask).flatten(1)
-        for layer in group
-        if layer.mask is not None
-    ]
-    return torch.cat(masks) if masks else None
-
-
 def _channels_last(x: Tensor) -> bool:
     """Whether the strides are those of channels_last; a 1×1 weight has also other strides of the same layout."""
     return x.dim() == 4 and x.stride() == (x[0].numel(), 1, x.shape[3] * x.shape[1], x.shape[1])
 
 
-def _rows(x: Tensor) -> Tensor:
-    """The values of a parameter in the order of its layout: (out, k, k, in) for channels_last."""
-    return x.permute(0, 2, 3, 1) if _channels_last(x) else x
+def _rows(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """The values of x in the order of its layout, or of that of `like`: (out, k, k, in) for channels_last."""
+    return x.permute(0, 2, 3, 1) if _channels_last(x if like is None else like) else x
 
 
 def _like(part: Tensor, parameter: Tensor) -> Tensor:
