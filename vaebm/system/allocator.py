@@ -5,8 +5,8 @@ import platform
 
 MXFAST, TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = 1, -1, -2, -3
 """Parameters of mallopt (glibc's <malloc.h>), in bytes: size up to which freed blocks stay unmerged; free space at the
-end of the heap above which it is returned to the system; extra space by which the heap grows and that it keeps; size
-from which a block has a mapping of its own."""
+end of the heap above which it is returned to the system, -1: never; extra space by which the heap grows and that it
+keeps; size from which a block has a mapping of its own."""
 
 
 def keep_freed_memory() -> None:
