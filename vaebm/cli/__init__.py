@@ -23,7 +23,7 @@ def _tell(reason: str) -> None:
 
         if not report_error_once():
             return
-    print(reason, file=sys.stderr)
+    sys.stderr.write(f"{reason}\n")  # `print` writes the end of the line apart, and other processes write too
 
 
 def _clean_environment() -> None:
