@@ -23,7 +23,7 @@ def _tell(reason: str) -> None:
 
         if not report_error_once():
             return
-    sys.stderr.write(f"{reason}\n")  # `print` writes the end of the line apart, and other processes write too
+    print(reason, file=sys.stderr)
 
 
 def _clean_environment() -> None:
@@ -36,7 +36,8 @@ def _clean_environment() -> None:
             os.environ.pop(name, None)
     for stream in (sys.stdout, sys.stderr):  # names of files may have letters that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            # whole lines: stderr writes a line and its end apart, and lines of two processes would mix
+            stream.reconfigure(errors="backslashreplace", line_buffering=True, write_through=False)
 
 
 def main() -> Any:

@@ -93,7 +93,7 @@ def setup_device(threads: int, gpus: int, join: bool = False, mps: bool = False)
     if together > 1:
         distributed.join("cpu:gloo,cuda:nccl" if found else "gloo")
     if distributed.rank() == 0 and gpus > (used := min(together, found)):
-        sys.stderr.write(f"{gpus} GPU(s) requested, {found} found: running on {used or 'the CPU'}\n")
+        print(f"{gpus} GPU(s) requested, {found} found: running on {used or 'the CPU'}", file=sys.stderr)
     if not found:
         return torch.device("cpu")
     torch.cuda.set_device(number)

@@ -38,14 +38,17 @@ class _Log:
 
 
 class _Tee:
-    """Text stream that writes to the terminal and to a log, without progress bars in the log."""
+    """Text stream that writes to the terminal and to a log: whole lines, without progress bars."""
 
     def __init__(self, terminal: TextIO, log: _Log):
-        self._terminal, self.log = terminal, log
+        self._terminal, self.log, self._line = terminal, log, ""
 
     def write(self, text: str) -> int:
         if "\r" not in text:
-            self.log.write(text)
+            self._line += text
+            if text.endswith("\n"):
+                self.log.write(self._line)
+                self._line = ""
         return self._terminal.write(text)
 
     def __getattr__(self, name: str) -> object:
