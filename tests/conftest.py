@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+# Several tests and their programs run at once: with more threads than cores, torch's threads wait in loops.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).parent.parent
 PROJECT = (
     "Snakefile", "workflow", "config", "profiles", "vaebm", "environment.yml", "constraints.txt", "pyproject.toml",
@@ -75,11 +78,7 @@ class Project:
             for key, value in os.environ.items()
             if not key.startswith(("MLFLOW_", "SNAKEMAKE_", "DVC_", "GIT_", "MAKE", "AWS_"))
         }
-        return (
-            kept
-            | name
-            | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-        )
+        return kept | name | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,10 +39,7 @@ LAUNCH = ("-c", "import sys; from vaebm.system.distributed import launch; sys.ex
 def python(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     """This interpreter with these arguments, until the context ends."""
     command = [sys.executable, *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
